@@ -1,0 +1,25 @@
+"""Neural Residual Diffusion Models. Importing the package is cheap: names load what they need on first use."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from neural_rdm.core import shims
+
+shims.install()
+
+__version__ = "0.1.0"
+
+_EXPORTS = {"DiT": "neural_rdm.backbones.dit"}
+__all__ = ["DiT"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        return getattr(import_module(_EXPORTS[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_EXPORTS])

@@ -1,0 +1,165 @@
+"""One entry for every command that is configured by Hydra.
+
+    preflight (compose, check, resume)  ->  hydra.main (run folder)  ->  the command's own function
+
+The preflight imports neither torch nor Lightning, so a mistake is refused in about a second, with exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from neural_rdm.cli import resume
+from neural_rdm.cli.compose import Composed, compose_config, parse
+from neural_rdm.core.config import Sources, config_dir, validate
+from neural_rdm.core.errors import UserError
+from neural_rdm.core.files import write_text
+from neural_rdm.core.layouts import check_root
+from neural_rdm.core.ranks import is_first_rank
+
+Job = Callable[[DictConfig, Path], int]
+
+
+@dataclass
+class Arguments:
+    """The command line, split into Hydra's own options and `key=value` overrides."""
+
+    flags: list[str]
+    overrides: list[str]
+    multirun: bool
+    informs: bool  # --help, --cfg, --info: Hydra answers without running anything
+    folders: list[str] = field(default_factory=list)
+
+    @classmethod
+    def parse(cls, argv: list[str]) -> Arguments:
+        parser = argparse.ArgumentParser(add_help=False)
+        for names in (("--help", "-h"), ("--hydra-help",), ("--version",), ("--resolve",), ("--run", "-r"), ("--multirun", "-m"), ("--shell-completion", "-sc")):
+            parser.add_argument(*names, action="store_true")
+        for names in (("--config-dir", "-cd"), ("--config-path", "-cp"), ("--config-name", "-cn"), ("--cfg", "-c"), ("--package", "-p")):
+            parser.add_argument(*names)
+        parser.add_argument("--info", "-i", nargs="?", const="all")
+        known, rest = parser.parse_known_args(argv)
+        overrides = [a for a in rest if not a.startswith("-")]
+        flags = [a for a in argv if a not in overrides]
+        informs = bool(known.help or known.hydra_help or known.version or known.cfg or known.info or known.shell_completion)
+        multirun = known.multirun or any(o.replace(" ", "") == "hydra.mode=MULTIRUN" for o in overrides)
+        return cls(flags, overrides, multirun, informs, [known.config_dir] if known.config_dir else [])
+
+
+def main(config_name: str, job: Job) -> None:
+    """Run `job(cfg, run_folder)` under the command line's configuration and exit with what it returns.
+
+    Exit codes: 0 done, 2 a mistake that the user can put right, 143 stopped by SIGTERM, 1 anything else.
+    """
+    arguments = Arguments.parse(sys.argv[1:])
+    run: resume.Run | None = None
+    try:
+        if not arguments.informs:
+            run = preflight(config_name, arguments)
+    except UserError as error:
+        fail(error)
+    if run is not None and is_finished(run, arguments):
+        print(f"{run.folder} is finished ({run.finished['global_step']} steps); nothing to do. Its results:")  # type: ignore[index]
+        print_paths([Path(p) for p in run.finished["files"]])  # type: ignore[index]
+        raise SystemExit(0)
+    if arguments.informs:
+        compose_config(config_name, [])  # registers the launcher that the configuration names
+    sys.argv[1:] = [*arguments.flags, *arguments.overrides]
+
+    def task(cfg: DictConfig) -> None:
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        choices = {k: str(v) for k, v in HydraConfig.get().runtime.choices.items() if not k.startswith("hydra/") and v is not None}
+        try:
+            OmegaConf.set_struct(cfg, False)
+            OmegaConf.resolve(cfg)
+            if config_name == "train":
+                cfg.choices, cfg.resume = choices, None
+            if run is not None and run.config is not None:
+                cfg = resume.merge(run, cfg, parse(arguments.overrides))
+            if config_name == "train" and is_first_rank():
+                write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg))
+            code = job(cfg, folder)
+        except UserError as error:
+            fail(error)
+        raise SystemExit(code)
+
+    hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(task)()
+
+
+def preflight(config_name: str, arguments: Arguments) -> resume.Run | None:
+    """Check everything that can be checked without torch; for `resume=`, find the run and repeat its choices.
+
+    Raises:
+        UserError: a mistake, in one clear message.
+    """
+    parsed = parse(arguments.overrides)
+    asked = [o for o in parsed if o.key_or_group == "resume" and o.value() is not None]
+    if not asked:
+        for overrides in _jobs(arguments, parsed):
+            _check(compose_config(config_name, overrides, arguments.folders), config_name)
+        return None
+    if arguments.multirun:
+        raise UserError("resume continues one run; leave out -m / --multirun")
+    run = resume.find_run(str(asked[0].value()))
+    arguments.overrides = [o for o, p in zip(arguments.overrides, parsed, strict=True) if p.key_or_group not in ("resume", "hydra.run.dir")]
+    given = {p.key_or_group for p in parsed}
+    arguments.overrides = [f"{g}={c}" for g, c in run.choices.items() if g not in given] + arguments.overrides
+    composed = compose_config(config_name, arguments.overrides, arguments.folders)
+    if run.config is None:
+        _check(composed, config_name)
+    else:
+        OmegaConf.resolve(composed.cfg)
+        composed.cfg = resume.merge(run, composed.cfg, parse(arguments.overrides))
+        composed.sources = Sources((run.folder / "config.yaml",))
+        _check(composed, config_name)
+    # Lightning repeats sys.argv for the other ranks: they find the same run by its folder.
+    arguments.overrides = [*arguments.overrides, f"resume='{run.folder}'", f"hydra.run.dir='{run.folder}'"]
+    return run
+
+
+def _jobs(arguments: Arguments, parsed: list) -> list[list[str]]:
+    """The override lists to check: one, or in a multirun one for each value of each swept key."""
+    if not arguments.multirun:
+        return [arguments.overrides]
+    options = [[o for o in p.sweep_string_iterator()] if p.is_sweep_override() else [None] for p in parsed]
+    first = [f"{p.input_line.split('=', 1)[0]}={o[0]}" if o[0] is not None else text for p, o, text in zip(parsed, options, arguments.overrides, strict=True)]
+    jobs = [first]
+    for i, (p, values) in enumerate(zip(parsed, options, strict=True)):
+        jobs += [[*first[:i], f"{p.input_line.split('=', 1)[0]}={v}", *first[i + 1 :]] for v in values[1:]]
+    return jobs
+
+
+def _check(composed: Composed, config_name: str) -> None:
+    validate(composed.cfg, config_name, composed.sources)
+    data = composed.cfg.get("data")
+    if data is not None and data.get("root") is not None:
+        check_root(data.root)
+
+
+def is_finished(run: resume.Run, arguments: Arguments) -> bool:
+    """Whether a run has all the steps that are asked of it now, and its report."""
+    if run.finished is None or run.config is None:
+        return False
+    steps = [int(p.value()) for p in parse(arguments.overrides) if p.key_or_group == "trainer.max_steps"]  # type: ignore[arg-type]
+    return run.finished["global_step"] >= (steps[-1] if steps else run.config.trainer.max_steps)
+
+
+def print_paths(paths: list[Path]) -> None:
+    """One path a line, relative to where the user stands."""
+    for path in paths:
+        print(f"  {os.path.relpath(path)}")
+
+
+def fail(error: UserError) -> None:
+    """Print a user's mistake as one message and exit with code 2."""
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    raise SystemExit(2)

@@ -1,0 +1,124 @@
+"""From a checked configuration to objects: the only place that instantiates configuration nodes."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from omegaconf import DictConfig
+from torch import nn
+
+from neural_rdm.core.errors import ConfigError, UserError
+from neural_rdm.data.base import DataModule
+from neural_rdm.training.checkpoints import Checkpoints, StreamedCheckpointIO
+from neural_rdm.training.guards import FiniteLoss, StopOnSignal
+from neural_rdm.training.logging import Metrics
+from neural_rdm.training.module import NeuralRDM, NeuralRDMF
+from neural_rdm.training.progress import StepBar
+
+
+def build(node: DictConfig, key: str, **extra: Any) -> Any:
+    """Instantiate one node.
+
+    Raises:
+        ConfigError: its class refuses the values, or does not exist.
+    """
+    try:
+        # A partial, called here: instantiate would turn a dataclass among `extra` into a dictionary.
+        return instantiate(node, _partial_=True, _convert_="all")(**extra)
+    except (ValueError, TypeError, ImportError, InstantiationException) as error:
+        cause = error.__cause__ or error if isinstance(error, InstantiationException) else error
+        if isinstance(cause, UserError):
+            raise cause from error
+        raise ConfigError(f"configuration group {key}: {str(cause).splitlines()[0]}") from error
+
+
+def network(cfg: DictConfig) -> nn.Module:
+    """The backbone under its residual rule, freshly initialised from the run's seed."""
+    torch.manual_seed(cfg.seed)
+    return build(cfg.backbone, "backbone", residual=build(cfg.residual, "residual"))
+
+
+def data(cfg: DictConfig) -> DataModule:
+    """The data module, not yet set up."""
+    module: DataModule = build(cfg.data, "data")
+    module.configure(cfg.seed, cfg.trainer.accumulate_grad_batches)
+    return module
+
+
+def module(cfg: DictConfig, space: str) -> NeuralRDM:
+    """The LightningModule; `space` is what the data are: "pixels" (to be encoded) or "latents"."""
+    first_stage = build(cfg.first_stage, "first_stage")
+    return NeuralRDMF(
+        network(cfg),
+        build(cfg.diffusion, "diffusion"),
+        build(cfg.optimizer, "optimizer"),
+        first_stage,
+        seed=cfg.seed,
+        max_steps=cfg.trainer.max_steps,
+        encode=space == "pixels" and first_stage.downsample > 1,
+        compile_blocks=cfg.trainer.compile,
+    )
+
+
+def trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
+    """Lightning's Trainer with the callbacks and loggers of the configuration and those that are always on."""
+    quiet()
+    options = cfg.trainer
+    sampler = build(cfg.sampler, "sampler")
+    chosen = [build(node, f"callbacks.{name}") for name, node in (cfg.callbacks or {}).items() if node is not None]
+    for callback in chosen:
+        if hasattr(callback, "sampler"):
+            callback.sampler = sampler
+    metrics = Metrics(cfg.log_every_n_steps)
+    always = [StepBar(metrics), FiniteLoss(metrics), StopOnSignal(), Checkpoints(folder / "checkpoints", cfg.checkpoint.every_n_steps, cfg.checkpoint.keep)]
+    plugins: list[Any] = [StreamedCheckpointIO()]
+    if SLURMEnvironment.detect():
+        plugins.append(SLURMEnvironment(auto_requeue=False))  # its handler saves in the middle of a step
+    precision = options.precision
+    if precision == "auto":
+        precision = "bf16-mixed" if options.accelerator != "cpu" and torch.cuda.is_available() else "32-true"
+    return pl.Trainer(
+        accelerator=options.accelerator,
+        devices=options.devices,
+        num_nodes=options.num_nodes,
+        strategy=build(cfg.strategy, "strategy", devices=options.devices, num_nodes=options.num_nodes),
+        precision=precision,
+        max_steps=options.max_steps,
+        accumulate_grad_batches=options.accumulate_grad_batches,
+        gradient_clip_val=cfg.optimizer.get("clip"),
+        callbacks=[metrics, *_in_order(chosen), *always],
+        logger=[build(node, f"logger.{name}", save_dir=str(folder), **_run_id(node, folder)) for name, node in (cfg.logger or {}).items()],
+        plugins=plugins,
+        default_root_dir=folder,
+        use_distributed_sampler=False,  # the project's sampler splits the batch itself; Lightning's would shuffle it again
+        limit_val_batches=0,  # callbacks validate, see training/validation.py
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        log_every_n_steps=cfg.log_every_n_steps,
+    )
+
+
+def _in_order(callbacks: list[Any]) -> list[Any]:
+    """The EMA first: validation and previews of a step use that step's averages."""
+    return sorted(callbacks, key=lambda callback: type(callback).__name__ != "EMA")
+
+
+def _run_id(node: DictConfig, folder: Path) -> dict[str, str]:
+    """W&B continues a resumed run under its own id, the run folder's name."""
+    return {"name": folder.name, "id": folder.name} if node._target_.endswith("WandbLogger") else {}
+
+
+def quiet() -> None:
+    """Keep to what a user can act on: Lightning's hints about devices, workers and products are not."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (".*does not have many workers.*", ".*Checkpoint directory.*", ".*`isinstance.*LeafSpec.*", ".*lr_scheduler.step.*", ".*tensorboardX.*"):
+        warnings.filterwarnings("ignore", message=message)

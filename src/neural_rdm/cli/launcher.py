@@ -1,0 +1,85 @@
+"""A Hydra launcher that runs every job of a multirun in a process of its own.
+
+Hydra's own launcher runs the jobs one after another in one process. That cannot work with multi-process training: Lightning
+starts the other ranks by repeating the command line, so rank 1 would start the whole multirun again, and the environment
+variables of one job's ranks would stay behind for the next. Here each job is `python -m MODULE OVERRIDES` with a run folder
+below the sweep's, and with every rank variable removed from its environment.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional, Sequence
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict
+
+from neural_rdm.core.ranks import RANK_VARIABLES
+
+# No `from __future__ import annotations` here: Hydra's plugin scan fails on dataclasses with postponed annotations.
+
+_OWN = ("hydra.mode", "hydra.run.", "hydra.sweep.", "hydra.sweeper", "hydra.launcher", "hydra/launcher", "hydra/sweeper")
+
+
+@dataclass
+class SubprocessLauncherConfig:
+    """`hydra/launcher=subprocess`; `module` is the command that runs one job."""
+
+    _target_: str = "neural_rdm.cli.launcher.SubprocessLauncher"
+    module: str = "neural_rdm.train"
+
+
+class SubprocessLauncher(Launcher):
+    """Runs the jobs one after another, each as `python -m module`; a job that fails does not stop the others."""
+
+    def __init__(self, module: str) -> None:
+        self.module = module
+        self.config: Optional[DictConfig] = None
+        self.context: Optional[HydraContext] = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Called by Hydra before `launch`."""
+        self.config, self.context = config, hydra_context
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run one process a job and return what each left in its `finished.json`."""
+        assert self.config is not None
+        assert self.context is not None
+        environment = {k: v for k, v in os.environ.items() if k not in RANK_VARIABLES}
+        shared = [o for o in self.config.hydra.overrides.hydra if not o.lstrip("+~").startswith(_OWN)]
+        results = []
+        for number, overrides in enumerate(job_overrides, start=initial_job_idx):
+            job = self.context.config_loader.load_sweep_config(self.config, list(overrides))
+            with open_dict(job):
+                job.hydra.job.num, job.hydra.job.id = number, str(number)
+            folder = Path(job.hydra.sweep.dir) / str(job.hydra.sweep.subdir)
+            print(f"[job {number + 1 - initial_job_idx} of {len(job_overrides)}] {' '.join(overrides)} -> {folder}", flush=True)
+            command = [sys.executable, "-m", self.module, *overrides, *shared, f"hydra.run.dir='{folder}'", "hydra.mode=RUN"]
+            code = subprocess.run(command, env=environment, check=False).returncode
+            results.append(self._result(job, folder, overrides, code))
+        return results
+
+    @staticmethod
+    def _result(job: DictConfig, folder: Path, overrides: Sequence[str], code: int) -> JobReturn:
+        result = JobReturn(overrides=list(overrides), cfg=job, hydra_cfg=job, working_dir=str(folder), task_name=job.hydra.job.name)
+        finished: dict[str, Any] = json.loads((folder / "finished.json").read_text()) if (folder / "finished.json").is_file() else {}
+        if code == 0:
+            result.status, result.return_value = JobStatus.COMPLETED, finished.get("objective")
+        else:
+            print(f"job failed with exit code {code}: {' '.join(overrides)} (see {folder})", file=sys.stderr)
+            # Hydra raises this once all jobs are done: the multirun's own exit code, without a traceback.
+            result.status, result.return_value = JobStatus.FAILED, SystemExit(code if code > 0 else 1)
+        return result
+
+
+def register() -> None:
+    """Make `hydra/launcher=subprocess` known to Hydra in this process."""
+    ConfigStore.instance().store(group="hydra/launcher", name="subprocess", node=SubprocessLauncherConfig, provider="neural_rdm")
+    Plugins.instance().register(SubprocessLauncher)

@@ -1,0 +1,111 @@
+"""`resume=DIR`: which run goes on, with which configuration, and which overrides it may still take."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+
+from neural_rdm.core.config import nearest
+from neural_rdm.core.errors import CheckpointError, ConfigError
+
+#: keys that may change on resume, because the trajectory does not depend on them (noise and data order are keyed by the
+#: position in the run, not by rank or worker)
+CHANGEABLE = (
+    "checkpoint",
+    "data.num_workers",
+    "data.root",
+    "hydra",
+    "logger",
+    "resume",
+    "strategy",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.num_nodes",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder of an earlier run."""
+
+    folder: Path
+    config: DictConfig | None  # None: it was killed before it wrote its configuration
+    finished: dict[str, Any] | None  # the content of finished.json, once training and its report are done
+
+    @property
+    def choices(self) -> dict[str, str]:
+        """Its group choices."""
+        return dict(self.config.choices or {}) if self.config is not None else {}
+
+
+def find_run(value: str, root: Path = Path("outputs/train")) -> Run:
+    """The run that `resume=value` names: a folder, or `last` for the newest one below `root`.
+
+    Raises:
+        ConfigError: there is no such folder.
+        CheckpointError: its config.yaml cannot be read.
+    """
+    runs = sorted((p.parent for p in root.glob("*/*/config.yaml")), key=lambda p: p.name)
+    if value == "last":
+        if not runs:
+            raise ConfigError(f"resume=last: there is no run below {root.resolve()} yet; start one without resume")
+        folder = runs[-1]
+    else:
+        folder = Path(value)
+        if not folder.is_dir():
+            hint = nearest(value.rstrip("/"), map(str, runs)) or (f" The newest run is {runs[-1]}." if runs else "")
+            raise ConfigError(f"resume={value}: no such run folder ({folder.resolve()}).{hint}")
+    try:
+        config = OmegaConf.load(folder / "config.yaml") if (folder / "config.yaml").is_file() else None
+        finished = json.loads((folder / "finished.json").read_text()) if (folder / "finished.json").is_file() else None
+    except Exception as error:
+        raise CheckpointError(f"resume={value}: {folder / 'config.yaml'} cannot be read: {str(error).splitlines()[0]}") from error
+    if config is not None and not isinstance(config, DictConfig):
+        raise CheckpointError(f"resume={value}: {folder / 'config.yaml'} is not a run's configuration")
+    return Run(folder, config, finished)
+
+
+def merge(run: Run, composed: DictConfig, overrides: list[Override]) -> DictConfig:
+    """The configuration to continue with: the run's own, with the harmless ones of `overrides` applied.
+
+    Args:
+        composed: the run's group choices with `overrides`, freshly composed and resolved.
+
+    Raises:
+        ConfigError: an override would change the trajectory.
+    """
+    assert run.config is not None
+    cfg = run.config.copy()
+    changeable = CHANGEABLE
+    if cfg.optimizer.get("schedule") == "constant":  # any other schedule is a function of the last step
+        changeable = (*CHANGEABLE, "trainer.max_steps")
+    for override in overrides:
+        key = override.key_or_group
+        if key.startswith("hydra") or key == "resume":
+            continue
+        harmless = any(key == k or key.startswith(f"{k}.") or key.startswith(f"{k}/") for k in changeable)
+        if key in run.choices or key in ("exp", "metric"):
+            old, new = run.choices.get(key), str(override.value())
+            if old != new and not harmless:
+                raise _refusal(run, key, old, new)
+        else:
+            old, new = OmegaConf.select(cfg, key), OmegaConf.select(composed, key)
+            if old != new and not harmless:
+                raise _refusal(run, key, old, new)
+        if harmless and old != new:
+            OmegaConf.update(cfg, key, OmegaConf.select(composed, key), merge=False)
+            if key in run.choices:
+                cfg.choices[key] = new
+    return cfg
+
+
+def _refusal(run: Run, key: str, old: Any, new: Any) -> ConfigError:
+    return ConfigError(
+        f"resume={run.folder}: {key}={new} would change the run's trajectory; it was started with {key}={old} (in {run.folder / 'config.yaml'}). "
+        "Leave the override out, or start a new run without resume."
+    )

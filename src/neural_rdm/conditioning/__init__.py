@@ -1,0 +1,1 @@
+"""Floor 3: conditions (class labels) and their dropout for classifier-free guidance."""

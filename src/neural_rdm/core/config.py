@@ -1,0 +1,181 @@
+"""Where the configuration lives and whether it can work: checked before anything heavy is imported."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from neural_rdm.core import schema
+from neural_rdm.core.errors import ConfigError
+
+
+def config_dir() -> Path:
+    """The folder of the Hydra groups: inside the installed package, or at the top of the checkout.
+
+    Raises:
+        ConfigError: neither exists.
+    """
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "configs", package.parents[1] / "configs"):
+        if (folder / "train.yaml").is_file():
+            return folder
+    raise ConfigError(f"the configuration folder is missing: looked in {package / 'configs'} and {package.parents[1] / 'configs'}")
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """` Did you mean X?` for the choice most like `word`, or an empty string."""
+    found = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    return f" Did you mean {found[0]}?" if found else ""
+
+
+def flat_keys(cfg: Any, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a configuration, inner nodes included."""
+    if OmegaConf.is_dict(cfg) and not cfg._is_none() and not cfg._is_missing():
+        for key in cfg:
+            yield f"{prefix}{key}"
+            if not OmegaConf.is_missing(cfg, key) and not OmegaConf.is_interpolation(cfg, key):
+                yield from flat_keys(cfg[key], f"{prefix}{key}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sources:
+    """Where the values of a configuration came from, to say where a wrong one stands."""
+
+    files: tuple[Path, ...] = ()
+    typed: frozenset[str] = frozenset()  # keys that were overridden on the command line
+
+    def where(self, key: str) -> str:
+        """` (command line; FILE, FILE)`: the places that hold the last part of `key`."""
+        last = re.escape(re.sub(r"\[\d+\]$", "", key).rpartition(".")[2])
+        line = re.compile(rf"(?m)^\s*['\"]?{last}['\"]?\s*:")
+        places = ["command line"] if key in self.typed else []
+        places += [str(p) for p in self.files if last and p.is_file() and line.search(p.read_text(encoding="utf-8"))]
+        return f" ({'; '.join(places)})" if places else ""
+
+
+def validate(cfg: DictConfig, command: str = "train", sources: Sources = Sources()) -> None:  # noqa: B008 (frozen)
+    """Check every key, type, range and the rules between keys of a command's composed configuration.
+
+    Args:
+        cfg: the composed configuration; its interpolations are resolved in place.
+        command: whose configuration it is.
+        sources: where its values came from.
+
+    Raises:
+        ConfigError: the first problem found, naming the key, what is allowed, the nearest valid name and the file.
+    """
+    try:
+        OmegaConf.resolve(cfg)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"configuration key {error.full_key}: {_first_line(error)}{sources.where(error.full_key or '')}") from error
+    _check(cfg, schema.COMMANDS[command], "", sources)
+    if command == "train":
+        _check_across(cfg, sources)
+
+
+def _check_node(node: Any, key: str, optional: bool, sources: Sources) -> None:
+    if node is None and optional:
+        return
+    if not isinstance(node, DictConfig) or not isinstance(node.get("_target_"), str):
+        raise ConfigError(f"configuration key {key} must be a group choice or a node with a `_target_`, not {node!r}{sources.where(key)}")
+    target = node["_target_"]
+    if target in schema.TARGETS:
+        _check(node, schema.TARGETS[target], key, sources)
+    elif target.split(".")[0] == "neural_rdm":
+        raise ConfigError(f"configuration key {key}._target_: no such class {target}.{nearest(target, schema.TARGETS)}{sources.where(key)}")
+
+
+def _check(node: DictConfig, kind: type, key: str, sources: Sources) -> None:
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    prefix = f"{key}." if key else ""
+    for name in node:
+        if name not in fields:
+            raise ConfigError(f"unknown configuration key {prefix}{name}.{nearest(str(name), fields)}{sources.where(f'{prefix}{name}')}")
+    for name in fields:
+        if name not in node:
+            raise ConfigError(f"missing configuration key {prefix}{name}{sources.where(key)}")
+    try:
+        checked = OmegaConf.merge(OmegaConf.structured(kind), node)
+    except OmegaConfBaseException as error:
+        inner = error.full_key or ""
+        raise ConfigError(f"configuration key {prefix}{inner}: {_first_line(error)}{sources.where(f'{prefix}{inner}')}") from error
+    for name, definition in fields.items():
+        if OmegaConf.is_missing(checked, name):
+            raise ConfigError(f"configuration key {prefix}{name} has no value; pass {prefix}{name}=...")
+        value = checked[name]
+        if dataclasses.is_dataclass(_plain_type(definition)):
+            _check(node[name], _plain_type(definition), f"{prefix}{name}", sources)
+        elif definition.metadata.get("node"):
+            _check_node(node[name], f"{prefix}{name}", definition.metadata["optional"], sources)
+        elif definition.metadata.get("nodes"):
+            for inner, child in (node[name] or {}).items():
+                _check_node(child, f"{prefix}{name}.{inner}", True, sources)
+        problem = _out_of_range(value, definition.metadata)
+        if problem:
+            raise ConfigError(f"configuration key {prefix}{name}={value} {problem}{sources.where(f'{prefix}{name}')}")
+    if hasattr(kind, "check"):
+        for name, problem in OmegaConf.to_object(checked).check():  # type: ignore[union-attr]
+            raise ConfigError(f"configuration key {prefix}{name}: {problem}{sources.where(f'{prefix}{name}')}")
+
+
+def _plain_type(definition: dataclasses.Field) -> Any:
+    return getattr(schema, definition.type, None) if isinstance(definition.type, str) else definition.type
+
+
+def _out_of_range(value: Any, limits: Any) -> str:
+    if value is None:
+        return ""
+    if "choices" in limits and value not in limits["choices"]:
+        return f"is not one of {', '.join(map(str, limits['choices']))}.{nearest(str(value), map(str, limits['choices']))}"
+    if "above" in limits and not value > limits["above"]:
+        return f"must be above {limits['above']}"
+    if "low" in limits and "high" in limits and not limits["low"] <= value <= limits["high"]:
+        return f"must be between {limits['low']} and {limits['high']}"
+    if "low" in limits and not value >= limits["low"]:
+        return f"must be at least {limits['low']}"
+    return ""
+
+
+def _check_across(cfg: DictConfig, sources: Sources) -> None:
+    """Rules between groups; names are looked up softly, so that a backbone or data set of one's own need not have them."""
+    backbone, data, trainer = cfg.backbone, cfg.data, cfg.trainer
+    parts = trainer.devices * trainer.num_nodes * trainer.accumulate_grad_batches
+    if data.get("batch_size") and data.batch_size % parts:
+        raise ConfigError(
+            f"data.batch_size={data.batch_size} is the global batch (samples per optimizer step) and must be a multiple of trainer.devices * "
+            f"trainer.num_nodes * trainer.accumulate_grad_batches = {parts}; nearest: data.batch_size={max(1, round(data.batch_size / parts)) * parts}"
+        )
+    if cfg.strategy._target_ == "neural_rdm.training.parallel.single" and trainer.devices * trainer.num_nodes > 1:
+        raise ConfigError(f"trainer.devices={trainer.devices} needs a parallel strategy: add strategy=ddp (or fsdp2, deepspeed_zero2, deepspeed_zero3)")
+    if backbone.get("learn_sigma") is False and cfg.diffusion.get("loss") == "hybrid":
+        raise ConfigError("diffusion.loss=hybrid learns the variance and needs backbone.learn_sigma=true; or pass diffusion.loss=simple")
+    classes = data.get("num_classes")
+    if classes is not None and backbone.get("num_classes") is not None and classes != backbone.num_classes:
+        raise ConfigError(f"data.num_classes={classes} but backbone.num_classes={backbone.num_classes}; pass backbone.num_classes={classes}{sources.where('backbone.num_classes')}")
+    size = _latent_size(cfg)
+    if size is not None and backbone.get("input_size") is not None and size != backbone.input_size:
+        raise ConfigError(
+            f"data.image_size={data.image_size} becomes {size} x {size} behind this first stage, but backbone.input_size={backbone.input_size}; "
+            f"pass backbone.input_size={size} or another data.image_size{sources.where('backbone.input_size')}"
+        )
+
+
+def _latent_size(cfg: DictConfig) -> int | None:
+    size = cfg.data.get("image_size")
+    return None if size is None else size // cfg.first_stage.get("downsample", 1)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
+
+
+def as_plain(cfg: DictConfig | ListConfig) -> Any:
+    """A resolved configuration as plain dicts and lists."""
+    return OmegaConf.to_container(cfg, resolve=True)

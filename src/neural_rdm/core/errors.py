@@ -1,0 +1,19 @@
+"""Errors that a person can act on. Commands print them without a traceback and exit with code 2."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """A mistake that only the user can put right. The message says what is wrong, where, and what to type instead."""
+
+
+class ConfigError(UserError):
+    """A configuration that cannot work: unknown key, wrong type, value out of range, choices that do not fit together."""
+
+
+class DataError(UserError):
+    """Data that is missing, empty, or not in the layout that was asked for."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint or run folder that is missing, unreadable, or of another network."""

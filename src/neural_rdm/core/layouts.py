@@ -1,0 +1,118 @@
+"""What a folder of images must look like, checked before anything heavy is imported.
+
+Standard library only: a command calls `check_root` before torch is loaded, so a mistyped `data.root` is answered at
+once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from neural_rdm.core.errors import DataError
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"})
+_SPLITS = {"train", "val", "test"}
+_DRAWING = """Expected layout (one folder a class, images directly inside it):
+    {root}/
+      train/
+        <class 1>/  a.JPEG  b.png  ...
+        <class 2>/  ...
+      val/          (may be left out; same class names)
+        <class 1>/  ...
+or the class folders directly in {root}/. Pass the folder with data.root=/path/to/imagenet"""
+
+
+class ImageTree(NamedTuple):
+    """A checked class-folder tree: absolute folders that hold the class folders, and the class names in label order."""
+
+    train: Path
+    val: Path | None
+    classes: list[str]
+
+
+def image_names(folder: Path) -> Iterator[str]:
+    """Names of the image files directly in `folder`, in the file system's order; hidden files are passed over.
+
+    Raises:
+        DataError: the folder cannot be read.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                name = entry.name
+                if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+                    yield name
+    except OSError as error:
+        raise DataError(f"cannot read the folder {folder}: {error.strerror}. Check its permissions.") from error
+
+
+def check_root(root: str | os.PathLike[str] | None, num_classes: int | None = None) -> ImageTree:
+    """Check the class-folder tree `root` by looking at folders and at one image name; takes milliseconds.
+
+    `root/train` is the training split if it holds folders, and `root/val` is then the validation split. Otherwise the
+    folders of `root` itself are the classes. Labels follow the sorted folder names, as in torchvision's `ImageFolder`,
+    which the official DiT code uses.
+
+    Args:
+        root: the folder; `~` is expanded and a relative path starts at the working directory.
+        num_classes: how many class folders there must be, None for any number.
+
+    Raises:
+        DataError: no such folder, no class folders, no images, another number of classes, or a `val` folder whose
+            classes are not those of `train`.
+    """
+    if root is None or not os.fspath(root):
+        raise DataError(f"data.root is not set: which folder holds the images?\n{_DRAWING.format(root='ROOT')}")
+    base = Path(os.path.abspath(os.path.expanduser(root)))
+    drawing = _DRAWING.format(root=base)
+    if not base.is_dir():
+        problem = f"{base} is a file, not a folder (unpack an archive first)" if base.exists() else f"no folder {base}"
+        raise DataError(f"data.root: {problem}.\n{drawing}")
+
+    folders = _folders(base)
+    split = "train" in folders and (bool(_folders(base / "train")) or set(folders) <= _SPLITS)
+    train = base / "train" if split else base
+    classes = _folders(train)
+    if not classes:
+        flat = next(image_names(train), None)
+        found = f"images (such as {flat}) but no class folders" if flat else "no class folders and no images"
+        advice = " Images without classes go into one folder of any name." if flat else ""
+        raise DataError(f"data.root: {found} in {train}.{advice}\n{drawing}")
+    if all(next(image_names(train / name), None) is None for name in classes):
+        raise DataError(
+            f"data.root: no image directly in any of the {len(classes)} folders of {train} (the first is "
+            f"{classes[0]!r}; endings read: {' '.join(sorted(IMAGE_SUFFIXES))}).\n{drawing}"
+        )
+    if num_classes is not None and num_classes != len(classes):
+        raise DataError(
+            f"data.root: {len(classes)} class folders in {train}, but data.num_classes={num_classes}. Pass "
+            f"data.num_classes={len(classes)}, or the folder of the right data set with data.root=/path/to/imagenet.\n"
+            f"{drawing}"
+        )
+    val = base / "val" if split and "val" in folders else None
+    if val is not None:
+        _check_val(val, train, classes, drawing)
+    return ImageTree(train, val, classes)
+
+
+def _check_val(val: Path, train: Path, classes: list[str], drawing: str) -> None:
+    found = _folders(val)
+    advice = f"Sort its images into the class folders of {train}, or train without it: data.root={train}"
+    if not found:
+        raise DataError(f"data.root: no class folders in {val}. {advice}\n{drawing}")
+    unknown = sorted(set(found) - set(classes))
+    if unknown:
+        raise DataError(f"data.root: {len(unknown)} class folders of {val} are not in {train}, "
+                        f"such as {unknown[0]!r}. {advice}\n{drawing}")  # fmt: skip
+
+
+def _folders(folder: Path) -> list[str]:
+    """Sorted names of the folders (or links to folders) in `folder` that are not hidden."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+    except OSError as error:
+        raise DataError(f"cannot read the folder {folder}: {error.strerror}. Check its permissions.") from error

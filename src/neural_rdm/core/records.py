@@ -1,0 +1,70 @@
+"""CSV files that grow by rows keyed by the optimizer step, and that a resumed run cuts back to where it goes on."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from neural_rdm.core.files import write_text
+
+
+class StepRecords:
+    """An append-only CSV whose first column is `step`. Rows are on disk as soon as `append` returns.
+
+    New columns may appear at any time; the file is then rewritten once, atomically, with the longer header. Floats are
+    written by `repr`, so equal runs give equal bytes.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str] = ("step",)) -> None:
+        self.path = path
+        self.columns = list(columns)
+        if path.is_file():
+            with path.open(newline="", encoding="utf-8") as file:
+                header = next(csv.reader(file), None)
+            if header:
+                self.columns = header
+
+    def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write rows (a missing or None value is an empty cell)."""
+        new = [c for row in rows for c in row if c not in self.columns]
+        if new:
+            self.columns += list(dict.fromkeys(new))
+            if self.path.is_file():
+                write_text(self.path, self._text(read_rows(self.path), header=True))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = not self.path.is_file()
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            file.write(self._text(rows, header=fresh))
+
+    def _text(self, rows: Sequence[Mapping[str, Any]], header: bool) -> str:
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, self.columns, restval="", lineterminator="\n")
+        if header:
+            writer.writeheader()
+        writer.writerows(rows)
+        return buffer.getvalue()
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The whole rows of a records file; a last line that a kill cut short is left out."""
+    text = path.read_text(encoding="utf-8")
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    rows = list(csv.DictReader(lines))
+    return [row for row in rows if None not in row and None not in row.values() and row.get("step", "").isdigit()]
+
+
+def truncate(path: Path, step: int) -> None:
+    """Keep only the rows up to and including optimizer step `step`; a file without such rows is removed."""
+    if not path.is_file():
+        return
+    kept = [row for row in read_rows(path) if int(row["step"]) <= step]
+    if not kept:
+        path.unlink()
+        return
+    records = StepRecords(path)
+    used = [c for c in records.columns if any(row[c] != "" for row in kept)]
+    records.columns = used
+    write_text(path, records._text([{c: row[c] for c in used} for row in kept], header=True))

@@ -1,0 +1,381 @@
+"""Every configuration key of the project, its type and its range, without importing anything heavy.
+
+A node of the configuration that carries `_target_` is checked against the class that `TARGETS` gives for it; a test
+compares each of these classes with the signature of its target, so the two cannot drift apart. `check` methods hold the
+rules that tie several keys together. Keys, types and ranges are applied by `core.config.validate`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+# OmegaConf 2.3 reads the annotations of these classes at run time and does not know `X | None`.
+# ruff: noqa: UP007, UP045
+
+Problem = tuple[str, str]  # (key below this node, what is wrong and what to type)
+
+
+def _ranged(**limits: Any) -> Any:
+    return field(metadata=limits)
+
+
+def positive() -> Any:
+    """An integer or float above 0."""
+    return _ranged(above=0)
+
+
+def at_least(low: float) -> Any:
+    """A number not below `low`."""
+    return _ranged(low=low)
+
+
+def between(low: float, high: float) -> Any:
+    """A number in [low, high]."""
+    return _ranged(low=low, high=high)
+
+
+def one_of(*choices: Any) -> Any:
+    """One of a few values."""
+    return _ranged(choices=choices)
+
+
+def node(optional: bool = False) -> Any:
+    """A node with a `_target_` of its own, checked against `TARGETS`."""
+    return _ranged(node=True, optional=optional)
+
+
+def nodes() -> Any:
+    """A mapping of names to nodes; None switches one off."""
+    return _ranged(nodes=True)
+
+
+@dataclass
+class DiT:
+    _target_: str
+    input_size: int = positive()
+    patch_size: int = positive()
+    in_channels: int = positive()
+    hidden_size: int = positive()
+    depth: int = positive()
+    num_heads: int = positive()
+    mlp_ratio: float = positive()
+    class_dropout_prob: float = between(0, 1)
+    num_classes: int = at_least(0)
+    learn_sigma: bool = field()
+    adaln_gate_init: Optional[float] = field()
+
+    def check(self) -> list[Problem]:
+        problems = []
+        if self.hidden_size % self.num_heads:
+            divisors = [h for h in range(1, self.hidden_size + 1) if self.hidden_size % h == 0]
+            nearest = min(divisors, key=lambda h: abs(h - self.num_heads))
+            problems.append(("num_heads", f"{self.num_heads} does not divide hidden_size={self.hidden_size}; the nearest that does is {nearest}"))
+        if self.hidden_size % 4:
+            problems.append(("hidden_size", f"{self.hidden_size} is not a multiple of 4, which the position table needs; nearest: {math.ceil(self.hidden_size / 4) * 4}"))
+        if self.input_size % self.patch_size:
+            problems.append(("patch_size", f"{self.patch_size} does not divide input_size={self.input_size}"))
+        return problems
+
+
+@dataclass
+class Residual:
+    _target_: str
+    rule: str = one_of("gated", "adaln", "skip", "resnet", "rezero")
+    granularity: str = one_of("channel", "scalar")
+    time_conditioned: bool = field()
+    beta_form: str = one_of("additive", "linear")
+
+    def check(self) -> list[Problem]:
+        if self.beta_form == "linear" and self.rule != "gated":
+            return [("beta_form", f"linear is a form of the gated rule's beta; rule={self.rule} has no such form: use additive")]
+        return []
+
+
+@dataclass
+class DDPM:
+    _target_: str
+    schedule: str = one_of("linear", "scaled_linear")
+    num_timesteps: int = positive()
+    beta_start: float = between(0, 1)
+    beta_end: float = between(0, 1)
+
+
+@dataclass
+class EpsilonObjective:
+    _target_: str
+    process: Any = node()
+    loss: str = one_of("hybrid", "simple")
+
+
+@dataclass
+class Sampler:
+    _target_: str
+    name: str = one_of("ddim", "dpm++", "ddpm")
+    steps: int = between(1, 1000)
+    eta: float = between(0, 1)
+    cfg_scale: float = at_least(0)
+    channels: Any = field()
+    interval: Optional[list[float]] = field()
+    steps_offset: int = one_of(0, 1)
+
+
+@dataclass
+class IdentityStage:
+    _target_: str
+
+
+@dataclass
+class KLStage:
+    _target_: str
+    path: str
+    subfolder: Optional[str]
+    scale: float = positive()
+    shift: float = field()
+    downsample: int = positive()
+    channels: int = positive()
+
+
+@dataclass
+class Digits:
+    _target_: str
+    batch_size: int = positive()
+    num_workers: int = at_least(0)
+    limit: Optional[int] = positive()
+
+
+@dataclass
+class Synthetic:
+    _target_: str
+    shape: list[int]
+    num_classes: int = at_least(0)
+    size: int = positive()
+    space: str = one_of("pixels", "latents")
+    batch_size: int = positive()
+    num_workers: int = at_least(0)
+    limit: Optional[int] = positive()
+
+
+@dataclass
+class ImageFolder:
+    _target_: str
+    root: str
+    image_size: int = positive()
+    flip: bool = field()
+    num_classes: Optional[int] = positive()
+    batch_size: int = positive()
+    num_workers: int = at_least(0)
+    limit: Optional[int] = positive()
+
+
+@dataclass
+class Optimizer:
+    _target_: str
+    lr: float = positive()
+    weight_decay: float = at_least(0)
+    betas: list[float] = field()
+    eps: float = positive()
+    gate_lr_scale: float = at_least(0)
+    clip: Optional[float] = positive()
+    warmup_steps: int = at_least(0)
+    schedule: str = one_of("constant", "cosine")
+
+    def check(self) -> list[Problem]:
+        if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
+            return [("betas", f"{list(self.betas)} is not two numbers in [0, 1), e.g. [0.9,0.999]")]
+        return []
+
+
+@dataclass
+class Strategy:
+    """`single`: no options."""
+
+    _target_: str
+
+
+@dataclass
+class DDP:
+    _target_: str
+    static_graph: bool
+    timeout_minutes: float = positive()
+
+
+@dataclass
+class FSDP2:
+    _target_: str
+    reshard_after_forward: bool
+
+
+@dataclass
+class DeepSpeed:
+    _target_: str
+    stage: int = one_of(2, 3)
+    offload_optimizer: bool = field()
+
+
+@dataclass
+class Trainer:
+    accelerator: str = one_of("auto", "cpu", "gpu", "cuda", "mps")
+    devices: int = positive()
+    num_nodes: int = positive()
+    precision: str = one_of("auto", "32-true", "bf16-mixed", "16-mixed")
+    max_steps: int = positive()
+    accumulate_grad_batches: int = positive()
+    compile: bool = field()
+    num_threads: Optional[int] = positive()
+
+
+@dataclass
+class Checkpoint:
+    every_n_steps: int = positive()
+    keep: int = positive()
+
+
+@dataclass
+class EMA:
+    _target_: str
+    decay: float = between(0, 1)
+    warmup: bool = field()
+
+
+@dataclass
+class SampleGrid:
+    _target_: str
+    every_n_steps: int = positive()
+    per_class: int = positive()
+    max_classes: int = positive()
+
+
+@dataclass
+class Validation:
+    _target_: str
+    every_n_steps: int = positive()
+
+
+@dataclass
+class SensitivityLog:
+    _target_: str
+    every_n_steps: int = positive()
+
+
+@dataclass
+class Throughput:
+    _target_: str
+    every_n_steps: int = positive()
+
+
+@dataclass
+class DigitsReport:
+    _target_: str
+    per_class: int = positive()
+
+
+@dataclass
+class CSVLogger:
+    _target_: str
+
+
+@dataclass
+class TensorBoardLogger:
+    _target_: str
+    name: str
+    version: str
+
+
+@dataclass
+class WandbLogger:
+    _target_: str
+    project: str
+    offline: bool
+    resume: str
+
+
+@dataclass
+class Train:
+    """The primary configuration of `python -m neural_rdm.train`."""
+
+    seed: int = at_least(0)
+    log_every_n_steps: int = positive()
+    resume: Optional[str] = field()
+    #: the group choices that made this configuration; written into a run's config.yaml, never typed
+    choices: Optional[dict[str, str]] = field()
+    checkpoint: Checkpoint = field()
+    trainer: Trainer = field()
+    backbone: Any = node()
+    residual: Any = node()
+    diffusion: Any = node()
+    first_stage: Any = node()
+    data: Any = node()
+    optimizer: Any = node()
+    strategy: Any = node()
+    sampler: Any = node()
+    metric: Any = node(optional=True)
+    callbacks: Optional[dict[str, Any]] = nodes()
+    logger: Optional[dict[str, Any]] = nodes()
+
+
+@dataclass
+class Sample:
+    """The primary configuration of `python -m neural_rdm.sample`."""
+
+    run: str
+    weights: str = one_of("ema", "raw")
+    per_class: int = positive()
+    classes: Optional[list[int]] = field()
+    seed: int = at_least(0)
+    batch_size: int = positive()
+    accelerator: str = one_of("auto", "cpu", "gpu")
+    sampler: Any = node()
+
+
+@dataclass
+class Evaluate:
+    """The primary configuration of `python -m neural_rdm.evaluate`."""
+
+    run: str
+    weights: str = one_of("ema", "raw")
+    seed: int = at_least(0)
+    batch_size: int = positive()
+    accelerator: str = one_of("auto", "cpu", "gpu")
+    sampler: Any = node()
+    metric: Any = node()
+
+
+@dataclass
+class Report:
+    """The primary configuration of `python -m neural_rdm.report`."""
+
+    runs: str
+
+
+#: `_target_` -> what its node may hold
+TARGETS: dict[str, type] = {
+    "neural_rdm.backbones.dit.DiT": DiT,
+    "neural_rdm.residual.Residual": Residual,
+    "neural_rdm.diffusion.objectives.EpsilonObjective": EpsilonObjective,
+    "neural_rdm.diffusion.process.DDPM": DDPM,
+    "neural_rdm.diffusion.samplers.Sampler": Sampler,
+    "neural_rdm.latents.first_stage.Identity": IdentityStage,
+    "neural_rdm.latents.first_stage.KL": KLStage,
+    "neural_rdm.data.digits.Digits": Digits,
+    "neural_rdm.data.synthetic.Synthetic": Synthetic,
+    "neural_rdm.data.image_folder.ImageFolder": ImageFolder,
+    "neural_rdm.training.optim.Optimizer": Optimizer,
+    "neural_rdm.training.parallel.single": Strategy,
+    "neural_rdm.training.parallel.ddp": DDP,
+    "neural_rdm.training.parallel.fsdp2": FSDP2,
+    "neural_rdm.training.parallel.deepspeed": DeepSpeed,
+    "neural_rdm.training.ema.EMA": EMA,
+    "neural_rdm.training.sampling.SampleGrid": SampleGrid,
+    "neural_rdm.training.validation.Validation": Validation,
+    "neural_rdm.training.sensitivity.SensitivityLog": SensitivityLog,
+    "neural_rdm.training.logging.Throughput": Throughput,
+    "neural_rdm.training.evaluation.DigitsReport": DigitsReport,
+    "neural_rdm.training.logging.CSVLogger": CSVLogger,
+    "lightning.pytorch.loggers.TensorBoardLogger": TensorBoardLogger,
+    "lightning.pytorch.loggers.WandbLogger": WandbLogger,
+}
+
+#: primary configuration -> its class
+COMMANDS: dict[str, type] = {"train": Train, "sample": Sample, "evaluate": Evaluate, "report": Report}

@@ -1,0 +1,169 @@
+"""The base of every data module: what a batch is, and loaders whose order and augmentation survive a resume."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Protocol, TypedDict
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from neural_rdm.core.errors import ConfigError, DataError
+from neural_rdm.data.sampler import Draw, StepBatchSampler, split_batch
+
+
+class Batch(TypedDict, total=False):
+    """A collated batch of this rank's micro-batch of B samples.
+
+    x: float32 [B, C, H, W] images or [B, F, C, H, W] clips; pixels are in [-1, 1], latents have unit scale.
+    y: int64 [B] class labels in 0 ... num_classes - 1; absent where the data have no labels.
+    position: int64 [B], ordinal number of the sample in the whole run (in validation: its index in the data set).
+    """
+
+    x: Tensor
+    y: Tensor
+    position: Tensor
+
+
+class Source(Protocol):
+    """A map-style set of samples."""
+
+    def __len__(self) -> int: ...
+
+    def load(self, index: int, key: int) -> dict[str, Any]:
+        """Sample `index` as {"x": float32 tensor, "y": int (if labelled)}; the position `key` keys its augmentation."""
+        ...
+
+
+class BrokenSample(DataError):
+    """A sample that cannot be read. The message stays one plain sentence when it comes out of a loader's worker."""
+
+    def __init__(self, message: str) -> None:
+        # A worker's exception is made anew from the text of its whole traceback, which ends in "BrokenSample: message".
+        super().__init__(message.rpartition(f"{BrokenSample.__name__}: ")[2].strip())
+
+
+class Keyed(Dataset[dict[str, Any]]):
+    """A data set indexed by `Draw`: the sample's own dictionary plus its position."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        return {**self.source.load(draw.index, draw.position), "position": draw.position}
+
+
+class DataModule(LightningDataModule):
+    """A Lightning data module whose batches depend only on the seed and the optimizer step.
+
+    Subclasses set the four attributes below and implement `load_datasets`. Build the Trainer with
+    `use_distributed_sampler=False`: the batches are already split over the ranks.
+
+    Args:
+        batch_size: samples per optimizer step over all ranks and micro-steps.
+        num_workers: loader processes of each rank; 0 loads in the training process.
+        limit: use only the first `limit` samples of each split, None for all.
+
+    Raises:
+        ConfigError: an argument is out of range.
+    """
+
+    space: str = "pixels"
+    """What `x` holds: "pixels" or "latents"."""
+    num_classes: int | None = None
+    """Number of classes, None where the data have no labels."""
+    sample_shape: tuple[int, ...] = ()
+    """(C, H, W) of an image or (F, C, H, W) of a clip."""
+    class_names: list[str] | None = None
+    """Names in label order, where there are any."""
+
+    train_set: Source | None = None
+    val_set: Source | None = None
+
+    def __init__(self, batch_size: int, num_workers: int = 0, limit: int | None = None) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ConfigError(f"data.batch_size must be at least 1, not {batch_size}.")
+        if num_workers < 0:
+            raise ConfigError(f"data.num_workers must be 0 or more, not {num_workers}.")
+        if limit is not None and limit < 1:
+            raise ConfigError(f"data.limit must be at least 1, not {limit}; leave it out (null) to use all samples.")
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.limit = limit
+        self.seed = 0
+        self.micro_steps = 1
+
+    def configure(self, seed: int, micro_steps: int = 1) -> None:
+        """Set the run's seed and the micro-batches per optimizer step; call it before fit."""
+        if seed != self.seed:
+            self.train_set = self.val_set = None  # a set holds the seed of its augmentation
+        self.seed, self.micro_steps = seed, micro_steps
+
+    def load_datasets(self) -> None:
+        """Make `self.train_set` and, where there is one, `self.val_set`."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how to load its data (load_datasets).")
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load the data sets unless they are loaded; may be called without a Trainer."""
+        if self.train_set is None:
+            self.load_datasets()
+
+    @property
+    def train_size(self) -> int:
+        """Number of training samples that are used."""
+        self.setup()
+        assert self.train_set is not None
+        return self._used(self.train_set)
+
+    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Never-ending loader of `Batch`, beginning at the Trainer's current optimizer step (0 without a Trainer)."""
+        size = self.train_size
+        assert self.train_set is not None
+        world_size, rank = self._ranks()
+        sampler = StepBatchSampler(
+            size, self.batch_size, self.seed, self._step, self.micro_steps, world_size=world_size, rank=rank
+        )
+        return self._loader(self.train_set, batch_sampler=sampler)
+
+    def val_dataloader(self) -> DataLoader[dict[str, Any]] | list[Any]:
+        """Loader of this rank's share of the validation set, in order, each sample once over all ranks; [] without one.
+
+        Ranks may get different numbers of batches: gather at the end of the epoch, not in each step.
+        """
+        self.setup()
+        if self.val_set is None:
+            return []
+        world_size, rank = self._ranks()
+        draws = [Draw(index, index) for index in range(rank, self._used(self.val_set), world_size)]
+        batch_size = split_batch(self.batch_size, self.micro_steps, world_size)
+        return self._loader(self.val_set, sampler=draws, batch_size=batch_size)
+
+    def _used(self, source: Source) -> int:
+        return len(source) if self.limit is None else min(self.limit, len(source))
+
+    def _step(self) -> int:
+        return 0 if self.trainer is None else self.trainer.global_step
+
+    def _ranks(self) -> tuple[int, int]:
+        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+
+    def _loader(self, source: Source, **order: Any) -> DataLoader[dict[str, Any]]:
+        workers = self.num_workers
+        return DataLoader(
+            Keyed(source),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=start_worker,
+            # Fork shares the index of the files with the workers instead of pickling it; only Linux forks safely.
+            multiprocessing_context="fork" if workers > 0 and sys.platform == "linux" else None,
+            **order,
+        )
+
+
+def start_worker(worker: int) -> None:
+    """Keep each loader process to one thread: the workers themselves are the parallelism."""
+    torch.set_num_threads(1)

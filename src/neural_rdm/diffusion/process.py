@@ -1,0 +1,170 @@
+"""The diffusion process: what the noise does at each timestep, and what one step back looks like.
+
+Notation of DDPM (Ho et al. 2020): beta_t is the variance of the noise added at step t, alpha_bar_t the product of
+(1 - beta_s) for s <= t, and x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps. Timesteps count from 0 (nearly
+clean) to T - 1 (nearly noise).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+SCHEDULES = ("linear", "scaled_linear")
+
+
+class DDPM:
+    """A discrete variance-preserving process with an epsilon-predicting network.
+
+    Samples are images [B, C, H, W] or clips [B, F, C, H, W]; t is an int64 tensor [B] on the samples' device. The
+    tables are float64; each is gathered in the sample's dtype, on its device, without making the host wait.
+
+    Args:
+        schedule: `linear` (DiT, Latte, ADM) or `scaled_linear` (LDM, Stable Diffusion: linear in sqrt(beta); LDM's own
+            code calls this one "linear").
+        num_timesteps: T.
+        beta_start: the first beta. LDM uses 0.0015, Stable Diffusion 0.00085.
+        beta_end: the last beta. LDM uses 0.0195, Stable Diffusion 0.012.
+
+    Attributes:
+        betas: float64 [T].
+        alphas_cumprod: alpha_bar, float64 [T].
+        timesteps: int64 [T], the names by which the network knows these steps: 0..T-1 unless the process is `spaced`.
+
+    Raises:
+        ValueError: an unknown schedule, T < 1, or betas that are not 0 < beta_start <= beta_end < 1.
+    """
+
+    def __init__(
+        self, schedule: str = "linear", num_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 2e-2
+    ) -> None:
+        if schedule not in SCHEDULES:
+            raise ValueError(f"schedule={schedule!r} is not one of {', '.join(SCHEDULES)}")
+        if num_timesteps < 1:
+            raise ValueError(f"num_timesteps={num_timesteps} must be at least 1")
+        if not 0 < beta_start <= beta_end < 1:
+            raise ValueError(f"need 0 < beta_start <= beta_end < 1, not beta_start={beta_start}, beta_end={beta_end}")
+        power = 1.0 if schedule == "linear" else 0.5
+        roots = torch.linspace(beta_start**power, beta_end**power, num_timesteps, dtype=torch.float64)
+        self._fill(roots ** (1 / power), torch.arange(num_timesteps))
+
+    def _fill(self, betas: Tensor, timesteps: Tensor) -> None:
+        self.betas, self.timesteps = betas, timesteps
+        self.alphas_cumprod = bar = torch.cumprod(1 - betas, dim=0)
+        before = torch.cat([bar.new_ones(1), bar[:-1]])
+        variance = betas * (1 - before) / (1 - bar)
+        # The posterior variance of step 0 is 0. Its logarithm is taken from step 1, as Improved DDPM does.
+        log_variance = torch.cat([variance[1:2] if len(betas) > 1 else betas[:1], variance[1:]]).log()
+        self._tables = {
+            "signal": bar.sqrt(),
+            "noise": (1 - bar).sqrt(),
+            "log_beta": betas.log(),
+            "posterior_x0": betas * before.sqrt() / (1 - bar),
+            "posterior_xt": (1 - before) * (1 - betas).sqrt() / (1 - bar),
+            "posterior_variance": variance,
+            "posterior_log_variance": log_variance,
+        }
+        self._copies: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
+
+    @property
+    def num_timesteps(self) -> int:
+        """T, the number of steps."""
+        return len(self.betas)
+
+    def spaced(self, steps: int | Sequence[int]) -> DDPM:
+        """The process that visits only some timesteps, with the same alpha_bar there.
+
+        Args:
+            steps: a number n of steps, spread evenly from 0 to T - 1 as in the official DiT code (250 of 1000 gives
+                0, 4, 8, 12, 16, ..., 991, 995, 999), or the timesteps themselves, ascending: `range(0, 1000, 20)` is
+                the code's "ddim50".
+
+        Raises:
+            ValueError: n outside [1, T], or timesteps that do not ascend within [0, T - 1].
+        """
+        if isinstance(steps, int):
+            steps = even_timesteps(self.num_timesteps, steps)
+        index = torch.tensor(list(steps), dtype=torch.int64)
+        if len(index) == 0 or index[0] < 0 or index[-1] >= self.num_timesteps or bool((index.diff() <= 0).any()):
+            raise ValueError(f"timesteps must ascend within 0..{self.num_timesteps - 1}, not {list(steps)}")
+        bar = self.alphas_cumprod[index]
+        process = DDPM.__new__(DDPM)
+        process._fill(1 - bar / torch.cat([bar.new_ones(1), bar[:-1]]), self.timesteps[index])
+        return process
+
+    def _at(self, name: str, t: Tensor, x: Tensor) -> Tensor:
+        """Table `name` at t [B], shaped to broadcast with x [B, ...]."""
+        key = (name, x.device, x.dtype)
+        if key not in self._copies:
+            self._copies[key] = self._tables[name].to(x.device, x.dtype)
+        return self._copies[key][t].view(-1, *[1] * (x.dim() - 1))
+
+    def q_sample(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """x_t from x_0 and standard normal noise of the same shape (DDPM, eq. 4)."""
+        return self._at("signal", t, x0) * x0 + self._at("noise", t, x0) * noise
+
+    def predict_x0_from_eps(self, xt: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """The x_0 for which `q_sample(x_0, t, eps)` is x_t; not clipped, since latents have no fixed range."""
+        return (xt - self._at("noise", t, xt) * eps) / self._at("signal", t, xt)
+
+    def q_posterior(self, x0: Tensor, xt: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q(x_{t-1} | x_t, x_0): mean, variance and clipped log-variance, each of x's shape (DDPM, eqs. 6 and 7)."""
+        mean = self._at("posterior_x0", t, xt) * x0 + self._at("posterior_xt", t, xt) * xt
+        variance = self._at("posterior_variance", t, xt)
+        log_variance = self._at("posterior_log_variance", t, xt)
+        return mean, variance.expand_as(xt), log_variance.expand_as(xt)
+
+    def p_mean_variance(self, model_output: Tensor, xt: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """p(x_{t-1} | x_t) as the network predicts it.
+
+        Args:
+            model_output: epsilon with x's C channels (the variance is then the posterior's, "fixed small"), or 2C
+                channels on dimension -3: epsilon, then v in about [-1, 1], which interpolates the log-variance between
+                the posterior's (-1) and log beta (1) (Improved DDPM, eq. 15).
+            xt: [B, C, H, W] or [B, F, C, H, W].
+            t: int64 [B], indices of this process.
+
+        Returns:
+            mean, log-variance and predicted x_0, each of x's shape.
+
+        Raises:
+            ValueError: the output has neither C nor 2C channels.
+        """
+        eps, v = split_output(model_output.to(xt.dtype), xt.shape[-3])
+        x0 = self.predict_x0_from_eps(xt, t, eps)
+        mean, _, log_variance = self.q_posterior(x0, xt, t)
+        if v is not None:
+            log_variance = torch.lerp(log_variance, self._at("log_beta", t, xt).expand_as(xt), (v + 1) / 2)
+        return mean, log_variance, x0
+
+
+def even_timesteps(total: int, steps: int) -> list[int]:
+    """`steps` timesteps spread evenly from 0 to total - 1, ascending, rounded as the official DiT code does.
+
+    Raises:
+        ValueError: steps outside [1, total].
+    """
+    if not 1 <= steps <= total:
+        raise ValueError(f"cannot take {steps} steps of a process with {total} timesteps")
+    stride = (total - 1) / max(steps - 1, 1)
+    return [round(i * stride) for i in range(steps)]
+
+
+def split_output(model_output: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
+    """Epsilon and, if the network learns it, the variance half v (else None) of an output with C or 2C channels.
+
+    Raises:
+        ValueError: dimension -3 of the output is neither C nor 2C.
+    """
+    found = model_output.shape[-3]
+    if found == channels:
+        return model_output, None
+    if found != 2 * channels:
+        raise ValueError(
+            f"the network gave {found} channels for samples of {channels}; it must give {channels} (learn_sigma=false) "
+            f"or {2 * channels} (learn_sigma=true)"
+        )
+    eps, v = model_output.chunk(2, dim=-3)
+    return eps, v

@@ -1,0 +1,259 @@
+"""Drawing samples: DDIM, DPM-Solver++ or DDPM steps (diffusers' schedulers) around a guided network.
+
+A sample is a function of the seed and of the number that it bears, not of the batch or rank that draws it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neural_rdm.core.seeding import keys, normal
+from neural_rdm.diffusion.guidance import Guidance, Predict, guided_model
+from neural_rdm.diffusion.process import DDPM, even_timesteps, split_output
+
+SAMPLERS = ("ddim", "dpm++", "ddpm")
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Which steps to take and how to guide them.
+
+    Args:
+        name: `ddim` (Song et al. 2021; timesteps 0, T/n, 2T/n, ...: DiT's "ddim50"), `dpm++` (Lu et al. 2022;
+            second-order multistep, evenly spread timesteps) or `ddpm` (evenly spread from 0 to T - 1: DiT's "250"; uses
+            a learned variance if the network has one, else the posterior's).
+        steps: network evaluations per sample. One ddim or ddpm step starts at t = 0 and so hardly moves the noise.
+        eta: ddim only: the noise put back in each step, from 0 (deterministic) to 1.
+        cfg_scale, channels, interval: see `Guidance`.
+        steps_offset: ddim only: 0, or 1 as in LDM and Stable Diffusion: one is added to every timestep, and the last
+            step ends at alpha_bar_0 instead of 1.
+
+    Raises:
+        ValueError: an unknown name, steps < 1, eta outside [0, 1], or an option that this sampler does not have.
+    """
+
+    name: str = "ddim"
+    steps: int = 50
+    eta: float = 0.0
+    cfg_scale: float = 1.0
+    channels: int | str = "all"
+    interval: tuple[float, float] | None = None
+    steps_offset: int = 0
+
+    def __post_init__(self) -> None:
+        if self.name not in SAMPLERS:
+            raise ValueError(f"sampler name={self.name!r} is not one of {', '.join(SAMPLERS)}")
+        if self.steps < 1:
+            raise ValueError(f"sampler steps={self.steps} must be at least 1")
+        if not 0 <= self.eta <= 1 or self.steps_offset not in (0, 1):
+            raise ValueError(
+                f"sampler eta={self.eta} must lie in [0, 1], and steps_offset={self.steps_offset} be 0 or 1"
+            )
+        if self.name != "ddim" and (self.eta or self.steps_offset):
+            raise ValueError(f"eta and steps_offset belong to the ddim sampler; leave them at 0 with name={self.name}")
+        _ = self.guidance  # refuses what Guidance refuses
+
+    @property
+    def guidance(self) -> Guidance:
+        """The guidance keys as one object."""
+        return Guidance(self.cfg_scale, self.channels, self.interval)
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether steps draw noise."""
+        return self.name == "ddpm" or self.eta > 0
+
+    def scheduler(self, process: DDPM) -> Any:
+        """diffusers' scheduler for this process, its timesteps set; they are indices of the process, descending.
+
+        Raises:
+            ValueError: more steps than the process has.
+        """
+        from diffusers.schedulers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+
+        total = process.num_timesteps
+        # dpm++ spreads steps + 1 distinct timesteps and leaves out t = 0
+        most = total - 1 if self.name == "dpm++" else total - self.steps_offset
+        if self.steps > most:
+            raise ValueError(
+                f"sampler steps={self.steps} is too many: {self.name} takes at most {most} of {total} timesteps"
+            )
+        betas = {"num_train_timesteps": total, "trained_betas": process.betas.tolist()}
+        scheduler: Any
+        if self.name == "dpm++":
+            scheduler = DPMSolverMultistepScheduler(**betas, timestep_spacing="linspace")
+        elif self.name == "ddpm":
+            scheduler = DDPMScheduler(**betas, clip_sample=False, variance_type="learned_range")
+        else:
+            offset: dict[str, Any] = {"steps_offset": self.steps_offset, "set_alpha_to_one": self.steps_offset == 0}
+            scheduler = DDIMScheduler(**betas, **offset, clip_sample=False, timestep_spacing="leading")
+        # A scheduler's own float32 table is wrong by 2e-4 in 1 - alpha_bar near t = 0.
+        scheduler.alphas_cumprod = process.alphas_cumprod
+        if self.name == "ddpm":
+            scheduler.set_timesteps(timesteps=even_timesteps(total, self.steps)[::-1])
+        else:
+            scheduler.set_timesteps(self.steps)
+        return scheduler
+
+
+def denoise(
+    predict: Predict,
+    process: DDPM,
+    sampler: Sampler,
+    noise: Tensor,
+    generators: Sequence[torch.Generator] | None = None,
+    on_step: Callable[[], None] | None = None,
+) -> Tensor:
+    """All the steps from given noise to samples.
+
+    Args:
+        predict: (x, t) -> [B, C or 2C, ...] with t int64 [B] on the CPU, for example from `guided_model`.
+        noise: standard normal [B, C, H, W] or [B, F, C, H, W].
+        generators: one per sample, on noise's device, for samplers that draw noise in their steps.
+        on_step: called after each step.
+
+    Returns:
+        Samples of noise's shape and dtype.
+
+    Raises:
+        ValueError: too many steps for the process, or a stochastic sampler without one generator per sample.
+    """
+    scheduler = sampler.scheduler(process)
+    options: dict[str, Any] = {"eta": sampler.eta} if sampler.name == "ddim" else {}
+    if sampler.stochastic:
+        if generators is None or len(generators) != len(noise):
+            raise ValueError(f"sampler {sampler.name} draws noise in its steps: give one generator per sample")
+        options["generator"] = list(generators)
+    x = noise
+    for index in scheduler.timesteps.tolist():
+        output = predict(x, process.timesteps[index].expand(len(x)))
+        eps, v = split_output(output.to(x.dtype), x.shape[-3])
+        if sampler.name == "ddpm":
+            # v = -1 is the posterior's variance, so one scheduler serves networks with and without learn_sigma
+            eps = torch.cat([eps, torch.full_like(eps, -1.0) if v is None else v], dim=-3)
+        # the DDPM scheduler looks for channels on dimension 1, where a clip has its frames; nothing moves in an image
+        step = scheduler.step(eps.transpose(1, -3), index, x.transpose(1, -3), **options, return_dict=False)
+        x = step[0].transpose(1, -3)
+        if on_step is not None:
+            on_step()
+    return x
+
+
+@torch.no_grad()  # not inference_mode: compiled networks fail in it
+def sample(
+    model: Callable[..., Tensor],
+    process: DDPM,
+    sampler: Sampler,
+    shape: Sequence[int],
+    positions: int | Sequence[int],
+    seed: int = 0,
+    y: Tensor | None = None,
+    null_class: int | None = None,
+    *,
+    batch_size: int = 32,
+    device: torch.device | str | None = None,
+    finish: Callable[[Tensor], Tensor] | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """Draw samples; the one numbered p is the same whatever else is drawn with it.
+
+    Args:
+        model: `model(x, t, y=None)`; a module runs in eval mode and gets its own modes back.
+        shape: of one sample: (C, H, W) or (F, C, H, W).
+        positions: the samples' numbers, or how many to draw (0, 1, ...).
+        seed: of the noise. A CPU and a GPU draw different noise from one seed.
+        y: labels int64 [N], one per position; None for an unconditional network.
+        null_class: the label of no class, needed for guidance.
+        batch_size: samples at a time; guidance runs twice as many through the network.
+        device: where to draw and step; the module's own device if None.
+        finish: applied to each finished batch before it is kept: decode and round to bytes, say, to save memory.
+        progress: show a bar over all the steps of all the batches, with rate and time left, on standard error.
+
+    Returns:
+        [N, *shape] float32, or whatever `finish` makes of it, in the order of `positions`.
+
+    Raises:
+        ValueError: no positions, labels of another number, too many steps, guidance without labels or null class.
+    """
+    numbers = list(range(positions)) if isinstance(positions, int) else [int(p) for p in positions]
+    if not numbers or batch_size < 1:
+        raise ValueError(f"nothing to sample: {len(numbers)} positions in batches of {batch_size}")
+    if y is not None and len(y) != len(numbers):
+        raise ValueError(f"{len(y)} labels y for {len(numbers)} samples")
+    if device is None:
+        parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+        device = "cpu" if parameter is None else parameter.device
+    batches = [slice(start, start + batch_size) for start in range(0, len(numbers), batch_size)]
+    parts = []
+    with _evaluating(model), _bar(len(batches) * sampler.steps, progress) as advance:
+        for batch in batches:
+            part, labels = numbers[batch], None if y is None else y[batch].to(device)
+            noise = normal(seed, "sample", part, shape, device)
+            generators = _generators(seed, part, device) if sampler.stochastic else None
+            predict = guided_model(model, sampler.guidance, labels, null_class)
+            samples = denoise(predict, process, sampler, noise, generators, advance)
+            parts.append(samples if finish is None else finish(samples))
+    return torch.cat(parts)
+
+
+def _generators(seed: int, positions: Sequence[int], device: torch.device | str) -> list[torch.Generator]:
+    """For each sample, the generator of the noise in its steps."""
+    return [
+        torch.Generator(device).manual_seed(int(key >> 1)) for key in keys(seed, "sample-steps", positions).tolist()
+    ]
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """Every module in eval mode; afterwards each is as it was, also where a frozen part was in eval mode already."""
+    training = [module for module in model.modules() if module.training] if isinstance(model, nn.Module) else []
+    if isinstance(model, nn.Module):
+        model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def _bar(total: int, show: bool) -> Iterator[Callable[[], None] | None]:
+    """A progress bar's "one more step", or None where none is wanted."""
+    if not show:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    rate = TextColumn("{task.fields[rate]:.2f} steps/s")
+    columns = (
+        TextColumn("sampling"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        rate,
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task, begin, done = bar.add_task("sampling", total=total, rate=0.0), time.perf_counter(), 0
+
+        def advance() -> None:
+            nonlocal done
+            done += 1
+            bar.update(task, advance=1, rate=done / (time.perf_counter() - begin))
+
+        yield advance

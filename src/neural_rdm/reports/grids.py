@@ -1,0 +1,130 @@
+"""Sample grids: crisp PNGs of images and of clips' frames, and animated GIFs of clips."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from neural_rdm.core.errors import ConfigError
+from neural_rdm.core.files import write_atomically
+
+MIN_TILE = 48  # pixels; a tile below this cannot be judged by eye
+GAP = 2
+MARGIN = 8
+
+
+def save_grid(
+    x: Tensor,
+    path: str | Path,
+    columns: int,
+    row_labels: Sequence[str] | None = None,
+    title: str | None = None,
+    scale: int | None = None,
+    fps: int = 8,
+) -> Path:
+    """Write samples as one picture and return its path (atomically: never a half-written file).
+
+    Pixels become `127.5 x + 128` clamped to [0, 255] and truncated to uint8, DiT's rule. NaN is black. One channel is
+    grey, three are RGB; any other number is a latent: its first three channels, each stretched from its smallest value
+    in `x` to its largest.
+
+    Args:
+        x: images [N, C, H, W] or clips [N, F, C, H, W] in [-1, 1], any device and floating type.
+        path: `.png` (a clip becomes a row of its frames, `columns` is then not used) or `.gif` (clips play in a grid).
+        columns: tiles in a row.
+        row_labels: text at the left of each row; for the frames of clips one a clip, or one for each `columns` clips.
+        scale: whole-number enlargement, nearest neighbour; by default just enough for tiles of 48 pixels.
+        fps: frames a second of a GIF.
+
+    Raises:
+        ConfigError: another suffix, shape, or number of labels; columns, scale or fps below 1.
+    """
+    path = Path(path)
+    if path.suffix not in (".png", ".gif"):
+        raise ConfigError(f"cannot write a sample grid to {path.name!r}: give the file the ending .png or .gif.")
+    if x.ndim not in (4, 5) or 0 in x.shape:
+        raise ConfigError(f"a sample grid takes images [N, C, H, W] or clips [N, F, C, H, W]; got {list(x.shape)}.")
+    if min(columns, 1 if scale is None else scale, fps) < 1:
+        raise ConfigError(f"a sample grid needs columns, scale and fps of at least 1; got {columns}, {scale}, {fps}.")
+    clips = _to_uint8(x if x.ndim == 5 else x[:, None])  # [N, F, H, W, 3]
+    labels = [_line(label) for label in row_labels] if row_labels is not None else None
+    rows = -(-len(clips) // columns)
+    if path.suffix == ".png" and x.ndim == 5:
+        if labels is not None and len(labels) == rows:
+            labels = [labels[clip // columns] for clip in range(len(clips))]
+        rows, columns = len(clips), clips.shape[1]
+        clips = clips.reshape(rows * columns, 1, *clips.shape[2:])
+    if labels is not None and len(labels) != rows:
+        raise ConfigError(f"{path.name}: {len(labels)} row labels for {rows} rows; give one label for each row.")
+    scale = scale or max(1, -(-MIN_TILE // min(clips.shape[2:4])))
+    pages = [_page(clips[:, frame], columns, labels, _line(title or ""), scale) for frame in range(clips.shape[1])]
+    if x.shape[-3] == 1:
+        pages = [page.convert("L") for page in pages]  # a GIF's palette then holds every level exactly
+    if path.suffix == ".png":
+        write_atomically(path, lambda file: pages[0].save(file, format="PNG"))
+    else:
+        write_atomically(
+            path,
+            lambda file: pages[0].save(
+                file, format="GIF", save_all=True, append_images=pages[1:], duration=round(1000 / fps), loop=0
+            ),
+        )
+    return path
+
+
+def _to_uint8(x: Tensor) -> NDArray[np.uint8]:
+    """Clips [N, F, C, H, W] in [-1, 1] to [N, F, H, W, 3] uint8."""
+    x = x.detach().to("cpu", torch.float32)
+    if x.shape[2] not in (1, 3):
+        x = _stretch(x[:, :, :3])
+    x = (127.5 * x.nan_to_num(nan=-1.0, posinf=1.0, neginf=-1.0).clamp(-1, 1) + 128).clamp(0, 255).to(torch.uint8)
+    x = x.expand(-1, -1, 3, -1, -1) if x.shape[2] == 1 else x
+    return x.permute(0, 1, 3, 4, 2).contiguous().numpy()
+
+
+def _stretch(latents: Tensor) -> Tensor:
+    """Each of up to three channels from its own range over all samples to [-1, 1]; a missing channel is black."""
+    shown = torch.full((*latents.shape[:2], 3, *latents.shape[3:]), -1.0)
+    for channel in range(latents.shape[2]):
+        values = latents[:, :, channel]
+        finite = values[values.isfinite()]
+        if finite.numel():
+            low, high = finite.min(), finite.max()
+            shown[:, :, channel] = 2 * (values - low) / (high - low).clamp(min=1e-12) - 1
+    return shown
+
+
+def _page(tiles: NDArray[np.uint8], columns: int, labels: list[str] | None, title: str, scale: int) -> Image.Image:
+    """Lay tiles [N, H, W, 3] out row by row on white."""
+    tiles = tiles.repeat(scale, axis=1).repeat(scale, axis=2)
+    count, height, width, _ = tiles.shape
+    rows, columns = -(-count // columns), min(columns, count)
+    font = ImageFont.load_default(size=max(12, min(24, height // 3)))
+    label_boxes = [font.getbbox(label) for label in labels or []]
+    title_box = font.getbbox(title)
+    left = MARGIN + (int(max(box[2] for box in label_boxes)) + MARGIN if label_boxes else 0)
+    top = MARGIN + (int(title_box[3]) + MARGIN if title else 0)
+    page_width = max(left + columns * (width + GAP) - GAP, MARGIN + int(title_box[2])) + MARGIN
+    canvas = np.full((top + rows * (height + GAP) - GAP + MARGIN, page_width, 3), 255, dtype=np.uint8)
+    for index, tile in enumerate(tiles):
+        y, x = top + index // columns * (height + GAP), left + index % columns * (width + GAP)
+        canvas[y : y + height, x : x + width] = tile
+    page = Image.fromarray(canvas)
+    draw = ImageDraw.Draw(page)
+    if title:
+        draw.text((MARGIN, MARGIN), title, fill="black", font=font)
+    for row, label in enumerate(labels or []):
+        middle = top + row * (height + GAP) + height // 2
+        draw.text((left - MARGIN, middle), label, fill="black", font=font, anchor="rm")
+    return page
+
+
+def _line(text: str) -> str:
+    """The text on one line."""
+    return " ".join(text.split())

@@ -1,0 +1,185 @@
+"""The numbers of a run, and of several runs side by side, as Markdown, CSV and JSON.
+
+A run's numbers live in `<run>/report/metrics.{md,csv,json}`. The JSON file, `{"protocol": text, "rows": [row, ...]}`,
+is what the comparison reads; of the rows, the one whose `name` is `generated` is the run's own.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from neural_rdm.core.errors import DataError
+from neural_rdm.core.files import write_text
+from neural_rdm.reports.plots import plot_curves, read_series
+
+Row = Mapping[str, Any]
+GENERATED = "generated"
+
+
+def markdown_table(rows: Sequence[Row], columns: Sequence[str] | None = None, floats: str = "{:.4g}") -> str:
+    """A Markdown table, a line a row, ending in a line break; columns of numbers are aligned to the right.
+
+    Args:
+        rows: a missing key or None is an empty cell.
+        columns: which keys, in which order; by default all, in the order in which they first appear.
+        floats: format of floating-point numbers; integers and text are written as they are.
+    """
+    columns = list(columns) if columns is not None else _columns(rows)
+    if not columns:
+        return ""
+    numeric = [all(_is_number(row.get(column)) for row in rows if row.get(column) is not None) for column in columns]
+    lines = [[_text(column, floats) for column in columns], ["---:" if right else "---" for right in numeric]]
+    lines += [[_text(_plain(row.get(column)), floats) for column in columns] for row in rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def write_metrics(folder: str | Path, rows: Sequence[Row], protocol: str) -> list[Path]:
+    """Write a run's numbers as `metrics.md`, `metrics.csv` and `metrics.json`; return the three paths.
+
+    Args:
+        folder: `<run>/report`.
+        rows: plain values; the row with `name="generated"` is what `compare_runs` shows. In the JSON file NaN and
+            infinities are the texts "nan", "inf" and "-inf", for JSON has no such numbers.
+        protocol: one line that says how the numbers were made.
+    """
+    folder = Path(folder)
+    plain = [{str(key): _plain(value) for key, value in row.items()} for row in rows]
+    strict = [
+        {key: str(v) if isinstance(v, float) and not math.isfinite(v) else v for key, v in r.items()} for r in plain
+    ]
+    contents = {
+        "metrics.md": f"# Metrics\n\n{protocol}\n\n{markdown_table(plain)}",
+        "metrics.csv": _csv(plain),
+        "metrics.json": json.dumps({"protocol": protocol, "rows": strict}, indent=2, allow_nan=False) + "\n",
+    }
+    for name, text in contents.items():
+        write_text(folder / name, text)
+    return [folder / name for name in contents]
+
+
+def compare_runs(run_folders: Iterable[str | Path]) -> list[dict[str, Any]]:
+    """One row a run: `run`, `exp`, `residual`, `depth`, `steps`, `seed`, then the numbers of its row `generated`.
+
+    Reads `config.yaml` and `report/metrics.json`. What is missing or unreadable becomes an empty cell (None): a
+    comparison of many runs must not fail over one that was cut. Runs of equal folder names are told apart by their
+    parents' names.
+    """
+    folders = [Path(folder) for folder in run_folders]
+    rows = []
+    for folder, label in zip(folders, _labels(folders), strict=True):
+        config = _config(folder / "config.yaml")
+        row = {
+            "run": label,
+            "exp": _dig(config, "choices", "exp"),
+            "residual": _name(config.get("residual"), "rule"),
+            "depth": _dig(config, "backbone", "depth"),
+            "steps": _dig(config, "trainer", "max_steps"),
+            "seed": config.get("seed"),
+        }
+        numbers = next((r for r in _report(folder)["rows"] if isinstance(r, dict) and r.get("name") == GENERATED), {})
+        rows.append(row | {key: value for key, value in numbers.items() if key not in row and key != "name"})
+    return rows
+
+
+def write_comparison(run_folders: Iterable[str | Path], out_folder: str | Path) -> list[Path]:
+    """Write `comparison.md`, `comparison.csv` and, where a run has a `metrics.csv`, `comparison_losses.png`.
+
+    The Markdown page quotes the protocol of the numbers, and says so where the runs' protocols differ.
+    """
+    folders, out = [Path(folder) for folder in run_folders], Path(out_folder)
+    rows = compare_runs(folders)
+    page = f"# Comparison of {len(rows)} runs\n\n{markdown_table(rows)}"
+    protocols = list(dict.fromkeys(p for folder in folders if (p := _report(folder)["protocol"])))
+    if len(protocols) > 1:
+        page += "\nThe runs were measured by different protocols; their numbers cannot be compared:\n"
+    page += "".join(f"\n- {protocol}" for protocol in protocols) + ("\n" if protocols else "")
+    write_text(out / "comparison.csv", _csv(rows))
+    written = [out / "comparison.md", out / "comparison.csv"]
+    curves = {row["run"]: _loss(folder) for folder, row in zip(folders, rows, strict=True)}
+    if any(steps for steps, _ in curves.values()):
+        written.append(plot_curves(curves, out / "comparison_losses.png", ylabel="train/loss", title="Training loss"))
+        page += "\n![training loss](comparison_losses.png)\n"
+    write_text(out / "comparison.md", page)
+    return written
+
+
+def _columns(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(key for row in rows for key in row))
+
+
+def _csv(rows: Sequence[Row]) -> str:
+    """Full precision: the table is for reading, the CSV for computing."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _columns(rows), restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: _plain(value) for key, value in row.items()} for row in rows)
+    return text.getvalue()
+
+
+def _plain(value: Any) -> Any:
+    """A scalar tensor or NumPy number as a Python number; plain values as they are, anything else as text."""
+    value = value.item() if hasattr(value, "item") else value
+    return value if value is None or isinstance(value, str | bool | int | float) else str(value)
+
+
+def _is_number(value: Any) -> bool:
+    value = _plain(value)
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _text(value: Any, floats: str) -> str:
+    if value is None:
+        return ""
+    text = floats.format(value) if isinstance(value, float) else str(value)
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _report(folder: Path) -> dict[str, Any]:
+    """`report/metrics.json` of a run; no rows and no protocol where it is missing or damaged."""
+    try:
+        report = json.loads((folder / "report" / "metrics.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        report = None
+    report = report if isinstance(report, dict) else {}
+    rows, protocol = report.get("rows"), report.get("protocol")
+    return {"rows": rows if isinstance(rows, list) else [], "protocol": protocol if isinstance(protocol, str) else ""}
+
+
+def _loss(folder: Path) -> tuple[list[int], list[float]]:
+    try:
+        return read_series(folder / "metrics.csv", "train/loss")
+    except DataError:
+        return [], []
+
+
+def _name(value: Any, key: str) -> Any:
+    """A config group is either its choice's name or a mapping that holds it under `key`."""
+    return value.get(key) if isinstance(value, dict) else value
+
+
+def _dig(config: dict[str, Any], group: str, key: str) -> Any:
+    return _name(config.get(group), key) if isinstance(config.get(group), dict) else None
+
+
+def _labels(folders: Sequence[Path]) -> list[str]:
+    names = [folder.resolve().name for folder in folders]
+    return [
+        name if names.count(name) == 1 else f"{folder.resolve().parent.name}/{name}"
+        for folder, name in zip(folders, names, strict=True)
+    ]

@@ -1,0 +1,1 @@
+"""Floor 5: the LightningModules, callbacks, EMA, checkpoints and parallel strategies."""

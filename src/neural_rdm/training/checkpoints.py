@@ -1,0 +1,112 @@
+"""Checkpoints that survive a kill at any moment, and finding the newest one that can be read."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import CheckpointIO
+
+from neural_rdm.core.errors import CheckpointError
+from neural_rdm.core.files import link_atomically, load_tensors, save_tensors
+
+log = logging.getLogger(__name__)
+_NAME = re.compile(r"step=(\d+)\.ckpt")
+
+
+class StreamedCheckpointIO(CheckpointIO):
+    """Writes a checkpoint straight to a temporary file beside its target, syncs and renames it.
+
+    Lightning's own writer assembles the whole file in memory and moves it from the temporary folder, which is not atomic
+    across file systems. Reading maps the file and never runs code from it.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write `checkpoint` to `path` atomically."""
+        save_tensors(path, checkpoint)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
+        """Read a checkpoint, tensors memory-mapped on the CPU."""
+        return load_tensors(path)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Delete a checkpoint if it is there."""
+        Path(path).unlink(missing_ok=True)
+
+
+class Checkpoints(Checkpoint):
+    """Saves `checkpoints/step=N.ckpt` every so many optimizer steps and at the end; `last.ckpt` is the newest one's second name.
+
+    Lightning runs checkpoint callbacks after all others, so a checkpoint holds, and comes after, everything that belongs
+    to its step: EMA update, metrics row, validation, samples.
+
+    Args:
+        folder: the run's `checkpoints` folder.
+        every_n_steps: optimizer steps between two checkpoints.
+        keep: how many step checkpoints stay.
+    """
+
+    def __init__(self, folder: Path, every_n_steps: int, keep: int) -> None:
+        self.folder, self.every_n_steps, self.keep = folder, every_n_steps, keep
+        self._saved = -1
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A resumed run need not write again what it was started from."""
+        self._saved = trainer.global_step if trainer.global_step and path_of(self.folder, trainer.global_step).is_file() else -1
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Save at multiples of `every_n_steps`."""
+        if trainer.global_step % self.every_n_steps == 0 and trainer.global_step > 0:
+            self.save(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the last step."""
+        if trainer.global_step > 0:
+            self.save(trainer)
+
+    def save(self, trainer: pl.Trainer) -> None:
+        """Save this step unless it is saved already; every rank must call it."""
+        if trainer.global_step == self._saved:
+            return
+        self._saved = trainer.global_step
+        for logger in trainer.loggers:
+            logger.save()
+        path = path_of(self.folder, trainer.global_step)
+        trainer.save_checkpoint(path)
+        if trainer.is_global_zero:
+            link_atomically(path, self.folder / "last.ckpt")
+            for old in sorted(self.folder.glob("step=*.ckpt"))[: -self.keep]:
+                old.unlink()
+        trainer.strategy.barrier("checkpoint")
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """The name of the checkpoint of an optimizer step; names sort by step."""
+    return folder / f"step={step:09d}.ckpt"
+
+
+def newest_readable(folder: Path) -> Path | None:
+    """The newest undamaged checkpoint of a run, or None where there is none at all.
+
+    Every byte is read once and its checksum compared. Damaged files are passed over with a warning, and left alone.
+
+    Raises:
+        CheckpointError: there are checkpoints, but none can be read.
+    """
+    found = sorted((p for p in folder.glob("step=*.ckpt") if _NAME.fullmatch(p.name)), reverse=True)
+    if not found and (folder / "last.ckpt").is_file():
+        found = [folder / "last.ckpt"]
+    for path in found:
+        try:
+            load_tensors(path, verify=True)
+        except CheckpointError as error:
+            log.warning("%s Falling back to the checkpoint before it.", error)
+            continue
+        return path
+    if found:
+        raise CheckpointError(f"none of the {len(found)} checkpoints in {folder} can be read; remove them to start the run again from step 0")
+    return None

@@ -1,0 +1,70 @@
+"""Callbacks that end a run well: at SIGTERM after the step, and at the first loss that is not finite."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from neural_rdm.core.errors import UserError
+
+EXIT_CODE = 143  # 128 + SIGTERM
+
+
+class StopOnSignal(pl.Callback):
+    """At SIGTERM: finish the optimizer step, save, stop. All ranks stop after the same step.
+
+    Lightning's own handler ends with exit code 0 and saves nothing, and in a multi-process run it starts a collective call
+    inside the signal handler. This one only sets a flag; the flags are compared at the end of each optimizer step.
+    """
+
+    def __init__(self) -> None:
+        self.received = False
+        self._seen = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the signal over from Lightning (which gives it back after fit)."""
+        self._seen = trainer.global_step
+
+        def handle(signum: int, frame: Any) -> None:
+            if not self.received:
+                self.received = True
+                launcher = trainer.strategy.launcher
+                if launcher is not None:
+                    launcher.kill(signal.SIGTERM)  # pass it on to the ranks that this process started
+
+        signal.signal(signal.SIGTERM, handle)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Stop after a whole optimizer step, never between micro-steps. The checkpoint follows from `on_train_end`."""
+        if trainer.global_step == self._seen:
+            return
+        self._seen = trainer.global_step
+        if trainer.world_size > 1:
+            self.received = trainer.strategy.reduce_boolean_decision(self.received, all=False)
+        if self.received:
+            trainer.should_stop = True
+
+
+class FiniteLoss(pl.Callback):
+    """Stops the run with one clear message when a logged loss is not finite, naming the first parameter that is not.
+
+    Looks only at steps that are logged, so it costs no extra synchronisation. Checkpoints of earlier steps stay.
+    """
+
+    def __init__(self, metrics: Any) -> None:
+        self.metrics = metrics
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Check the row that was just logged."""
+        loss = self.metrics.last.get("train/loss", 0.0)
+        if loss == loss and abs(loss) != float("inf"):
+            return
+        broken = next((n for n, p in pl_module.named_parameters() if not torch.isfinite(p).all()), None)
+        where = f"the first parameter that is not finite is {broken}" if broken else "all parameters are still finite"
+        raise UserError(
+            f"the loss became {loss} at step {trainer.global_step}; {where}. Lower optimizer.lr, set optimizer.clip=1.0, or use trainer.precision=32-true; "
+            f"resume={trainer.default_root_dir} would go on from the last checkpoint."
+        )

@@ -1,0 +1,57 @@
+"""The optimizer: AdamW whose gates get no weight decay and a learning rate of their own, and its schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from neural_rdm.residual import is_gate
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """How a network is optimised.
+
+    Args:
+        lr: learning rate; never scaled by batch size or devices.
+        weight_decay: AdamW's, for everything but the gates (decay would pull alpha to 0).
+        betas: AdamW's.
+        eps: AdamW's.
+        gate_lr_scale: learning rate of the gates over `lr`.
+        clip: largest norm of the gradient; None for no clipping.
+        warmup_steps: linear warm-up from 0.
+        schedule: `constant`, or `cosine` down to 0 at the run's last step.
+    """
+
+    lr: float = 1e-4
+    weight_decay: float = 0.0
+    betas: Sequence[float] = (0.9, 0.999)
+    eps: float = 1e-8
+    gate_lr_scale: float = 1.0
+    clip: float | None = None
+    warmup_steps: int = 0
+    schedule: str = "constant"
+
+    def build(self, net: nn.Module) -> torch.optim.AdamW:
+        """AdamW over the trainable parameters of `net`, fused, in two groups: the network and its gates."""
+        named = [(n, p) for n, p in net.named_parameters() if p.requires_grad]
+        groups: list[dict[str, Any]] = [
+            {"name": "net", "params": [p for n, p in named if not is_gate(n)], "lr": self.lr, "weight_decay": self.weight_decay},
+            {"name": "gates", "params": [p for n, p in named if is_gate(n)], "lr": self.lr * self.gate_lr_scale, "weight_decay": 0.0},
+        ]
+        groups = [g for g in groups if g["params"]]
+        return torch.optim.AdamW(groups, lr=self.lr, betas=(self.betas[0], self.betas[1]), eps=self.eps, fused=True)
+
+    def factor(self, step: int, max_steps: int) -> float:
+        """The learning rate at `step` (0-based) over its base value."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        if self.schedule == "constant":
+            return 1.0
+        progress = (step - self.warmup_steps) / max(1, max_steps - self.warmup_steps)
+        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))

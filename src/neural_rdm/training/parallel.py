@@ -1,0 +1,85 @@
+"""Everything that knows about several devices: strategies, sharding, sums over ranks."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from torch import Tensor, nn
+
+from neural_rdm.core.errors import ConfigError
+
+
+def single(devices: int = 1, num_nodes: int = 1) -> str:
+    """One process; Lightning picks the device from trainer.accelerator."""
+    return "auto"
+
+
+def ddp(devices: int = 1, num_nodes: int = 1, static_graph: bool = False, timeout_minutes: float = 30.0) -> Strategy:
+    """A copy of the network on every device. Every parameter must reach the loss: no rule has an unused gate."""
+    return DDPStrategy(
+        find_unused_parameters=False,
+        gradient_as_bucket_view=True,
+        static_graph=static_graph,
+        timeout=timedelta(minutes=timeout_minutes),
+    )
+
+
+def fsdp2(devices: int = 1, num_nodes: int = 1, reshard_after_forward: bool = True) -> Strategy:
+    """Fully sharded data parallelism (FSDP2) over all devices; checkpoints stay one ordinary file."""
+    strategy = ModelParallelStrategy(data_parallel_size=devices * num_nodes, tensor_parallel_size=1, save_distributed_checkpoint=False)
+    strategy.reshard_after_forward = reshard_after_forward  # type: ignore[attr-defined]
+    return strategy
+
+
+def deepspeed(devices: int = 1, num_nodes: int = 1, stage: int = 2, offload_optimizer: bool = False) -> Strategy:
+    """DeepSpeed ZeRO.
+
+    Raises:
+        ConfigError: DeepSpeed is not installed, or there is no GPU (Lightning refuses it on CPUs).
+    """
+    if not torch.cuda.is_available():
+        raise ConfigError("strategy=deepspeed_zero2/3 needs GPUs; on CPUs use strategy=ddp or strategy=fsdp2")
+    try:
+        from lightning.pytorch.strategies import DeepSpeedStrategy
+
+        return DeepSpeedStrategy(stage=stage, offload_optimizer=offload_optimizer)
+    except (ImportError, ModuleNotFoundError) as error:
+        raise ConfigError('strategy=deepspeed_zero2/3 needs DeepSpeed: pip install "neural-rdm[deepspeed]"') from error
+
+
+def shard(module: pl.LightningModule) -> None:
+    """Shard `module.net` block by block where the strategy is FSDP2; otherwise, and the second time, do nothing."""
+    strategy = module.trainer.strategy if module._trainer is not None else None
+    if not isinstance(strategy, ModelParallelStrategy) or strategy.device_mesh is None:
+        return
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
+    net: Any = module.net
+    if isinstance(net, FSDPModule):
+        return
+    options = {"mesh": strategy.device_mesh["data_parallel"], "reshard_after_forward": strategy.reshard_after_forward}  # type: ignore[attr-defined]
+    for block in net.blocks:
+        fully_shard(block, **options)
+    fully_shard(net, **options)
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """Sum a tensor over all ranks, in place; every rank must call it."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(tensor)
+    return tensor
+
+
+def full(tensor: Tensor) -> Tensor:
+    """The whole of a sharded tensor (a collective call), or the tensor itself."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def gradient_norm(net: nn.Module) -> Tensor:
+    """The norm of the whole gradient; every rank must call it."""
+    return full(torch.nn.utils.get_total_norm([p.grad for p in net.parameters() if p.grad is not None]))
+

@@ -1,0 +1,51 @@
+"""The validation loss of the averaged weights, with noise that is the same at every validation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from neural_rdm.training import parallel
+from neural_rdm.training.ema import averaged
+
+
+class Validation(pl.Callback):
+    """Logs `val/loss` (and its parts) every so many optimizer steps; nothing where the data have no validation split.
+
+    It runs inside the training step's end, before the step's checkpoint is written, and not in Lightning's validation loop,
+    which a run that is killed between the two would skip on resume.
+
+    Args:
+        every_n_steps: optimizer steps between two validations.
+    """
+
+    def __init__(self, every_n_steps: int = 5000) -> None:
+        self.every_n_steps = every_n_steps
+        self._seen = -1
+        self.last: dict[str, float] = {}
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Validate when it is due."""
+        step = trainer.global_step
+        if step == self._seen or step == 0 or step % self.every_n_steps:
+            return
+        self._seen = step
+        loader = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
+        sums: dict[str, torch.Tensor] = {}
+        count = torch.zeros((), dtype=torch.float64)
+        pl_module.eval()
+        with averaged(trainer, pl_module.net), torch.no_grad(), trainer.precision_plugin.val_step_context():
+            for batch in loader:
+                batch = pl_module.transfer_batch_to_device(batch, pl_module.device, 0)
+                for name, values in pl_module.validation_step(batch).items():  # type: ignore[attr-defined]
+                    sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + values.double().sum().cpu()
+                count += len(batch["position"])
+        pl_module.train()
+        if not sums:
+            return
+        totals = parallel.sum_over_ranks(torch.stack([count, *sums.values()]).to(pl_module.device)).tolist()
+        self.last = {f"val/{name}": total / totals[0] for name, total in zip(sums, totals[1:], strict=True)}
+        for logger in trainer.loggers:
+            logger.log_metrics(self.last, step=step)

@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+from itertools import islice
+from traceback import clear_frames
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from neural_rdm.core.errors import ConfigError, DataError
+from neural_rdm.core.seeding import uniform
+from neural_rdm.data.base import BrokenSample, DataModule
+from neural_rdm.data.digits import Digits
+from neural_rdm.data.synthetic import Synthetic
+
+L = pytest.importorskip("lightning.pytorch")
+
+
+class Flags:
+    """A set whose augmentation shows: x holds the index and a coin keyed by the position."""
+
+    def __init__(self, size: int, seed: int, broken: int = -1) -> None:
+        self.size, self.seed, self.broken = size, seed, broken
+
+    def __len__(self) -> int:
+        return self.size
+
+    def load(self, index: int, key: int) -> dict[str, Any]:
+        if index == self.broken:
+            try:
+                raise OSError("image file is truncated")
+            except OSError as error:
+                raise BrokenSample("cannot read the image a/b.png: truncated. Replace the file.") from error
+        return {"x": torch.tensor([index, float(uniform(self.seed, "flip", [key])[0] < 0.5)]), "y": index % 3}
+
+
+class FlagData(DataModule):
+    def __init__(self, size: int = 50, broken: int = -1, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.size, self.broken = size, broken
+
+    def load_datasets(self) -> None:
+        self.train_set = Flags(self.size, self.seed, self.broken)
+        self.val_set = Flags(13, self.seed)
+
+
+def at(
+    data: DataModule, step: int = 0, world_size: int = 1, rank: int = 0, seed: int = 3, micro: int = 1
+) -> DataModule:
+    data.configure(seed, micro)
+    data.trainer = SimpleNamespace(global_step=step, world_size=world_size, global_rank=rank)
+    return data
+
+
+def batches(data: DataModule, count: int) -> list[dict[str, Tensor]]:
+    return list(islice(data.train_dataloader(), count))
+
+
+def assert_equal(ours: list[dict[str, Tensor]], theirs: list[dict[str, Tensor]]) -> None:
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert torch.equal(a[key], b[key]), key
+
+
+@pytest.mark.parametrize(("limit", "start"), [(None, 13), (100, 5)])  # mid-epoch; just before an epoch's end
+def test_a_resume_with_workers_gives_the_batches_of_an_uninterrupted_run(limit, start):
+    whole = batches(at(Digits(batch_size=32, limit=limit)), start + 4)
+    resumed = batches(at(Digits(batch_size=32, limit=limit, num_workers=2), step=start), 4)
+    assert_equal(resumed, whole[start:])
+
+
+def test_micro_steps_and_ranks_share_out_the_same_samples():
+    whole = batches(at(FlagData(batch_size=24)), 3)
+    ranks = [batches(at(FlagData(batch_size=24), world_size=2, rank=r, micro=3), 9) for r in range(2)]
+    shares = [rank[i] for i in range(9) for rank in ranks]
+    assert all(len(share["y"]) == 4 for share in shares)
+    for key in ("x", "y", "position"):
+        assert torch.equal(torch.cat([b[key] for b in shares]), torch.cat([b[key] for b in whole]))
+
+
+def test_augmentation_depends_on_seed_and_position_only():
+    alone, busy = batches(at(FlagData(batch_size=20)), 10), batches(at(FlagData(batch_size=20, num_workers=2)), 10)
+    assert_equal(alone, busy)
+    positions = torch.cat([b["position"] for b in alone])
+    coins = torch.cat([b["x"][:, 1] for b in alone])
+    assert torch.equal(coins.bool(), torch.from_numpy(uniform(3, "flip", positions) < 0.5))
+    assert 60 < coins.sum() < 140
+    assert not torch.equal(coins, torch.cat([b["x"][:, 1] for b in batches(at(FlagData(batch_size=20), seed=4), 10)]))
+
+
+def test_the_batch_contract():
+    batch = batches(at(FlagData(batch_size=8), step=2), 1)[0]
+    assert batch["x"].dtype == torch.float32
+    assert batch["y"].dtype == batch["position"].dtype == torch.int64
+    assert batch["position"].tolist() == list(range(16, 24))
+
+
+def test_limit_takes_the_first_samples():
+    data = at(FlagData(batch_size=10, limit=10))
+    assert data.train_size == 10
+    assert sorted(batches(data, 1)[0]["x"][:, 0].tolist()) == list(range(10))
+    assert sum(len(b["y"]) for b in data.val_dataloader()) == 10
+    assert at(FlagData(batch_size=10, limit=99)).train_size == 50
+
+
+def test_validation_is_in_order_and_every_sample_comes_once():
+    def seen(world: int) -> list[list[int]]:
+        loaders = [at(FlagData(batch_size=8), world_size=world, rank=r).val_dataloader() for r in range(world)]
+        return [[p for b in loader for p in b["position"].tolist()] for loader in loaders]
+
+    assert seen(1) == [list(range(13))]
+    two = seen(2)
+    assert two == [list(range(0, 13, 2)), list(range(1, 13, 2))]
+    loader = at(FlagData(batch_size=8)).val_dataloader()
+    assert [int(b["x"][0, 0]) for b in loader] == [0, 8]
+    assert at(Synthetic([1, 4, 4], None, 2)).val_dataloader() == []
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_sample_is_one_plain_sentence_from_any_process(workers):
+    data = at(FlagData(size=4, broken=2, batch_size=4, num_workers=workers))
+    with pytest.raises(DataError) as error:
+        batches(data, 1)
+    clear_frames(error.tb)  # they hold the loader in a cycle, and collecting that makes its workers wait for 5 s
+    assert str(error.value) == "cannot read the image a/b.png: truncated. Replace the file."
+
+
+def test_without_a_trainer_the_run_begins_at_step_0():
+    data = FlagData(batch_size=4)
+    assert next(iter(data.train_dataloader()))["position"].tolist() == [0, 1, 2, 3]
+    assert data.train_set.seed == 0
+    data.configure(5)
+    assert next(iter(data.train_dataloader()))["y"].shape == (4,)
+    assert data.train_set.seed == 5
+
+
+def test_settings_out_of_range_are_refused():
+    with pytest.raises(ConfigError, match=r"data\.batch_size must be at least 1, not 0"):
+        FlagData(batch_size=0)
+    with pytest.raises(ConfigError, match=r"data\.num_workers must be 0 or more, not -1"):
+        FlagData(batch_size=1, num_workers=-1)
+    with pytest.raises(ConfigError, match=r"data\.limit must be at least 1, not 0"):
+        FlagData(batch_size=1, limit=0)
+    with pytest.raises(NotImplementedError, match="DataModule does not say"):
+        DataModule(1).setup()
+    with pytest.raises(ConfigError, match=r"nearest that works is data\.batch_size=9"):
+        at(FlagData(batch_size=10), world_size=3).train_dataloader()
+
+
+class Recorder(L.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 1)
+        self.seen: list[int] = []
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        self.seen += batch["position"].tolist()
+        return self.layer(batch["x"]).mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def trainer(steps: int, **settings: Any) -> Any:
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return L.Trainer(max_steps=steps, accelerator="cpu", use_distributed_sampler=False, **quiet, **settings)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_real_trainer_sees_every_position_once_through_a_resume(tmp_path):
+    first, second = Recorder(), Recorder()
+    data = FlagData(batch_size=8)
+    data.configure(0, 2)
+    run = trainer(3, accumulate_grad_batches=2)
+    run.fit(first, data)
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    assert first.seen == list(range(24))
+    data = FlagData(batch_size=8, num_workers=1)
+    data.configure(0, 2)
+    trainer(5, accumulate_grad_batches=2).fit(second, data, ckpt_path=tmp_path / "a.ckpt", weights_only=True)
+    assert second.seen == list(range(24, 40))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_lightning_epochs_cut_short_do_not_repeat_data(workers):
+    module = Recorder()
+    trainer(5, limit_train_batches=2).fit(module, FlagData(batch_size=4, num_workers=workers))
+    assert module.seen == list(range(20))

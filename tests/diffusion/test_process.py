@@ -1,0 +1,159 @@
+"""The process against the official DiT code, and against what the formulas say it must be."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import Tensor
+
+from neural_rdm.diffusion.process import DDPM, even_timesteps, split_output
+from tests.helpers import shared
+
+GOLDEN = "golden/diffusion_dit.safetensors"
+
+
+def stand_in(x: Tensor, t: Tensor) -> Tensor:
+    """The network of the golden file: epsilon and variance halves."""
+    shift = t.view(-1, 1, 1, 1) / 1000
+    return torch.cat([torch.tanh(0.6 * x + shift - 0.3), 0.8 * torch.sin(x)], dim=1)
+
+
+def samples(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_q_sample_equals_the_official_code():
+    golden = load_file(shared(GOLDEN))
+    xt = DDPM().q_sample(golden["x_start"], golden["t"], golden["noise"])
+    torch.testing.assert_close(xt, golden["x_t"], rtol=1e-6, atol=1e-6)
+
+
+def test_p_mean_variance_of_250_steps_equals_the_official_code():
+    golden = load_file(shared(GOLDEN))
+    process, index, xt = DDPM().spaced(250), golden["ddpm250.index"], golden["x_t"]
+    assert torch.equal(process.timesteps, golden["ddpm250.timesteps"])
+    output = stand_in(xt, process.timesteps[index])
+    for got, name in zip(
+        process.p_mean_variance(output, xt, index), ("mean", "log_variance", "pred_xstart"), strict=True
+    ):
+        torch.testing.assert_close(got, golden[f"ddpm250.{name}"], rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("process", "last"),
+    [
+        (DDPM(), 4.0358e-5),
+        (DDPM("scaled_linear", beta_start=0.0015, beta_end=0.0195), 1.4230e-4),
+        (DDPM("scaled_linear", beta_start=0.00085, beta_end=0.012), 4.6601e-3),
+    ],
+    ids=["DiT", "LDM", "SD"],
+)
+def test_alpha_bar_ends_where_the_published_schedules_do(process, last):
+    assert process.alphas_cumprod[-1].item() == pytest.approx(last, rel=5e-5)
+
+
+def test_even_spacing_is_the_official_one():
+    assert even_timesteps(1000, 250)[:5] == [0, 4, 8, 12, 16]
+    assert even_timesteps(1000, 250)[-3:] == [991, 995, 999]
+    assert even_timesteps(1000, 50)[:5] == [0, 20, 41, 61, 82]
+    assert even_timesteps(1000, 1000) == list(range(1000))
+
+
+@settings(deadline=None)
+@given(total=st.integers(1, 1200), data=st.data())
+def test_even_spacing_ascends_from_first_to_last(total, data):
+    steps = data.draw(st.integers(1, total))
+    spaced = even_timesteps(total, steps)
+    assert spaced == sorted(set(spaced))
+    assert len(spaced) == steps
+    assert spaced[0] == 0
+    assert steps == 1 or spaced[-1] == total - 1
+
+
+def test_a_spaced_process_keeps_alpha_bar_and_names():
+    process = DDPM()
+    every_20 = process.spaced(range(0, 1000, 20))
+    torch.testing.assert_close(every_20.alphas_cumprod, process.alphas_cumprod[::20], rtol=1e-12, atol=0)
+    assert every_20.timesteps.tolist() == list(range(0, 1000, 20))
+    assert every_20.spaced([1, 3]).timesteps.tolist() == [20, 60]
+    assert process.spaced(1000).betas.sub(process.betas).abs().max() < 1e-15
+
+
+@settings(deadline=None)
+@given(t=st.integers(0, 999), seed=st.integers(0, 9))
+def test_x0_from_eps_undoes_q_sample(t, seed):
+    process, x0, noise = DDPM(), samples(2, 3, 2, 2, seed=seed), samples(2, 3, 2, 2, seed=seed + 10)
+    step = torch.full((2,), t)
+    found = process.predict_x0_from_eps(process.q_sample(x0, step, noise), step, noise)
+    torch.testing.assert_close(found, x0, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("t", [1, 17, 500, 999])
+def test_the_posterior_is_the_product_of_its_two_gaussians(t):
+    process, x0, xt = DDPM(), samples(1, 1, 2, 2), samples(1, 1, 2, 2, seed=1)
+    beta, before = process.betas[t], process.alphas_cumprod[t - 1]
+    # q(x_t | x_{t-1}) as a function of x_{t-1}, times q(x_{t-1} | x_0)
+    precision = (1 - beta) / beta + 1 / (1 - before)
+    expected = ((1 - beta).sqrt() / beta * xt + before.sqrt() / (1 - before) * x0) / precision
+    mean, variance, log_variance = process.q_posterior(x0, xt, torch.tensor([t]))
+    torch.testing.assert_close(mean, expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(variance, torch.full_like(x0, 1 / precision.item()), rtol=1e-9, atol=0)
+    torch.testing.assert_close(log_variance, variance.log(), rtol=1e-9, atol=0)
+
+
+def test_the_first_step_has_no_posterior_variance_and_a_finite_logarithm():
+    process, x = DDPM(), samples(1, 1, 2, 2)
+    _, variance, first = process.q_posterior(x, x, torch.tensor([0]))
+    _, _, second = process.q_posterior(x, x, torch.tensor([1]))
+    assert variance.abs().max() == 0
+    assert torch.equal(first, second)
+
+
+def test_the_learned_variance_runs_from_the_posterior_to_beta():
+    process, x, t = DDPM(), samples(2, 3, 2, 2), torch.tensor([40, 900])
+    low = process.p_mean_variance(torch.cat([x, -torch.ones_like(x)], 1), x, t)
+    high = process.p_mean_variance(torch.cat([x, torch.ones_like(x)], 1), x, t)
+    fixed = process.p_mean_variance(x, x, t)
+    for a, b in zip(low, fixed, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(high[1][:, 0, 0, 0], process.betas[t].log(), rtol=1e-12, atol=0)
+
+
+def test_a_clip_is_treated_as_its_frames():
+    process, x, t = DDPM(), samples(2, 5, 3, 2, 2), torch.tensor([40, 900])
+    output = samples(2, 5, 6, 2, 2, seed=1)
+    clip = process.p_mean_variance(output, x, t)
+    frames = process.p_mean_variance(output.flatten(0, 1), x.flatten(0, 1), t.repeat_interleave(5))
+    for a, b in zip(clip, frames, strict=True):
+        assert torch.equal(a.flatten(0, 1), b)
+
+
+def test_outputs_in_bfloat16_are_read_in_the_samples_precision():
+    process, x, t = DDPM(), samples(2, 3, 2, 2).float(), torch.tensor([40, 900])
+    output = samples(2, 6, 2, 2, seed=1).bfloat16()
+    for a, b in zip(process.p_mean_variance(output, x, t), process.p_mean_variance(output.float(), x, t), strict=True):
+        assert a.dtype == torch.float32
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"schedule": "cosine"}, {"num_timesteps": 0}, {"beta_start": 0.0}, {"beta_start": 0.03}, {"beta_end": 1.0}],
+)
+def test_impossible_schedules_are_refused(arguments):
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        DDPM(**arguments)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1001, [], [3, 3], [5, 2], [-1, 4], [0, 1000]])
+def test_impossible_spacings_are_refused(steps):
+    with pytest.raises(ValueError, match=r"1000|999"):
+        DDPM().spaced(steps)
+
+
+def test_an_output_of_strange_width_is_refused():
+    with pytest.raises(ValueError, match="learn_sigma"):
+        split_output(torch.zeros(1, 5, 2, 2), 4)

@@ -1,0 +1,258 @@
+"""The samplers: against the official DiT code, on a distribution known exactly, and independent of the batch."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from neural_rdm.core.seeding import normal
+from neural_rdm.diffusion.guidance import guided_model
+from neural_rdm.diffusion.process import DDPM
+from neural_rdm.diffusion.samplers import Sampler, denoise, sample
+from tests.diffusion.test_process import GOLDEN, samples, stand_in
+from tests.helpers import shared
+
+KINDS = [Sampler("ddim", 6), Sampler("ddim", 6, eta=0.7), Sampler("dpm++", 6), Sampler("ddpm", 6)]
+MEAN, STD = 0.8, 0.5
+
+
+class Network(nn.Module):
+    """Conditional, mixes pixels, 2C channels, with dropout that must not act."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.conv = nn.Conv2d(3, 6, 3, padding=1)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        shift = 0.0 if y is None else 0.1 * y.view(-1, 1, 1, 1)
+        flat = x.flatten(0, -4)
+        out = self.dropout(torch.tanh(self.conv(flat))).unflatten(0, x.shape[:-3])
+        return 0.3 * out + shift
+
+
+def exact_epsilon(process: DDPM):
+    """What a perfect network says where the data are N(MEAN, STD^2)."""
+
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        bar = process.alphas_cumprod[t].to(x.dtype).view(-1, 1, 1, 1)
+        return (1 - bar).sqrt() * (x - bar.sqrt() * MEAN) / (bar * STD**2 + 1 - bar)
+
+    return predict
+
+
+def test_50_ddim_steps_equal_the_official_run():
+    golden = load_file(shared(GOLDEN))
+    found = denoise(stand_in, DDPM(), Sampler("ddim", 50), golden["ddim.noise"])
+    assert (found - golden["ddim.sample"]).abs().max() / golden["ddim.sample"].std() < 1e-5
+    assert Sampler("ddim", 50).scheduler(DDPM()).timesteps.flip(0).tolist() == golden["ddim.timesteps"].tolist()
+
+
+def test_ddpm_visits_the_official_250_timesteps():
+    golden = load_file(shared(GOLDEN))
+    assert Sampler("ddpm", 250).scheduler(DDPM()).timesteps.flip(0).tolist() == golden["ddpm250.timesteps"].tolist()
+
+
+@pytest.mark.parametrize("learned", [True, False])
+@pytest.mark.parametrize("shape", [(2, 4, 3, 3), (2, 5, 4, 3, 3)], ids=["images", "clips"])
+def test_ddpm_steps_draw_from_our_process(learned, shape):
+    """All of a short run, redone with the mean and variance of `process.p_mean_variance` (itself golden)."""
+    process, noise = DDPM(), samples(*shape)
+    channels = 2 * shape[-3] if learned else shape[-3]
+
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        shift = t.view(-1, *[1] * (x.dim() - 1)) / 1000
+        return torch.cat([torch.tanh(x + shift), torch.sin(x)], dim=-3).narrow(-3, 0, channels)
+
+    def generators() -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(i) for i in range(len(noise))]
+
+    found = denoise(predict, process, Sampler("ddpm", 5), noise, generators())
+    spaced, x, draws = process.spaced(5), noise, generators()
+    for index in reversed(range(5)):
+        t = torch.full((len(x),), index)
+        mean, log_variance, _ = spaced.p_mean_variance(predict(x, spaced.timesteps[t]), x, t)
+        x = mean
+        if index > 0:
+            rows = [torch.randn(1, *x.transpose(1, -3).shape[1:], generator=g, dtype=x.dtype) for g in draws]
+            x = mean + torch.exp(log_variance / 2) * torch.cat(rows).transpose(1, -3)
+    torch.testing.assert_close(found, x, rtol=1e-6, atol=1e-6)
+
+
+def deviation(name: str, steps: int) -> float:
+    """How far a run under the exact epsilon ends from the probability flow's exact solution (affine in the noise)."""
+    process, noise = DDPM(), torch.tensor([-1.0, 0.0, 2.0]).view(3, 1, 1, 1)
+    bar = process.alphas_cumprod[-1].item()
+    exact = MEAN + STD * (noise - math.sqrt(bar) * MEAN) / math.sqrt(bar * STD**2 + 1 - bar)
+    return (denoise(exact_epsilon(process), process, Sampler(name, steps), noise) - exact).abs().max().item()
+
+
+def test_ddim_solves_the_probability_flow_to_first_order():
+    coarse, fine = deviation("ddim", 50), deviation("ddim", 100)
+    assert coarse < 0.12 * STD
+    assert fine < 0.55 * coarse
+
+
+def test_dpm_solver_solves_it_to_higher_order():
+    assert deviation("dpm++", 50) < 2e-3 * STD
+    assert deviation("dpm++", 50) < deviation("ddim", 50) / 50
+
+
+@pytest.mark.parametrize("sampler", [Sampler("ddpm", 100), Sampler("ddim", 100, eta=1.0)], ids=["ddpm", "ddim"])
+def test_stochastic_samplers_draw_from_the_data(sampler):
+    process = DDPM()
+    drawn = sample(exact_epsilon(process), process, sampler, (1, 32, 32), 16, batch_size=16)
+    error = STD / math.sqrt(drawn.numel())
+    assert drawn.mean().item() == pytest.approx(MEAN, abs=4 * error + 0.01)
+    assert drawn.std().item() == pytest.approx(STD, abs=4 * error + 0.02)
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpm++"])
+def test_no_step_waits_for_the_device(name):
+    # meta tensors have no values: whatever would copy one to the host fails on them
+    network, noise, y = Network().to("meta"), torch.zeros(2, 3, 4, 4, device="meta"), torch.zeros(2, device="meta")
+    sampler = Sampler(name, 4, cfg_scale=2.0, interval=(200, 700))
+    predict = guided_model(network, sampler.guidance, y, 0)
+    assert denoise(predict, DDPM(), sampler, noise).shape == noise.shape
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 4), (2, 3, 4, 4)], ids=["images", "clips"])
+@pytest.mark.parametrize("sampler", KINDS, ids=["ddim", "eta", "dpm++", "ddpm"])
+def test_a_sample_depends_only_on_its_number(sampler, shape):
+    network, process = Network(), DDPM()
+    y = torch.tensor([1, 2, 3, 4, 5]) if len(shape) == 3 else None
+    whole = sample(network, process, sampler, shape, 5, seed=3, y=y, batch_size=4)
+    single = sample(network, process, sampler, shape, 5, seed=3, y=y, batch_size=1)
+    torch.testing.assert_close(whole, single, rtol=1e-5, atol=1e-5)
+    some = sample(network, process, sampler, shape, [4, 1], seed=3, y=None if y is None else y[[4, 1]])
+    torch.testing.assert_close(some, whole[[4, 1]], rtol=1e-5, atol=1e-5)
+    other = sample(network, process, sampler, shape, 5, seed=4, y=y)
+    assert (other - whole).flatten(1).abs().amax(dim=1).min() > 1e-2
+
+
+@pytest.mark.parametrize("sampler", KINDS[1::2], ids=["eta", "ddpm"])
+def test_step_noise_is_not_the_initial_noise(sampler):
+    drawn = []
+
+    def network(x: Tensor, t: Tensor) -> Tensor:
+        drawn.append(x)
+        return torch.zeros_like(x)
+
+    sample(network, DDPM(), sampler, (1, 8, 8), 2, seed=5)
+    assert torch.equal(drawn[0], normal(5, "sample", [0, 1], (1, 8, 8)))
+    # were the same noise added again, the second state would be a multiple of the first
+    ratio = (drawn[1] / drawn[0]).flatten(1)
+    assert (ratio.std(dim=1) > 1e-2).all()
+
+
+def test_guidance_reaches_the_network():
+    network, process = Network(), DDPM()
+    y, null = torch.tensor([1, 2]), torch.tensor([0, 0])
+    plain = sample(network, process, Sampler(steps=4), (3, 4, 4), 2, y=y)
+    guided = sample(network, process, Sampler(steps=4, cfg_scale=3.0), (3, 4, 4), 2, y=y, null_class=0)
+    # this network is affine in y, so guiding by 3 from the null class 0 is conditioning on 3 y
+    tripled = sample(network, process, Sampler(steps=4), (3, 4, 4), 2, y=3 * y)
+    torch.testing.assert_close(guided, tripled, rtol=1e-5, atol=1e-5)
+    outside = Sampler(steps=4, cfg_scale=3.0, interval=(1, 2))
+    assert torch.equal(sample(network, process, outside, (3, 4, 4), 2, y=y, null_class=0), plain)
+    unconditional = sample(network, process, Sampler(steps=4, cfg_scale=0.0), (3, 4, 4), 2, y=y, null_class=0)
+    torch.testing.assert_close(unconditional, sample(network, process, Sampler(steps=4), (3, 4, 4), 2, y=null))
+
+
+def test_the_module_runs_in_eval_mode_without_gradients_and_gets_its_modes_back():
+    network = Network()
+    network.conv.eval()
+    network.register_forward_pre_hook(lambda module, _: seen.append((module.dropout.training, torch.is_grad_enabled())))
+    seen: list[tuple[bool, bool]] = []
+    sample(network, DDPM(), Sampler(steps=2), (3, 4, 4), 1)
+    assert seen == [(False, False)] * 2
+    assert (network.training, network.dropout.training, network.conv.training) == (True, True, False)
+    with pytest.raises(ValueError, match="cfg_scale"):
+        sample(network, DDPM(), Sampler(steps=2, cfg_scale=2.0), (3, 4, 4), 1)
+    assert network.training
+
+
+def test_finish_is_applied_to_each_batch():
+    sizes = []
+
+    def finish(z: Tensor) -> Tensor:
+        sizes.append(len(z))
+        return z.mul(10).round().to(torch.int16)
+
+    kept = sample(Network(), DDPM(), Sampler(steps=2), (3, 4, 4), 5, batch_size=2, finish=finish)
+    assert sizes == [2, 2, 1]
+    assert torch.equal(kept, finish(sample(Network(), DDPM(), Sampler(steps=2), (3, 4, 4), 5, batch_size=2)))
+
+
+def test_the_progress_bar_counts_every_step_on_standard_error(capsys):
+    sample(Network(), DDPM(), Sampler(steps=3), (3, 4, 4), 5, batch_size=2, progress=True)
+    captured = capsys.readouterr()
+    assert "9/9" in captured.err
+    assert "steps/s" in captured.err
+    assert captured.out == ""
+
+
+def test_a_spaced_process_calls_the_network_by_the_original_timesteps():
+    seen = []
+
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        seen.append(t[0].item())
+        return x
+
+    denoise(predict, DDPM().spaced([10, 500, 900]), Sampler(steps=3), samples(1, 1, 2, 2))
+    assert seen == [900, 500, 10]
+
+
+def test_latent_diffusions_timesteps_start_at_one_and_end_at_the_first_alpha_bar():
+    process = DDPM("scaled_linear", beta_start=0.0015, beta_end=0.0195)
+    scheduler = Sampler("ddim", 50, steps_offset=1).scheduler(process)
+    assert scheduler.timesteps.tolist()[-3:] == [41, 21, 1]
+    assert scheduler.final_alpha_cumprod.item() == pytest.approx(process.alphas_cumprod[0].item())
+    assert Sampler("ddim", 50).scheduler(process).final_alpha_cumprod.item() == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"name": "euler"},
+        {"steps": 0},
+        {"eta": 1.5},
+        {"steps_offset": 2},
+        {"name": "dpm++", "eta": 0.5},
+        {"name": "ddpm", "steps_offset": 1},
+        {"channels": "some"},
+        {"interval": (3, 1)},
+    ],
+    ids=str,
+)
+def test_impossible_samplers_are_refused(arguments):
+    with pytest.raises(ValueError, match=list(arguments)[-1]):
+        Sampler(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "offset", "most"), [("ddim", 0, 20), ("ddim", 1, 19), ("ddpm", 0, 20), ("dpm++", 0, 19)]
+)
+def test_the_most_steps_run_and_one_more_is_refused(name, offset, most):
+    process, noise = DDPM(num_timesteps=20), samples(1, 1, 2, 2)
+    generators = [torch.Generator()] if name == "ddpm" else None
+    found = denoise(lambda x, t: 0.1 * x, process, Sampler(name, most, steps_offset=offset), noise, generators)
+    assert found.isfinite().all()
+    with pytest.raises(ValueError, match=f"at most {most}"):
+        denoise(lambda x, t: x, process, Sampler(name, most + 1, steps_offset=offset), noise, generators)
+
+
+def test_what_cannot_be_sampled_is_refused():
+    network, process = Network(), DDPM()
+    with pytest.raises(ValueError, match="nothing to sample"):
+        sample(network, process, Sampler(), (3, 4, 4), [])
+    with pytest.raises(ValueError, match="3 labels y for 2"):
+        sample(network, process, Sampler(), (3, 4, 4), 2, y=torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(ValueError, match="one generator per sample"):
+        denoise(network, process, Sampler("ddpm"), torch.zeros(2, 3, 4, 4))

@@ -1,0 +1,166 @@
+"""Tables read back: Markdown, CSV, JSON, and the comparison of runs that are whole, cut or damaged."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from neural_rdm.reports.tables import compare_runs, markdown_table, write_comparison, write_metrics
+
+ROWS = [
+    {"name": "generated", "accuracy": 0.87654321, "frechet_pixels": 1.5, "count": 200},
+    {"name": "held out", "accuracy": 0.99, "count": 360, "note": "a|b\nc"},
+]
+
+
+def read_csv(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_markdown_table():
+    assert markdown_table(ROWS) == (
+        "| name | accuracy | frechet_pixels | count | note |\n"
+        "| --- | ---: | ---: | ---: | --- |\n"
+        "| generated | 0.8765 | 1.5 | 200 |  |\n"
+        "| held out | 0.99 |  | 360 | a\\|b c |\n"
+    )
+    assert markdown_table(ROWS, columns=["count", "none"], floats="{:.1f}").splitlines()[2:] == [
+        "| 200 |  |",
+        "| 360 |  |",
+    ]
+    assert markdown_table(ROWS, columns=["accuracy"], floats="{:.1f}").splitlines()[2:] == ["| 0.9 |", "| 1.0 |"]
+    assert markdown_table([]) == ""
+    assert markdown_table([], columns=["a"]) == "| a |\n| ---: |\n"
+
+
+def test_scalars_of_torch_and_numpy_are_numbers():
+    rows = [{"a": torch.tensor(0.123456), "b": np.int64(3), "c": np.float32(2), "d": True, "e": None}]
+    assert markdown_table(rows).splitlines()[1:] == [
+        "| ---: | ---: | ---: | --- | ---: |",
+        "| 0.1235 | 3 | 2 | True |  |",
+    ]
+
+
+cells = st.none() | st.booleans() | st.integers(-9, 9) | st.floats() | st.text("ab|\\\n\t é", max_size=9)
+
+
+@given(st.lists(st.dictionaries(st.sampled_from("abcd"), cells), max_size=5))
+def test_markdown_always_has_a_full_grid(rows):
+    text = markdown_table(rows)
+    columns = {key for row in rows for key in row}
+    lines = text.split("\n")[:-1]
+    assert len(lines) == (len(rows) + 2 if columns else 0)
+    for line in lines:
+        assert line.replace("\\|", "").count("|") == len(columns) + 1
+
+
+def test_metrics_of_a_run_round_trip(tmp_path):
+    folder = tmp_path / "run" / "report"
+    paths = write_metrics(folder, [*ROWS, {"name": "broken", "frechet_pixels": math.nan, "accuracy": math.inf}], "how")
+    assert paths == [folder / "metrics.md", folder / "metrics.csv", folder / "metrics.json"]
+    markdown = paths[0].read_text()
+    assert markdown.startswith("# Metrics\n\nhow\n\n| name |")
+    assert "0.8765" in markdown
+    rows = read_csv(paths[1])
+    assert float(rows[0]["accuracy"]) == ROWS[0]["accuracy"]
+    assert rows[1]["frechet_pixels"] == ""
+    assert rows[1]["note"] == "a|b\nc"
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    report = json.loads(paths[2].read_text(), parse_constant=refuse)
+    assert report["protocol"] == "how"
+    assert report["rows"][:2] == ROWS
+    assert report["rows"][2] == {"name": "broken", "frechet_pixels": "nan", "accuracy": "inf"}
+
+
+def make_run(folder, residual, seed=0, protocol="how", accuracy=0.5):
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(
+        f"exp: digits_gated\nresidual: {residual}\nbackbone:\n  depth: 6\ntrainer:\n  max_steps: 300\nseed: {seed}\n"
+    )
+    (folder / "metrics.csv").write_text("step,train/loss\n0,1.0\n10,0.5\n")
+    generated = {"name": "generated", "accuracy": accuracy, "frechet_pixels": 2.25, "count": 200}
+    write_metrics(folder / "report", [{"name": "held out", "accuracy": 0.99}, generated], protocol)
+    return folder
+
+
+def test_runs_side_by_side(tmp_path):
+    one = make_run(tmp_path / "one", "gated")
+    two = make_run(tmp_path / "two", "{rule: rezero, granularity: scalar}", seed=3, accuracy=math.nan)
+    shared = {"exp": "digits_gated", "depth": 6, "steps": 300, "frechet_pixels": 2.25, "count": 200}
+    assert compare_runs([one, str(two)]) == [
+        shared | {"run": "one", "residual": "gated", "seed": 0, "accuracy": 0.5},
+        shared | {"run": "two", "residual": "rezero", "seed": 3, "accuracy": "nan"},
+    ]
+    assert list(compare_runs([one])[0])[:6] == ["run", "exp", "residual", "depth", "steps", "seed"]
+
+
+@pytest.mark.parametrize(
+    ("config", "report"),
+    [
+        (None, None),
+        ("", ""),
+        ("- a\n- list\n", "[1, 2]"),
+        ("a: [unclosed\n", "{cut"),
+        ("backbone: dit\ntrainer: 3\nexp: [a]\n", '{"rows": {"a": 1}, "protocol": 3}'),
+        ("!!python/object/apply:os.system ['exit 1']\n", '{"rows": [3, {"accuracy": 1}]}'),
+        (b"\xff\xfe\x00", b"\xff\xfe\x00"),
+    ],
+)
+def test_damaged_runs_become_empty_cells(tmp_path, config, report):
+    folder = tmp_path / "cut"
+    (folder / "report").mkdir(parents=True)
+    for path, content in ((folder / "config.yaml", config), (folder / "report" / "metrics.json", report)):
+        if content is not None:
+            path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    (folder / "metrics.csv").write_bytes(b"\xff\x00,step\n")
+    (row,) = compare_runs([folder])
+    assert row.pop("run") == "cut"
+    assert row.pop("exp") in (None, ["a"])
+    assert row == dict.fromkeys(["residual", "depth", "steps", "seed"])
+    whole = make_run(tmp_path / "whole", "skip")
+    paths = write_comparison([folder, whole, tmp_path / "never made"], tmp_path / "out")
+    assert [row["accuracy"] for row in read_csv(paths[1])] == ["", "0.5", ""]
+
+
+def test_equal_folder_names_are_told_apart(tmp_path):
+    folders = [make_run(tmp_path / name, "gated") for name in ("a/0", "b/0", "b/1")]
+    assert [row["run"] for row in compare_runs(folders)] == ["a/0", "b/0", "1"]
+
+
+def test_comparison_files(tmp_path):
+    runs = [make_run(tmp_path / "one", "gated"), make_run(tmp_path / "two", "rezero", accuracy=0.7)]
+    out = tmp_path / "new" / "out"
+    paths = write_comparison(runs, out)
+    assert paths == [out / "comparison.md", out / "comparison.csv", out / "comparison_losses.png"]
+    page = paths[0].read_text()
+    assert "| one | digits_gated | gated | 6 | 300 | 0 | 0.5 | 2.25 | 200 |" in page
+    assert page.count("how") == 1
+    assert "cannot be compared" not in page
+    assert "(comparison_losses.png)" in page
+    assert [row["accuracy"] for row in read_csv(paths[1])] == ["0.5", "0.7"]
+    with Image.open(paths[2]) as image:
+        assert image.format == "PNG"
+
+
+def test_comparison_says_where_protocols_differ_and_needs_no_losses(tmp_path):
+    runs = [make_run(tmp_path / "one", "gated"), make_run(tmp_path / "two", "rezero", protocol="otherwise")]
+    for run in runs:
+        (run / "metrics.csv").unlink()
+    paths = write_comparison(runs, tmp_path / "out")
+    assert [path.name for path in paths] == ["comparison.md", "comparison.csv"]
+    page = paths[0].read_text()
+    assert "cannot be compared" in page
+    assert "- how\n- otherwise\n" in page
+    assert "png" not in page
