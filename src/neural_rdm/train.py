@@ -32,6 +32,7 @@ def train(cfg: DictConfig, folder: Path) -> int:
     from neural_rdm.core.errors import ConfigError
     from neural_rdm.core.files import load_tensors
     from neural_rdm.core.records import truncate
+    from neural_rdm.training import parallel
     from neural_rdm.training.checkpoints import newest_readable
     from neural_rdm.training.evaluation import finish
     from neural_rdm.training.guards import EXIT_CODE, StopOnSignal
@@ -66,7 +67,7 @@ def train(cfg: DictConfig, folder: Path) -> int:
     report = build.build(cfg.metric, "metric") if cfg.metric is not None else None
     numbers, paths = finish(trainer, module, grid, report, folder)
     if is_first_rank():
-        content = {"global_step": trainer.global_step, "objective": numbers.get("frechet_pixels"), "files": [str(p) for p in paths]}
+        content = {"global_step": trainer.global_step, "world_size": parallel.processes(), "objective": numbers.get("frechet_pixels"), "files": [str(p) for p in paths]}
         write_text(folder / "finished.json", json.dumps(content, indent=2) + "\n")
         if report is not None:
             print((folder / "report" / "metrics.md").read_text(encoding="utf-8"))

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from neural_rdm.reports import tables
 from neural_rdm.reports.tables import compare_runs, markdown_table, write_comparison, write_metrics
 
 ROWS = [
@@ -87,7 +88,7 @@ def test_metrics_of_a_run_round_trip(tmp_path):
 def make_run(folder, residual, seed=0, protocol="how", accuracy=0.5):
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(
-        f"exp: digits_gated\nresidual: {residual}\nbackbone:\n  depth: 6\ntrainer:\n  max_steps: 300\nseed: {seed}\n"
+        f"choices:\n  exp: digits_gated\n  sampler: s{seed}\nresidual: {residual}\nbackbone:\n  depth: 6\ntrainer:\n  max_steps: 300\nseed: {seed}\n"
     )
     (folder / "metrics.csv").write_text("step,train/loss\n0,1.0\n10,0.5\n")
     generated = {"name": "generated", "accuracy": accuracy, "frechet_pixels": 2.25, "count": 200}
@@ -100,10 +101,39 @@ def test_runs_side_by_side(tmp_path):
     two = make_run(tmp_path / "two", "{rule: rezero, granularity: scalar}", seed=3, accuracy=math.nan)
     shared = {"exp": "digits_gated", "depth": 6, "steps": 300, "frechet_pixels": 2.25, "count": 200}
     assert compare_runs([one, str(two)]) == [
-        shared | {"run": "one", "residual": "gated", "seed": 0, "accuracy": 0.5},
-        shared | {"run": "two", "residual": "rezero", "seed": 3, "accuracy": "nan"},
+        shared | {"run": "one", "residual": "gated", "gates": None, "seed": 0, "accuracy": 0.5},
+        shared | {"run": "two", "residual": "rezero", "gates": "scalar", "seed": 3, "accuracy": "nan"},
     ]
-    assert list(compare_runs([one])[0])[:6] == ["run", "exp", "residual", "depth", "steps", "seed"]
+    assert list(compare_runs([one])[0])[:7] == ["run", "exp", "residual", "gates", "depth", "steps", "seed"]
+
+
+def test_the_legend_of_the_losses_tells_the_runs_apart(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(tables, "plot_curves", lambda curves, path, **_: drawn.update(curves) or path)
+    runs = [make_run(tmp_path / name, rule, seed=i) for i, (name, rule) in enumerate([("a", "gated"), ("b", "rezero")])]
+    write_comparison(runs, tmp_path / "out")
+    assert list(drawn) == ["a (residual=gated, seed=0)", "b (residual=rezero, seed=1)"]
+    drawn.clear()
+    write_comparison(runs[:1], tmp_path / "out")
+    assert list(drawn) == ["a"]
+
+
+def test_gates_and_swept_keys_have_columns(tmp_path):
+    shapes = [
+        "{rule: resnet, granularity: channel, beta_form: additive}",
+        "{rule: gated, granularity: scalar, time_conditioned: true, beta_form: linear}",
+    ]
+    runs = [make_run(tmp_path / name, shape) for name, shape in zip("ab", shapes, strict=True)]
+    for run, lr in zip(runs, (1e-3, 2e-3), strict=True):
+        with open(run / "config.yaml", "a") as file:
+            file.write(f"optimizer:\n  lr: {lr}\n  betas: [0.9, 0.999]\n")
+    rows = compare_runs([*runs, tmp_path / "never made"])
+    assert [row["gates"] for row in rows] == ["none", "scalar, time-conditioned, linear beta", None]
+    assert [row["optimizer.lr"] for row in rows] == [0.001, 0.002, None]
+    assert list(rows[0])[7:-3] == ["residual.granularity", "residual.beta_form", "optimizer.lr"]
+    for run in runs:
+        (run / "config.yaml").write_text(f"seed: 1\nmany: {{{', '.join(f'k{i}: {run.name}{i}' for i in range(9))}}}\n")
+    assert list(compare_runs(runs)[0])[7:] == ["accuracy", "frechet_pixels", "count"]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +158,7 @@ def test_damaged_runs_become_empty_cells(tmp_path, config, report):
     (row,) = compare_runs([folder])
     assert row.pop("run") == "cut"
     assert row.pop("exp") in (None, ["a"])
-    assert row == dict.fromkeys(["residual", "depth", "steps", "seed"])
+    assert row == dict.fromkeys(["residual", "gates", "depth", "steps", "seed"])
     whole = make_run(tmp_path / "whole", "skip")
     paths = write_comparison([folder, whole, tmp_path / "never made"], tmp_path / "out")
     assert [row["accuracy"] for row in read_csv(paths[1])] == ["", "0.5", ""]
@@ -145,7 +175,7 @@ def test_comparison_files(tmp_path):
     paths = write_comparison(runs, out)
     assert paths == [out / "comparison.md", out / "comparison.csv", out / "comparison_losses.png"]
     page = paths[0].read_text()
-    assert "| one | digits_gated | gated | 6 | 300 | 0 | 0.5 | 2.25 | 200 |" in page
+    assert "| one | digits_gated | gated |  | 6 | 300 | 0 | 0.5 | 2.25 | 200 |" in page
     assert page.count("how") == 1
     assert "cannot be compared" not in page
     assert "(comparison_losses.png)" in page

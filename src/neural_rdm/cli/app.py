@@ -27,6 +27,7 @@ from neural_rdm.core.layouts import check_root
 from neural_rdm.core.ranks import is_first_rank
 
 Job = Callable[[DictConfig, Path], int]
+Prepare = Callable[[list[str]], list[str]]
 
 
 @dataclass
@@ -55,8 +56,11 @@ class Arguments:
         return cls(flags, overrides, multirun, informs, [known.config_dir] if known.config_dir else [])
 
 
-def main(config_name: str, job: Job) -> None:
+def main(config_name: str, job: Job, prepare: Prepare | None = None) -> None:
     """Run `job(cfg, run_folder)` under the command line's configuration and exit with what it returns.
+
+    Args:
+        prepare: rewrites the overrides first, for example with what an earlier run decided; its mistakes are UserErrors.
 
     Exit codes: 0 done, 2 a mistake that the user can put right, 143 stopped by SIGTERM, 1 anything else.
     """
@@ -64,7 +68,7 @@ def main(config_name: str, job: Job) -> None:
     run: resume.Run | None = None
     try:
         if not arguments.informs:
-            run = preflight(config_name, arguments)
+            run = preflight(config_name, arguments, prepare)
     except UserError as error:
         fail(error)
     if run is not None and is_finished(run, arguments):
@@ -95,12 +99,14 @@ def main(config_name: str, job: Job) -> None:
     hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(task)()
 
 
-def preflight(config_name: str, arguments: Arguments) -> resume.Run | None:
+def preflight(config_name: str, arguments: Arguments, prepare: Prepare | None = None) -> resume.Run | None:
     """Check everything that can be checked without torch; for `resume=`, find the run and repeat its choices.
 
     Raises:
         UserError: a mistake, in one clear message.
     """
+    if prepare is not None:
+        arguments.overrides = prepare(arguments.overrides)
     parsed = parse(arguments.overrides)
     asked = [o for o in parsed if o.key_or_group == "resume" and o.value() is not None]
     if not asked:

@@ -6,16 +6,18 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Sweep
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from neural_rdm.cli.launcher import register
+from neural_rdm.core import schema
 from neural_rdm.core.config import Sources, config_dir, flat_keys, nearest
 from neural_rdm.core.errors import ConfigError
 
@@ -35,10 +37,15 @@ def parse(overrides: list[str]) -> list[Override]:
     Raises:
         ConfigError: one of them is not an override.
     """
+    advice = "Arguments look like key=value; put values with commas or spaces in quotes."
     try:
-        return OverridesParser.create().parse_overrides(overrides)
+        parsed = OverridesParser.create().parse_overrides(overrides)
     except HydraException as error:
-        raise ConfigError(f"cannot read the argument: {str(error).splitlines()[0]}. Arguments look like key=value; put values with commas or spaces in quotes.") from error
+        raise ConfigError(f"cannot read the argument: {str(error).splitlines()[0]}. {advice}") from error
+    nameless = [o.input_line for o in parsed if not o.key_or_group]
+    if nameless:
+        raise ConfigError(f"cannot read the argument: {nameless[0]!r} has no key. {advice}")
+    return parsed
 
 
 def compose_config(config_name: str, overrides: list[str], folders: list[str] | None = None) -> Composed:
@@ -52,18 +59,26 @@ def compose_config(config_name: str, overrides: list[str], folders: list[str] | 
         ConfigError: an unknown key or choice, naming the nearest valid one.
     """
     register()
+    for folder in folders or []:
+        if not Path(folder).is_dir():
+            raise ConfigError(f"--config-dir {folder}: no such folder ({Path(folder).resolve()})")
     search = [f"hydra.searchpath=[{','.join('file://' + str(Path(f).resolve()) for f in folders)}]"] if folders else []
-    typed = frozenset(o.key_or_group for o in parse(overrides))
+    parsed = parse(overrides)
+    for override in parsed:
+        _check_choice(override, config_name)
+    typed = frozenset(o.key_or_group for o in parsed)
     try:
         cfg = _compose(config_name, [*search, *overrides])
     except MissingConfigException as error:
         raise _unknown_choice(error) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"a configuration file cannot be read: {' '.join(str(error).split())}") from error
     except (HydraException, OmegaConfBaseException) as error:
         raise _unknown_key(error, config_name, overrides, search) from error
     choices = {k: str(v) for k, v in cfg.hydra.runtime.choices.items() if not k.startswith("hydra/") and v is not None}
     roots = [config_dir(), *(Path(f).resolve() for f in folders or [])]
     names = [config_name, *(f"{group}/{choice}" for group, choice in choices.items())]
-    files = tuple(root / f"{name}.yaml" for name in reversed(names) for root in roots if (root / f"{name}.yaml").is_file())
+    files = tuple(dict.fromkeys(f for name in reversed(names) for f in _files(name, roots)))
     OmegaConf.set_struct(cfg, False)
     del cfg["hydra"]
     return Composed(cfg, choices, Sources(files, typed))
@@ -77,6 +92,24 @@ def _compose(config_name: str, overrides: list[str]) -> DictConfig:
         return cfg
 
 
+def _files(name: str, roots: list[Path]) -> list[Path]:
+    """The files of the choice `name` and of those of its group that its defaults list builds on (`defaults: [adamw]`)."""
+    found = [root / f"{name}.yaml" for root in roots if (root / f"{name}.yaml").is_file()]
+    defaults = [entry for file in found for entry in OmegaConf.load(file).get("defaults", None) or []]
+    parents = [name.rpartition("/")[0] + f"/{entry}" for entry in defaults if isinstance(entry, str)]
+    return [*found, *(file for parent in parents for file in _files(parent.lstrip("/"), roots))]
+
+
+def _check_choice(override: Override, config_name: str) -> None:
+    """Refuse a group that is given null, a number or a dictionary, which Hydra answers with a traceback."""
+    group = override.key_or_group
+    choices = sorted(p.stem for p in (config_dir() / group).glob("*.yaml"))
+    if choices and not override.is_delete() and not isinstance(override.value(), (str, list, Sweep)):
+        definition = schema.COMMANDS[config_name].__dataclass_fields__.get(group)
+        without = f"; ~{group} leaves it out" if definition and definition.metadata.get("optional") else ""
+        raise ConfigError(f"{override.input_line}: no such choice. The choices are {', '.join(choices)}{without}")
+
+
 def _unknown_choice(error: MissingConfigException) -> ConfigError:
     group, _, choice = str(error.missing_cfg_file or "").rpartition("/")
     options = sorted(error.options or [])
@@ -88,7 +121,7 @@ def _unknown_choice(error: MissingConfigException) -> ConfigError:
 def _unknown_key(error: Exception, config_name: str, overrides: list[str], search: list[str]) -> ConfigError:
     match = re.search(r"Could not (?:override|append to config|delete from config)[^']*'([^']+)'", str(error))
     if match is None:
-        return ConfigError(str(error).splitlines()[0])
+        return ConfigError(" ".join(str(error).split()))
     key = match.group(1).split("@")[0]
     others = [o for o, parsed in zip(overrides, parse(overrides), strict=True) if parsed.key_or_group != key]
     try:

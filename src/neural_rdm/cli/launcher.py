@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Optional, Sequence
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
@@ -32,7 +33,7 @@ _OWN = ("hydra.mode", "hydra.run.", "hydra.sweep.", "hydra.sweeper", "hydra.laun
 class SubprocessLauncherConfig:
     """`hydra/launcher=subprocess`; `module` is the command that runs one job."""
 
-    _target_: str = "neural_rdm.cli.launcher.SubprocessLauncher"
+    _target_: str = "hydra_plugins.neural_rdm.SubprocessLauncher"
     module: str = "neural_rdm.train"
 
 
@@ -59,6 +60,7 @@ class SubprocessLauncher(Launcher):
             job = self.context.config_loader.load_sweep_config(self.config, list(overrides))
             with open_dict(job):
                 job.hydra.job.num, job.hydra.job.id = number, str(number)
+            HydraConfig.instance().set_config(job)  # what `${hydra:job.num}` in the folder's name reads
             folder = Path(job.hydra.sweep.dir) / str(job.hydra.sweep.subdir)
             print(f"[job {number + 1 - initial_job_idx} of {len(job_overrides)}] {' '.join(overrides)} -> {folder}", flush=True)
             command = [sys.executable, "-m", self.module, *overrides, *shared, f"hydra.run.dir='{folder}'", "hydra.mode=RUN"]
@@ -83,3 +85,5 @@ def register() -> None:
     """Make `hydra/launcher=subprocess` known to Hydra in this process."""
     ConfigStore.instance().store(group="hydra/launcher", name="subprocess", node=SubprocessLauncherConfig, provider="neural_rdm")
     Plugins.instance().register(SubprocessLauncher)
+    # Hydra instantiates only plugins whose name begins with hydra_plugins, whatever package their class is in.
+    Plugins.instance().class_name_to_class[SubprocessLauncherConfig._target_] = SubprocessLauncher

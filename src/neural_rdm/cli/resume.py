@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,8 @@ def find_run(value: str, root: Path = Path("outputs/train")) -> Run:
     """The run that `resume=value` names: a folder, or `last` for the newest one below `root`.
 
     Raises:
-        ConfigError: there is no such folder.
-        CheckpointError: its config.yaml cannot be read.
+        ConfigError: there is no such folder, or it is not a run's.
+        CheckpointError: its config.yaml or finished.json cannot be read.
     """
     runs = sorted((p.parent for p in root.glob("*/*/config.yaml")), key=lambda p: p.name)
     if value == "last":
@@ -57,17 +58,28 @@ def find_run(value: str, root: Path = Path("outputs/train")) -> Run:
         folder = runs[-1]
     else:
         folder = Path(value)
-        if not folder.is_dir():
+        if not value or not folder.is_dir():
             hint = nearest(value.rstrip("/"), map(str, runs)) or (f" The newest run is {runs[-1]}." if runs else "")
-            raise ConfigError(f"resume={value}: no such run folder ({folder.resolve()}).{hint}")
-    try:
-        config = OmegaConf.load(folder / "config.yaml") if (folder / "config.yaml").is_file() else None
-        finished = json.loads((folder / "finished.json").read_text()) if (folder / "finished.json").is_file() else None
-    except Exception as error:
-        raise CheckpointError(f"resume={value}: {folder / 'config.yaml'} cannot be read: {str(error).splitlines()[0]}") from error
-    if config is not None and not isinstance(config, DictConfig):
-        raise CheckpointError(f"resume={value}: {folder / 'config.yaml'} is not a run's configuration")
+            raise ConfigError(f"resume={value}: no such run folder ({folder.resolve() if value else 'empty'}).{hint}")
+    config, finished = _read(folder / "config.yaml", OmegaConf.load), _read(folder / "finished.json", _json)
+    if config is None:
+        others = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+        if others:
+            raise ConfigError(f"resume={value}: not a run folder, it holds {others[0]} but no config.yaml")
+    elif not isinstance(config, DictConfig) or not {"optimizer", "trainer"} <= set(config):
+        raise CheckpointError(f"resume={value}: {folder / 'config.yaml'} is not the configuration of a training run")
     return Run(folder, config, finished)
+
+
+def _read(path: Path, load: Callable[[Path], Any]) -> Any:
+    try:
+        return load(path) if path.is_file() else None
+    except Exception as error:
+        raise CheckpointError(f"resume: {path} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def merge(run: Run, composed: DictConfig, overrides: list[Override]) -> DictConfig:

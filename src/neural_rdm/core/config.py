@@ -53,7 +53,8 @@ class Sources:
 
     def where(self, key: str) -> str:
         """` (command line; FILE, FILE)`: the places that hold the last part of `key`."""
-        last = re.escape(re.sub(r"\[\d+\]$", "", key).rpartition(".")[2])
+        key = re.sub(r"\[\d+\]$", "", key)  # an entry of a list
+        last = re.escape(key.rpartition(".")[2])
         line = re.compile(rf"(?m)^\s*['\"]?{last}['\"]?\s*:")
         places = ["command line"] if key in self.typed else []
         places += [str(p) for p in self.files if last and p.is_file() and line.search(p.read_text(encoding="utf-8"))]
@@ -105,7 +106,13 @@ def _check(node: DictConfig, kind: type, key: str, sources: Sources) -> None:
         checked = OmegaConf.merge(OmegaConf.structured(kind), node)
     except OmegaConfBaseException as error:
         inner = error.full_key or ""
-        raise ConfigError(f"configuration key {prefix}{inner}: {_first_line(error)}{sources.where(f'{prefix}{inner}')}") from error
+        definition = fields.get(re.split(r"[.\[]", inner)[0])
+        problem = _first_line(error).rstrip(".")
+        if definition is not None and not dataclasses.is_dataclass(_plain_type(definition)):
+            problem += "; it takes " + re.sub(r"^Optional\[(.*)\]$", r"\1 or null", str(definition.type))
+        raise ConfigError(
+            f"configuration key {prefix}{inner}: {problem}{sources.where(f'{prefix}{inner}')}"
+        ) from error
     for name, definition in fields.items():
         if OmegaConf.is_missing(checked, name):
             raise ConfigError(f"configuration key {prefix}{name} has no value; pass {prefix}{name}=...")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import zipfile
 from collections.abc import Callable
@@ -28,11 +29,12 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], Any]) -> None
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch's zip writer reports a full disk as RuntimeError
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error}. Free some disk space or choose another folder with hydra.run.dir=DIR.") from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, (OSError, RuntimeError)):  # torch's zip writer reports a full disk as RuntimeError
+            advice = "Free some disk space or choose another folder with hydra.run.dir=DIR."
+            raise UserError(f"cannot write {path}: {error}. {advice}") from error
         raise
     _sync_folder(path.parent)
 
@@ -51,7 +53,10 @@ def link_atomically(source: Path, target: Path) -> None:
     except OSError:
         with open(source, "rb") as file:
             return write_atomically(target, lambda out: _copy(file, out))
-    os.replace(temporary, target)
+    try:
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)  # rename(2) leaves it where target already is a name of source
     _sync_folder(target.parent)
 
 

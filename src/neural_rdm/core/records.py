@@ -14,34 +14,34 @@ from neural_rdm.core.files import write_text
 class StepRecords:
     """An append-only CSV whose first column is `step`. Rows are on disk as soon as `append` returns.
 
-    New columns may appear at any time; the file is then rewritten once, atomically, with the longer header. Floats are
-    written by `repr`, so equal runs give equal bytes.
+    New columns may appear at any time; the file is then rewritten once, atomically, with the longer header: first
+    `columns`, then the others in the order in which they first had a value. Floats are written by `repr`. So equal runs
+    give equal bytes, also where one of them was killed, cut back and resumed.
     """
 
     def __init__(self, path: Path, columns: Sequence[str] = ("step",)) -> None:
         self.path = path
-        self.columns = list(columns)
+        self._header: list[str] = []  # what the file holds
         if path.is_file():
             with path.open(newline="", encoding="utf-8") as file:
-                header = next(csv.reader(file), None)
-            if header:
-                self.columns = header
+                self._header = next(csv.reader(file), [])
+        self.columns = list(dict.fromkeys([*columns, *self._header]))
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write rows (a missing or None value is an empty cell)."""
-        new = [c for row in rows for c in row if c not in self.columns]
-        if new:
-            self.columns += list(dict.fromkeys(new))
-            if self.path.is_file():
-                write_text(self.path, self._text(read_rows(self.path), header=True))
+        """Write rows (a missing or None value is an empty cell, and makes no new column)."""
+        valued = (name for row in rows for name, value in row.items() if value is not None)
+        self.columns = list(dict.fromkeys([*self.columns, *valued]))
+        fresh = not self.path.is_file() or self.path.stat().st_size == 0
+        if not fresh and self._header != self.columns:
+            write_text(self.path, self._text(read_rows(self.path), header=True))
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = not self.path.is_file()
         with self.path.open("a", newline="", encoding="utf-8") as file:
             file.write(self._text(rows, header=fresh))
+        self._header = self.columns
 
     def _text(self, rows: Sequence[Mapping[str, Any]], header: bool) -> str:
         buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, self.columns, restval="", lineterminator="\n")
+        writer = csv.DictWriter(buffer, self.columns, restval="", extrasaction="ignore", lineterminator="\n")
         if header:
             writer.writeheader()
         writer.writerows(rows)

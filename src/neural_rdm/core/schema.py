@@ -320,6 +320,8 @@ class Sample:
     """The primary configuration of `python -m neural_rdm.sample`."""
 
     run: str
+    #: the run's experiment, which names the output folder; filled in, never typed
+    experiment: Optional[str]
     weights: str = one_of("ema", "raw")
     per_class: int = positive()
     classes: Optional[list[int]] = field()
@@ -334,6 +336,8 @@ class Evaluate:
     """The primary configuration of `python -m neural_rdm.evaluate`."""
 
     run: str
+    #: see Sample
+    experiment: Optional[str]
     weights: str = one_of("ema", "raw")
     seed: int = at_least(0)
     batch_size: int = positive()

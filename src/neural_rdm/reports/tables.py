@@ -22,6 +22,8 @@ from neural_rdm.reports.plots import plot_curves, read_series
 
 Row = Mapping[str, Any]
 GENERATED = "generated"
+MAX_DIFFERENCES = 8  # keys; runs that differ in more are too unlike each other to be told apart by a list
+_SHOWN = ("exp", "residual", "residual.rule", "backbone.depth", "trainer.max_steps", "seed", "resume")
 
 
 def markdown_table(rows: Sequence[Row], columns: Sequence[str] | None = None, floats: str = "{:.4g}") -> str:
@@ -66,24 +68,29 @@ def write_metrics(folder: str | Path, rows: Sequence[Row], protocol: str) -> lis
 
 
 def compare_runs(run_folders: Iterable[str | Path]) -> list[dict[str, Any]]:
-    """One row a run: `run`, `exp`, `residual`, `depth`, `steps`, `seed`, then the numbers of its row `generated`.
+    """One row a run: `run`, `exp`, `residual`, `gates`, `depth`, `steps`, `seed`, up to eight further configuration
+    keys in which the runs differ (`optimizer.lr`), then the numbers of its row `generated`.
 
     Reads `config.yaml` and `report/metrics.json`. What is missing or unreadable becomes an empty cell (None): a
     comparison of many runs must not fail over one that was cut. Runs of equal folder names are told apart by their
     parents' names.
     """
     folders = [Path(folder) for folder in run_folders]
+    configs = [_config(folder / "config.yaml") for folder in folders]
+    differing = _differences(configs)
     rows = []
-    for folder, label in zip(folders, _labels(folders), strict=True):
-        config = _config(folder / "config.yaml")
+    for folder, label, config in zip(folders, _labels(folders), configs, strict=True):
         row = {
             "run": label,
             "exp": _dig(config, "choices", "exp"),
             "residual": _name(config.get("residual"), "rule"),
+            "gates": _gates(config.get("residual")),
             "depth": _dig(config, "backbone", "depth"),
             "steps": _dig(config, "trainer", "max_steps"),
             "seed": config.get("seed"),
         }
+        flat = _flat(config)
+        row |= {key: flat.get(key) for key in differing}
         numbers = next((r for r in _report(folder)["rows"] if isinstance(r, dict) and r.get("name") == GENERATED), {})
         rows.append(row | {key: value for key, value in numbers.items() if key not in row and key != "name"})
     return rows
@@ -103,7 +110,7 @@ def write_comparison(run_folders: Iterable[str | Path], out_folder: str | Path) 
     page += "".join(f"\n- {protocol}" for protocol in protocols) + ("\n" if protocols else "")
     write_text(out / "comparison.csv", _csv(rows))
     written = [out / "comparison.md", out / "comparison.csv"]
-    curves = {row["run"]: _loss(folder) for folder, row in zip(folders, rows, strict=True)}
+    curves = {name: _loss(folder) for folder, name in zip(folders, _legend(rows), strict=True)}
     if any(steps for steps, _ in curves.values()):
         written.append(plot_curves(curves, out / "comparison_losses.png", ylabel="train/loss", title="Training loss"))
         page += "\n![training loss](comparison_losses.png)\n"
@@ -175,6 +182,48 @@ def _name(value: Any, key: str) -> Any:
 
 def _dig(config: dict[str, Any], group: str, key: str) -> Any:
     return _name(config.get(group), key) if isinstance(config.get(group), dict) else None
+
+
+def _gates(residual: Any) -> str | None:
+    """The shape of a run's gates in a few words; "none" for the plain rule."""
+    if not isinstance(residual, dict):
+        return None
+    if residual.get("rule") == "resnet":
+        return "none"
+    words = [residual.get("granularity")]
+    words += ["time-conditioned"] if residual.get("time_conditioned") else []
+    words += ["linear beta"] if residual.get("beta_form") == "linear" else []
+    return ", ".join(str(word) for word in words if word) or None
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A configuration as dotted keys; lists as text."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = str(value) if isinstance(value, list) else value
+    return flat
+
+
+def _differences(configs: Sequence[dict[str, Any]]) -> list[str]:
+    """Keys that two of the readable configurations hold with different values, and that no other column shows."""
+    flat = [_flat(config) for config in configs if config]
+    common = [key for key in (flat[0] if flat else {}) if all(key in other for other in flat)]
+    keys = [k for k in common if k not in _SHOWN and not k.startswith("choices.") and not k.endswith("_target_")]
+    differing = [key for key in keys if len({repr(other[key]) for other in flat}) > 1]
+    return differing if len(differing) <= MAX_DIFFERENCES else []
+
+
+def _legend(rows: Sequence[Row]) -> list[str]:
+    """A name for each run: its folder's, and the settings in which the runs differ."""
+    settings = [k for k in _columns(rows) if k in ("exp", "residual", "gates", "depth", "steps", "seed") or "." in k]
+    varied = [k for k in settings if len({repr(row.get(k)) for row in rows}) > 1]
+    if "residual" in varied and "gates" in varied:
+        varied.remove("gates")
+    texts = [", ".join(f"{k}={_text(row[k], '{:.4g}')}" for k in varied if row.get(k) is not None) for row in rows]
+    return [f"{row['run']} ({text})" if text else str(row["run"]) for row, text in zip(rows, texts, strict=True)]
 
 
 def _labels(folders: Sequence[Path]) -> list[str]:

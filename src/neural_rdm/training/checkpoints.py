@@ -54,13 +54,14 @@ class Checkpoints(Checkpoint):
         self.folder, self.every_n_steps, self.keep = folder, every_n_steps, keep
         self._saved = -1
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A resumed run need not write again what it was started from."""
         self._saved = trainer.global_step if trainer.global_step and path_of(self.folder, trainer.global_step).is_file() else -1
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Save at multiples of `every_n_steps`."""
-        if trainer.global_step % self.every_n_steps == 0 and trainer.global_step > 0:
+        """Save at multiples of `every_n_steps`, and where the run is about to stop: after the epoch's end Lightning's own
+        counters would no longer be those of a step."""
+        if trainer.global_step > 0 and (trainer.should_stop or trainer.global_step % self.every_n_steps == 0):
             self.save(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

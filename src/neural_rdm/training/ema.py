@@ -33,10 +33,9 @@ class EMA(pl.Callback):
         self.averages: dict[str, Tensor] = {}
         self._loaded: dict[str, Any] | None = None
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start from the network's weights, or from what a checkpoint held."""
-        weights = _weights(pl_module.net)
-        self.averages = {name: weight.detach().clone().float() for name, weight in weights.items()}
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start from the network's weights, or from what a checkpoint held: the first hook after every strategy's restore."""
+        self.averages = {name: weight.detach().clone().float() for name, weight in _weights(pl_module.net).items()}
         self._seen = trainer.global_step
         if self._loaded is not None:
             self._restore(self._loaded)
@@ -78,7 +77,7 @@ class EMA(pl.Callback):
         checkpoint[KEY] = {"updates": self.updates, "weights": weights}
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Remember the averages until the network has its final form (`on_fit_start`)."""
+        """Remember the averages until the network has its final form (`on_train_start`)."""
         if KEY not in checkpoint:
             raise CheckpointError("this checkpoint holds no averaged weights; it cannot be resumed with the EMA callback")
         self._loaded = checkpoint[KEY]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from torch import Tensor
 
+from neural_rdm.core.errors import ConfigError, DataError
+from neural_rdm.diffusion.samplers import Sampler
 from neural_rdm.metrics.digits import DigitsEvaluation
 from neural_rdm.reports.plots import plot_losses
 from neural_rdm.reports.tables import GENERATED, write_metrics
@@ -27,23 +31,47 @@ class DigitsReport:
     def __init__(self, per_class: int = 50) -> None:
         self.per_class = per_class
 
-    def __call__(self, trainer: pl.Trainer, module: NeuralRDM, grid: SampleGrid, folder: Path) -> tuple[dict[str, float], list[Path]]:
-        """Draw the samples, measure them, write `metrics.{md,csv,json}`; every rank must call it."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        labels = torch.arange(10).repeat_interleave(self.per_class)
-        with averaged(trainer, module.net) as weights:
-            drawn = draw(module, grid.sampler, input_shape(module), labels, len(labels), progress=True)
-        if not trainer.is_global_zero:
-            return {}, []
-        metric = DigitsEvaluation(data.train_set.x, data.train_set.y, data.val_set.x, data.val_set.y, sync_on_compute=False)
-        metric.update(drawn, labels)
-        numbers, sampler = metric.compute(), grid.sampler
+    @property
+    def labels(self) -> Tensor:
+        """The classes [10 * per_class] to draw samples of, sorted."""
+        return torch.arange(10).repeat_interleave(self.per_class)
+
+    def metric(self, data: Any) -> DigitsEvaluation:
+        """The metric, with the real digits of a data module that has been set up.
+
+        Raises:
+            ConfigError: the data are not the digits.
+        """
+        if not all(hasattr(s, "x") and hasattr(s, "y") for s in (data.train_set, data.val_set)):
+            raise ConfigError(f"metric=digits needs data=digits, not {type(data).__name__}; pass metric=null")
+        return DigitsEvaluation(data.train_set.x, data.train_set.y, data.val_set.x, data.val_set.y, sync_on_compute=False)
+
+    def write(
+        self, metric: DigitsEvaluation, drawn: Tensor, sampler: Sampler, weights: str, step: int, seed: int, folder: Path
+    ) -> tuple[dict[str, float], list[Path]]:
+        """Measure the samples [10 * per_class, 1, 8, 8] of `labels` and write `metrics.{md,csv,json}` into `folder`.
+
+        Args:
+            weights, step, seed: of the network and the samples, for the protocol line.
+        """
+        metric.update(drawn, self.labels)
+        numbers = metric.compute()
         protocol = (
-            f"{metric.protocol} Sampler {sampler.name}, {sampler.steps} steps, cfg_scale {sampler.cfg_scale:g} on channels {sampler.channels}, "
-            f"interval {sampler.interval}; {self.per_class} samples a class; weights {weights}; step {trainer.global_step}; seed {module.seed}."
+            f"{metric.protocol} Sampler {sampler.name}, {sampler.steps} steps, cfg_scale {sampler.cfg_scale:g} on channels "
+            f"{sampler.channels}, interval {sampler.interval}; {self.per_class} samples a class; weights {weights}; "
+            f"step {step}; seed {seed}."
         )
         rows = [{"name": GENERATED, **numbers}, {"name": "real, held out", **metric.reference()}]
-        return numbers, write_metrics(folder / "report", rows, protocol)
+        return numbers, write_metrics(folder, rows, protocol)
+
+    def __call__(self, trainer: pl.Trainer, module: NeuralRDM, grid: SampleGrid, folder: Path) -> tuple[dict[str, float], list[Path]]:
+        """Draw the samples, measure them, write `metrics.{md,csv,json}`; every rank must call it."""
+        with averaged(trainer, module.net) as weights:
+            drawn = draw(module, grid.sampler, input_shape(module), self.labels, len(self.labels), progress=True)
+        if not trainer.is_global_zero:
+            return {}, []
+        metric = self.metric(trainer.datamodule)  # type: ignore[attr-defined]
+        return self.write(metric, drawn, grid.sampler, weights, trainer.global_step, module.seed, folder / "report")
 
 
 def finish(trainer: pl.Trainer, module: NeuralRDM, grid: SampleGrid | None, report: DigitsReport | None, folder: Path) -> tuple[dict[str, float], list[Path]]:
@@ -59,8 +87,18 @@ def finish(trainer: pl.Trainer, module: NeuralRDM, grid: SampleGrid | None, repo
     if not trainer.is_global_zero:
         return numbers, paths
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, SensitivityLog) and (plot := callback.plot()) is not None:
-            paths.append(plot)
+        if isinstance(callback, SensitivityLog):
+            paths += _plot(callback.plot)
     if (folder / "metrics.csv").is_file():
-        paths += [plot_losses(folder / "metrics.csv", folder / "report" / "losses.png"), folder / "metrics.csv"]
+        paths += [*_plot(lambda: plot_losses(folder / "metrics.csv", folder / "report" / "losses.png")), folder / "metrics.csv"]
     return numbers, paths
+
+
+def _plot(plot: Callable[[], Path | None]) -> list[Path]:
+    """The path of a plot; nothing where a run was too short to have anything to draw (adaLN-Zero's first step has no gradient)."""
+    try:
+        path = plot()
+    except DataError as error:
+        print(f"no plot: {error}")
+        return []
+    return [path] if path is not None else []

@@ -76,7 +76,7 @@ class Metrics(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The unfinished means, over all ranks (every rank calls this when a checkpoint is made)."""
-        world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        world = parallel.processes()
         if world > 1 and self.sums:
             totals = parallel.sum_over_ranks(torch.stack(list(self.sums.values()))) / world
             self.sums = dict(zip(self.sums, totals.unbind(), strict=True))

@@ -57,10 +57,6 @@ class NeuralRDM(pl.LightningModule):
             self._compiled = True
         parallel.shard(self)
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Move a batch; positions stay on the CPU, where the random draws are keyed, so that no step waits for the device."""
-        return {k: v if k == "position" else v.to(device, non_blocking=True) for k, v in batch.items()}  # type: ignore[return-value,attr-defined]
-
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Losses of one micro-batch: `loss` (the mean to minimise) and its detached parts."""
         losses = self.losses(batch, "train", drop=True)

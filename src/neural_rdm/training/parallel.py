@@ -67,9 +67,14 @@ def shard(module: pl.LightningModule) -> None:
     fully_shard(net, **options)
 
 
+def processes() -> int:
+    """How many processes really train together."""
+    return torch.distributed.get_world_size() if torch.distributed.is_available() and torch.distributed.is_initialized() else 1
+
+
 def sum_over_ranks(tensor: Tensor) -> Tensor:
     """Sum a tensor over all ranks, in place; every rank must call it."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if processes() > 1:
         torch.distributed.all_reduce(tensor)
     return tensor
 

@@ -32,13 +32,13 @@ class Validation(pl.Callback):
         if step == self._seen or step == 0 or step % self.every_n_steps:
             return
         self._seen = step
-        loader = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
+        data = trainer.datamodule  # type: ignore[attr-defined]
         sums: dict[str, torch.Tensor] = {}
         count = torch.zeros((), dtype=torch.float64)
         pl_module.eval()
         with averaged(trainer, pl_module.net), torch.no_grad(), trainer.precision_plugin.val_step_context():
-            for batch in loader:
-                batch = pl_module.transfer_batch_to_device(batch, pl_module.device, 0)
+            for batch in data.val_dataloader():
+                batch = data.transfer_batch_to_device(batch, pl_module.device, 0)
                 for name, values in pl_module.validation_step(batch).items():  # type: ignore[attr-defined]
                     sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + values.double().sum().cpu()
                 count += len(batch["position"])

@@ -1,0 +1,273 @@
+"""A finished (or still growing) run as other commands use it: its configuration, its weights, and samples from them.
+
+Everything that needs torch is imported inside the functions: `inherit` runs in the preflight, before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from neural_rdm.cli.compose import parse
+from neural_rdm.core.config import Sources, as_plain, config_dir, validate
+from neural_rdm.core.errors import CheckpointError, ConfigError, UserError
+from neural_rdm.core.files import load_tensors
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from neural_rdm.data.base import DataModule
+    from neural_rdm.diffusion.process import DDPM
+    from neural_rdm.diffusion.samplers import Sampler
+
+ROUNDING = "uint8: 127.5 * x + 128, clamped to [0, 255] and truncated (DiT)"
+
+
+def natural(path: Path) -> list[tuple[int, int | str]]:
+    """Sort key of a path: numbers inside names by their value, so that job 10 follows job 9."""
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", str(path)) if part]
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """`folder` itself if it is a run (it holds a config.yaml), else the runs one, or else two, levels below it."""
+    if (folder / "config.yaml").is_file():
+        return [folder]
+    for pattern in ("*/config.yaml", "*/*/config.yaml"):
+        if found := [path.parent for path in folder.glob(pattern)]:
+            return sorted(found, key=natural)
+    return []
+
+
+def read_config(folder: Path) -> DictConfig:
+    """The checked configuration of the run in `folder`; needs neither torch nor the data.
+
+    Raises:
+        ConfigError: there is no such folder, or its configuration does not fit this version of the project.
+        CheckpointError: the folder is not a run, or its training has saved no checkpoint yet.
+    """
+    path = folder / "config.yaml"
+    if not folder.is_dir():
+        raise ConfigError(f"run={folder}: no such folder ({folder.resolve()}). Pass the run folder that training printed.")
+    if not path.is_file():
+        below = find_runs(folder)
+        hint = f" There are runs in it: run={below[-1]} is the last one." if below else ""
+        raise CheckpointError(f"run={folder}: not a run folder, it holds no config.yaml.{hint}")
+    try:
+        config = OmegaConf.load(path)
+    except Exception as error:
+        raise CheckpointError(f"run={folder}: {path} cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(config, DictConfig):
+        raise CheckpointError(f"run={folder}: {path} is not a run's configuration")
+    validate(config, "train", Sources((path,)))
+    if not any((folder / "checkpoints").glob("*.ckpt")):
+        raise CheckpointError(
+            f"run={folder}: there is no checkpoint in {folder / 'checkpoints'}. Finish its training with resume={folder}"
+        )
+    return config
+
+
+def inherit(overrides: list[str], groups: tuple[str, ...] = (), keys: tuple[str, ...] = ()) -> list[str]:
+    """Put the run's own choices in front of a command's overrides.
+
+    Args:
+        overrides: `key=value` arguments; `run=` is among them, a folder or `last`.
+        groups: nodes that come from the run unless a choice (`sampler=dpm`) is typed; their keys can be overridden.
+        keys: single values that come from the run unless they are typed.
+
+    Returns:
+        The longer list. `run=last` is replaced by the folder, and `experiment` is the run's experiment.
+
+    Raises:
+        UserError: no usable run, more than one, or a group that the run has not and nobody chose.
+    """
+    parsed = parse(overrides)
+    runs = [o for o in parsed if o.key_or_group == "run"]
+    if not runs or runs[-1].value() is None:
+        raise ConfigError("which run? Pass run=DIR, a folder that training printed, or run=last for the newest one")
+    if runs[-1].is_sweep_override():
+        raise ConfigError("run= takes one folder; start the command once for each run")
+    folder = _newest() if runs[-1].value() == "last" else Path(str(runs[-1].value()))
+    config = read_config(folder)
+    given = {o.key_or_group for o in parsed}
+    values: dict[str, Any] = {"experiment": (config.choices or {}).get("exp") or folder.resolve().name}
+    for group in groups:
+        if group in given:
+            continue
+        if config.get(group) is None:
+            choices = ", ".join(f"{group}={p.stem}" for p in sorted((config_dir() / group).glob("*.yaml")))
+            raise ConfigError(f"run={folder} was trained with {group}=null; choose one of {choices}")
+        values |= dict(_leaves(as_plain(config[group]), group))
+    values |= {key: OmegaConf.select(config, key) for key in keys}
+    # JSON is also how Hydra's grammar writes numbers, null, lists and quoted text.
+    first = [f"++{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
+    rest = [text for text, o in zip(overrides, parsed, strict=True) if o.key_or_group != "run"]
+    return [*first, *rest, f"run={json.dumps(str(folder), ensure_ascii=False)}"]
+
+
+def _newest() -> Path:
+    root = Path("outputs/train")
+    runs = sorted((p.parents[1] for p in root.glob("*/*/checkpoints/last.ckpt")), key=lambda p: p.name)
+    if not runs:
+        raise ConfigError(f"run=last: there is no trained run below {root.resolve()} yet; pass run=DIR")
+    return runs[-1]
+
+
+def _leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict) and node:
+        for name, child in node.items():
+            yield from _leaves(child, f"{key}.{name}")
+    else:
+        yield key, node
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run whose network is ready to sample.
+
+    Attributes:
+        folder: the run folder.
+        config: its configuration.
+        checkpoint: the file that was read.
+        step: optimizer steps behind it.
+        weights: "ema" or "raw".
+        net: the network in eval mode, float32, on `device`.
+        process: the diffusion process that it was trained on.
+        data: its data module, not set up: the data need not be on this machine.
+        decode: latents [B, C, H, W] -> pixels, or None where the network works on the data as they are.
+    """
+
+    folder: Path
+    config: DictConfig
+    checkpoint: Path
+    step: int
+    weights: str
+    net: nn.Module
+    process: DDPM
+    data: DataModule
+    decode: Callable[[Tensor], Tensor] | None
+    device: torch.device
+
+    @property
+    def pixels(self) -> bool:
+        """Whether samples are pixels in [-1, 1]; latents otherwise."""
+        return self.decode is not None or self.data.space == "pixels"
+
+    def draw(
+        self,
+        sampler: Sampler,
+        labels: Tensor | None,
+        count: int,
+        seed: int,
+        batch_size: int,
+        finish: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """Draw samples 0 ... count - 1 with a progress bar; sample i depends on (seed, i) alone, as in training.
+
+        Args:
+            labels: int64 [count], or None for an unconditional network.
+            finish: makes the result of each batch [B, *shape] (float32, on `device`) that is kept.
+
+        Raises:
+            ConfigError: the sampler does not fit the network or its process.
+        """
+        from neural_rdm.diffusion.samplers import sample
+        from neural_rdm.training.sampling import input_shape
+
+        null_class = getattr(self.net, "null_class", None)
+        shape = input_shape(self)  # type: ignore[arg-type]  # it reads `.net` alone
+        try:
+            sampler.scheduler(self.process)
+            return sample(
+                self.net,
+                self.process,
+                sampler,
+                shape,
+                count,
+                seed,
+                labels,
+                null_class,
+                batch_size=batch_size,
+                device=self.device,
+                finish=finish,
+                progress=True,
+            )
+        except ValueError as error:
+            raise ConfigError(f"these samples cannot be drawn: {error}") from error
+
+    def facts(self, sampler: Sampler, **more: Any) -> dict[str, Any]:
+        """What a JSON file beside samples or numbers says of their origin."""
+        import dataclasses
+
+        origin = {"run": str(self.folder), "checkpoint": self.checkpoint.name, "step": self.step, "weights": self.weights}
+        return {**origin, "sampler": dataclasses.asdict(sampler), **more}
+
+
+def load_run(folder: Path, weights: str = "ema", accelerator: str = "auto") -> LoadedRun:
+    """Build the network of a run and load its newest readable checkpoint.
+
+    Args:
+        weights: "ema" (the averages, and the raw values of what is not averaged) or "raw".
+        accelerator: "auto" (a GPU if there is one), "cpu" or "gpu".
+
+    Raises:
+        UserError: no usable run or checkpoint, weights of another network, or no GPU where one was asked for.
+    """
+    import torch
+
+    from neural_rdm.cli import build
+    from neural_rdm.training.checkpoints import newest_readable
+
+    config = read_config(folder)
+    build.quiet()
+    if accelerator == "gpu" and not torch.cuda.is_available():
+        raise ConfigError("accelerator=gpu: this machine has no GPU that torch can use; pass accelerator=cpu")
+    device = torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+    if config.trainer.num_threads is not None:
+        torch.set_num_threads(config.trainer.num_threads)
+    path = newest_readable(folder / "checkpoints")
+    if path is None:
+        raise CheckpointError(f"run={folder}: there is no checkpoint in {folder / 'checkpoints'}")
+    checkpoint = load_tensors(path)
+    net = build.network(config)
+    try:
+        net.load_state_dict(_weights(checkpoint, path, weights))
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not fit the network of {folder / 'config.yaml'}: {error}") from error
+    first_stage, data = build.build(config.first_stage, "first_stage"), build.data(config)
+    encodes = data.space == "pixels" and first_stage.downsample > 1  # as cli.build.module decides it for training
+    return LoadedRun(
+        folder,
+        config,
+        path,
+        int(checkpoint["global_step"]),
+        weights,
+        net.to(device).eval().requires_grad_(False),
+        build.build(config.diffusion, "diffusion").process,
+        data,
+        first_stage.decode if encodes else None,
+        device,
+    )
+
+
+def _weights(checkpoint: dict[str, Any], path: Path, weights: str) -> dict[str, Tensor]:
+    from neural_rdm.training.ema import KEY
+
+    prefix = "net."
+    try:
+        state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+        if weights == "ema":
+            if KEY not in checkpoint:
+                raise CheckpointError(f"{path} holds no averaged weights (no EMA callback in this run); pass weights=raw")
+            state |= checkpoint[KEY]["weights"]
+    except UserError:
+        raise
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} is not a checkpoint of neural_rdm.train: it has no {error}") from error
+    return state

@@ -1,0 +1,87 @@
+"""`python -m neural_rdm.report`: compare runs, side by side.
+
+    python -m neural_rdm.report runs='outputs/sweep/digits_gated/TIME/*'
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from neural_rdm.cli.app import main, print_paths
+from neural_rdm.cli.compose import parse
+from neural_rdm.cli.runs import find_runs, natural
+from neural_rdm.core.errors import DataError
+from neural_rdm.reports.tables import write_comparison
+
+
+def report(cfg: DictConfig, folder: Path) -> int:
+    """Write the comparison of the runs that `cfg.runs` names into `folder` and print it; return the exit code 0.
+
+    Raises:
+        DataError: no run is found.
+    """
+    compare(select_runs(cfg.runs), folder)
+    return 0
+
+
+def select_runs(runs: str) -> list[Path]:
+    """The run folders (those with a config.yaml) that a list of folders, folders of runs and globs names, each once.
+
+    Args:
+        runs: entries separated by commas; an entry that exists as it is, commas and all, is one folder.
+
+    Raises:
+        DataError: an entry names no run.
+    """
+    found: list[Path] = []
+    entries = [runs] if os.path.isdir(runs) else [entry for entry in (e.strip() for e in runs.split(",")) if entry]
+    for entry in entries:
+        folders = [Path(entry)] if os.path.isdir(entry) else sorted(map(Path, glob.glob(entry)), key=natural)
+        below = [run for folder in folders if folder.is_dir() for run in find_runs(folder)]
+        if not below:
+            raise DataError(
+                f"runs={entry}: no run found (looked from {Path.cwd()} for folders with a config.yaml). Pass a run folder, a "
+                "folder of runs, or a glob in quotes such as runs='outputs/sweep/digits_gated/*/*'."
+            )
+        found += below
+    if not found:
+        raise DataError("runs= names nothing. Pass a run folder, a folder of runs, or a glob in quotes.")
+    return list(dict.fromkeys(found))
+
+
+def compare(runs: list[Path], folder: Path) -> list[Path]:
+    """Write the comparison of `runs` into `folder`, print its table and its paths, and return the paths."""
+    paths = write_comparison(runs, folder)
+    print(paths[0].read_text(encoding="utf-8"))
+    print("wrote:")
+    print_paths(paths)
+    return paths
+
+
+def prepare(overrides: list[str]) -> list[str]:
+    """Put a bare value of `runs=` in quotes, so that commas and globs are no Hydra syntax, and check that it names runs.
+
+    Raises:
+        UserError: an argument that is not an override, or no run is found.
+    """
+    overrides = [_quoted(text) if text.startswith("runs=") else text for text in overrides]
+    values = [o.value() for o in parse(overrides) if o.key_or_group == "runs"]
+    if values and values[-1] is not None:
+        select_runs(str(values[-1]))
+    return overrides
+
+
+def _quoted(text: str) -> str:
+    value = text.removeprefix("runs=")
+    if value in ("", "???", "null") or value[0] in "'\"":
+        return text
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"runs='{escaped}'"
+
+
+if __name__ == "__main__":
+    main("report", report, prepare)

@@ -1,0 +1,98 @@
+"""`python -m neural_rdm.sweep`: train a multirun, then compare its runs.
+
+    python -m neural_rdm.sweep exp=digits_gated residual=gated,adaln,skip,resnet,rezero
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+
+from neural_rdm.cli.app import fail
+from neural_rdm.cli.compose import parse
+from neural_rdm.cli.runs import find_runs
+from neural_rdm.core.errors import ConfigError, UserError
+from neural_rdm.core.ranks import RANK_VARIABLES
+from neural_rdm.report import compare
+
+HELP = """Train one run for each combination of comma-separated values, then compare them.
+
+python -m neural_rdm.sweep exp=digits_gated residual=gated,adaln,skip,resnet,rezero
+python -m neural_rdm.sweep exp=digits_gated residual=gated,resnet backbone.depth=2,4 seed=0,1,2
+python -m neural_rdm.sweep hydra.sweep.dir=DIR [...]      (the folder to write to)
+
+The arguments are those of neural_rdm.train (see python -m neural_rdm.train --help). The runs go to
+outputs/sweep/<experiment>/<time>/0, 1, 2, ..., and comparison.md, comparison.csv and comparison_losses.png beside them.
+A run that fails does not stop the others; the exit code says that one has failed.
+"""
+DEFAULT_EXP = "digits_gated"
+SWEEP_DIR = "hydra.sweep.dir"
+
+
+def sweep(argv: list[str]) -> int:
+    """Run `neural_rdm.train -m` with these arguments, write the comparison, and return the multirun's exit code.
+
+    Raises:
+        UserError: arguments that are not overrides, or a sweep folder that only Hydra could resolve.
+    """
+    overrides = [a for a in argv if a not in ("-m", "--multirun")]
+    folder, more = choose_folder(overrides)
+    code = run([sys.executable, "-m", "neural_rdm.train", "-m", *overrides, *more])
+    runs = find_runs(folder) if folder.is_dir() else []
+    if runs:
+        compare(runs, folder)
+    return code
+
+
+def choose_folder(overrides: list[str]) -> tuple[Path, list[str]]:
+    """The folder of the sweep and the overrides that send its runs there.
+
+    Raises:
+        ConfigError: an argument that is not an override, or a folder with an interpolation in it.
+    """
+    parsed = parse([a for a in overrides if "=" in a and not a.startswith("-")])
+    given = [str(o.value()) for o in parsed if o.key_or_group == SWEEP_DIR]
+    if given:
+        if "${" in given[-1]:
+            raise ConfigError(f"{SWEEP_DIR}={given[-1]}: give this command a plain folder, without ${{...}}")
+        return Path(given[-1]), []
+    experiments = [o for o in parsed if o.key_or_group == "exp"]
+    name = DEFAULT_EXP if not experiments else "several" if experiments[-1].is_sweep_override() else experiments[-1].value()
+    folder = Path("outputs/sweep") / str(name) / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
+    return folder, [f"{SWEEP_DIR}={folder}"]
+
+
+def run(command: list[str]) -> int:
+    """Run a command as a session of its own, hand SIGINT and SIGTERM on to all its processes, and return its exit code.
+
+    Lightning's rank variables are left out of its environment: a sweep that is started inside a job is not a rank of it.
+    """
+    environment = {key: value for key, value in os.environ.items() if key not in RANK_VARIABLES}
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        if process.poll() is None:
+            os.killpg(process.pid, number)
+
+    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return code if code >= 0 else 128 - code
+
+
+if __name__ == "__main__":
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(HELP, end="")
+        raise SystemExit(0)
+    try:
+        raise SystemExit(sweep(sys.argv[1:]))
+    except UserError as error:
+        fail(error)

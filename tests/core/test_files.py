@@ -1,0 +1,176 @@
+"""Files are whole or not there, and reading one never runs its code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pytest
+import torch
+
+from neural_rdm.core.errors import CheckpointError, UserError
+from neural_rdm.core.files import link_atomically, load_tensors, save_tensors, write_atomically, write_text
+
+CONTENT = {"weights": torch.arange(300.0), "step": 7, "names": ["a", "b"], "nested": {"x": torch.ones(2, dtype=torch.bfloat16)}}
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+def raises_after_some_bytes(error: BaseException) -> Any:
+    def write(file: BinaryIO) -> None:
+        file.write(b"half of the new fi")
+        raise error
+
+    return write
+
+
+def test_a_file_and_its_folders_are_written(tmp_path: Path) -> None:
+    write_text(tmp_path / "a" / "b" / "text.txt", "größer")
+    assert (tmp_path / "a" / "b" / "text.txt").read_bytes() == "größer".encode()
+    assert names(tmp_path / "a" / "b") == ["text.txt"]
+
+
+@pytest.mark.parametrize("error", [ValueError("bug"), KeyboardInterrupt(), SystemExit(3)], ids=lambda e: type(e).__name__)
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: BaseException) -> None:
+    write_text(tmp_path / "file", "old")
+    with pytest.raises(type(error)):
+        write_atomically(tmp_path / "file", raises_after_some_bytes(error))
+    assert (tmp_path / "file").read_text() == "old"
+    assert names(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing file")])
+def test_a_full_disk_is_a_message_and_leaves_the_old_file(tmp_path: Path, error: Exception) -> None:
+    write_text(tmp_path / "file", "old")
+    with pytest.raises(UserError, match=r"cannot write .*file: .*(No space|failed writing).*hydra\.run\.dir"):
+        write_atomically(tmp_path / "file", raises_after_some_bytes(error))
+    assert (tmp_path / "file").read_text() == "old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_folder_that_cannot_be_made_is_a_message(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(UserError, match="cannot write"):
+        write_text(tmp_path / "file" / "below", "text")
+
+
+def test_a_kill_in_the_middle_leaves_the_old_file(tmp_path: Path) -> None:
+    write_text(tmp_path / "file", "old")
+    code = (
+        "import os, signal, sys; from neural_rdm.core.files import write_atomically\n"
+        "def write(f): f.write(b'new'); f.flush(); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "write_atomically(sys.argv[1], write)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "file")], check=False).returncode == -9
+    assert (tmp_path / "file").read_text() == "old"
+
+
+def test_saved_tensors_come_back(tmp_path: Path) -> None:
+    save_tensors(tmp_path / "a.ckpt", CONTENT)
+    for verify in (False, True):
+        loaded = load_tensors(tmp_path / "a.ckpt", verify)
+        assert torch.equal(loaded["weights"], CONTENT["weights"])
+        assert torch.equal(loaded["nested"]["x"], CONTENT["nested"]["x"])
+        assert (loaded["step"], loaded["names"]) == (7, ["a", "b"])
+    assert names(tmp_path) == ["a.ckpt"]
+
+
+def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
+    for verify in (False, True):
+        with pytest.raises(CheckpointError, match=r"no such checkpoint: .*gone\.ckpt"):
+            load_tensors(tmp_path / "gone.ckpt", verify)
+    with pytest.raises(CheckpointError, match="cannot read"):
+        load_tensors(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 100, 0.5, 0.9, -1])
+def test_a_truncated_checkpoint_is_refused(tmp_path: Path, kept: float) -> None:
+    save_tensors(tmp_path / "a.ckpt", CONTENT)
+    data = (tmp_path / "a.ckpt").read_bytes()
+    (tmp_path / "a.ckpt").write_bytes(data[: int(kept * len(data)) if isinstance(kept, float) else kept])
+    for verify in (False, True):
+        with pytest.raises(CheckpointError, match=r"a\.ckpt"):
+            load_tensors(tmp_path / "a.ckpt", verify)
+
+
+def test_a_flipped_bit_is_found_or_harmless(tmp_path: Path) -> None:
+    """Every 7th byte of the file, one bit each: refused, or (padding, a time stamp) read as it was written."""
+    save_tensors(tmp_path / "a.ckpt", CONTENT)
+    data = bytearray((tmp_path / "a.ckpt").read_bytes())
+    where = data.index(CONTENT["weights"].numpy().tobytes()[:64])
+    refused = 0
+    for at in range(0, len(data), 7):
+        flipped = bytearray(data)
+        flipped[at] ^= 1 << (at % 8)
+        (tmp_path / "b.ckpt").write_bytes(flipped)
+        try:
+            loaded = load_tensors(tmp_path / "b.ckpt", verify=True)
+        except CheckpointError:
+            refused += 1
+        else:
+            assert not where <= at < where + 1200, "a changed weight was not noticed"
+            assert torch.equal(loaded["weights"], CONTENT["weights"])
+            assert (loaded["step"], loaded["names"]) == (7, ["a", "b"])
+    assert refused >= 1200 // 7
+
+
+class Malicious:
+    """Unpickling this makes a file."""
+
+    def __init__(self, evidence: Path) -> None:
+        self.evidence = evidence
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, (str(self.evidence),)
+
+
+@pytest.mark.parametrize("layout", ["zip", "legacy", "bare"])
+def test_a_malicious_pickle_is_never_executed(tmp_path: Path, layout: str) -> None:
+    path, evidence = tmp_path / "a.ckpt", tmp_path / "executed"
+    content = {"weights": torch.ones(2), "extra": Malicious(evidence)}
+    if layout == "bare":
+        path.write_bytes(pickle.dumps(content["extra"]))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=layout == "zip")
+    for verify in (False, True):
+        with pytest.raises(CheckpointError, match=r"a\.ckpt"):
+            load_tensors(path, verify)
+    assert not evidence.exists()
+    torch.load(path, weights_only=False) if layout == "zip" else None  # the file is as bad as it claims
+    assert evidence.exists() == (layout == "zip")
+
+
+def test_a_link_is_a_second_name_and_replaces_the_old_one(tmp_path: Path) -> None:
+    for step in (1, 2):
+        write_text(tmp_path / f"step{step}", f"content {step}")
+        link_atomically(tmp_path / f"step{step}", tmp_path / "last")
+        assert (tmp_path / "last").read_text() == f"content {step}"
+    assert (tmp_path / "last").samefile(tmp_path / "step2")
+    assert (tmp_path / "step1").read_text() == "content 1"
+    assert names(tmp_path) == ["last", "step1", "step2"]
+
+
+def test_linking_twice_leaves_no_temporary_name(tmp_path: Path) -> None:
+    """rename(2) does nothing when both names are the same file already."""
+    write_text(tmp_path / "step1", "content")
+    for _ in range(2):
+        link_atomically(tmp_path / "step1", tmp_path / "last")
+    assert names(tmp_path) == ["last", "step1"]
+
+
+def test_a_file_system_without_links_gets_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(os, "link", refuse)
+    (tmp_path / "step1").write_bytes(bytes(range(256)) * 1000)
+    link_atomically(tmp_path / "step1", tmp_path / "last")
+    assert (tmp_path / "last").read_bytes() == (tmp_path / "step1").read_bytes()
+    assert not (tmp_path / "last").samefile(tmp_path / "step1")
+    assert names(tmp_path) == ["last", "step1"]

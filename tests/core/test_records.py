@@ -1,0 +1,109 @@
+"""CSV records: appended, widened, cut back; a killed and resumed file ends byte for byte as an unbroken one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from neural_rdm.core.records import StepRecords, read_rows, truncate
+
+
+def test_rows_are_on_disk_at_once_and_floats_are_exact(tmp_path: Path) -> None:
+    records = StepRecords(tmp_path / "sub" / "a.csv")
+    records.append([{"step": 1, "loss": 0.1 + 0.2}])
+    assert (tmp_path / "sub" / "a.csv").read_bytes() == b"step,loss\n1,0.30000000000000004\n"
+    records.append([{"step": 2, "loss": None}, {"step": 3}])
+    assert (tmp_path / "sub" / "a.csv").read_text().splitlines()[2:] == ["2,", "3,"]
+
+
+def test_a_new_column_widens_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    records = StepRecords(path)
+    records.append([{"step": 1, "loss": 1.0}])
+    records.append([{"step": 2, "val": 5.0, "loss": 2.0}])
+    assert path.read_text() == "step,loss,val\n1,1.0,\n2,2.0,5.0\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.csv"]
+    StepRecords(path).append([{"step": 3, "loss": 3.0}])  # another process goes on with the file's own header
+    assert path.read_text().splitlines()[-1] == "3,3.0,"
+
+
+def test_values_with_commas_and_quotes_survive(tmp_path: Path) -> None:
+    StepRecords(tmp_path / "a.csv").append([{"step": 1, "name": 'a,"b"'}])
+    assert read_rows(tmp_path / "a.csv") == [{"step": "1", "name": 'a,"b"'}]
+
+
+@pytest.mark.parametrize("torn", ["3", "3,", "3,1", "3,1.0,5.0"])
+def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path: Path, torn: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f"step,loss,val\n1,1.0,\n2,2.0,5.0\n{torn}")
+    assert [row["step"] for row in read_rows(path)] == ["1", "2"]
+    truncate(path, 9)
+    assert path.read_text() == "step,loss,val\n1,1.0,\n2,2.0,5.0\n"
+
+
+def test_truncate_drops_later_rows_and_the_columns_that_came_with_them(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    StepRecords(path).append([{"step": 1, "loss": 1.0}, {"step": 2, "loss": 2.0}, {"step": 3, "val": 5.0}])
+    truncate(path, 2)
+    assert path.read_text() == "step,loss\n1,1.0\n2,2.0\n"
+    truncate(path, 0)
+    assert not path.exists()
+    truncate(path, 0)  # nothing there: nothing to do
+
+
+@pytest.mark.parametrize("content", ["", "step,lo", "step,loss\n"])
+def test_a_file_without_rows_starts_anew(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(content)
+    truncate(path, 5)
+    StepRecords(path).append([{"step": 6, "loss": 1.0}])
+    assert path.read_text() == "step,loss\n6,1.0\n"
+
+
+def test_an_empty_file_gets_its_header(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.touch()
+    StepRecords(path).append([{"step": 1, "loss": 1.0}])
+    assert path.read_text() == "step,loss\n1,1.0\n"
+
+
+rows = st.dictionaries(st.sampled_from("abcd"), st.none() | st.floats(allow_nan=False), max_size=4)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    history=st.lists(rows, min_size=1, max_size=7),
+    checkpoint=st.integers(0, 7),
+    killed=st.integers(0, 7),
+    torn=st.integers(0, 12),
+    declared=st.sampled_from([("step",), ("step", "c", "a")]),
+)
+def test_killed_and_resumed_equals_unbroken(
+    tmp_path: Path, history: list[dict[str, Any]], checkpoint: int, killed: int, torn: int, declared: tuple[str, ...]
+) -> None:
+    """A run writes `killed` rows, the last line loses `torn` bytes, and it goes on from the step `checkpoint` before."""
+    steps = [{"step": i, **row} for i, row in enumerate(history, start=1)]
+    killed = min(killed, len(steps))
+    checkpoint = min(checkpoint, max(killed - 1, 0))
+    unbroken, broken = tmp_path / "unbroken.csv", tmp_path / "broken.csv"
+    for path in (unbroken, broken):
+        path.unlink(missing_ok=True)
+    whole = StepRecords(unbroken, declared)
+    for row in steps:
+        whole.append([row])
+    first = StepRecords(broken, declared)
+    for row in steps[:killed]:
+        first.append([row])
+    if killed and torn:
+        content = broken.read_bytes()
+        last_line = content.rstrip(b"\n").rfind(b"\n") + 1
+        broken.write_bytes(content[: max(last_line, len(content) - torn)])
+    truncate(broken, checkpoint)
+    second = StepRecords(broken, declared)
+    for row in steps[checkpoint:]:
+        second.append([row])
+    assert broken.read_bytes() == unbroken.read_bytes()

@@ -1,0 +1,70 @@
+"""Starting the commands as a user would, in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+#: the default experiment, cut down to seconds
+TINY = (
+    "backbone.depth=2",
+    "backbone.hidden_size=32",
+    "backbone.num_heads=4",
+    "data.batch_size=16",
+    "sampler.steps=2",
+    "metric.per_class=2",
+    "callbacks.samples.per_class=1",
+    "logger=csv",
+)
+
+
+def start(*args: str, cwd: Path, module: str = "train") -> subprocess.Popen[str]:
+    """Start `python -m neural_rdm.MODULE ARGS` in `cwd`; output goes to `cwd/output.txt` as well as nowhere else."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    with (cwd / "output.txt").open("a") as output:
+        return subprocess.Popen([sys.executable, "-m", f"neural_rdm.{module}", *args], cwd=cwd, env=environment, stdout=output, stderr=subprocess.STDOUT, text=True)
+
+
+def run(*args: str, cwd: Path, module: str = "train", timeout: float = 300) -> tuple[int, str]:
+    """Run a command to its end; returns its exit code and all it printed."""
+    (cwd / "output.txt").unlink(missing_ok=True)
+    process = start(*args, cwd=cwd, module=module)
+    try:
+        code = process.wait(timeout)
+    finally:
+        process.kill()
+    return code, (cwd / "output.txt").read_text()
+
+
+def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str], timeout: float = 120) -> None:
+    """Wait until the run in `folder` has logged `step` or a later one."""
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        lines = (folder / "metrics.csv").read_text().splitlines() if (folder / "metrics.csv").is_file() else []
+        if len(lines) > 1 and lines[-1].split(",")[0].isdigit() and int(lines[-1].split(",")[0]) >= step:
+            return
+        assert process.poll() is None, f"the run ended before step {step}"
+        time.sleep(0.005)
+    raise AssertionError(f"step {step} was not reached in {timeout} s")
+
+
+def differences(a: Any, b: Any, where: str = "") -> list[str]:
+    """Paths at which two checkpoints differ in a single bit."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        odd = [f"{where}/{key}" for key in a.keys() ^ b.keys()]
+        return odd + [d for key in a.keys() & b.keys() for d in differences(a[key], b[key], f"{where}/{key}")]
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):
+        return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in differences(x, y, f"{where}/{i}")]
+    same = torch.equal(a, b) if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) else a == b
+    return [] if same else [where]
+
+
+def checkpoint(folder: Path, name: str = "last.ckpt") -> dict[str, Any]:
+    """A run's checkpoint, read as strictly as anybody may read it."""
+    return torch.load(folder / "checkpoints" / name, weights_only=True)

@@ -1,0 +1,91 @@
+"""Several processes on CPUs (gloo): DDP, FSDP2, and multiruns over them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.end_to_end.commands import TINY, checkpoint, differences, run
+
+pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(300)]
+
+RUN = (*TINY, "trainer.max_steps=6", "log_every_n_steps=2", "callbacks.sensitivity.every_n_steps=2", "callbacks.validation.every_n_steps=3", "checkpoint.every_n_steps=2")
+
+
+def rows(folder: Path, name: str = "metrics.csv") -> list[list[str]]:
+    return [line.split(",") for line in (folder / name).read_text().splitlines()]
+
+
+def assert_close(a: Path, b: Path, tolerance: float) -> None:
+    """Equal but for the order of summation: the noise, timesteps and dropout of every sample are the same."""
+    for name in ("metrics.csv", "sensitivity/sensitivity.csv"):
+        left, right = rows(a, name), rows(b, name)
+        assert left[0] == right[0]
+        assert len(left) == len(right)
+        for x, y in zip(left[1:], right[1:], strict=True):
+            for u, v in zip(x, y, strict=True):
+                assert u == v or float(u) == pytest.approx(float(v), rel=tolerance), (name, x, y)
+    one, two = checkpoint(a), checkpoint(b)
+    assert one["state_dict"].keys() == two["state_dict"].keys()
+    assert one["ema"]["weights"].keys() == two["ema"]["weights"].keys()
+    for key, weight in one["ema"]["weights"].items():
+        torch.testing.assert_close(two["ema"]["weights"][key], weight, atol=tolerance, rtol=tolerance)
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("one")
+    code, output = run(*RUN, "hydra.run.dir=run", cwd=folder)
+    assert code == 0, output
+    return folder / "run"
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_train_what_one_trains(strategy: str, one_process: Path, tmp_path: Path) -> None:
+    code, output = run(*RUN, f"strategy={strategy}", "trainer.devices=2", "hydra.run.dir=run", cwd=tmp_path)
+    assert code == 0, output
+    assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == ["run"]
+    assert_close(one_process, tmp_path / "run", 2e-3)
+    assert (tmp_path / "run" / "samples" / "final.png").is_file()
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_resume_exactly(strategy: str, tmp_path: Path) -> None:
+    constant = (*RUN, "optimizer.schedule=constant", f"strategy={strategy}", "trainer.devices=2")
+    assert run(*constant, "hydra.run.dir=whole", cwd=tmp_path)[0] == 0
+    assert run(*constant, "trainer.max_steps=4", "hydra.run.dir=halves", cwd=tmp_path)[0] == 0
+    code, output = run("resume=halves", "trainer.max_steps=6", cwd=tmp_path)
+    assert code == 0, output
+    whole, halves = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "halves")
+    for key in ("state_dict", "ema", "optimizer_states"):
+        assert differences(whole[key], halves[key]) == []
+
+
+def test_a_run_may_be_resumed_on_another_number_of_processes(one_process: Path, tmp_path: Path) -> None:
+    constant = (*RUN, "optimizer.schedule=constant")
+    assert run(*constant, "trainer.max_steps=4", "hydra.run.dir=run", cwd=tmp_path)[0] == 0
+    code, output = run("resume=run", "trainer.max_steps=6", "strategy=ddp", "trainer.devices=2", cwd=tmp_path)
+    assert code == 0, output
+    assert run(*constant, "hydra.run.dir=whole", cwd=tmp_path)[0] == 0
+    assert_close(tmp_path / "whole", tmp_path / "run", 2e-3)
+
+
+@pytest.mark.parametrize("sweep", ["residual=gated,resnet trainer.devices=2", "trainer.devices=1,2", "trainer.devices=2,1"])
+def test_multirun_makes_one_folder_a_job(sweep: str, tmp_path: Path) -> None:
+    code, output = run("-m", *TINY, "trainer.max_steps=2", "strategy=ddp", *sweep.split(), "hydra.sweep.dir=sweep", cwd=tmp_path)
+    assert code == 0, output
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ["sweep"]
+    folders = sorted(p for p in (tmp_path / "sweep").iterdir() if p.is_dir())
+    assert [p.name for p in folders] == ["0", "1"]
+    asked = {"trainer.devices=1,2": [1, 2], "trainer.devices=2,1": [2, 1]}.get(sweep, [2, 2])
+    assert [json.loads((p / "finished.json").read_text())["world_size"] for p in folders] == asked
+
+
+def test_a_multirun_with_a_bad_value_is_refused_whole(tmp_path: Path) -> None:
+    code, output = run("-m", *TINY, "trainer.max_steps=2", "backbone.num_heads=4,3", "hydra.sweep.dir=sweep", cwd=tmp_path)
+    assert code == 2  # refused before anything started
+    assert "num_heads" in output
+    assert not (tmp_path / "sweep").exists()

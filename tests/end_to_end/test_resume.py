@@ -1,0 +1,126 @@
+"""Runs that are killed, stopped, damaged and resumed."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.commands import TINY, checkpoint, differences, run, start, wait_for_step
+
+pytestmark = pytest.mark.end_to_end
+
+#: two micro-steps a step, two workers, everything that writes at its own interval
+RUN = (
+    *TINY,
+    "trainer.max_steps=60",
+    "trainer.accumulate_grad_batches=2",
+    "data.num_workers=2",
+    "checkpoint.every_n_steps=7",
+    "log_every_n_steps=3",
+    "callbacks.validation.every_n_steps=10",
+    "callbacks.samples.every_n_steps=20",
+    "callbacks.sensitivity.every_n_steps=5",
+)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nobody interrupts."""
+    folder = tmp_path_factory.mktemp("reference")
+    code, output = run(*RUN, "hydra.run.dir=run", cwd=folder)
+    assert code == 0, output
+    return folder / "run"
+
+
+def assert_same_end(a: Path, b: Path) -> None:
+    assert differences(checkpoint(a), checkpoint(b)) == []
+    for name in ("metrics.csv", "sensitivity/sensitivity.csv", "report/metrics.json", "samples/final.png"):
+        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+
+
+def test_killed_twice_and_resumed_is_bit_identical(reference: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = start(*RUN, "hydra.run.dir=run", cwd=tmp_path)
+    for step in (12, 33):
+        wait_for_step(folder, step, process)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert int(checkpoint(folder)["global_step"]) < 60
+        process = start("resume=run", cwd=tmp_path)
+    assert process.wait(200) == 0, (tmp_path / "output.txt").read_text()
+    assert_same_end(reference, folder)
+
+    before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()}
+    code, output = run("resume=run", cwd=tmp_path)
+    assert code == 0
+    assert "finished" in output
+    assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_killed_before_the_first_checkpoint_starts_again(reference: Path, tmp_path: Path) -> None:
+    process = start(*RUN, "hydra.run.dir=run", cwd=tmp_path)
+    wait_for_step(tmp_path / "run", 3, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    for path in (tmp_path / "run" / "checkpoints").glob("*"):
+        path.unlink()  # as if the kill had come before the checkpoint, whenever it came
+    code, output = run("resume=run", "data.num_workers=2", "trainer.max_steps=60", cwd=tmp_path)
+    assert code == 0, output
+    assert_same_end(reference, tmp_path / "run")
+
+
+def test_a_folder_without_config_starts_from_the_overrides(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    code, output = run(*TINY, "trainer.max_steps=2", "resume=run", cwd=tmp_path)
+    assert code == 0, output
+    assert checkpoint(tmp_path / "run")["global_step"] == 2
+
+
+def test_damaged_checkpoint_falls_back_to_the_one_before(reference: Path, tmp_path: Path) -> None:
+    process = start(*RUN, "checkpoint.keep=3", "hydra.run.dir=run", cwd=tmp_path)
+    wait_for_step(tmp_path / "run", 24, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    newest = sorted((tmp_path / "run" / "checkpoints").glob("step=*.ckpt"))[-1]
+    content = newest.read_bytes()
+    newest.write_bytes(content[: len(content) // 2])
+    code, output = run("resume=run", cwd=tmp_path)
+    assert code == 0, output
+    assert "Falling back" in output
+    assert newest.name in output
+    assert_same_end(reference, tmp_path / "run")
+
+
+def test_sigterm_saves_the_step_and_exits_with_143(reference: Path, tmp_path: Path) -> None:
+    process = start(*RUN, "hydra.run.dir=run", cwd=tmp_path)
+    wait_for_step(tmp_path / "run", 9, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    assert "resume=" in (tmp_path / "output.txt").read_text()
+    step = checkpoint(tmp_path / "run")["global_step"]
+    assert 9 <= step < 60
+    code, output = run("resume=run", cwd=tmp_path)
+    assert code == 0, output
+    assert f"after step {step}" in output
+    assert_same_end(reference, tmp_path / "run")
+
+
+def test_overrides_that_change_the_trajectory_are_refused(reference: Path) -> None:
+    for override in ("optimizer.lr=1e-4", "data.batch_size=32", "residual=resnet", "trainer.max_steps=80", "seed=1"):
+        code, output = run(f"resume={reference}", override, cwd=reference.parent)
+        assert code == 2
+        assert override.split("=")[0] in output
+        assert "Traceback" not in output
+
+
+def test_more_steps_continue_a_constant_schedule(tmp_path: Path) -> None:
+    constant = (*TINY, "optimizer.schedule=constant", "callbacks.sensitivity.every_n_steps=2")
+    assert run(*constant, "trainer.max_steps=8", "hydra.run.dir=whole", cwd=tmp_path)[0] == 0
+    assert run(*constant, "trainer.max_steps=4", "hydra.run.dir=halves", cwd=tmp_path)[0] == 0
+    code, output = run("resume=halves", "trainer.max_steps=8", cwd=tmp_path)
+    assert code == 0, output
+    whole, halves = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "halves")
+    for key in ("state_dict", "ema", "optimizer_states"):
+        assert differences(whole[key], halves[key]) == []

@@ -1,0 +1,60 @@
+"""A tap changes nothing and measures the squared norm of the gradient that passes through it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from neural_rdm.residual import RULES, tap
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(shape=st.lists(st.integers(1, 4), max_size=4), seed=st.integers(0, 2**16))
+def test_a_tap_is_the_identity_forward_and_backward(shape: list[int], seed: int) -> None:
+    torch.manual_seed(seed)
+    z, upstream = torch.randn(shape, dtype=torch.float64, requires_grad=True), torch.randn(shape, dtype=torch.float64)
+    row = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    out = tap(z, row)
+    assert torch.equal(out, z)
+    out.backward(upstream)
+    assert torch.equal(z.grad, upstream)
+    torch.testing.assert_close(row.grad, upstream.square().sum(), rtol=1e-12, atol=0)
+
+
+def test_backward_passes_add_up_in_the_row() -> None:
+    row, total = torch.zeros((), requires_grad=True), 0.0
+    for _ in range(3):
+        upstream = torch.randn(5, 4)
+        tap(torch.randn(5, 4, requires_grad=True), row).backward(upstream)
+        total += upstream.square().sum().item()
+    assert row.grad.item() == pytest.approx(total, rel=1e-6)
+
+
+def test_norms_of_bfloat16_gradients_are_accumulated_in_float32() -> None:
+    upstream = torch.full((4096,), 0.1, dtype=torch.bfloat16)
+    row = torch.zeros((), requires_grad=True)
+    tap(torch.zeros(4096, dtype=torch.bfloat16, requires_grad=True), row).backward(upstream)
+    assert row.grad.dtype == torch.float32
+    assert row.grad.item() == pytest.approx(upstream.float().square().sum().item(), rel=1e-5)  # bf16 sums are off by 1e-2
+
+
+def test_the_stream_needs_no_gradient_of_its_own() -> None:
+    row = torch.zeros((), requires_grad=True)
+    tap(torch.randn(3), row).backward(torch.tensor([1.0, 2.0, 2.0]))
+    assert row.grad.item() == pytest.approx(9.0)
+
+
+@pytest.mark.parametrize("rule", list(RULES))
+def test_a_unit_with_a_probe_taps_its_entry_and_its_exit(rule: str) -> None:
+    torch.manual_seed(0)
+    unit, branch = RULES[rule](4), torch.nn.Linear(4, 4)
+    z, upstream = torch.randn(2, 3, 4, requires_grad=True), torch.randn(2, 3, 4)
+    plain = unit(z, branch)
+    unit.probe = torch.zeros(2, requires_grad=True)
+    measured = unit(z, branch)
+    assert torch.equal(measured, plain)
+    measured.backward(upstream)
+    expected = torch.stack([z.grad.square().sum(), upstream.square().sum()])
+    torch.testing.assert_close(unit.probe.grad, expected)
