@@ -138,12 +138,11 @@ def test_a_malicious_pickle_is_never_executed(tmp_path: Path, layout: str) -> No
         path.write_bytes(pickle.dumps(content["extra"]))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=layout == "zip")
+    assert b"mkdir" in path.read_bytes()
     for verify in (False, True):
         with pytest.raises(CheckpointError, match=r"a\.ckpt"):
             load_tensors(path, verify)
     assert not evidence.exists()
-    torch.load(path, weights_only=False) if layout == "zip" else None  # the file is as bad as it claims
-    assert evidence.exists() == (layout == "zip")
 
 
 def test_a_link_is_a_second_name_and_replaces_the_old_one(tmp_path: Path) -> None:

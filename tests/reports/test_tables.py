@@ -88,7 +88,8 @@ def test_metrics_of_a_run_round_trip(tmp_path):
 def make_run(folder, residual, seed=0, protocol="how", accuracy=0.5):
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(
-        f"choices:\n  exp: digits_gated\n  sampler: s{seed}\nresidual: {residual}\nbackbone:\n  depth: 6\ntrainer:\n  max_steps: 300\nseed: {seed}\n"
+        f"choices:\n  exp: digits_gated\n  sampler: s{seed}\nresidual: {residual}\n"
+        f"backbone:\n  depth: 6\ntrainer:\n  max_steps: 300\nseed: {seed}\n"
     )
     (folder / "metrics.csv").write_text("step,train/loss\n0,1.0\n10,0.5\n")
     generated = {"name": "generated", "accuracy": accuracy, "frechet_pixels": 2.25, "count": 200}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -93,10 +95,13 @@ def _compose(config_name: str, overrides: list[str]) -> DictConfig:
 
 
 def _files(name: str, roots: list[Path]) -> list[Path]:
-    """The files of the choice `name` and of those of its group that its defaults list builds on (`defaults: [adamw]`)."""
+    """The files of a choice, and of those of its group that its defaults list builds on (`defaults: [adamw]`)."""
     found = [root / f"{name}.yaml" for root in roots if (root / f"{name}.yaml").is_file()]
-    defaults = [entry for file in found for entry in OmegaConf.load(file).get("defaults", None) or []]
-    parents = [name.rpartition("/")[0] + f"/{entry}" for entry in defaults if isinstance(entry, str)]
+    contents: list[Any] = [OmegaConf.load(file) for file in found]
+    group = name.rpartition("/")[0]
+    parents = [
+        f"{group}/{entry}" for content in contents for entry in content.get("defaults") or [] if isinstance(entry, str)
+    ]
     return [*found, *(file for parent in parents for file in _files(parent.lstrip("/"), roots))]
 
 
@@ -105,8 +110,8 @@ def _check_choice(override: Override, config_name: str) -> None:
     group = override.key_or_group
     choices = sorted(p.stem for p in (config_dir() / group).glob("*.yaml"))
     if choices and not override.is_delete() and not isinstance(override.value(), (str, list, Sweep)):
-        definition = schema.COMMANDS[config_name].__dataclass_fields__.get(group)
-        without = f"; ~{group} leaves it out" if definition and definition.metadata.get("optional") else ""
+        optional = [f.name for f in dataclasses.fields(schema.COMMANDS[config_name]) if f.metadata.get("optional")]
+        without = f"; ~{group} leaves it out" if group in optional else ""
         raise ConfigError(f"{override.input_line}: no such choice. The choices are {', '.join(choices)}{without}")
 
 
@@ -115,7 +120,10 @@ def _unknown_choice(error: MissingConfigException) -> ConfigError:
     options = sorted(error.options or [])
     if not group:
         return ConfigError(str(error).splitlines()[0])
-    return ConfigError(f"{group}={choice}: no such choice.{nearest(choice, options)} The choices, in {config_dir() / group}, are {', '.join(options)}")
+    return ConfigError(
+        f"{group}={choice}: no such choice.{nearest(choice, options)} "
+        f"The choices, in {config_dir() / group}, are {', '.join(options)}"
+    )
 
 
 def _unknown_key(error: Exception, config_name: str, overrides: list[str], search: list[str]) -> ConfigError:
@@ -131,5 +139,9 @@ def _unknown_key(error: Exception, config_name: str, overrides: list[str], searc
     parent = key.rpartition(".")[0]
     siblings = [k for k in known if k.rpartition(".")[0] == parent]
     hint = nearest(key, known)
-    listing = f" Keys of {parent or 'the configuration'}: {', '.join(k.rpartition('.')[2] for k in siblings)}." if siblings else ""
+    listing = (
+        f" Keys of {parent or 'the configuration'}: {', '.join(k.rpartition('.')[2] for k in siblings)}."
+        if siblings
+        else ""
+    )
     return ConfigError(f"unknown configuration key {key}.{hint}{listing} (command line; files in {config_dir()})")

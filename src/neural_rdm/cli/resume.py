@@ -93,16 +93,16 @@ def merge(run: Run, composed: DictConfig, overrides: list[Override]) -> DictConf
     """
     assert run.config is not None
     cfg = run.config.copy()
-    changeable = CHANGEABLE
+    changeable: tuple[str, ...] = CHANGEABLE
     if cfg.optimizer.get("schedule") == "constant":  # any other schedule is a function of the last step
         changeable = (*CHANGEABLE, "trainer.max_steps")
     for override in overrides:
         key = override.key_or_group
-        if key.startswith("hydra") or key == "resume":
+        if key == "resume" or key.startswith("hydra"):
             continue
-        harmless = any(key == k or key.startswith(f"{k}.") or key.startswith(f"{k}/") for k in changeable)
+        harmless = any(key == k or key.startswith((f"{k}.", f"{k}/")) for k in changeable)
         if key in run.choices or key in ("exp", "metric"):
-            old, new = run.choices.get(key), str(override.value())
+            old, new = run.choices.get(key), None if override.is_delete() else str(override.value())
             if old != new and not harmless:
                 raise _refusal(run, key, old, new)
         else:
@@ -118,6 +118,6 @@ def merge(run: Run, composed: DictConfig, overrides: list[Override]) -> DictConf
 
 def _refusal(run: Run, key: str, old: Any, new: Any) -> ConfigError:
     return ConfigError(
-        f"resume={run.folder}: {key}={new} would change the run's trajectory; it was started with {key}={old} (in {run.folder / 'config.yaml'}). "
-        "Leave the override out, or start a new run without resume."
+        f"resume={run.folder}: {key}={new} would change the run's trajectory; it was started with {key}={old} "
+        f"(in {run.folder / 'config.yaml'}). Leave the override out, or start a new run without resume."
     )

@@ -26,7 +26,9 @@ def config_dir() -> Path:
     for folder in (package / "configs", package.parents[1] / "configs"):
         if (folder / "train.yaml").is_file():
             return folder
-    raise ConfigError(f"the configuration folder is missing: looked in {package / 'configs'} and {package.parents[1] / 'configs'}")
+    raise ConfigError(
+        f"the configuration folder is missing: looked in {package / 'configs'} and {package.parents[1] / 'configs'}"
+    )
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
@@ -75,44 +77,61 @@ def validate(cfg: DictConfig, command: str = "train", sources: Sources = Sources
     try:
         OmegaConf.resolve(cfg)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"configuration key {error.full_key}: {_first_line(error)}{sources.where(error.full_key or '')}") from error
+        key = _unresolved(cfg)
+        raise ConfigError(f"configuration key {key}: {_first_line(error)}{sources.where(key)}") from error
     _check(cfg, schema.COMMANDS[command], "", sources)
     if command == "train":
         _check_across(cfg, sources)
+
+
+def _unresolved(cfg: DictConfig) -> str:
+    """The first key whose interpolation leads nowhere; OmegaConf's own error names only where it leads."""
+    for key in flat_keys(cfg):
+        try:
+            OmegaConf.select(cfg, key)
+        except OmegaConfBaseException:
+            return key
+    return "(in a list)"
 
 
 def _check_node(node: Any, key: str, optional: bool, sources: Sources) -> None:
     if node is None and optional:
         return
     if not isinstance(node, DictConfig) or not isinstance(node.get("_target_"), str):
-        raise ConfigError(f"configuration key {key} must be a group choice or a node with a `_target_`, not {node!r}{sources.where(key)}")
+        raise ConfigError(
+            f"configuration key {key} must be a group choice or a node with a `_target_`, not {node!r}"
+            f"{sources.where(key)}"
+        )
     target = node["_target_"]
     if target in schema.TARGETS:
         _check(node, schema.TARGETS[target], key, sources)
     elif target.split(".")[0] == "neural_rdm":
-        raise ConfigError(f"configuration key {key}._target_: no such class {target}.{nearest(target, schema.TARGETS)}{sources.where(key)}")
+        raise ConfigError(
+            f"configuration key {key}._target_: no such class {target}.{nearest(target, schema.TARGETS)}"
+            f"{sources.where(f'{key}._target_')}"
+        )
 
 
 def _check(node: DictConfig, kind: type, key: str, sources: Sources) -> None:
     fields = {f.name: f for f in dataclasses.fields(kind)}
     prefix = f"{key}." if key else ""
-    for name in node:
+    for name in map(str, node):
         if name not in fields:
-            raise ConfigError(f"unknown configuration key {prefix}{name}.{nearest(str(name), fields)}{sources.where(f'{prefix}{name}')}")
+            raise ConfigError(
+                f"unknown configuration key {prefix}{name}.{nearest(name, fields)}{sources.where(f'{prefix}{name}')}"
+            )
     for name in fields:
-        if name not in node:
+        if name not in set(node):  # `in node` is False for a key without a value
             raise ConfigError(f"missing configuration key {prefix}{name}{sources.where(key)}")
     try:
-        checked = OmegaConf.merge(OmegaConf.structured(kind), node)
+        checked: Any = OmegaConf.merge(OmegaConf.structured(kind), node)
     except OmegaConfBaseException as error:
         inner = error.full_key or ""
         definition = fields.get(re.split(r"[.\[]", inner)[0])
         problem = _first_line(error).rstrip(".")
         if definition is not None and not dataclasses.is_dataclass(_plain_type(definition)):
             problem += "; it takes " + re.sub(r"^Optional\[(.*)\]$", r"\1 or null", str(definition.type))
-        raise ConfigError(
-            f"configuration key {prefix}{inner}: {problem}{sources.where(f'{prefix}{inner}')}"
-        ) from error
+        raise ConfigError(f"configuration key {prefix}{inner}: {problem}{sources.where(f'{prefix}{inner}')}") from error
     for name, definition in fields.items():
         if OmegaConf.is_missing(checked, name):
             raise ConfigError(f"configuration key {prefix}{name} has no value; pass {prefix}{name}=...")
@@ -140,7 +159,9 @@ def _out_of_range(value: Any, limits: Any) -> str:
     if value is None:
         return ""
     if "choices" in limits and value not in limits["choices"]:
-        return f"is not one of {', '.join(map(str, limits['choices']))}.{nearest(str(value), map(str, limits['choices']))}"
+        return (
+            f"is not one of {', '.join(map(str, limits['choices']))}.{nearest(str(value), map(str, limits['choices']))}"
+        )
     if "above" in limits and not value > limits["above"]:
         return f"must be above {limits['above']}"
     if "low" in limits and "high" in limits and not limits["low"] <= value <= limits["high"]:
@@ -151,26 +172,37 @@ def _out_of_range(value: Any, limits: Any) -> str:
 
 
 def _check_across(cfg: DictConfig, sources: Sources) -> None:
-    """Rules between groups; names are looked up softly, so that a backbone or data set of one's own need not have them."""
+    """Rules between groups; names are looked up softly: a backbone or data set of one's own need not have them."""
     backbone, data, trainer = cfg.backbone, cfg.data, cfg.trainer
     parts = trainer.devices * trainer.num_nodes * trainer.accumulate_grad_batches
     if data.get("batch_size") and data.batch_size % parts:
         raise ConfigError(
-            f"data.batch_size={data.batch_size} is the global batch (samples per optimizer step) and must be a multiple of trainer.devices * "
-            f"trainer.num_nodes * trainer.accumulate_grad_batches = {parts}; nearest: data.batch_size={max(1, round(data.batch_size / parts)) * parts}"
+            f"data.batch_size={data.batch_size} is the global batch (samples per optimizer step) and must be a "
+            f"multiple of trainer.devices * trainer.num_nodes * trainer.accumulate_grad_batches = {parts}; "
+            f"nearest: data.batch_size={max(1, round(data.batch_size / parts)) * parts}"
         )
     if cfg.strategy._target_ == "neural_rdm.training.parallel.single" and trainer.devices * trainer.num_nodes > 1:
-        raise ConfigError(f"trainer.devices={trainer.devices} needs a parallel strategy: add strategy=ddp (or fsdp2, deepspeed_zero2, deepspeed_zero3)")
+        raise ConfigError(
+            f"trainer.devices={trainer.devices} and trainer.num_nodes={trainer.num_nodes} need a parallel strategy: "
+            "add strategy=ddp (or fsdp2, deepspeed_zero2, deepspeed_zero3)"
+        )
     if backbone.get("learn_sigma") is False and cfg.diffusion.get("loss") == "hybrid":
-        raise ConfigError("diffusion.loss=hybrid learns the variance and needs backbone.learn_sigma=true; or pass diffusion.loss=simple")
+        raise ConfigError(
+            "diffusion.loss=hybrid learns the variance and needs backbone.learn_sigma=true; "
+            "or pass diffusion.loss=simple"
+        )
     classes = data.get("num_classes")
     if classes is not None and backbone.get("num_classes") is not None and classes != backbone.num_classes:
-        raise ConfigError(f"data.num_classes={classes} but backbone.num_classes={backbone.num_classes}; pass backbone.num_classes={classes}{sources.where('backbone.num_classes')}")
+        raise ConfigError(
+            f"data.num_classes={classes} but backbone.num_classes={backbone.num_classes}; "
+            f"pass backbone.num_classes={classes}{sources.where('backbone.num_classes')}"
+        )
     size = _latent_size(cfg)
     if size is not None and backbone.get("input_size") is not None and size != backbone.input_size:
         raise ConfigError(
-            f"data.image_size={data.image_size} becomes {size} x {size} behind this first stage, but backbone.input_size={backbone.input_size}; "
-            f"pass backbone.input_size={size} or another data.image_size{sources.where('backbone.input_size')}"
+            f"data.image_size={data.image_size} becomes {size} x {size} behind this first stage, but "
+            f"backbone.input_size={backbone.input_size}; pass backbone.input_size={size} "
+            f"or another data.image_size{sources.where('backbone.input_size')}"
         )
 
 

@@ -52,7 +52,8 @@ def link_atomically(source: Path, target: Path) -> None:
         os.link(source, temporary)
     except OSError:
         with open(source, "rb") as file:
-            return write_atomically(target, lambda out: _copy(file, out))
+            write_atomically(target, lambda out: _copy(file, out))
+        return
     try:
         os.replace(temporary, target)
     finally:

@@ -24,7 +24,8 @@ class SensitivityLog(pl.Callback):
     micro-batches and ranks, and divided by the square of the number of ranks, since each rank averages over its share only.
 
     Args:
-        every_n_steps: optimizer steps between two measurements; the first step is measured too.
+        every_n_steps: optimizer steps between two measurements; the last step is measured too. (The first step of a DiT says
+            nothing: its last layer starts at zero, so no gradient reaches any unit.)
     """
 
     def __init__(self, every_n_steps: int = 1000) -> None:
@@ -40,7 +41,7 @@ class SensitivityLog(pl.Callback):
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         """Switch the taps on for every micro-step of an optimizer step that is measured."""
         step = trainer.global_step + 1
-        if self._stack is None and (step == 1 or step % self.every_n_steps == 0):
+        if self._stack is None and (step == trainer.max_steps or step % self.every_n_steps == 0):
             self._stack = ExitStack()
             self._rows = self._stack.enter_context(probe(pl_module.net))
 

@@ -1,0 +1,53 @@
+"""`python -m benchmarks [NAME ...]`: run the benchmarks (all of them by default) and write `benchmarks/results/NAME.json`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import residual
+from neural_rdm.core.files import write_text
+
+BENCHMARKS = {"residual": residual.run}
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> dict[str, Any]:
+    """What a number depends on, without the name of the machine."""
+    return {
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "architecture": platform.machine(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "clock": "CPU time of the process",
+    }
+
+
+def main() -> None:
+    """Run the benchmarks that the command line names, one thread, and print where their results are."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="Run benchmarks; results become JSON files."
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; all by default")
+    names = parser.parse_args().names or list(BENCHMARKS)
+    if unknown := sorted(set(names) - set(BENCHMARKS)):
+        parser.error(f"no such benchmark: {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+    torch.set_num_threads(1)  # several threads on a machine that others use too measure the others
+    for name in names:
+        result = {"benchmark": name, "machine": machine(), **BENCHMARKS[name]()}
+        path = RESULTS / f"{name}.json"
+        write_text(path, json.dumps(result, indent=2) + "\n")
+        print(f"wrote {path}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""Composed configurations are refused with the key, what is allowed, the nearest name and the place of the value."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from neural_rdm.cli.compose import compose_config, parse
+from neural_rdm.core.config import Sources, as_plain, config_dir, flat_keys, nearest, validate
+from neural_rdm.core.errors import ConfigError
+
+DIT = {
+    "_target_": "neural_rdm.backbones.dit.DiT", "input_size": 8, "patch_size": 2, "in_channels": 1, "hidden_size": 16,
+    "depth": 2, "num_heads": 2, "mlp_ratio": 4.0, "class_dropout_prob": 0.1, "num_classes": 10, "learn_sigma": True,
+    "adaln_gate_init": None,
+}  # fmt: skip
+
+
+def refusal(*overrides: str, folders: tuple[Path, ...] = ()) -> str:
+    """The message that refuses the default configuration with these overrides."""
+    with pytest.raises(ConfigError) as caught:
+        composed = compose_config("train", list(overrides), [str(f) for f in folders])
+        validate(composed.cfg, "train", composed.sources)
+    return str(caught.value)
+
+
+def extra(folder: Path, name: str, text: str) -> Path:
+    """A configuration folder of one's own with one file."""
+    file = folder / "mine" / f"{name}.yaml"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("word", "choices", "hint"),
+    [("betaz", ["lr", "betas"], " Did you mean betas?"), ("xyz", ["lr", "betas"], ""), ("a", [], "")],
+)
+def test_nearest(word: str, choices: list[str], hint: str) -> None:
+    assert nearest(word, choices) == hint
+
+
+def test_flat_keys_pass_over_what_has_no_value() -> None:
+    cfg = OmegaConf.create({"a": {"b": 1, "c": {"d": None}}, "e": "${a.b}", "f": "???", "g": [1, 2]})
+    assert list(flat_keys(cfg)) == ["a", "a.b", "a.c", "a.c.d", "e", "f", "g"]
+    assert as_plain(OmegaConf.create({"a": [1, {"b": 2}], "c": "${a.1.b}"})) == {"a": [1, {"b": 2}], "c": 2}
+
+
+def test_sources_say_where_a_value_stands(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    one.write_text("optimizer:\n  lr: 1\n  # betas: commented out\n", encoding="utf-8")
+    two.write_text("'lr' : 2\nlrs: 3\n", encoding="utf-8")
+    sources = Sources((one, two, tmp_path / "gone.yaml"), frozenset({"optimizer.lr", "optimizer.betas"}))
+    assert sources.where("optimizer.lr") == f" (command line; {one}; {two})"
+    assert sources.where("optimizer.betas[1]") == " (command line)"
+    assert sources.where("optimizer.eps") == ""
+    assert sources.where("other.lrs") == f" ({two})"
+
+
+def test_a_valid_configuration_passes_and_is_resolved() -> None:
+    composed = compose_config("train", ["data=synthetic", "backbone.num_classes=7"])
+    validate(composed.cfg, "train", composed.sources)
+    assert composed.cfg.data.num_classes == 7
+    assert not OmegaConf.is_interpolation(composed.cfg.data, "num_classes")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["backbone.depth=0"], ["backbone.depth=0", "above 0"]),
+        (["backbone.class_dropout_prob=1.5"], ["backbone.class_dropout_prob=1.5", "between 0 and 1"]),
+        (["optimizer.lr=nan"], ["optimizer.lr=nan", "above 0"]),
+        (["seed=-1"], ["seed=-1", "at least 0"]),
+        (["trainer.max_steps=null"], ["trainer.max_steps", "None", "int"]),
+        (["backbone.depth=2.5"], ["backbone.depth", "2.5", "Integer", "int"]),
+        (["optimizer.betas=0.9"], ["optimizer.betas", "list[float]"]),
+        (["optimizer.betas=[a,b]"], ["optimizer.betas[0]", "'a'", "(command line", "adamw.yaml"]),
+        (["optimizer.clip=abc"], ["optimizer.clip", "'abc'", "float or null"]),
+        (["checkpoint.keep=abc"], ["checkpoint.keep", "'abc'", "train.yaml"]),
+        (["residual.rule=gate"], ["residual.rule=gate", "gated, adaln, skip, resnet, rezero", "Did you mean gated?"]),
+        (["residual=skip", "residual.beta_form=linear"], ["residual.beta_form", "gated", "use additive"]),
+        (["backbone.hidden_size=96", "backbone.num_heads=5"], ["backbone.num_heads", "hidden_size=96", "is 4"]),
+        (["backbone.hidden_size=90", "backbone.num_heads=3"], ["backbone.hidden_size", "multiple of 4", "92"]),
+        (["backbone.input_size=8", "backbone.patch_size=3"], ["backbone.patch_size", "input_size=8"]),
+        (["backbone._target_=neural_rdm.backbones.dit.Dit"], ["backbone._target_", "Did you mean", "dit.DiT?"]),
+        (["callbacks.ema=3"], ["callbacks.ema", "_target_", "3"]),
+        (["data.batch_size='${backbone.dept}'"], ["data.batch_size", "backbone.dept"]),
+        (["data.batch_size=???"], ["data.batch_size", "pass data.batch_size="]),
+        (["~backbone.depth"], ["missing configuration key backbone.depth"]),
+        (["~residual"], ["missing configuration key residual"]),
+        (["+backbone.dept=3"], ["unknown configuration key backbone.dept", "Did you mean depth?", "(command line)"]),
+    ],
+    ids=lambda v: " ".join(v) if v and "=" in v[0] else None,
+)
+def test_values_are_refused_by_name(overrides: list[str], words: list[str]) -> None:
+    message = refusal(*overrides)
+    assert [w for w in words if w not in message] == [], message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["trainer.devices=2"], ["trainer.devices=2", "strategy=ddp"]),
+        (["trainer.num_nodes=2"], ["trainer.num_nodes=2", "strategy=ddp"]),
+        (["trainer.devices=2", "strategy=ddp", "data.batch_size=127"], ["data.batch_size=127", "= 2", "=128"]),
+        (["trainer.accumulate_grad_batches=3", "data.batch_size=2"], ["data.batch_size=2", "= 3", "nearest: data.batch_size=3"]),
+        (["backbone.learn_sigma=false"], ["diffusion.loss=hybrid", "backbone.learn_sigma=true", "diffusion.loss=simple"]),
+        (["data=synthetic", "data.num_classes=3"], ["data.num_classes=3", "backbone.num_classes=3"]),
+        (["data=imagenet", "data.image_size=64", "backbone.input_size=32"], ["64 x 64", "backbone.input_size=64"]),
+        (["data=imagenet", "first_stage=kl_f8", "backbone.input_size=16"], ["32 x 32", "backbone.input_size=32"]),
+    ],
+    ids=lambda v: " ".join(v) if v and "=" in v[0] else None,
+)
+def test_rules_between_groups(overrides: list[str], words: list[str]) -> None:
+    message = refusal(*overrides)
+    assert [w for w in words if w not in message] == [], message
+
+
+def test_an_unknown_key_in_a_file_names_the_file(tmp_path: Path) -> None:
+    folder = extra(tmp_path, "../optimizer/fast", "defaults: [adamw]\nlr: 1.0e-3\nbetaz: [0.9, 0.99]\n")
+    message = refusal("optimizer=fast", folders=(folder,))
+    assert "unknown configuration key optimizer.betaz. Did you mean betas?" in message
+    assert str(tmp_path / "optimizer" / "fast.yaml") in message
+
+
+def test_a_wrong_value_names_the_file_that_it_was_inherited_from(tmp_path: Path) -> None:
+    (tmp_path / "optimizer").mkdir()
+    (tmp_path / "optimizer" / "base.yaml").write_text("defaults: [adamw]\neps: -1\n", encoding="utf-8")
+    (tmp_path / "optimizer" / "fast.yaml").write_text("defaults: [base]\nlr: 1.0e-3\n", encoding="utf-8")
+    message = refusal("optimizer=fast", folders=(tmp_path,))
+    assert "optimizer.eps=-1.0 must be above 0" in message
+    assert str(tmp_path / "optimizer" / "base.yaml") in message
+    assert str(config_dir() / "optimizer" / "adamw.yaml") in message
+    assert "command line" not in message
+
+
+@pytest.mark.parametrize(("text", "word"), [("lr: [1\nb: 2\n", "broken.yaml"), ("- 1\n- 2\n", "ListConfig")])
+def test_a_file_that_is_not_a_mapping_is_refused(tmp_path: Path, text: str, word: str) -> None:
+    (tmp_path / "optimizer").mkdir()
+    (tmp_path / "optimizer" / "broken.yaml").write_text(text, encoding="utf-8")
+    assert word in refusal("optimizer=broken", folders=(tmp_path,))
+
+
+def test_a_backbone_of_ones_own_is_let_through(tmp_path: Path) -> None:
+    """Only what is ours is checked key by key; other classes are checked when they are built."""
+    (tmp_path / "backbone").mkdir()
+    (tmp_path / "backbone" / "mine.yaml").write_text("_target_: my.package.Net\nwidth: 3\n", encoding="utf-8")
+    composed = compose_config("train", ["backbone=mine", "~exp"], [str(tmp_path)])
+    validate(composed.cfg, "train", composed.sources)
+    assert composed.cfg.backbone.width == 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["backbone.dept=3"], ["unknown configuration key backbone.dept", "Did you mean backbone.depth?", "num_heads"]),
+        (["bakbone=dit"], ["unknown configuration key bakbone", "Did you mean backbone?"]),
+        (["residual=gate"], ["residual=gate", "Did you mean gated?", "adaln, gated, resnet, rezero, skip"]),
+        (["exp=digit_gated"], ["exp=digit_gated", "Did you mean digits_gated?"]),
+        (["metric=null"], ["metric=null", "digits", "~metric leaves it out"]),
+        (["data=null"], ["data=null", "digits, image_folder, imagenet, synthetic"]),
+        (["backbone=3"], ["backbone=3", "dit, dit_b, dit_l, dit_s, dit_xl"]),
+        (["trainer={max_steps:3}"], ["trainer={max_steps:3}", "auto, cpu, debug, gpu"]),
+        (["residual=gated,skip"], ["residual=gated,skip", "--multirun"]),
+        (["backbone.depth"], ["backbone.depth", "key=value"]),
+        (["=3"], ["'=3' has no key", "key=value"]),
+        (["backbone.depth=[1"], ["cannot read the argument", "quotes"]),
+    ],
+    ids=lambda v: v[0] if len(v) == 1 else None,
+)
+def test_composing_is_refused_by_name(overrides: list[str], words: list[str]) -> None:
+    message = refusal(*overrides)
+    assert [w for w in words if w not in message] == [], message
+
+
+def test_a_config_dir_that_is_not_there() -> None:
+    assert "--config-dir nowhere: no such folder" in refusal(folders=(Path("nowhere"),))
+
+
+def test_composing_remembers_choices_and_typed_keys() -> None:
+    composed = compose_config("train", ["residual=skip", "backbone.depth=3", "~metric"])
+    assert composed.choices["residual"] == "skip"
+    assert composed.choices["exp"] == "digits_gated"
+    assert "metric" not in composed.choices
+    assert composed.cfg.metric is None
+    assert {"residual", "backbone.depth"} <= composed.sources.typed
+    assert "hydra" not in composed.cfg
+    assert [o.key_or_group for o in parse(["a.b=1", "+c=2", "~d"])] == ["a.b", "c", "d"]
+
+
+@pytest.mark.parametrize(("change", "word"), [({"depth": "x"}, "depth"), ({"depth": -1}, "depth=-1"), ({"x": 1}, "backbone.x")])
+def test_nodes_are_checked_against_their_class(change: dict[str, Any], word: str) -> None:
+    composed = compose_config("train", [])
+    composed.cfg.backbone = {**DIT, **change}
+    with pytest.raises(ConfigError, match=word):
+        validate(composed.cfg)

@@ -1,0 +1,175 @@
+"""The schema, the configuration files and the code say the same: names, types, choices and sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from neural_rdm.cli import build
+from neural_rdm.cli.compose import Composed, compose_config
+from neural_rdm.core import schema
+from neural_rdm.core.config import config_dir, validate
+from neural_rdm.diffusion.samplers import Sampler
+from neural_rdm.residual import is_gate
+
+OURS = [target for target in schema.TARGETS if target.startswith("neural_rdm.")]
+LIGHTNINGS = [target for target in schema.TARGETS if target not in OURS]
+
+#: constructor arguments of our classes that code supplies, and no configuration
+SUPPLIED = {
+    "neural_rdm.backbones.dit.DiT": {"residual"},
+    "neural_rdm.data.digits.Digits": {"root"},
+    "neural_rdm.training.logging.CSVLogger": {"save_dir"},
+    **{f"neural_rdm.training.parallel.{n}": {"devices", "num_nodes"} for n in ("single", "ddp", "fsdp2", "deepspeed")},
+}
+#: the groups of configs/; a file anywhere else would never be found
+GROUPS = {
+    "backbone", "callbacks", "data", "diffusion", "exp", "first_stage", "logger", "metric", "optimizer", "residual",
+    "sampler", "strategy", "trainer",
+}  # fmt: skip
+CHOICES = sorted(f"{p.parent.name}={p.stem}" for p in config_dir().glob("*/*.yaml"))
+EXPERIMENTS = sorted(p.stem for p in (config_dir() / "exp").glob("*.yaml"))
+#: what a choice needs beside it to fit the default experiment
+NEEDS = {
+    "data=imagenet": ["backbone.input_size=32", "first_stage=kl_f8"],
+    "data=image_folder": ["backbone.input_size=32", "data.image_size=32"],
+}
+#: trainable and frozen parameters of the official networks (DiT-S/2 to XL/2 with 1000 classes), without gates
+OFFICIAL = {
+    "dit_s": (32_963_360, 384, 12), "dit_b": (130_512_416, 768, 12),
+    "dit_l": (458_102_816, 1024, 24), "dit_xl": (675_129_632, 1152, 28),
+}  # fmt: skip
+
+
+def composed(*overrides: str) -> Composed:
+    """A checked configuration."""
+    result = compose_config("train", list(overrides))
+    validate(result.cfg, "train", result.sources)
+    return result
+
+
+def parameters_of(target: str) -> dict[str, inspect.Parameter]:
+    module, _, name = target.rpartition(".")
+    return dict(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
+
+
+def fields_of(target: str) -> dict[str, Any]:
+    return {f.name: str(f.type) for f in dataclasses.fields(schema.TARGETS[target]) if f.name != "_target_"}
+
+
+@pytest.mark.parametrize("target", OURS)
+def test_a_class_takes_exactly_the_keys_of_its_schema(target: str) -> None:
+    assert set(parameters_of(target)) == set(fields_of(target)) | SUPPLIED.get(target, set())
+    assert set(fields_of(target)).isdisjoint(SUPPLIED.get(target, set()))
+
+
+@pytest.mark.parametrize("target", OURS)
+def test_types_are_those_of_the_signature(target: str) -> None:
+    parameters = parameters_of(target)
+    for name, kind in fields_of(target).items():
+        annotation = str(parameters[name].annotation)
+        assert kind.startswith("Optional[") == ("None" in annotation) or kind == "Any", f"{name}: {kind}, {annotation}"
+        plain = kind.removeprefix("Optional[").removesuffix("]")
+        if plain in ("int", "float", "bool"):
+            assert annotation.split(" | ")[0] == plain, f"{name}: {kind}, {annotation}"
+
+
+@pytest.mark.parametrize("target", LIGHTNINGS)
+def test_other_classes_take_the_keys_of_their_schema(target: str) -> None:
+    parameters = parameters_of(target)
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        named = set(parameters) | {"resume"}  # Weights & Biases hands it on to wandb.init
+    else:
+        named = set(parameters)
+    assert set(fields_of(target)) <= named
+
+
+def test_every_file_belongs_to_a_group_and_every_group_to_the_schema() -> None:
+    files = sorted(config_dir().rglob("*.yaml"))
+    assert {p.parent.name for p in files if p.parent != config_dir()} == GROUPS
+    assert all(p.parent == config_dir() or p.parent.parent == config_dir() for p in files)
+    assert {p.stem for p in files if p.parent == config_dir()} == set(schema.COMMANDS)
+    assert GROUPS - {"exp"} <= {f.name for f in dataclasses.fields(schema.Train)}
+    assert [p for p in config_dir().rglob("*") if p.is_file() and p.suffix != ".yaml"] == []
+
+
+def test_every_target_of_ours_in_a_file_is_in_the_schema() -> None:
+    def targets(node: Any) -> set[str]:
+        inner = [targets(v) for v in node.values()] if isinstance(node, dict) else []
+        return {node["_target_"]} if isinstance(node, dict) and "_target_" in node else set().union(*inner)
+
+    found = {
+        target for p in config_dir().glob("*/*.yaml")
+        for target in targets(OmegaConf.to_container(OmegaConf.load(p), resolve=False))
+    }  # fmt: skip
+    assert found <= set(schema.TARGETS)
+    assert set(schema.TARGETS) - found == {"neural_rdm.diffusion.process.DDPM"}  # it stands inside another node
+
+
+def test_no_range_is_one_that_no_value_can_meet() -> None:
+    """Every file's own values lie in the ranges: shown by every choice composing below; here, that ranges exist."""
+    for kind in {*schema.TARGETS.values(), *schema.COMMANDS.values(), schema.Trainer, schema.Checkpoint}:
+        for definition in dataclasses.fields(kind):
+            limits = definition.metadata
+            if "low" in limits and "high" in limits:
+                assert limits["low"] < limits["high"]
+            number = str(definition.type).removeprefix("Optional[").removesuffix("]") in ("int", "float")
+            free = {"adaln_gate_init", "shift"}
+            assert not number or limits or definition.name in free, f"{kind.__name__}.{definition.name} has no range"
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_is_what_it_says(name: str) -> None:
+    cfg = composed(f"exp={name}").cfg
+    with torch.device("meta"):
+        net = build.network(cfg)
+    total = sum(p.numel() for p in net.parameters())
+    gates = sum(p.numel() for n, p in net.named_parameters() if is_gate(n))
+    width, depth = cfg.backbone.hidden_size, cfg.backbone.depth
+    assert gates == 4 * depth * width == sum(p.numel() for n, p in net.named_parameters() if "_unit." in n)
+    size = name.removesuffix("_gated")
+    if size in OFFICIAL:
+        assert (total - gates, width, depth) == OFFICIAL[size]
+        million = round((total - gates) / 1e6)
+        assert f"/2: {million} M" in (config_dir() / "backbone" / f"{size}.yaml").read_text(encoding="utf-8")
+        assert (cfg.data.batch_size, cfg.trainer.max_steps, cfg.optimizer.lr) == (256, 400_000, 1e-4)
+
+    data, sampler = build.data(cfg), build.build(cfg.sampler, "sampler")
+    objective, optimizer = build.build(cfg.diffusion, "diffusion"), build.build(cfg.optimizer, "optimizer")
+    assert data.batch_size == cfg.data.batch_size
+    assert isinstance(sampler, Sampler)
+    assert sampler.scheduler(objective.process) is not None
+    assert optimizer.factor(cfg.trainer.max_steps // 2, cfg.trainer.max_steps) > 0
+    trainable = {n for n, p in net.named_parameters() if p.requires_grad}
+    assert {n for n, _ in net.named_parameters()} - trainable == {"pos_embed"}
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_composes_with_the_default_experiment(choice: str, tmp_path: Path) -> None:
+    group, _, name = choice.partition("=")
+    result = composed(choice, *NEEDS.get(choice, []))
+    assert result.choices[group] == name
+    cfg = result.cfg
+    if name.startswith("deepspeed") or group in ("exp", "trainer"):
+        return  # DeepSpeed needs GPUs; experiments have a test of their own; a trainer is not one object
+    if group == "backbone":
+        with torch.device("meta"):
+            build.network(cfg)
+    elif group == "logger":
+        for key, node in cfg.logger.items():
+            if not node._target_.endswith("WandbLogger") or importlib.util.find_spec("wandb"):
+                build.build(node, f"logger.{key}", save_dir=str(tmp_path))
+    elif group == "callbacks":
+        assert [build.build(node, key) for key, node in cfg.callbacks.items()]
+    elif group == "strategy":
+        build.build(cfg.strategy, "strategy", devices=1, num_nodes=1)
+    else:
+        assert build.build(cfg[group], group) is not None

@@ -1,0 +1,67 @@
+"""torchvision can be imported beside a torch that its compiled library was not built for, and nothing else changes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("torchvision", reason="torchvision is not installed")
+
+
+def run(code: str) -> str:
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+def test_everything_that_imports_torchvision_can_be_imported() -> None:
+    code = "import neural_rdm, torchvision, timm, torchmetrics, lightning; print(torchvision.__name__)"
+    assert run(code) == "torchvision"
+
+
+def test_operators_are_declared_only_where_they_are_missing() -> None:
+    """With the operators there (here: defined beforehand by another library) not one schema is added."""
+    code = """
+import torch
+from neural_rdm.core import shims
+shims._keep.clear()
+other = torch.library.Library("torchvision", "FRAGMENT")
+for name in {given}:
+    if not hasattr(torch.ops.torchvision, name):
+        other.define(name + shims._SCHEMA)
+shims.declare_torchvision_operators()
+print(len(shims._keep), hasattr(torch.ops.torchvision, "nms"), hasattr(torch.ops.torchvision, "qnms"))
+"""
+    assert run(code.format(given=["nms", "qnms"])) == "0 True True"
+    kept, *present = run(code.format(given=["nms"])).split()
+    assert present == ["True", "True"]
+    assert kept in ("0", "1")  # 0 where torchvision's own library loads and brings qnms
+
+
+def test_the_watcher_is_installed_once_and_leaves_after_its_work() -> None:
+    code = """
+import sys
+import neural_rdm
+from neural_rdm.core import shims
+watchers = lambda: sum(isinstance(f, shims._BeforeTorchvision) for f in sys.meta_path)
+shims.install(); shims.install()
+print(watchers(), "torch" in sys.modules)
+import json
+print(watchers())
+import torchvision
+print(watchers())
+shims.install()
+print(watchers())
+"""
+    assert run(code).split() == ["1", "False", "1", "0", "0"]
+
+
+def test_a_machine_without_torchvision_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from neural_rdm.core import shims
+
+    monkeypatch.setattr(shims.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(shims, "_keep", [])
+    shims.declare_torchvision_operators()
+    assert shims._keep == []

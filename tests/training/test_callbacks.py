@@ -1,0 +1,158 @@
+"""metrics.csv, validation, sensitivity, samples and guards, in real runs of a few steps."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from PIL import Image
+
+from neural_rdm.core.errors import UserError
+from neural_rdm.core.records import read_rows
+from neural_rdm.data.digits import Digits
+from neural_rdm.diffusion.samplers import Sampler
+from neural_rdm.training.checkpoints import Checkpoints
+from neural_rdm.training.ema import EMA
+from neural_rdm.training.guards import FiniteLoss, StopOnSignal
+from neural_rdm.training.logging import CSVLogger, Metrics, Throughput
+from neural_rdm.training.sampling import SampleGrid, class_labels, draw
+from neural_rdm.training.sensitivity import COLUMNS, SensitivityLog
+from neural_rdm.training.validation import Validation
+from tests.training.trainer import fit, tiny_module
+
+
+class Losses(pl.Callback):
+    """The mean loss of every optimizer step, kept the plain way."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+        self.parts: list[float] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, *_: Any) -> None:
+        self.parts.append(outputs["mse"].item() + outputs["vb"].item())
+        if len(self.parts) == trainer.accumulate_grad_batches:
+            self.values.append(sum(self.parts) / len(self.parts))
+            self.parts = []
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_logged_losses_are_means_over_the_interval(tmp_path: Path, accumulate: int) -> None:
+    losses, metrics = Losses(), Metrics(3)
+    fit(tiny_module(), tmp_path, metrics, losses, steps=7, accumulate=accumulate, logger=CSVLogger(tmp_path))
+    rows = read_rows(tmp_path / "metrics.csv")
+    assert [int(r["step"]) for r in rows] == [3, 6, 7]
+    for row, part in zip(rows, (losses.values[:3], losses.values[3:6], losses.values[6:]), strict=True):
+        assert float(row["train/loss"]) == pytest.approx(sum(part) / len(part), rel=1e-5)
+        assert float(row["train/mse"]) + float(row["train/vb"]) == pytest.approx(float(row["train/loss"]), rel=1e-5)
+        assert float(row["train/grad_norm"]) > 0
+        assert float(row["lr"]) == 0.01
+
+
+def test_no_wall_clock_in_metrics_and_all_of_it_in_throughput(tmp_path: Path) -> None:
+    fit(tiny_module(), tmp_path, Metrics(2), Throughput(2), steps=4, logger=CSVLogger(tmp_path))
+    assert set(read_rows(tmp_path / "metrics.csv")[0]) == {"step", "train/loss", "train/mse", "train/vb", "train/grad_norm", "lr"}
+    rows = read_rows(tmp_path / "throughput.csv")
+    assert [r["step"] for r in rows] == ["2", "4"]
+    assert float(rows[0]["samples_per_second"]) * float(rows[0]["seconds_per_step"]) == pytest.approx(16)
+
+
+def test_validation_uses_every_sample_once_the_averaged_weights_and_the_same_noise(tmp_path: Path) -> None:
+    module, ema = tiny_module(), EMA(decay=0.5)
+    fit(module, tmp_path, ema, Metrics(4), Validation(4), steps=4, logger=CSVLogger(tmp_path))
+    logged = float(read_rows(tmp_path / "metrics.csv")[-1]["val/loss"])
+    data = Digits(batch_size=100)
+    data.setup()
+    with ema.applied(module.net), torch.no_grad():
+        values = torch.cat([module.validation_step(b)["loss"] for b in data.val_dataloader()])
+    assert len(values) == len(data.val_set)
+    assert logged == pytest.approx(values.mean().item(), rel=1e-5)
+    assert module.training
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_sensitivity_is_the_gradient_of_the_batch_mean_loss(tmp_path: Path, accumulate: int) -> None:
+    """The recorded norms equal those of `retain_grad` tensors, micro-batches together making up the global batch."""
+    module = tiny_module()
+    entries: dict[str, list[torch.Tensor]] = {}
+    for name, unit in ((n, m) for n, m in module.net.named_modules() if n.endswith("_unit")):
+
+        def keep(unit: Any, arguments: Any, name: str = name) -> Any:
+            z = arguments[0].clone()
+            z.retain_grad()
+            entries.setdefault(name, []).append(z)
+            return (z, *arguments[1:])
+
+        unit.register_forward_pre_hook(keep)
+    fit(module, tmp_path, SensitivityLog(1), steps=1, accumulate=accumulate)
+    rows = read_rows(tmp_path / "sensitivity" / "sensitivity.csv")
+    assert list(rows[0]) == list(COLUMNS)
+    assert [r["name"] for r in rows] == ["blocks.0.attn_unit", "blocks.0.mlp_unit", "blocks.1.attn_unit", "blocks.1.mlp_unit"]
+    norms = [math.sqrt(sum(z.grad.double().square().sum().item() for z in entries[r["name"]])) for r in rows]
+    for row, norm in zip(rows, norms, strict=True):
+        assert len(entries[row["name"]]) == accumulate
+        assert float(row["norm"]) == pytest.approx(norm, rel=1e-5)
+        assert float(row["normalized"]) == pytest.approx(norm / max(norms), rel=1e-5)
+    for row, norm, after in zip(rows, norms, norms[1:], strict=False):
+        assert float(row["gain"]) == pytest.approx(norm / after, rel=1e-5)
+
+
+def test_sensitivity_does_not_disturb_training_and_can_be_plotted(tmp_path: Path) -> None:
+    plain, probed, log = tiny_module(), tiny_module(), SensitivityLog(2)
+    fit(plain, tmp_path, steps=5)
+    fit(probed, tmp_path, log, steps=5)
+    assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), probed.state_dict().values(), strict=True))
+    with (tmp_path / "sensitivity" / "sensitivity.csv").open() as file:
+        assert sorted({int(r["step"]) for r in csv.DictReader(file)}) == [2, 4, 5]
+    plot = log.plot()
+    assert plot is not None
+    assert Image.open(plot).width > 300
+
+
+def test_sample_grid_shows_the_averaged_network_one_row_a_class(tmp_path: Path) -> None:
+    grid, ema = SampleGrid(every_n_steps=3, per_class=2, max_classes=4), EMA(decay=0.5)
+    grid.sampler = Sampler(steps=2)
+    module = tiny_module()
+    trainer = fit(module, tmp_path, ema, grid, steps=3)
+    picture = Image.open(tmp_path / "samples" / "step=000000003.png")
+    assert picture.width > 2 * 48
+    assert picture.height > 4 * 48
+    labels = class_labels(10, 2, 4)
+    assert labels is not None
+    assert labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    with ema.applied(module.net):
+        all_of_them = draw(module, grid.sampler, (1, 8, 8), labels, 8, progress=False)
+        first = draw(module, grid.sampler, (1, 8, 8), labels[:3], 3, progress=False)
+    torch.testing.assert_close(all_of_them[:3], first, atol=1e-5, rtol=1e-5)
+    grid.save(trainer, module, tmp_path / "again.png", progress=False)
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "samples" / "step=000000003.png").read_bytes()
+
+
+def test_a_loss_that_is_not_finite_stops_with_one_message(tmp_path: Path) -> None:
+    module = tiny_module(lr=1e30)
+    metrics = Metrics(1)
+    with pytest.raises(UserError, match=r"became (nan|inf) at step \d+.*optimizer\.clip"):
+        fit(module, tmp_path, metrics, FiniteLoss(metrics), steps=8)
+
+
+class Interrupt(pl.Callback):
+    """Sends SIGTERM to this process in the middle of an optimizer step."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 4:  # the first micro-step of optimizer step 3
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_sigterm_finishes_the_optimizer_step_and_saves(tmp_path: Path) -> None:
+    stop, before = StopOnSignal(), signal.getsignal(signal.SIGTERM)
+    trainer = fit(tiny_module(), tmp_path, stop, Interrupt(), Checkpoints(tmp_path, 100, 2), steps=8, accumulate=2)
+    assert stop.received
+    assert trainer.global_step == 3
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -1,0 +1,53 @@
+"""Parameter groups and schedules."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from neural_rdm.residual import RULES, is_gate
+from neural_rdm.training.optim import Optimizer
+from tests.training.trainer import tiny_module
+
+
+@pytest.mark.parametrize("residual", sorted(RULES))
+def test_gates_have_no_weight_decay_and_their_own_rate(residual: str) -> None:
+    net = tiny_module(residual).net
+    groups = {g["name"]: g for g in Optimizer(lr=0.1, weight_decay=0.3, gate_lr_scale=0.5).build(net).param_groups}
+    gates = [p for n, p in net.named_parameters() if is_gate(n)]
+    assert bool(gates) is (residual != "resnet")
+    assert groups["net"]["weight_decay"] == 0.3
+    if gates:
+        assert groups["gates"]["weight_decay"] == 0.0
+        assert groups["gates"]["lr"] == 0.05
+        assert {id(p) for p in groups["gates"]["params"]} == {id(p) for p in gates}
+    held = [p for g in groups.values() for p in g["params"]]
+    assert len({id(p) for p in held}) == len(held) == sum(p.requires_grad for p in net.parameters())
+
+
+def test_decay_does_not_pull_alpha_to_zero() -> None:
+    net = tiny_module().net
+    optimizer = Optimizer(lr=0.1, weight_decay=1.0).build(net)
+    torch.nn.init.ones_(net.blocks[0].attn_unit.alpha)
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    before = net.blocks[0].attn.proj.weight.detach().clone()
+    optimizer.step()
+    assert torch.equal(net.blocks[0].attn_unit.alpha, torch.ones_like(net.blocks[0].attn_unit.alpha))
+    torch.testing.assert_close(net.blocks[0].attn.proj.weight, before * 0.9)
+
+
+def test_constant_with_warmup() -> None:
+    optimizer = Optimizer(warmup_steps=4)
+    assert [optimizer.factor(s, 100) for s in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert Optimizer().factor(0, 1) == 1.0
+
+
+def test_cosine_ends_at_zero() -> None:
+    optimizer = Optimizer(warmup_steps=10, schedule="cosine")
+    assert optimizer.factor(10, 110) == 1.0
+    assert optimizer.factor(60, 110) == pytest.approx(0.5)
+    assert optimizer.factor(110, 110) == pytest.approx(0.0)
+    assert optimizer.factor(35, 110) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))

@@ -1,0 +1,49 @@
+"""A real Trainer on a tiny network, in this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from neural_rdm.backbones.dit import DiT
+from neural_rdm.data.digits import Digits
+from neural_rdm.diffusion.objectives import EpsilonObjective
+from neural_rdm.diffusion.process import DDPM
+from neural_rdm.latents.first_stage import Identity
+from neural_rdm.training.checkpoints import StreamedCheckpointIO
+from neural_rdm.training.module import NeuralRDMF
+from neural_rdm.training.optim import Optimizer
+
+
+def tiny_module(residual: str = "gated", max_steps: int = 8, **optimizer: Any) -> NeuralRDMF:
+    """A two-block DiT for the digits; the same weights every time, none of them zero."""
+    torch.manual_seed(0)
+    net = DiT(8, 4, 1, 32, 2, 4, num_classes=10, residual=residual)
+    for parameter in net.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return NeuralRDMF(net, EpsilonObjective(DDPM()), Optimizer(**{"lr": 1e-2, **optimizer}), Identity(), seed=3, max_steps=max_steps)
+
+
+def fit(module: NeuralRDMF, folder: Path, *callbacks: Any, steps: int = 8, accumulate: int = 1, batch_size: int = 16, ckpt: Path | None = None, **options: Any) -> pl.Trainer:
+    """Train `module` on the digits for `steps` optimizer steps."""
+    data = Digits(batch_size=batch_size)
+    data.configure(module.seed, accumulate)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        accumulate_grad_batches=accumulate,
+        callbacks=list(callbacks),
+        plugins=[StreamedCheckpointIO()],
+        default_root_dir=folder,
+        use_distributed_sampler=False,
+        limit_val_batches=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **{"logger": False, "enable_checkpointing": any(isinstance(c, pl.callbacks.Checkpoint) for c in callbacks), **options},
+    )
+    trainer.fit(module, datamodule=data, ckpt_path=ckpt)
+    return trainer
