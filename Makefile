@@ -38,13 +38,13 @@ sweep: $(STAMP) ## one run for each combination of values, then their comparison
 	$(PY) -m neural_rdm.sweep exp=$(exp) $(ARGS)
 
 sample: $(STAMP) ## samples from run=DIR (run=last: the newest)
-	$(PY) -m neural_rdm.sample $(if $(run),run='$(value run)') $(ARGS)
+	$(PY) -m neural_rdm.sample $(if $(run),run='$(value run)' )$(ARGS)
 
 evaluate: $(STAMP) ## the metric of run=DIR again, with another sampler or other weights
-	$(PY) -m neural_rdm.evaluate $(if $(run),run='$(value run)') $(ARGS)
+	$(PY) -m neural_rdm.evaluate $(if $(run),run='$(value run)' )$(ARGS)
 
 report: $(STAMP) ## the comparison of runs=DIR, or of a glob
-	$(PY) -m neural_rdm.report $(if $(runs),runs='$(value runs)') $(ARGS)
+	$(PY) -m neural_rdm.report $(if $(runs),runs='$(value runs)' )$(ARGS)
 
 test: $(STAMP) ## the tests
 	$(PY) -m pytest -m "not full" $(ARGS)

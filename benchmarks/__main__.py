@@ -1,4 +1,4 @@
-"""`python -m benchmarks [NAME ...]`: run the benchmarks (all of them by default) and write `benchmarks/results/NAME.json`."""
+"""`python -m benchmarks [NAME ...]`: run benchmarks (all by default) and write `benchmarks/results/NAME.json`."""
 
 from __future__ import annotations
 

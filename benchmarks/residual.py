@@ -1,8 +1,8 @@
 """What the residual rules and the sensitivity probe cost, in time and in activations kept for the backward pass.
 
-A whole training step is too noisy (2 to 4 %) to show what a gate costs. So one residual addition is timed by itself, its
-extra time over the plain rule is multiplied by the number of additions in a network, and the sum is given as a share of
-that network's training step, measured in the same run.
+A whole training step is too noisy (2 to 4 %) to show what a gate costs. So one residual addition is timed by itself,
+its extra time over the plain rule is multiplied by the number of additions in a network, and the sum is given as a
+share of that network's training step, measured in the same run.
 """
 
 from __future__ import annotations
@@ -54,9 +54,10 @@ def run() -> dict[str, Any]:
     print(f"bytes that the 12 blocks of DiT-S/2 keep for the backward pass, batch 2:\n\n{markdown_table(memory)}")
     return {
         "method": (
-            "rules interleaved A B C ... C B A, a round's time is the mean of the two; ratios and differences are medians "
-            "over rounds of values paired within a round; the probe's are over gated without it, all others over resnet; "
-            "share_of_step: extra_ms times the additions in the network, over its training step in the same run"
+            "rules interleaved A B C ... C B A, a round's time is the mean of the two; ratios and differences are "
+            "medians over rounds of values paired within a round; the probe's are over gated without it, all others "
+            "over resnet; share_of_step: extra_ms times the additions in the network, over its training step in the "
+            "same run"
         ),
         "networks": networks,
         "saved_bytes": memory,

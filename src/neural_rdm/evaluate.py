@@ -1,6 +1,6 @@
 """`python -m neural_rdm.evaluate`: measure the samples of a trained run.
 
-    python -m neural_rdm.evaluate run=outputs/train/digits_gated/TIME sampler.steps=20 metric.per_class=100
+python -m neural_rdm.evaluate run=outputs/train/digits_gated/TIME sampler.steps=20 metric.per_class=100
 """
 
 from __future__ import annotations

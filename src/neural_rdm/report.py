@@ -1,6 +1,6 @@
 """`python -m neural_rdm.report`: compare runs, side by side.
 
-    python -m neural_rdm.report runs='outputs/sweep/digits_gated/TIME/*'
+python -m neural_rdm.report runs='outputs/sweep/digits_gated/TIME/*'
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from neural_rdm.cli.app import main, print_paths
 from neural_rdm.cli.compose import parse
-from neural_rdm.cli.runs import find_runs, natural
+from neural_rdm.cli.runs import find_runs, natural, written
 from neural_rdm.core.errors import DataError
 from neural_rdm.reports.tables import write_comparison
 
@@ -44,8 +44,8 @@ def select_runs(runs: str) -> list[Path]:
         below = [run for folder in folders if folder.is_dir() for run in find_runs(folder)]
         if not below:
             raise DataError(
-                f"runs={entry}: no run found (looked from {Path.cwd()} for folders with a config.yaml). Pass a run folder, a "
-                "folder of runs, or a glob in quotes such as runs='outputs/sweep/digits_gated/*/*'."
+                f"runs={entry}: no run found (looked from {Path.cwd()} for folders with a config.yaml). Pass a run "
+                "folder, a folder of runs, or a glob in quotes such as runs='outputs/sweep/digits_gated/*/*'."
             )
         found += below
     if not found:
@@ -63,7 +63,7 @@ def compare(runs: list[Path], folder: Path) -> list[Path]:
 
 
 def prepare(overrides: list[str]) -> list[str]:
-    """Put a bare value of `runs=` in quotes, so that commas and globs are no Hydra syntax, and check that it names runs.
+    """Put a bare value of `runs=` in quotes, so that commas and globs are no Hydra syntax; check that it names runs.
 
     Raises:
         UserError: an argument that is not an override, or no run is found.
@@ -77,10 +77,7 @@ def prepare(overrides: list[str]) -> list[str]:
 
 def _quoted(text: str) -> str:
     value = text.removeprefix("runs=")
-    if value in ("", "???", "null") or value[0] in "'\"":
-        return text
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    return f"runs='{escaped}'"
+    return text if value in ("", "???", "null") or value[0] in "'\"" else f"runs={written(value)}"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """`python -m neural_rdm.sample`: draw samples from a trained run.
 
-    python -m neural_rdm.sample run=outputs/train/digits_gated/TIME per_class=8 classes=[0,3] sampler.steps=100
+python -m neural_rdm.sample run=outputs/train/digits_gated/TIME per_class=8 classes=[0,3] sampler.steps=100
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
@@ -27,9 +27,9 @@ GRID_ROWS, GRID_COLUMNS = 32, 16  # a larger picture helps nobody; samples.npz h
 def sample(cfg: DictConfig, folder: Path) -> int:
     """Write `grid.png`, `samples.npz` and `sampling.json` into `folder`; return the exit code 0.
 
-    `samples.npz` holds `arr_0`, uint8 [N, H, W, C] (clips [N, F, H, W, C]), and for a conditional network `arr_1`, int64
-    [N], the classes: the layout that the evaluation suite of guided-diffusion reads. Latents without a first stage to
-    decode them are kept as float32 instead. Sample i depends on (seed, i) alone.
+    `samples.npz` holds `arr_0`, uint8 [N, H, W, C] (clips [N, F, H, W, C]), and for a conditional network `arr_1`,
+    int64 [N], the classes: the layout that the evaluation suite of guided-diffusion reads. Latents without a first
+    stage to decode them are kept as float32 instead. Sample i depends on (seed, i) alone.
 
     Raises:
         UserError: no usable run, classes that the network does not have, or a sampler that does not fit it.
@@ -49,7 +49,9 @@ def sample(cfg: DictConfig, folder: Path) -> int:
     print(f"{count} samples from {run.checkpoint} (step {run.step}, {run.weights} weights)", flush=True)
     drawn = run.draw(sampler, labels, count, cfg.seed, cfg.batch_size, partial(_kept, run))
 
-    arrays = {"arr_0": drawn.numpy()} | ({} if labels is None else {"arr_1": labels.numpy()})
+    arrays: dict[str, Any] = {"arr_0": drawn.numpy()}
+    if labels is not None:
+        arrays["arr_1"] = labels.numpy()
     write_atomically(folder / "samples.npz", lambda file: np.savez(file, **arrays))
     _save_grid(run, drawn, classes, cfg.per_class, folder / "grid.png")
     facts = run.facts(

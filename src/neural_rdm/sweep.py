@@ -1,6 +1,6 @@
 """`python -m neural_rdm.sweep`: train a multirun, then compare its runs.
 
-    python -m neural_rdm.sweep exp=digits_gated residual=gated,adaln,skip,resnet,rezero
+python -m neural_rdm.sweep exp=digits_gated residual=gated,adaln,skip,resnet,rezero
 """
 
 from __future__ import annotations
@@ -62,7 +62,13 @@ def choose_folder(overrides: list[str]) -> tuple[Path, list[str]]:
             raise ConfigError(f"{SWEEP_DIR}={given[-1]}: give this command a plain folder, without ${{...}}")
         return Path(given[-1]), []
     experiments = [o for o in parsed if o.key_or_group == "exp"]
-    name = DEFAULT_EXP if not experiments else "several" if experiments[-1].is_sweep_override() else experiments[-1].value()
+    name = (
+        DEFAULT_EXP
+        if not experiments
+        else "several"
+        if experiments[-1].is_sweep_override()
+        else experiments[-1].value()
+    )
     folder = Path("outputs/sweep") / str(name) / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
     return folder, [f"{SWEEP_DIR}={folder}"]
 
@@ -70,7 +76,7 @@ def choose_folder(overrides: list[str]) -> tuple[Path, list[str]]:
 def run(command: list[str]) -> int:
     """Run a command as a session of its own, hand SIGINT and SIGTERM on to all its processes, and return its exit code.
 
-    Lightning's rank variables are left out of its environment: a sweep that is started inside a job is not a rank of it.
+    Lightning's rank variables are left out of its environment: a sweep started inside a job is not a rank of it.
     """
     environment = {key: value for key, value in os.environ.items() if key not in RANK_VARIABLES}
     process = subprocess.Popen(command, env=environment, start_new_session=True)

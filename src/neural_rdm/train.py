@@ -1,7 +1,7 @@
 """`python -m neural_rdm.train`: train a network from a composed configuration, then write its report.
 
-    python -m neural_rdm.train exp=digits_gated residual=rezero backbone.depth=8
-    python -m neural_rdm.train resume=last
+python -m neural_rdm.train exp=digits_gated residual=rezero backbone.depth=8
+python -m neural_rdm.train resume=last
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def train(cfg: DictConfig, folder: Path) -> int:
     """Train as `cfg` says in the run folder `folder`, continuing from its newest readable checkpoint if it has one.
 
     Returns:
-        The exit code: 0, or 143 where SIGTERM stopped the run after its step was saved.
+        The exit code: 0, or 143 (130) where SIGTERM (Ctrl-C) stopped the run after its step was saved.
 
     Raises:
         UserError: anything that the user can put right.
@@ -35,7 +35,7 @@ def train(cfg: DictConfig, folder: Path) -> int:
     from neural_rdm.training import parallel
     from neural_rdm.training.checkpoints import newest_readable
     from neural_rdm.training.evaluation import finish
-    from neural_rdm.training.guards import EXIT_CODE, StopOnSignal
+    from neural_rdm.training.guards import StopOnSignal
     from neural_rdm.training.sampling import SampleGrid
 
     if cfg.trainer.num_threads is not None:
@@ -50,24 +50,35 @@ def train(cfg: DictConfig, folder: Path) -> int:
     data.setup()
     module = build.module(cfg, data.space)
     if data.num_classes and getattr(module.net, "num_classes", data.num_classes) != data.num_classes:
-        raise ConfigError(f"the data have {data.num_classes} classes but backbone.num_classes={module.net.num_classes}; pass backbone.num_classes={data.num_classes}")
+        raise ConfigError(
+            f"the data have {data.num_classes} classes but backbone.num_classes={module.net.num_classes}; "
+            f"pass backbone.num_classes={data.num_classes}"
+        )
+    report = build.build(cfg.metric, "metric") if cfg.metric is not None else None
+    if report is not None:
+        report.metric(data)  # data that the metric cannot measure are refused now, not after training
     trainer = build.trainer(cfg, folder)
     _announce(cfg, module.net, data.train_size, folder, checkpoint, step)
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
 
-    stopped = next(c for c in trainer.callbacks if isinstance(c, StopOnSignal)).received
-    if stopped and trainer.global_step < cfg.trainer.max_steps:
+    stop = next(c for c in trainer.callbacks if isinstance(c, StopOnSignal))
+    if stop.received and trainer.global_step < cfg.trainer.max_steps:
         if is_first_rank():
-            print(f"stopped by SIGTERM after step {trainer.global_step}, which is saved. Continue with resume={folder}")
-        # Lightning kills the first rank when another one ends with an error code, so only the first says it was stopped.
-        return EXIT_CODE if is_first_rank() else 0
+            print(f"stopped by {stop.signal.name} after step {trainer.global_step}, which is saved.")
+            print(f"Continue with resume={folder}", flush=True)
+        # Lightning kills the first rank when another one ends with an error code.
+        return stop.exit_code if is_first_rank() else 0
 
     module.to(trainer.strategy.root_device)  # fit moved it to the CPU
     grid = next((c for c in trainer.callbacks if isinstance(c, SampleGrid)), None)
-    report = build.build(cfg.metric, "metric") if cfg.metric is not None else None
     numbers, paths = finish(trainer, module, grid, report, folder)
     if is_first_rank():
-        content = {"global_step": trainer.global_step, "world_size": parallel.processes(), "objective": numbers.get("frechet_pixels"), "files": [str(p) for p in paths]}
+        content = {
+            "global_step": trainer.global_step,
+            "world_size": parallel.processes(),
+            "objective": numbers.get("frechet_pixels"),
+            "files": [str(p.relative_to(folder)) for p in paths],
+        }
         write_text(folder / "finished.json", json.dumps(content, indent=2) + "\n")
         if report is not None:
             print((folder / "report" / "metrics.md").read_text(encoding="utf-8"))
@@ -81,12 +92,19 @@ def _announce(cfg: DictConfig, net: object, samples: int, folder: Path, checkpoi
         return
     from neural_rdm.residual import is_gate
 
-    named = list(net.named_parameters())  # type: ignore[attr-defined]
+    named = list(net.named_parameters())
     total, gates = sum(p.numel() for _, p in named), sum(p.numel() for n, p in named if is_gate(n))
     parts = cfg.trainer.devices * cfg.trainer.num_nodes
-    print(f"{type(net).__name__}, {total:,} parameters, {gates:,} of them gates (residual={cfg.residual.rule}); {samples:,} training samples")
-    print(f"global batch {cfg.data.batch_size} over {parts} device(s) x {cfg.trainer.accumulate_grad_batches} micro-step(s); learning rate {cfg.optimizer.lr:g} (never scaled)")
-    print(f"run folder {folder}" + (f"; continuing after step {step} from {checkpoint.name}" if checkpoint is not None else ""), flush=True)
+    rule, micro_steps = cfg.residual.rule, cfg.trainer.accumulate_grad_batches
+    print(f"{type(net).__name__}, {total:,} parameters, {gates:,} of them gates (residual={rule})")
+    batch = f"global batch {cfg.data.batch_size}: {parts} device(s) x {micro_steps} micro-step(s)"
+    print(f"{samples:,} training samples; {batch}")
+    print(f"learning rate {cfg.optimizer.lr:g}, never scaled")
+    print(
+        f"run folder {folder}"
+        + (f"; continuing after step {step} from {checkpoint.name}" if checkpoint is not None else ""),
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

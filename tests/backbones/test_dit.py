@@ -182,14 +182,20 @@ def test_unconditional_and_without_a_null_class() -> None:
     assert unconditional.null_class is None
     assert not any(k.startswith("y_embedder") for k in unconditional.state_dict())
     assert unconditional(x, t).shape == (3, 6, 8, 8)
-    with pytest.raises(ValueError, match="num_classes=0.*with labels"):
+    with pytest.raises(ValueError, match=r"num_classes=0.*with labels"):
         unconditional(x, t, y)
-    with pytest.raises(ValueError, match="num_classes=5.*without labels"):
+    with pytest.raises(ValueError, match=r"num_classes=5.*without labels"):
         DiT(**TINY)(x, t)
     assert DiT(**TINY).null_class == 5
     undropped = DiT(**TINY, class_dropout_prob=0.0)
     assert undropped.null_class is None
     assert undropped.y_embedder.embedding_table.weight.shape[0] == 5
+
+
+def test_norms_are_the_official_ones() -> None:
+    norms = [m for m in DiT(**TINY).modules() if isinstance(m, torch.nn.LayerNorm)]
+    assert len(norms) == 2 * TINY["depth"] + 1
+    assert {(n.eps, n.elementwise_affine) for n in norms} == {(1e-6, False)}
 
 
 def test_learn_sigma_decides_the_channels() -> None:

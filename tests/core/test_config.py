@@ -107,8 +107,14 @@ def test_values_are_refused_by_name(overrides: list[str], words: list[str]) -> N
         (["trainer.devices=2"], ["trainer.devices=2", "strategy=ddp"]),
         (["trainer.num_nodes=2"], ["trainer.num_nodes=2", "strategy=ddp"]),
         (["trainer.devices=2", "strategy=ddp", "data.batch_size=127"], ["data.batch_size=127", "= 2", "=128"]),
-        (["trainer.accumulate_grad_batches=3", "data.batch_size=2"], ["data.batch_size=2", "= 3", "nearest: data.batch_size=3"]),
-        (["backbone.learn_sigma=false"], ["diffusion.loss=hybrid", "backbone.learn_sigma=true", "diffusion.loss=simple"]),
+        (
+            ["trainer.accumulate_grad_batches=3", "data.batch_size=2"],
+            ["data.batch_size=2", "= 3", "nearest: data.batch_size=3"],
+        ),
+        (
+            ["backbone.learn_sigma=false"],
+            ["diffusion.loss=hybrid", "backbone.learn_sigma=true", "diffusion.loss=simple"],
+        ),
         (["data=synthetic", "data.num_classes=3"], ["data.num_classes=3", "backbone.num_classes=3"]),
         (["data=imagenet", "data.image_size=64", "backbone.input_size=32"], ["64 x 64", "backbone.input_size=64"]),
         (["data=imagenet", "first_stage=kl_f8", "backbone.input_size=16"], ["32 x 32", "backbone.input_size=32"]),
@@ -192,7 +198,9 @@ def test_composing_remembers_choices_and_typed_keys() -> None:
     assert [o.key_or_group for o in parse(["a.b=1", "+c=2", "~d"])] == ["a.b", "c", "d"]
 
 
-@pytest.mark.parametrize(("change", "word"), [({"depth": "x"}, "depth"), ({"depth": -1}, "depth=-1"), ({"x": 1}, "backbone.x")])
+@pytest.mark.parametrize(
+    ("change", "word"), [({"depth": "x"}, "depth"), ({"depth": -1}, "depth=-1"), ({"x": 1}, "backbone.x")]
+)
 def test_nodes_are_checked_against_their_class(change: dict[str, Any], word: str) -> None:
     composed = compose_config("train", [])
     composed.cfg.backbone = {**DIT, **change}

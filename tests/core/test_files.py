@@ -15,7 +15,12 @@ import torch
 from neural_rdm.core.errors import CheckpointError, UserError
 from neural_rdm.core.files import link_atomically, load_tensors, save_tensors, write_atomically, write_text
 
-CONTENT = {"weights": torch.arange(300.0), "step": 7, "names": ["a", "b"], "nested": {"x": torch.ones(2, dtype=torch.bfloat16)}}
+CONTENT = {
+    "weights": torch.arange(300.0),
+    "step": 7,
+    "names": ["a", "b"],
+    "nested": {"x": torch.ones(2, dtype=torch.bfloat16)},
+}
 
 
 def names(folder: Path) -> list[str]:
@@ -36,7 +41,18 @@ def test_a_file_and_its_folders_are_written(tmp_path: Path) -> None:
     assert names(tmp_path / "a" / "b") == ["text.txt"]
 
 
-@pytest.mark.parametrize("error", [ValueError("bug"), KeyboardInterrupt(), SystemExit(3)], ids=lambda e: type(e).__name__)
+def test_a_file_is_replaced_never_overwritten(tmp_path: Path) -> None:
+    """Whoever has the old file open goes on reading the old file."""
+    write_text(tmp_path / "file", "old")
+    with (tmp_path / "file").open() as reader:
+        write_text(tmp_path / "file", "new")
+        assert reader.read() == "old"
+    assert (tmp_path / "file").read_text() == "new"
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("bug"), KeyboardInterrupt(), SystemExit(3)], ids=lambda e: type(e).__name__
+)
 def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: BaseException) -> None:
     write_text(tmp_path / "file", "old")
     with pytest.raises(type(error)):
@@ -45,7 +61,9 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path: Pat
     assert names(tmp_path) == ["file"]
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing file")])
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing file")]
+)
 def test_a_full_disk_is_a_message_and_leaves_the_old_file(tmp_path: Path, error: Exception) -> None:
     write_text(tmp_path / "file", "old")
     with pytest.raises(UserError, match=r"cannot write .*file: .*(No space|failed writing).*hydra\.run\.dir"):

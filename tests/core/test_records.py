@@ -74,7 +74,9 @@ def test_an_empty_file_gets_its_header(tmp_path: Path) -> None:
 rows = st.dictionaries(st.sampled_from("abcd"), st.none() | st.floats(allow_nan=False), max_size=4)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     history=st.lists(rows, min_size=1, max_size=7),
     checkpoint=st.integers(0, 7),

@@ -46,7 +46,9 @@ def test_a_split_of_the_batch_changes_nothing(at: list[int], cut: int, seed: int
     whole = normal(seed, "noise", at, (2, 3))
     parts = [normal(seed, "noise", part, (2, 3)) for part in (at[:cut], at[cut:])]
     assert torch.equal(whole, torch.cat(parts))
-    np.testing.assert_array_equal(uniform(seed, "t", at), np.concatenate([uniform(seed, "t", at[:cut]), uniform(seed, "t", at[cut:])]))
+    np.testing.assert_array_equal(
+        uniform(seed, "t", at), np.concatenate([uniform(seed, "t", at[:cut]), uniform(seed, "t", at[cut:])])
+    )
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)

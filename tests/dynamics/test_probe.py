@@ -82,7 +82,9 @@ def test_rows_are_the_squared_norms_of_entry_and_exit(rule: str, dtype: torch.dt
     assert rows.grad.dtype == torch.float32
     assert (seen.norms() > 0).all()
     torch.testing.assert_close(rows.grad.double(), seen.norms(), rtol=2e-5 if dtype == torch.float32 else 2e-7, atol=0)
-    torch.testing.assert_close(rows.grad[1:, 0], rows.grad[:-1, 1], rtol=1e-6, atol=0)  # one stream: exit i is entry i+1
+    torch.testing.assert_close(
+        rows.grad[1:, 0], rows.grad[:-1, 1], rtol=1e-6, atol=0
+    )  # one stream: exit i is entry i+1
 
 
 @pytest.mark.parametrize("rule", list(RULES))

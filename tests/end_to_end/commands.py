@@ -28,7 +28,14 @@ def start(*args: str, cwd: Path, module: str = "train") -> subprocess.Popen[str]
     """Start `python -m neural_rdm.MODULE ARGS` in `cwd`; output goes to `cwd/output.txt` as well as nowhere else."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     with (cwd / "output.txt").open("a") as output:
-        return subprocess.Popen([sys.executable, "-m", f"neural_rdm.{module}", *args], cwd=cwd, env=environment, stdout=output, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen(
+            [sys.executable, "-m", f"neural_rdm.{module}", *args],
+            cwd=cwd,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
 
 
 def run(*args: str, cwd: Path, module: str = "train", timeout: float = 300) -> tuple[int, str]:

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.end_to_end.commands import TINY, checkpoint, differences, run
+from tests.end_to_end.commands import TINY, checkpoint, differences, run, start, wait_for_step
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(300)]
 
-RUN = (*TINY, "trainer.max_steps=6", "log_every_n_steps=2", "callbacks.sensitivity.every_n_steps=2", "callbacks.validation.every_n_steps=3", "checkpoint.every_n_steps=2")
+RUN = (
+    *TINY,
+    "trainer.max_steps=6",
+    "log_every_n_steps=2",
+    "callbacks.sensitivity.every_n_steps=2",
+    "callbacks.validation.every_n_steps=3",
+    "checkpoint.every_n_steps=2",
+)
 
 
 def rows(folder: Path, name: str = "metrics.csv") -> list[list[str]]:
@@ -73,9 +81,13 @@ def test_a_run_may_be_resumed_on_another_number_of_processes(one_process: Path, 
     assert_close(tmp_path / "whole", tmp_path / "run", 2e-3)
 
 
-@pytest.mark.parametrize("sweep", ["residual=gated,resnet trainer.devices=2", "trainer.devices=1,2", "trainer.devices=2,1"])
+@pytest.mark.parametrize(
+    "sweep", ["residual=gated,resnet trainer.devices=2", "trainer.devices=1,2", "trainer.devices=2,1"]
+)
 def test_multirun_makes_one_folder_a_job(sweep: str, tmp_path: Path) -> None:
-    code, output = run("-m", *TINY, "trainer.max_steps=2", "strategy=ddp", *sweep.split(), "hydra.sweep.dir=sweep", cwd=tmp_path)
+    code, output = run(
+        "-m", *TINY, "trainer.max_steps=2", "strategy=ddp", *sweep.split(), "hydra.sweep.dir=sweep", cwd=tmp_path
+    )
     assert code == 0, output
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ["sweep"]
     folders = sorted(p for p in (tmp_path / "sweep").iterdir() if p.is_dir())
@@ -85,7 +97,20 @@ def test_multirun_makes_one_folder_a_job(sweep: str, tmp_path: Path) -> None:
 
 
 def test_a_multirun_with_a_bad_value_is_refused_whole(tmp_path: Path) -> None:
-    code, output = run("-m", *TINY, "trainer.max_steps=2", "backbone.num_heads=4,3", "hydra.sweep.dir=sweep", cwd=tmp_path)
+    code, output = run(
+        "-m", *TINY, "trainer.max_steps=2", "backbone.num_heads=4,3", "hydra.sweep.dir=sweep", cwd=tmp_path
+    )
     assert code == 2  # refused before anything started
     assert "num_heads" in output
     assert not (tmp_path / "sweep").exists()
+
+
+def test_sigterm_stops_both_processes_after_the_same_step(tmp_path: Path) -> None:
+    options = (*RUN, "strategy=ddp", "trainer.devices=2", "trainer.max_steps=400", "hydra.run.dir=run")
+    process = start(*options, cwd=tmp_path)
+    wait_for_step(tmp_path / "run", 4, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143, (tmp_path / "output.txt").read_text()
+    step = checkpoint(tmp_path / "run")["global_step"]
+    assert 4 <= step < 400
+    assert f"after step {step}" in (tmp_path / "output.txt").read_text()

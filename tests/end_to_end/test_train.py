@@ -53,7 +53,15 @@ def test_the_default_reaches_95_percent(tmp_path: Path) -> None:
 def test_dit_xl_trains_two_steps_on_a_cpu(tmp_path: Path) -> None:
     if os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") < 20 * 2**30:
         pytest.skip("needs about 15 GiB of memory: weights, gradients, two moments and averages of 675 M parameters")
-    code, output = run("exp=dit_xl_gated", "data=synthetic", "data.batch_size=1", "trainer.max_steps=2", "hydra.run.dir=run", cwd=tmp_path, timeout=800)
+    code, output = run(
+        "exp=dit_xl_gated",
+        "data=synthetic",
+        "data.batch_size=1",
+        "trainer.max_steps=2",
+        "hydra.run.dir=run",
+        cwd=tmp_path,
+        timeout=800,
+    )
     assert code == 0, output
     assert "675,258,656 parameters, 129,024 of them gates" in output
     (tmp_path / "run" / "checkpoints" / "step=000000002.ckpt").unlink()
@@ -96,8 +104,23 @@ def test_pictures_are_encoded_and_previews_decoded(tmp_path: Path) -> None:
 
 
 def test_previews_of_latents_without_a_first_stage_say_so(tmp_path: Path) -> None:
-    small = ("backbone.depth=1", "backbone.hidden_size=32", "backbone.num_heads=2", "backbone.input_size=8", "data.batch_size=2")
-    code, output = run("exp=dit_s_gated", "data=synthetic", *small, "trainer.max_steps=2", "callbacks.samples.every_n_steps=1", "sampler.steps=2", "hydra.run.dir=run", cwd=tmp_path)
+    small = (
+        "backbone.depth=1",
+        "backbone.hidden_size=32",
+        "backbone.num_heads=2",
+        "backbone.input_size=8",
+        "data.batch_size=2",
+    )
+    code, output = run(
+        "exp=dit_s_gated",
+        "data=synthetic",
+        *small,
+        "trainer.max_steps=2",
+        "callbacks.samples.every_n_steps=1",
+        "sampler.steps=2",
+        "hydra.run.dir=run",
+        cwd=tmp_path,
+    )
     assert code == 0, output
     assert output.count("previews show latents") == 1
     assert len(list((tmp_path / "run" / "samples").glob("*.png"))) == 2
@@ -105,7 +128,14 @@ def test_previews_of_latents_without_a_first_stage_say_so(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("residual", ["adaln", "skip", "resnet", "rezero"])
 def test_every_rule_trains(residual: str, tmp_path: Path) -> None:
-    code, output = run(*TINY, f"residual={residual}", "trainer.max_steps=12", "callbacks.sensitivity.every_n_steps=4", "hydra.run.dir=run", cwd=tmp_path)
+    code, output = run(
+        *TINY,
+        f"residual={residual}",
+        "trainer.max_steps=12",
+        "callbacks.sensitivity.every_n_steps=4",
+        "hydra.run.dir=run",
+        cwd=tmp_path,
+    )
     assert code == 0, output
     weights = checkpoint(tmp_path / "run")["state_dict"].values()
     assert all(torch.isfinite(w).all() for w in weights)

@@ -53,5 +53,5 @@ def test_decode_undoes_scale_and_shift(tmp_path: Path) -> None:
 
 def test_a_missing_autoencoder_is_one_clear_message(tmp_path: Path) -> None:
     stage = KL(str(tmp_path / "nowhere"))
-    with pytest.raises(CheckpointError, match="first_stage.path"):
+    with pytest.raises(CheckpointError, match=r"first_stage\.path"):
         stage.encode(torch.zeros(1, 3, 8, 8), 0, torch.zeros(1, dtype=torch.int64))

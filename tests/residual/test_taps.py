@@ -37,7 +37,9 @@ def test_norms_of_bfloat16_gradients_are_accumulated_in_float32() -> None:
     row = torch.zeros((), requires_grad=True)
     tap(torch.zeros(4096, dtype=torch.bfloat16, requires_grad=True), row).backward(upstream)
     assert row.grad.dtype == torch.float32
-    assert row.grad.item() == pytest.approx(upstream.float().square().sum().item(), rel=1e-5)  # bf16 sums are off by 1e-2
+    assert row.grad.item() == pytest.approx(
+        upstream.float().square().sum().item(), rel=1e-5
+    )  # bf16 sums are off by 1e-2
 
 
 def test_the_stream_needs_no_gradient_of_its_own() -> None:

@@ -57,7 +57,14 @@ def test_logged_losses_are_means_over_the_interval(tmp_path: Path, accumulate: i
 
 def test_no_wall_clock_in_metrics_and_all_of_it_in_throughput(tmp_path: Path) -> None:
     fit(tiny_module(), tmp_path, Metrics(2), Throughput(2), steps=4, logger=CSVLogger(tmp_path))
-    assert set(read_rows(tmp_path / "metrics.csv")[0]) == {"step", "train/loss", "train/mse", "train/vb", "train/grad_norm", "lr"}
+    assert set(read_rows(tmp_path / "metrics.csv")[0]) == {
+        "step",
+        "train/loss",
+        "train/mse",
+        "train/vb",
+        "train/grad_norm",
+        "lr",
+    }
     rows = read_rows(tmp_path / "throughput.csv")
     assert [r["step"] for r in rows] == ["2", "4"]
     assert float(rows[0]["samples_per_second"]) * float(rows[0]["seconds_per_step"]) == pytest.approx(16)
@@ -93,7 +100,12 @@ def test_sensitivity_is_the_gradient_of_the_batch_mean_loss(tmp_path: Path, accu
     fit(module, tmp_path, SensitivityLog(1), steps=1, accumulate=accumulate)
     rows = read_rows(tmp_path / "sensitivity" / "sensitivity.csv")
     assert list(rows[0]) == list(COLUMNS)
-    assert [r["name"] for r in rows] == ["blocks.0.attn_unit", "blocks.0.mlp_unit", "blocks.1.attn_unit", "blocks.1.mlp_unit"]
+    assert [r["name"] for r in rows] == [
+        "blocks.0.attn_unit",
+        "blocks.0.mlp_unit",
+        "blocks.1.attn_unit",
+        "blocks.1.mlp_unit",
+    ]
     norms = [math.sqrt(sum(z.grad.double().square().sum().item() for z in entries[r["name"]])) for r in rows]
     for row, norm in zip(rows, norms, strict=True):
         assert len(entries[row["name"]]) == accumulate
@@ -107,7 +119,9 @@ def test_sensitivity_does_not_disturb_training_and_can_be_plotted(tmp_path: Path
     plain, probed, log = tiny_module(), tiny_module(), SensitivityLog(2)
     fit(plain, tmp_path, steps=5)
     fit(probed, tmp_path, log, steps=5)
-    assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), probed.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(plain.state_dict().values(), probed.state_dict().values(), strict=True)
+    )
     with (tmp_path / "sensitivity" / "sensitivity.csv").open() as file:
         assert sorted({int(r["step"]) for r in csv.DictReader(file)}) == [2, 4, 5]
     plot = log.plot()
@@ -142,17 +156,24 @@ def test_a_loss_that_is_not_finite_stops_with_one_message(tmp_path: Path) -> Non
 
 
 class Interrupt(pl.Callback):
-    """Sends SIGTERM to this process in the middle of an optimizer step."""
+    """Sends a signal to this process in the middle of an optimizer step."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        self.number = number
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx == 4:  # the first micro-step of optimizer step 3
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self.number)
 
 
-def test_sigterm_finishes_the_optimizer_step_and_saves(tmp_path: Path) -> None:
-    stop, before = StopOnSignal(), signal.getsignal(signal.SIGTERM)
-    trainer = fit(tiny_module(), tmp_path, stop, Interrupt(), Checkpoints(tmp_path, 100, 2), steps=8, accumulate=2)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_finishes_the_optimizer_step_and_saves(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    stop, before = StopOnSignal(), signal.getsignal(number)
+    trainer = fit(
+        tiny_module(), tmp_path, stop, Interrupt(number), Checkpoints(tmp_path, 100, 2), steps=8, accumulate=2
+    )
     assert stop.received
+    assert stop.exit_code == code
     assert trainer.global_step == 3
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(number) == before

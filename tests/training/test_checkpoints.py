@@ -17,7 +17,11 @@ from tests.training.trainer import fit, tiny_module
 
 def test_names_pruning_and_last(tmp_path: Path) -> None:
     fit(tiny_module(), tmp_path, Checkpoints(tmp_path, every_n_steps=2, keep=2), steps=7)
-    assert sorted(p.name for p in tmp_path.glob("*.ckpt")) == ["last.ckpt", "step=000000006.ckpt", "step=000000007.ckpt"]
+    assert sorted(p.name for p in tmp_path.glob("*.ckpt")) == [
+        "last.ckpt",
+        "step=000000006.ckpt",
+        "step=000000007.ckpt",
+    ]
     assert os.path.samefile(tmp_path / "last.ckpt", path_of(tmp_path, 7))
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 7
 

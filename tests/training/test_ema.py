@@ -22,7 +22,9 @@ class History(pl.Callback):
         self.weights: list[dict[str, torch.Tensor]] = []
 
     def _note(self, module: Any) -> None:
-        self.weights.append({n: p.detach().clone().double() for n, p in module.net.named_parameters() if p.requires_grad})
+        self.weights.append(
+            {n: p.detach().clone().double() for n, p in module.net.named_parameters() if p.requires_grad}
+        )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._note(pl_module)

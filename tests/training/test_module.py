@@ -26,7 +26,7 @@ def batch(positions: range) -> dict[str, Any]:
 def test_draws_do_not_depend_on_how_a_batch_is_split() -> None:
     module = tiny_module()
     whole = module.losses(batch(range(12)), "train", drop=True)
-    parts = [module.losses(batch(r), "train", drop=True) for r in (range(0, 5), range(5, 6), range(6, 12))]
+    parts = [module.losses(batch(r), "train", drop=True) for r in (range(5), range(5, 6), range(6, 12))]
     for name, value in whole.items():
         torch.testing.assert_close(torch.cat([p[name] for p in parts]), value, rtol=1e-5, atol=1e-6)
 
@@ -71,7 +71,14 @@ def test_eight_steps_equal_four_and_resumed_four(tmp_path: Path, residual: str, 
 
     fit(tiny_module(residual), tmp_path, *callbacks("whole"), steps=8, accumulate=accumulate)
     fit(tiny_module(residual), tmp_path, *callbacks("half"), steps=4, accumulate=accumulate)
-    fit(tiny_module(residual), tmp_path, *callbacks("half"), steps=8, accumulate=accumulate, ckpt=tmp_path / "half" / "last.ckpt")
+    fit(
+        tiny_module(residual),
+        tmp_path,
+        *callbacks("half"),
+        steps=8,
+        accumulate=accumulate,
+        ckpt=tmp_path / "half" / "last.ckpt",
+    )
     whole, half = (torch.load(tmp_path / f / "last.ckpt", weights_only=True) for f in ("whole", "half"))
     assert whole["global_step"] == half["global_step"] == 8
     for key in ("state_dict", "ema", "optimizer_states", "lr_schedulers"):

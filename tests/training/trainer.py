@@ -25,10 +25,21 @@ def tiny_module(residual: str = "gated", max_steps: int = 8, **optimizer: Any) -
     for parameter in net.parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.1)
-    return NeuralRDMF(net, EpsilonObjective(DDPM()), Optimizer(**{"lr": 1e-2, **optimizer}), Identity(), seed=3, max_steps=max_steps)
+    return NeuralRDMF(
+        net, EpsilonObjective(DDPM()), Optimizer(**{"lr": 1e-2, **optimizer}), Identity(), seed=3, max_steps=max_steps
+    )
 
 
-def fit(module: NeuralRDMF, folder: Path, *callbacks: Any, steps: int = 8, accumulate: int = 1, batch_size: int = 16, ckpt: Path | None = None, **options: Any) -> pl.Trainer:
+def fit(
+    module: NeuralRDMF,
+    folder: Path,
+    *callbacks: Any,
+    steps: int = 8,
+    accumulate: int = 1,
+    batch_size: int = 16,
+    ckpt: Path | None = None,
+    **options: Any,
+) -> pl.Trainer:
     """Train `module` on the digits for `steps` optimizer steps."""
     data = Digits(batch_size=batch_size)
     data.configure(module.seed, accumulate)
@@ -43,7 +54,11 @@ def fit(module: NeuralRDMF, folder: Path, *callbacks: Any, steps: int = 8, accum
         limit_val_batches=0,
         enable_progress_bar=False,
         enable_model_summary=False,
-        **{"logger": False, "enable_checkpointing": any(isinstance(c, pl.callbacks.Checkpoint) for c in callbacks), **options},
+        **{
+            "logger": False,
+            "enable_checkpointing": any(isinstance(c, pl.callbacks.Checkpoint) for c in callbacks),
+            **options,
+        },
     )
     trainer.fit(module, datamodule=data, ckpt_path=ckpt)
     return trainer

@@ -1,7 +1,7 @@
 """DiT (Peebles & Xie, "Scalable Diffusion Models with Transformers") on gated residual units: Neural-RDM-F for images.
 
-Parameter names, initialisation and arithmetic are those of the official `models.py`; the residual additions go through one
-`Unit` each, so any of the paper's five rules applies and a state dict is the official one plus the gates.
+Parameter names, initialisation and arithmetic are those of the official `models.py`; the residual additions go through
+one `Unit` each, so any of the paper's five rules applies and a state dict is the official one plus the gates.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ DIT_SIZES: dict[str, dict[str, int]] = {
 class DiTBlock(nn.Module):
     """Two residual units, attention and MLP, whose branches are conditioned by adaLN-Zero."""
 
-    def __init__(self, hidden_size: int, num_heads: int, mlp_ratio: float, residual: Residual, gate_init: float) -> None:
+    def __init__(
+        self, hidden_size: int, num_heads: int, mlp_ratio: float, residual: Residual, gate_init: float
+    ) -> None:
         super().__init__()
         self.attn_norm = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
         self.attn = Attention(hidden_size, num_heads=num_heads, qkv_bias=True)
@@ -44,7 +46,8 @@ class DiTBlock(nn.Module):
         self.mlp_norm = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
         self.mlp = Mlp(hidden_size, int(hidden_size * mlp_ratio), act_layer=lambda: nn.GELU(approximate="tanh"))
         self.mlp_unit = residual.unit(hidden_size, time_dim=hidden_size)
-        # Index 1 keeps the official key; the SiLU before it is the same for every block, so DiT.forward applies it once.
+        # Index 1 keeps the official key; the SiLU before it is the same for every block, so DiT.forward applies it
+        # once.
         self.adaLN_modulation = nn.Sequential(nn.Identity(), nn.Linear(hidden_size, 6 * hidden_size))
         self.gate_init = gate_init
 
@@ -109,7 +112,12 @@ class DiT(nn.Module):
             raise ValueError(f"input_size={input_size} must be a multiple of patch_size={patch_size}")
         residual = Residual.of(residual)
         gate_init = residual.gate_init(adaln_gate_init)
-        self.input_size, self.patch_size, self.in_channels, self.hidden_size = input_size, patch_size, in_channels, hidden_size
+        self.input_size, self.patch_size, self.in_channels, self.hidden_size = (
+            input_size,
+            patch_size,
+            in_channels,
+            hidden_size,
+        )
         self.out_channels = in_channels * 2 if learn_sigma else in_channels
         self.num_classes, self.class_dropout_prob, self.learn_sigma = num_classes, class_dropout_prob, learn_sigma
         self.rule = residual.unit_class
@@ -120,7 +128,9 @@ class DiT(nn.Module):
             self.y_embedder = LabelEmbedder(num_classes, hidden_size, has_null=class_dropout_prob > 0)
         tokens = (input_size // patch_size) ** 2
         self.pos_embed = nn.Parameter(torch.zeros(1, tokens, hidden_size), requires_grad=False)
-        self.blocks = nn.ModuleList(DiTBlock(hidden_size, num_heads, mlp_ratio, residual, gate_init) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            DiTBlock(hidden_size, num_heads, mlp_ratio, residual, gate_init) for _ in range(depth)
+        )
         self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
         self.initialize_weights()
 
@@ -175,7 +185,9 @@ class DiT(nn.Module):
             [B, out_channels, input_size, input_size].
         """
         if (y is None) != (self.num_classes <= 0):
-            raise ValueError(f"DiT with num_classes={self.num_classes} was called {'without' if y is None else 'with'} labels y")
+            raise ValueError(
+                f"DiT with num_classes={self.num_classes} was called {'without' if y is None else 'with'} labels y"
+            )
         z = self.x_embedder(x) + self.pos_embed
         e = self.t_embedder(t)
         c = nn.functional.silu(e if y is None else e + self.y_embedder(y))

@@ -1,4 +1,5 @@
-"""Layers that DiT and its relatives share. Parameter names are those of the official DiT code, so that its weights load.
+"""Layers that DiT and its relatives share. Parameter names are those of the official DiT code, so that its weights
+load.
 
 Attention, MLP and patch embedding are timm's, as in the official code.
 """
@@ -13,7 +14,17 @@ from numpy.typing import NDArray
 from timm.layers import Attention, Mlp, PatchEmbed
 from torch import Tensor, nn
 
-__all__ = ["Attention", "FinalLayer", "LabelEmbedder", "Mlp", "PatchEmbed", "TimestepEmbedder", "modulate", "sincos_2d", "unpatchify"]
+__all__ = [
+    "Attention",
+    "FinalLayer",
+    "LabelEmbedder",
+    "Mlp",
+    "PatchEmbed",
+    "TimestepEmbedder",
+    "modulate",
+    "sincos_2d",
+    "unpatchify",
+]
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -29,7 +40,9 @@ class TimestepEmbedder(nn.Module):
 
     def __init__(self, hidden_size: int, frequency_embedding_size: int = 256, max_period: float = 10000.0) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(frequency_embedding_size, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size))
+        self.mlp = nn.Sequential(
+            nn.Linear(frequency_embedding_size, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
+        )
         half = frequency_embedding_size // 2
         frequencies = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32) / half)
         self.register_buffer("frequencies", frequencies, persistent=False)
@@ -85,7 +98,9 @@ def sincos_1d(dim: int, positions: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def sincos_2d(dim: int, side: int) -> Tensor:
-    """The fixed position table of DiT [side*side, dim]: the first half of the channels encodes the column, the second the row."""
+    """The fixed position table of DiT [side*side, dim]: the first half of the channels encodes the column, the second
+    the row.
+    """
     # The official code builds the grid in float32 and the table in float64; both leave integer positions exact.
     columns, rows = np.meshgrid(np.arange(side, dtype=np.float64), np.arange(side, dtype=np.float64))
     table = np.concatenate([sincos_1d(dim // 2, columns), sincos_1d(dim // 2, rows)], axis=1)

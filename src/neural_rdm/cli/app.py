@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,12 +17,13 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from neural_rdm.cli import resume
 from neural_rdm.cli.compose import Composed, compose_config, parse
 from neural_rdm.core.config import Sources, config_dir, validate
-from neural_rdm.core.errors import UserError
+from neural_rdm.core.errors import ConfigError, UserError
 from neural_rdm.core.files import write_text
 from neural_rdm.core.layouts import check_root
 from neural_rdm.core.ranks import is_first_rank
@@ -43,15 +45,31 @@ class Arguments:
     @classmethod
     def parse(cls, argv: list[str]) -> Arguments:
         parser = argparse.ArgumentParser(add_help=False)
-        for names in (("--help", "-h"), ("--hydra-help",), ("--version",), ("--resolve",), ("--run", "-r"), ("--multirun", "-m"), ("--shell-completion", "-sc")):
+        for names in (
+            ("--help", "-h"),
+            ("--hydra-help",),
+            ("--version",),
+            ("--resolve",),
+            ("--run", "-r"),
+            ("--multirun", "-m"),
+            ("--shell-completion", "-sc"),
+        ):
             parser.add_argument(*names, action="store_true")
-        for names in (("--config-dir", "-cd"), ("--config-path", "-cp"), ("--config-name", "-cn"), ("--cfg", "-c"), ("--package", "-p")):
+        for names in (
+            ("--config-dir", "-cd"),
+            ("--config-path", "-cp"),
+            ("--config-name", "-cn"),
+            ("--cfg", "-c"),
+            ("--package", "-p"),
+        ):
             parser.add_argument(*names)
         parser.add_argument("--info", "-i", nargs="?", const="all")
         known, rest = parser.parse_known_args(argv)
         overrides = [a for a in rest if not a.startswith("-")]
         flags = [a for a in argv if a not in overrides]
-        informs = bool(known.help or known.hydra_help or known.version or known.cfg or known.info or known.shell_completion)
+        informs = bool(
+            known.help or known.hydra_help or known.version or known.cfg or known.info or known.shell_completion
+        )
         multirun = known.multirun or any(o.replace(" ", "") == "hydra.mode=MULTIRUN" for o in overrides)
         return cls(flags, overrides, multirun, informs, [known.config_dir] if known.config_dir else [])
 
@@ -60,9 +78,11 @@ def main(config_name: str, job: Job, prepare: Prepare | None = None) -> None:
     """Run `job(cfg, run_folder)` under the command line's configuration and exit with what it returns.
 
     Args:
-        prepare: rewrites the overrides first, for example with what an earlier run decided; its mistakes are UserErrors.
+        prepare: rewrites the overrides first, for example with what an earlier run decided; its mistakes are
+            UserErrors.
 
-    Exit codes: 0 done, 2 a mistake that the user can put right, 143 stopped by SIGTERM, 1 anything else.
+    Exit codes: 0 done, 2 a mistake that the user can put right, 143 or 130 stopped by SIGTERM or Ctrl-C, 1 anything
+    else.
     """
     arguments = Arguments.parse(sys.argv[1:])
     run: resume.Run | None = None
@@ -73,7 +93,7 @@ def main(config_name: str, job: Job, prepare: Prepare | None = None) -> None:
         fail(error)
     if run is not None and is_finished(run, arguments):
         print(f"{run.folder} is finished ({run.finished['global_step']} steps); nothing to do. Its results:")  # type: ignore[index]
-        print_paths([Path(p) for p in run.finished["files"]])  # type: ignore[index]
+        print_paths([run.folder / p for p in run.finished["files"]])  # type: ignore[index]
         raise SystemExit(0)
     if arguments.informs:
         compose_config(config_name, [])  # registers the launcher that the configuration names
@@ -81,7 +101,11 @@ def main(config_name: str, job: Job, prepare: Prepare | None = None) -> None:
 
     def task(cfg: DictConfig) -> None:
         folder = Path(HydraConfig.get().runtime.output_dir)
-        choices = {k: str(v) for k, v in HydraConfig.get().runtime.choices.items() if not k.startswith("hydra/") and v is not None}
+        choices = {
+            k: str(v)
+            for k, v in HydraConfig.get().runtime.choices.items()
+            if not k.startswith("hydra/") and v is not None
+        }
         try:
             OmegaConf.set_struct(cfg, False)
             OmegaConf.resolve(cfg)
@@ -93,6 +117,8 @@ def main(config_name: str, job: Job, prepare: Prepare | None = None) -> None:
                 write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg))
             code = job(cfg, folder)
         except UserError as error:
+            if run is None and is_first_rank() and all(p.name == "config.yaml" for p in folder.iterdir()):
+                shutil.rmtree(folder)  # nothing came of it; `resume=last` should not find it
             fail(error)
         raise SystemExit(code)
 
@@ -108,6 +134,7 @@ def preflight(config_name: str, arguments: Arguments, prepare: Prepare | None = 
     if prepare is not None:
         arguments.overrides = prepare(arguments.overrides)
     parsed = parse(arguments.overrides)
+    _one_folder_for_all_ranks(parsed)
     asked = [o for o in parsed if o.key_or_group == "resume" and o.value() is not None]
     if not asked:
         for overrides in _jobs(arguments, parsed):
@@ -116,7 +143,9 @@ def preflight(config_name: str, arguments: Arguments, prepare: Prepare | None = 
     if arguments.multirun:
         raise UserError("resume continues one run; leave out -m / --multirun")
     run = resume.find_run(str(asked[0].value()))
-    arguments.overrides = [o for o, p in zip(arguments.overrides, parsed, strict=True) if p.key_or_group not in ("resume", "hydra.run.dir")]
+    arguments.overrides = [
+        o for o, p in zip(arguments.overrides, parsed, strict=True) if p.key_or_group not in ("resume", "hydra.run.dir")
+    ]
     given = {p.key_or_group for p in parsed}
     arguments.overrides = [f"{g}={c}" for g, c in run.choices.items() if g not in given] + arguments.overrides
     composed = compose_config(config_name, arguments.overrides, arguments.folders)
@@ -132,16 +161,28 @@ def preflight(config_name: str, arguments: Arguments, prepare: Prepare | None = 
     return run
 
 
-def _jobs(arguments: Arguments, parsed: list) -> list[list[str]]:
+def _one_folder_for_all_ranks(parsed: list[Override]) -> None:
+    """Ranks that torchrun or srun starts compose on their own, each a fraction of a second later than the other."""
+    world = int(
+        os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1") if "SLURM_PROCID" in os.environ else "1")
+    )
+    if world > 1 and not any(p.key_or_group in ("hydra.run.dir", "resume") for p in parsed):
+        raise ConfigError(
+            f"{world} processes were started from outside (torchrun, srun): pass hydra.run.dir=DIR, "
+            "one folder for all of them"
+        )
+
+
+def _jobs(arguments: Arguments, parsed: list[Override]) -> list[list[str]]:
     """The override lists to check: one, or in a multirun one for each value of each swept key."""
     if not arguments.multirun:
         return [arguments.overrides]
-    options = [[o for o in p.sweep_string_iterator()] if p.is_sweep_override() else [None] for p in parsed]
-    first = [f"{p.input_line.split('=', 1)[0]}={o[0]}" if o[0] is not None else text for p, o, text in zip(parsed, options, arguments.overrides, strict=True)]
-    jobs = [first]
-    for i, (p, values) in enumerate(zip(parsed, options, strict=True)):
-        jobs += [[*first[:i], f"{p.input_line.split('=', 1)[0]}={v}", *first[i + 1 :]] for v in values[1:]]
-    return jobs
+    options = [
+        [f"{text.split('=', 1)[0]}={value}" for value in p.sweep_string_iterator()] if p.is_sweep_override() else [text]
+        for p, text in zip(parsed, arguments.overrides, strict=True)
+    ]
+    first = [values[0] for values in options]
+    return [first] + [[*first[:i], v, *first[i + 1 :]] for i, values in enumerate(options) for v in values[1:]]
 
 
 def _check(composed: Composed, config_name: str) -> None:

@@ -12,6 +12,7 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from torch import nn
 
@@ -78,14 +79,21 @@ def trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
         if hasattr(callback, "sampler"):
             callback.sampler = sampler
     metrics = Metrics(cfg.log_every_n_steps)
-    always = [StepBar(metrics), FiniteLoss(metrics), StopOnSignal(), Checkpoints(folder / "checkpoints", cfg.checkpoint.every_n_steps, cfg.checkpoint.keep)]
+    always = [
+        StepBar(metrics),
+        FiniteLoss(metrics),
+        StopOnSignal(),
+        Checkpoints(folder / "checkpoints", cfg.checkpoint.every_n_steps, cfg.checkpoint.keep),
+    ]
     plugins: list[Any] = [StreamedCheckpointIO()]
     if SLURMEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))  # its handler saves in the middle of a step
     precision = options.precision
     if precision == "auto":
         precision = "bf16-mixed" if options.accelerator != "cpu" and torch.cuda.is_available() else "32-true"
-    return pl.Trainer(
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")  # TF32 where float32 is left, as the official DiT code advises
+    arguments: dict[str, Any] = dict(  # noqa: C408
         accelerator=options.accelerator,
         devices=options.devices,
         num_nodes=options.num_nodes,
@@ -95,15 +103,25 @@ def trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
         accumulate_grad_batches=options.accumulate_grad_batches,
         gradient_clip_val=cfg.optimizer.get("clip"),
         callbacks=[metrics, *_in_order(chosen), *always],
-        logger=[build(node, f"logger.{name}", save_dir=str(folder), **_run_id(node, folder)) for name, node in (cfg.logger or {}).items()],
+        logger=[
+            build(node, f"logger.{name}", save_dir=str(folder), **_run_id(node, folder))
+            for name, node in (cfg.logger or {}).items()
+        ],
         plugins=plugins,
         default_root_dir=folder,
-        use_distributed_sampler=False,  # the project's sampler splits the batch itself; Lightning's would shuffle it again
+        use_distributed_sampler=False,  # the project's own splits the batch; Lightning's would shuffle it again
         limit_val_batches=0,  # callbacks validate, see training/validation.py
         num_sanity_val_steps=0,
         enable_model_summary=False,
         log_every_n_steps=cfg.log_every_n_steps,
     )
+    try:
+        return pl.Trainer(**arguments)
+    except MisconfigurationException as error:
+        raise ConfigError(
+            f"trainer.accelerator={options.accelerator}, trainer.devices={options.devices}: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
 
 
 def _in_order(callbacks: list[Any]) -> list[Any]:
@@ -120,5 +138,11 @@ def quiet() -> None:
     """Keep to what a user can act on: Lightning's hints about devices, workers and products are not."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (".*does not have many workers.*", ".*Checkpoint directory.*", ".*`isinstance.*LeafSpec.*", ".*lr_scheduler.step.*", ".*tensorboardX.*"):
+    for message in (
+        ".*does not have many workers.*",
+        ".*Checkpoint directory.*",
+        ".*`isinstance.*LeafSpec.*",
+        ".*lr_scheduler.step.*",
+        ".*tensorboardX.*",
+    ):
         warnings.filterwarnings("ignore", message=message)

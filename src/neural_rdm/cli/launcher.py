@@ -1,18 +1,19 @@
 """A Hydra launcher that runs every job of a multirun in a process of its own.
 
-Hydra's own launcher runs the jobs one after another in one process. That cannot work with multi-process training: Lightning
-starts the other ranks by repeating the command line, so rank 1 would start the whole multirun again, and the environment
-variables of one job's ranks would stay behind for the next. Here each job is `python -m MODULE OVERRIDES` with a run folder
-below the sweep's, and with every rank variable removed from its environment.
+Hydra's own launcher runs the jobs one after another in one process. That cannot work with multi-process training:
+Lightning starts the other ranks by repeating the command line, so rank 1 would start the whole multirun again, and the
+environment variables of one job's ranks would stay behind for the next. Here each job is `python -m MODULE OVERRIDES`
+with a run folder below the sweep's, and with every rank variable removed from its environment.
 """
 
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional, Sequence
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
@@ -26,7 +27,15 @@ from neural_rdm.core.ranks import RANK_VARIABLES
 
 # No `from __future__ import annotations` here: Hydra's plugin scan fails on dataclasses with postponed annotations.
 
-_OWN = ("hydra.mode", "hydra.run.", "hydra.sweep.", "hydra.sweeper", "hydra.launcher", "hydra/launcher", "hydra/sweeper")
+_OWN = (
+    "hydra.mode",
+    "hydra.run.",
+    "hydra.sweep.",
+    "hydra.sweeper",
+    "hydra.launcher",
+    "hydra/launcher",
+    "hydra/sweeper",
+)
 
 
 @dataclass
@@ -42,8 +51,8 @@ class SubprocessLauncher(Launcher):
 
     def __init__(self, module: str) -> None:
         self.module = module
-        self.config: Optional[DictConfig] = None
-        self.context: Optional[HydraContext] = None
+        self.config: DictConfig | None = None
+        self.context: HydraContext | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Called by Hydra before `launch`."""
@@ -62,16 +71,31 @@ class SubprocessLauncher(Launcher):
                 job.hydra.job.num, job.hydra.job.id = number, str(number)
             HydraConfig.instance().set_config(job)  # what `${hydra:job.num}` in the folder's name reads
             folder = Path(job.hydra.sweep.dir) / str(job.hydra.sweep.subdir)
-            print(f"[job {number + 1 - initial_job_idx} of {len(job_overrides)}] {' '.join(overrides)} -> {folder}", flush=True)
-            command = [sys.executable, "-m", self.module, *overrides, *shared, f"hydra.run.dir='{folder}'", "hydra.mode=RUN"]
+            print(
+                f"[job {number + 1 - initial_job_idx} of {len(job_overrides)}] {' '.join(overrides)} -> {folder}",
+                flush=True,
+            )
+            command = [
+                sys.executable,
+                "-m",
+                self.module,
+                *overrides,
+                *shared,
+                f"hydra.run.dir='{folder}'",
+                "hydra.mode=RUN",
+            ]
             code = subprocess.run(command, env=environment, check=False).returncode
             results.append(self._result(job, folder, overrides, code))
         return results
 
     @staticmethod
     def _result(job: DictConfig, folder: Path, overrides: Sequence[str], code: int) -> JobReturn:
-        result = JobReturn(overrides=list(overrides), cfg=job, hydra_cfg=job, working_dir=str(folder), task_name=job.hydra.job.name)
-        finished: dict[str, Any] = json.loads((folder / "finished.json").read_text()) if (folder / "finished.json").is_file() else {}
+        result = JobReturn(
+            overrides=list(overrides), cfg=job, hydra_cfg=job, working_dir=str(folder), task_name=job.hydra.job.name
+        )
+        finished: dict[str, Any] = (
+            json.loads((folder / "finished.json").read_text()) if (folder / "finished.json").is_file() else {}
+        )
         if code == 0:
             result.status, result.return_value = JobStatus.COMPLETED, finished.get("objective")
         else:
@@ -83,7 +107,9 @@ class SubprocessLauncher(Launcher):
 
 def register() -> None:
     """Make `hydra/launcher=subprocess` known to Hydra in this process."""
-    ConfigStore.instance().store(group="hydra/launcher", name="subprocess", node=SubprocessLauncherConfig, provider="neural_rdm")
+    ConfigStore.instance().store(
+        group="hydra/launcher", name="subprocess", node=SubprocessLauncherConfig, provider="neural_rdm"
+    )
     Plugins.instance().register(SubprocessLauncher)
     # Hydra instantiates only plugins whose name begins with hydra_plugins, whatever package their class is in.
     Plugins.instance().class_name_to_class[SubprocessLauncherConfig._target_] = SubprocessLauncher

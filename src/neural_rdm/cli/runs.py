@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
 from neural_rdm.cli.compose import parse
@@ -54,7 +55,9 @@ def read_config(folder: Path) -> DictConfig:
     """
     path = folder / "config.yaml"
     if not folder.is_dir():
-        raise ConfigError(f"run={folder}: no such folder ({folder.resolve()}). Pass the run folder that training printed.")
+        raise ConfigError(
+            f"run={folder}: no such folder ({folder.resolve()}). Pass the run folder that training printed."
+        )
     if not path.is_file():
         below = find_runs(folder)
         hint = f" There are runs in it: run={below[-1]} is the last one." if below else ""
@@ -68,7 +71,7 @@ def read_config(folder: Path) -> DictConfig:
     validate(config, "train", Sources((path,)))
     if not any((folder / "checkpoints").glob("*.ckpt")):
         raise CheckpointError(
-            f"run={folder}: there is no checkpoint in {folder / 'checkpoints'}. Finish its training with resume={folder}"
+            f"run={folder}: no checkpoint in {folder / 'checkpoints'} yet. Finish its training with resume={folder}"
         )
     return config
 
@@ -105,10 +108,18 @@ def inherit(overrides: list[str], groups: tuple[str, ...] = (), keys: tuple[str,
             raise ConfigError(f"run={folder} was trained with {group}=null; choose one of {choices}")
         values |= dict(_leaves(as_plain(config[group]), group))
     values |= {key: OmegaConf.select(config, key) for key in keys}
-    # JSON is also how Hydra's grammar writes numbers, null, lists and quoted text.
-    first = [f"++{key}={json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
+    first = [f"++{key}={written(value)}" for key, value in values.items()]
     rest = [text for text, o in zip(overrides, parsed, strict=True) if o.key_or_group != "run"]
-    return [*first, *rest, f"run={json.dumps(str(folder), ensure_ascii=False)}"]
+    return [*first, *rest, f"run={written(str(folder))}"]
+
+
+def written(value: Any) -> str:
+    """A plain value as Hydra's grammar for overrides writes it, text in quotes."""
+    if isinstance(value, str):
+        return QuotedString(value, Quote.single).with_quotes()
+    if isinstance(value, list):
+        return f"[{','.join(map(written, value))}]"
+    return json.dumps(value)
 
 
 def _newest() -> Path:
@@ -141,6 +152,7 @@ class LoadedRun:
         process: the diffusion process that it was trained on.
         data: its data module, not set up: the data need not be on this machine.
         decode: latents [B, C, H, W] -> pixels, or None where the network works on the data as they are.
+        device: where samples are drawn.
     """
 
     folder: Path
@@ -205,7 +217,12 @@ class LoadedRun:
         """What a JSON file beside samples or numbers says of their origin."""
         import dataclasses
 
-        origin = {"run": str(self.folder), "checkpoint": self.checkpoint.name, "step": self.step, "weights": self.weights}
+        origin = {
+            "run": str(self.folder),
+            "checkpoint": self.checkpoint.name,
+            "step": self.step,
+            "weights": self.weights,
+        }
         return {**origin, "sampler": dataclasses.asdict(sampler), **more}
 
 
@@ -264,7 +281,9 @@ def _weights(checkpoint: dict[str, Any], path: Path, weights: str) -> dict[str, 
         state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
         if weights == "ema":
             if KEY not in checkpoint:
-                raise CheckpointError(f"{path} holds no averaged weights (no EMA callback in this run); pass weights=raw")
+                raise CheckpointError(
+                    f"{path} holds no averaged weights (no EMA callback in this run); pass weights=raw"
+                )
             state |= checkpoint[KEY]["weights"]
     except UserError:
         raise

@@ -8,7 +8,9 @@ class UserError(Exception):
 
 
 class ConfigError(UserError):
-    """A configuration that cannot work: unknown key, wrong type, value out of range, choices that do not fit together."""
+    """A configuration that cannot work: unknown key, wrong type, value out of range, choices that do not fit
+    together.
+    """
 
 
 class DataError(UserError):

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 # OmegaConf 2.3 reads the annotations of these classes at run time and does not know `X | None`.
-# ruff: noqa: UP007, UP045
 
 Problem = tuple[str, str]  # (key below this node, what is wrong and what to type)
 
@@ -71,9 +70,14 @@ class DiT:
         if self.hidden_size % self.num_heads:
             divisors = [h for h in range(1, self.hidden_size + 1) if self.hidden_size % h == 0]
             nearest = min(divisors, key=lambda h: abs(h - self.num_heads))
-            problems.append(("num_heads", f"{self.num_heads} does not divide hidden_size={self.hidden_size}; the nearest that does is {nearest}"))
+            problem = (
+                f"{self.num_heads} does not divide hidden_size={self.hidden_size}; the nearest that does is {nearest}"
+            )
+            problems.append(("num_heads", problem))
         if self.hidden_size % 4:
-            problems.append(("hidden_size", f"{self.hidden_size} is not a multiple of 4, which the position table needs; nearest: {math.ceil(self.hidden_size / 4) * 4}"))
+            above = math.ceil(self.hidden_size / 4) * 4
+            problem = f"{self.hidden_size} is not a multiple of 4, which the position table needs; nearest: {above}"
+            problems.append(("hidden_size", problem))
         if self.input_size % self.patch_size:
             problems.append(("patch_size", f"{self.patch_size} does not divide input_size={self.input_size}"))
         return problems
@@ -89,7 +93,12 @@ class Residual:
 
     def check(self) -> list[Problem]:
         if self.beta_form == "linear" and self.rule != "gated":
-            return [("beta_form", f"linear is a form of the gated rule's beta; rule={self.rule} has no such form: use additive")]
+            return [
+                (
+                    "beta_form",
+                    f"linear is a form of the gated rule's beta; rule={self.rule} has no such form: use additive",
+                )
+            ]
         return []
 
 

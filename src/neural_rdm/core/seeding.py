@@ -1,9 +1,9 @@
 """Randomness that is a function of names, not of history.
 
-Every random draw of the project is keyed by (seed, what it is for, position): a training sample's *position* is its ordinal
-number in the whole run, `optimizer step * global batch + micro-step * (global batch / micro-steps) + index in the global
-micro-batch`. So noise, timesteps, label dropout, augmentation and data order do not depend on the number of ranks, on the
-batch's split into micro-steps, on workers, or on where a run was killed and resumed.
+Every random draw of the project is keyed by (seed, what it is for, position): a training sample's *position* is its
+ordinal number in the whole run, `optimizer step * global batch + micro-step * (global batch / micro-steps) + index in
+the global micro-batch`. So noise, timesteps, label dropout, augmentation and data order do not depend on the number of
+ranks, on the batch's split into micro-steps, on workers, or on where a run was killed and resumed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ def keys(seed: int, purpose: str, positions: ArrayLike | Tensor) -> NDArray[np.u
     if isinstance(positions, Tensor):
         positions = positions.cpu().numpy()
     x = np.asarray(positions, dtype=np.int64).astype(np.uint64)
-    stream = _splitmix(np.asarray([seed], dtype=np.int64).astype(np.uint64) ^ _splitmix(np.asarray([zlib.crc32(purpose.encode())], dtype=np.uint64)))
+    stream = _splitmix(
+        np.asarray([seed], dtype=np.int64).astype(np.uint64)
+        ^ _splitmix(np.asarray([zlib.crc32(purpose.encode())], dtype=np.uint64))
+    )
     return _splitmix(x ^ stream)
 
 
@@ -42,7 +45,9 @@ def uniform(seed: int, purpose: str, positions: ArrayLike | Tensor) -> NDArray[n
     return (keys(seed, purpose, positions) >> np.uint64(11)).astype(np.float64) / float(1 << 53)
 
 
-def normal(seed: int, purpose: str, positions: ArrayLike | Tensor, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+def normal(
+    seed: int, purpose: str, positions: ArrayLike | Tensor, shape: Sequence[int], device: torch.device | str = "cpu"
+) -> Tensor:
     """Standard normal noise [B, *shape] (float32), one independent sample per position [B], drawn on `device`.
 
     Equal on every machine of one kind of device; CPU and GPU generators differ from each other.

@@ -1,10 +1,10 @@
 """Make `import torchvision` work where its compiled operators cannot be loaded.
 
-torchvision's wheel is built for one build of torch (a CUDA one, say). Beside another (the CPU build) its shared library does
-not load, and `import torchvision` then fails while it registers fake kernels for `torchvision::nms` and
-`torchvision::qnms`, operators that do not exist. timm, torchmetrics and lightning import torchvision but never call these
-two. So, just before the first import of torchvision in a process, its library is tried and, only where that fails, the two
-schemas are declared. `import neural_rdm` installs this; it imports nothing itself.
+torchvision's wheel is built for one build of torch (a CUDA one, say). Beside another (the CPU build) its shared
+library does not load, and `import torchvision` then fails while it registers fake kernels for `torchvision::nms` and
+`torchvision::qnms`, operators that do not exist. timm, torchmetrics and lightning import torchvision but never call
+these two. So, just before the first import of torchvision in a process, its library is tried and, only where that
+fails, the two schemas are declared. `import neural_rdm` installs this; it imports nothing itself.
 """
 
 from __future__ import annotations

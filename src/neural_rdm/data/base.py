@@ -142,7 +142,9 @@ class DataModule(LightningDataModule):
         return self._loader(self.val_set, sampler=draws, batch_size=batch_size)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move a batch to `device`; positions stay on the CPU, where draws are keyed, so that no step waits for the device."""
+        """Move a batch to `device`; positions stay on the CPU, where draws are keyed, so that no step waits for the
+        device.
+        """
         return {
             name: value if name == "position" else value.to(device, non_blocking=True) for name, value in batch.items()
         }

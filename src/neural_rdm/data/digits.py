@@ -39,7 +39,6 @@ class Digits(DataModule):
         batch_size: samples per optimizer step over all ranks and micro-steps.
         num_workers: loader processes; the data are in memory, so 0 is fastest.
         limit: use only the first `limit` samples of each split, None for all.
-        root: not needed; accepted so that one command line fits every data set.
     """
 
     num_classes = 10
@@ -47,9 +46,7 @@ class Digits(DataModule):
     train_set: TensorSet | None = None
     val_set: TensorSet | None = None
 
-    def __init__(
-        self, batch_size: int = 64, num_workers: int = 0, limit: int | None = None, root: str | None = None
-    ) -> None:
+    def __init__(self, batch_size: int = 64, num_workers: int = 0, limit: int | None = None) -> None:
         super().__init__(batch_size, num_workers, limit)
         self.class_names = [str(digit) for digit in range(10)]
 

@@ -56,12 +56,13 @@ class StepBatchSampler(Sampler[list[Draw]]):
         if dataset_size < 1:
             raise DataError("the training set holds no samples. Check data.root and data.limit.")
         self.dataset_size = dataset_size
-        self.batch_size = batch_size
+        self.global_batch = batch_size
         self.seed = seed
         self.start_step = start_step
         self.micro_steps = micro_steps
         self.rank = rank
-        self.micro_batch = split_batch(batch_size, micro_steps, world_size)  # samples of this rank per micro-step
+        # Under torch's name, which DeepSpeed reads: samples of this rank per micro-step.
+        self.batch_size = split_batch(batch_size, micro_steps, world_size)
         if not 0 <= rank < world_size:
             raise ConfigError(f"rank {rank} is not one of the {world_size} ranks 0 ... {world_size - 1}.")
         self._epoch = -1
@@ -71,9 +72,9 @@ class StepBatchSampler(Sampler[list[Draw]]):
         step = self.start_step() if callable(self.start_step) else self.start_step
         while True:
             for micro in range(self.micro_steps):
-                first = step * self.batch_size + micro * (self.batch_size // self.micro_steps)
-                first += self.rank * self.micro_batch
-                yield [Draw(self._index(position), position) for position in range(first, first + self.micro_batch)]
+                first = step * self.global_batch + micro * (self.global_batch // self.micro_steps)
+                first += self.rank * self.batch_size
+                yield [Draw(self._index(position), position) for position in range(first, first + self.batch_size)]
             step += 1
 
     def _index(self, position: int) -> int:

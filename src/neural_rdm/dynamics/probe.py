@@ -1,11 +1,13 @@
-"""Per-unit sensitivity `s_i = dL/dz_i` (paper, Sec. 3.3, Eq. 7-11 [R]), measured in the backward pass of an ordinary step.
+"""Per-unit sensitivity `s_i = dL/dz_i` (paper, Sec. 3.3, Eq. 7-11 [R]), measured in the backward pass of an ordinary
+step.
 
     with probe(model) as rows:            # rows [units, 2], zeros
         loss = objective(model(x, t))
     loss.backward()                       # rows.grad[i] = ||s_i||^2 at the unit's entry, ||s_{i+1}||^2 at its exit
 
 The taps only measure: outputs and parameter gradients stay bit-equal. Gradients of several backward passes add up in
-`rows.grad`, so the squared norm over micro-batches and, after a sum over ranks, over the global batch comes out by itself.
+`rows.grad`, so the squared norm over micro-batches and, after a sum over ranks, over the global batch comes out by
+itself.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from neural_rdm.residual import units
 
 @contextmanager
 def probe(model: nn.Module) -> Iterator[Tensor]:
-    """Switch the taps of every unit of `model` on, and yield their rows [units, 2] (float32 zeros on the model's device).
+    """Switch the taps of every unit of `model` on, and yield their rows [units, 2] (float32 zeros on the model's
+    device).
 
     After the backward pass `rows.grad[:, 0]` holds `||s_i||^2` (the gradient where the stream enters unit i) and
     `rows.grad[:, 1]` holds `||s_{i+1}||^2` (where it leaves). The backward pass may run after the context has closed.
@@ -64,6 +67,8 @@ def sensitivities(model: nn.Module, squared: Tensor) -> list[Sensitivity]:
     for i, (name, _) in enumerate(units(model)):
         norm, after = entry[i].item(), exit_[i].item()
         result.append(
-            Sensitivity(i, name, norm, norm / largest if largest > 0 else None, norm / after if norm > 0 and after > 0 else None)
+            Sensitivity(
+                i, name, norm, norm / largest if largest > 0 else None, norm / after if norm > 0 and after > 0 else None
+            )
         )
     return result

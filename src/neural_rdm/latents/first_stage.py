@@ -41,7 +41,13 @@ class KL:
     """
 
     def __init__(
-        self, path: str, subfolder: str | None = None, scale: float = 0.18215, shift: float = 0.0, downsample: int = 8, channels: int = 4
+        self,
+        path: str,
+        subfolder: str | None = None,
+        scale: float = 0.18215,
+        shift: float = 0.0,
+        downsample: int = 8,
+        channels: int = 4,
     ) -> None:
         self.path, self.subfolder, self.scale, self.shift = path, subfolder, scale, shift
         self.downsample, self.channels = downsample, channels
@@ -56,8 +62,9 @@ class KL:
                 vae = AutoencoderKL.from_pretrained(self.path, subfolder=self.subfolder, use_safetensors=None)
             except (OSError, ValueError) as error:
                 raise CheckpointError(
-                    f"first_stage.path={self.path}: cannot load the autoencoder ({str(error).splitlines()[0]}). Pass a local folder in diffusers' layout "
-                    "with first_stage.path=DIR, or data=synthetic to train without pictures."
+                    f"first_stage.path={self.path}: cannot load the autoencoder ({str(error).splitlines()[0]}). "
+                    "Pass a local folder in diffusers' layout with first_stage.path=DIR, or data=synthetic to train "
+                    "without pictures."
                 ) from error
             self._vae = vae.eval().requires_grad_(False)
         return self._vae.to(device)
@@ -74,6 +81,8 @@ class KL:
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
-        """Scaled latents [B, channels, h, w] -> pixels [B, 3, H, W], about [-1, 1]; one sample at a time, to bound memory."""
+        """Scaled latents [B, channels, h, w] -> pixels [B, 3, H, W], about [-1, 1]; one sample at a time, to bound
+        memory.
+        """
         vae = self._on(z.device)
         return torch.cat([vae.decode(one / self.scale + self.shift).sample for one in z.split(1)])

@@ -1,7 +1,8 @@
-"""The paper's equation: one residual addition, `z_{i+1} = z_i + alpha_i * F_i(z_i, t, c) + beta_i`, and its four rivals.
+"""The paper's equation, `z_{i+1} = z_i + alpha_i * F_i(z_i, t, c) + beta_i`: one residual addition, and its rivals.
 
-A *unit* is one residual addition. It says what its branch F reads from the stream z (`read`) and how the branch's output is
-written back (`write`). `ResNet` is the plain unit; every other rule of Sec. 3.5 overrides one or both of these lines.
+A *unit* is one residual addition. It says what its branch F reads from the stream z (`read`) and how the branch's
+output is written back (`write`). `ResNet` is the plain unit; every other rule of Sec. 3.5 overrides one or both of
+these lines.
 
 | name     | paper                          | formula                      | mark |
 |----------|--------------------------------|------------------------------|------|
@@ -11,8 +12,8 @@ written back (`write`). `ResNet` is the plain unit; every other rule of Sec. 3.5
 | `resnet` | Variant-3                      | `z + F(z)`                   | [P] the paper's words |
 | `rezero` | Variant-4                      | `z + alpha*F(z)`, alpha = 0  | [P] |
 
-Symbols: `z` the stream [B, ..., D] (or [B, D, H, W] with `channel_axis=1`), `f = F(read(z))` the branch's output, `g` [B, D]
-the block's own adaLN gate where it has one, `e` [B, E] the timestep embedding, for time-conditioned gates.
+Symbols: `z` the stream [B, ..., D] (or [B, D, H, W] with `channel_axis=1`), `f = F(read(z))` the branch's output, `g`
+[B, D] the block's own adaLN gate where it has one, `e` [B, E] the timestep embedding, for time-conditioned gates.
 """
 
 from __future__ import annotations
@@ -54,9 +55,11 @@ class Unit(nn.Module):
         dim: channels of the stream that the branch reads (D).
         dim_out: channels of the stream that the branch writes, where a shortcut changes the width; default `dim`.
         channel_axis: -1 for tokens [B, ..., D], 1 for maps [B, D, H, W].
-        granularity: `channel` (one gate a channel) or `scalar` (one a unit, for ablation: LayerNorm hides a scalar beta).
+        granularity: `channel` (one gate a channel) or `scalar` (one a unit, for ablation: LayerNorm hides a scalar
+            beta).
         time_dim: E, the width of the timestep embedding, for time-conditioned gates; None for static ones.
-        beta_form: `additive` (Eq. 1) or `linear` (`beta * z`, the drift reading of Eq. 6); only `gated` knows the second.
+        beta_form: `additive` (Eq. 1) or `linear` (`beta * z`, the drift reading of Eq. 6); only `gated` knows the
+            second.
     """
 
     has_alpha = False
@@ -93,7 +96,7 @@ class Unit(nn.Module):
     def _gate_dim(self) -> int:
         return self.dim_out  # gates that act in `write`; `AdaLN` acts in `read`
 
-    # -- the rule: the two lines that a subclass overrides -------------------------------------------------------------
+    # -- the rule: the two lines that a subclass overrides
 
     def read(self, z: Tensor, e: Tensor | None = None) -> Tensor:
         """What the branch reads from the stream."""
@@ -103,7 +106,7 @@ class Unit(nn.Module):
         """The stream after the unit, from the stream before it and the branch's output."""
         return z + f if g is None else _add_scaled(z, self._spread(g, z), f)
 
-    # -- one unit in a forward pass ------------------------------------------------------------------------------------
+    # -- one unit in a forward pass
 
     def forward(
         self,
@@ -119,7 +122,7 @@ class Unit(nn.Module):
         out = self.write(z if shortcut is None else shortcut(z), branch(self.read(z, e)), g, e)
         return out if self.probe is None else tap(out, self.probe[1])
 
-    # -- gates ---------------------------------------------------------------------------------------------------------
+    # -- gates
 
     def effective(self, gate: Literal["alpha", "beta"], e: Tensor | None) -> Tensor:
         """The gate's value [D] (static) or [B, D] (time-conditioned: `gate + W e`, theory section 1)."""
@@ -127,13 +130,15 @@ class Unit(nn.Module):
         if not self.time_conditioned:
             return static
         if e is None:
-            raise ValueError("time-conditioned gates need the timestep embedding e [B, E]; this network hands none to its units")
+            raise ValueError(
+                "time-conditioned gates need the timestep embedding e [B, E]; this network hands none to its units"
+            )
         return static + nn.functional.linear(e, getattr(self, f"{gate}_time"))
 
     def _spread(self, gate: Tensor, z: Tensor) -> Tensor:
         return _spread(gate, z, self.channel_axis)
 
-    # -- the stream (one tensor for all five rules; a rule with several streams overrides these) -------------------------
+    # -- the stream: one tensor for all five rules; a rule with several streams overrides these
 
     @classmethod
     def open(cls, z: Tensor) -> Tensor:
@@ -159,7 +164,8 @@ class ResNet(Unit):
 
 
 class Gated(Unit):
-    """Variant-0, the paper's own, Eq. 1: `z + alpha * F(z) + beta` [R]; `beta_form=linear`: `z + alpha * F(z) + beta * z`.
+    """Variant-0, the paper's own, Eq. 1: `z + alpha * F(z) + beta` [R]; `beta_form=linear`: `z + alpha * F(z) + beta *
+    z`.
 
     alpha is multiplied onto the block's gate g first, so that its gradient keeps no second copy of the branch's output.
     """
@@ -220,5 +226,7 @@ def units(model: nn.Module) -> Iterator[tuple[str, Unit]]:
 
 
 def is_gate(name: str) -> bool:
-    """Whether a parameter name belongs to a residual rule: these get no weight decay and a learning rate of their own."""
+    """Whether a parameter name belongs to a residual rule: these get no weight decay and a learning rate of their
+    own.
+    """
     return name.rsplit(".", 1)[-1] in ("alpha", "beta", "alpha_time", "beta_time")

@@ -27,11 +27,17 @@ class Residual:
     beta_form: BetaForm = "additive"
 
     def __post_init__(self) -> None:
-        for key, choices in {"rule": tuple(RULES), "granularity": ("channel", "scalar"), "beta_form": ("additive", "linear")}.items():
+        for key, choices in {
+            "rule": tuple(RULES),
+            "granularity": ("channel", "scalar"),
+            "beta_form": ("additive", "linear"),
+        }.items():
             if getattr(self, key) not in choices:
                 raise ValueError(f"residual {key}={getattr(self, key)!r} is not one of {', '.join(choices)}")
         if self.beta_form == "linear" and self.rule != "gated":
-            raise ValueError(f"beta_form=linear is a form of the gated rule's beta; residual rule={self.rule!r} has no such form")
+            raise ValueError(
+                f"beta_form=linear is a form of the gated rule's beta; residual rule={self.rule!r} has no such form"
+            )
 
     @classmethod
     def of(cls, residual: str | Residual) -> Residual:
@@ -61,15 +67,15 @@ class Residual:
         where the rule itself starts at zero, where it is 1.
 
         Raises:
-            ValueError: `requested` is 0 although the rule starts at zero: two zero factors in series get gradient 0, both,
-                for ever (theory, section 1, Trap).
+            ValueError: `requested` is 0 although the rule starts at zero: two zero factors in series get gradient 0,
+                both, for ever (theory, section 1, Trap).
         """
         identity = self.unit_class.start == "identity"
         if requested is None:
             return 1.0 if identity else 0.0
         if identity and requested == 0:
             raise ValueError(
-                f"adaln_gate_init=0 with residual={self.rule!r}: alpha also starts at 0, and two zero factors in series never "
-                "receive a gradient. Leave adaln_gate_init unset (it becomes 1) or choose another rule."
+                f"adaln_gate_init=0 with residual={self.rule!r}: alpha also starts at 0, and two zeros in series "
+                "never receive a gradient. Leave adaln_gate_init unset (it becomes 1) or choose another rule."
             )
         return requested

@@ -1,9 +1,9 @@
 """Identity functions that measure the gradient passing through them.
 
-A *tap* returns its input unchanged; in the backward pass it returns the gradient unchanged as well and hands the squared
-norm of that gradient to a zero-valued `row` tensor, as the row's own gradient. So a norm costs no hook, no Python state and
-no host synchronisation, and it works in eager mode, under `torch.compile(fullgraph=True)`, with activation checkpointing
-and in bf16 (norms are accumulated in float32).
+A *tap* returns its input unchanged; in the backward pass it returns the gradient unchanged as well and hands the
+squared norm of that gradient to a zero-valued `row` tensor, as the row's own gradient. So a norm costs no hook, no
+Python state and no host synchronisation, and it works in eager mode, under `torch.compile(fullgraph=True)`, with
+activation checkpointing and in bf16 (norms are accumulated in float32).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class _Tap(torch.autograd.Function):
         return z.view_as(z)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         norm = torch.linalg.vector_norm(grad, dtype=torch.promote_types(grad.dtype, torch.float32))
         return grad, norm.square().to(ctx.row_dtype)
 

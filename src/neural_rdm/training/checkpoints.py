@@ -21,8 +21,8 @@ _NAME = re.compile(r"step=(\d+)\.ckpt")
 class StreamedCheckpointIO(CheckpointIO):
     """Writes a checkpoint straight to a temporary file beside its target, syncs and renames it.
 
-    Lightning's own writer assembles the whole file in memory and moves it from the temporary folder, which is not atomic
-    across file systems. Reading maps the file and never runs code from it.
+    Lightning's own writer assembles the whole file in memory and moves it from the temporary folder, which is not
+    atomic across file systems. Reading maps the file and never runs code from it.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -39,10 +39,11 @@ class StreamedCheckpointIO(CheckpointIO):
 
 
 class Checkpoints(Checkpoint):
-    """Saves `checkpoints/step=N.ckpt` every so many optimizer steps and at the end; `last.ckpt` is the newest one's second name.
+    """Saves `checkpoints/step=N.ckpt` every so many optimizer steps and at the end; `last.ckpt` is the newest one's
+    second name.
 
-    Lightning runs checkpoint callbacks after all others, so a checkpoint holds, and comes after, everything that belongs
-    to its step: EMA update, metrics row, validation, samples.
+    Lightning runs checkpoint callbacks after all others, so a checkpoint holds, and comes after, everything that
+    belongs to its step: EMA update, metrics row, validation, samples.
 
     Args:
         folder: the run's `checkpoints` folder.
@@ -56,11 +57,13 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A resumed run need not write again what it was started from."""
-        self._saved = trainer.global_step if trainer.global_step and path_of(self.folder, trainer.global_step).is_file() else -1
+        self._saved = (
+            trainer.global_step if trainer.global_step and path_of(self.folder, trainer.global_step).is_file() else -1
+        )
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Save at multiples of `every_n_steps`, and where the run is about to stop: after the epoch's end Lightning's own
-        counters would no longer be those of a step."""
+        """Save at multiples of `every_n_steps`, and where the run is about to stop: after the epoch's end Lightning's
+        own counters would no longer be those of a step."""
         if trainer.global_step > 0 and (trainer.should_stop or trainer.global_step % self.every_n_steps == 0):
             self.save(trainer)
 
@@ -109,5 +112,7 @@ def newest_readable(folder: Path) -> Path | None:
             continue
         return path
     if found:
-        raise CheckpointError(f"none of the {len(found)} checkpoints in {folder} can be read; remove them to start the run again from step 0")
+        raise CheckpointError(
+            f"none of the {len(found)} checkpoints in {folder} can be read; remove them to start again from step 0"
+        )
     return None

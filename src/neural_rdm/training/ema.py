@@ -17,7 +17,8 @@ KEY = "ema"  # of the averaged weights in a checkpoint
 
 
 class EMA(pl.Callback):
-    """`average <- decay * average + (1 - decay) * weight` after every optimizer step, over the trainable weights of `net`.
+    """`average <- decay * average + (1 - decay) * weight` after every optimizer step, over the trainable weights of
+    `net`.
 
     Averages are float32 whatever the training precision, sharded like the weights, and updated once per optimizer step,
     however many micro-steps that takes.
@@ -34,7 +35,9 @@ class EMA(pl.Callback):
         self._loaded: dict[str, Any] | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start from the network's weights, or from what a checkpoint held: the first hook after every strategy's restore."""
+        """Start from the network's weights, or from what a checkpoint held: the first hook after every strategy's
+        restore.
+        """
         self.averages = {name: weight.detach().clone().float() for name, weight in _weights(pl_module.net).items()}
         self._seen = trainer.global_step
         if self._loaded is not None:
@@ -49,7 +52,9 @@ class EMA(pl.Callback):
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
         weights = _weights(pl_module.net)
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.averages.values()), [w.detach().float() for w in weights.values()], 1.0 - decay)
+            torch._foreach_lerp_(
+                list(self.averages.values()), [w.detach().float() for w in weights.values()], 1.0 - decay
+            )
         self.updates += 1
 
     @contextmanager
@@ -71,15 +76,21 @@ class EMA(pl.Callback):
             weight.copy_(self.averages[name])
             self.averages[name].copy_(raw)
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Add the averages, under their own key."""
         weights = {name: parallel.full(average) for name, average in self.averages.items()}
         checkpoint[KEY] = {"updates": self.updates, "weights": weights}
 
-    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Remember the averages until the network has its final form (`on_train_start`)."""
         if KEY not in checkpoint:
-            raise CheckpointError("this checkpoint holds no averaged weights; it cannot be resumed with the EMA callback")
+            raise CheckpointError(
+                "this checkpoint holds no averaged weights; it cannot be resumed with the EMA callback"
+            )
         self._loaded = checkpoint[KEY]
 
     @torch.no_grad()
@@ -92,7 +103,11 @@ class EMA(pl.Callback):
             if hasattr(average, "device_mesh"):
                 from torch.distributed.tensor import distribute_tensor
 
-                average.copy_(distribute_tensor(saved["weights"][name].to(average.device), average.device_mesh, average.placements))
+                average.copy_(
+                    distribute_tensor(
+                        saved["weights"][name].to(average.device), average.device_mesh, average.placements
+                    )
+                )
             else:
                 average.copy_(saved["weights"][name])
 
@@ -100,7 +115,7 @@ class EMA(pl.Callback):
 @contextmanager
 def averaged(trainer: pl.Trainer, net: nn.Module) -> Iterator[str]:
     """The network under its averaged weights where the run has an EMA; yields "ema" or "raw", whichever it is."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    for callback in trainer.callbacks:
         if isinstance(callback, EMA):
             with callback.applied(net):
                 yield "ema"

@@ -43,11 +43,20 @@ class DigitsReport:
             ConfigError: the data are not the digits.
         """
         if not all(hasattr(s, "x") and hasattr(s, "y") for s in (data.train_set, data.val_set)):
-            raise ConfigError(f"metric=digits needs data=digits, not {type(data).__name__}; pass metric=null")
-        return DigitsEvaluation(data.train_set.x, data.train_set.y, data.val_set.x, data.val_set.y, sync_on_compute=False)
+            raise ConfigError(f"metric=digits needs data=digits, not {type(data).__name__}; leave it out with ~metric")
+        return DigitsEvaluation(
+            data.train_set.x, data.train_set.y, data.val_set.x, data.val_set.y, sync_on_compute=False
+        )
 
     def write(
-        self, metric: DigitsEvaluation, drawn: Tensor, sampler: Sampler, weights: str, step: int, seed: int, folder: Path
+        self,
+        metric: DigitsEvaluation,
+        drawn: Tensor,
+        sampler: Sampler,
+        weights: str,
+        step: int,
+        seed: int,
+        folder: Path,
     ) -> tuple[dict[str, float], list[Path]]:
         """Measure the samples [10 * per_class, 1, 8, 8] of `labels` and write `metrics.{md,csv,json}` into `folder`.
 
@@ -57,24 +66,28 @@ class DigitsReport:
         metric.update(drawn, self.labels)
         numbers = metric.compute()
         protocol = (
-            f"{metric.protocol} Sampler {sampler.name}, {sampler.steps} steps, cfg_scale {sampler.cfg_scale:g} on channels "
-            f"{sampler.channels}, interval {sampler.interval}; {self.per_class} samples a class; weights {weights}; "
-            f"step {step}; seed {seed}."
+            f"{metric.protocol} Sampler {sampler.name}, {sampler.steps} steps, cfg_scale {sampler.cfg_scale:g} on "
+            f"channels {sampler.channels}, interval {sampler.interval}; {self.per_class} samples a class; "
+            f"weights {weights}; step {step}; seed {seed}."
         )
         rows = [{"name": GENERATED, **numbers}, {"name": "real, held out", **metric.reference()}]
         return numbers, write_metrics(folder, rows, protocol)
 
-    def __call__(self, trainer: pl.Trainer, module: NeuralRDM, grid: SampleGrid, folder: Path) -> tuple[dict[str, float], list[Path]]:
+    def __call__(
+        self, trainer: pl.Trainer, module: NeuralRDM, grid: SampleGrid, folder: Path
+    ) -> tuple[dict[str, float], list[Path]]:
         """Draw the samples, measure them, write `metrics.{md,csv,json}`; every rank must call it."""
         with averaged(trainer, module.net) as weights:
             drawn = draw(module, grid.sampler, input_shape(module), self.labels, len(self.labels), progress=True)
         if not trainer.is_global_zero:
             return {}, []
-        metric = self.metric(trainer.datamodule)  # type: ignore[attr-defined]
+        metric = self.metric(trainer.datamodule)
         return self.write(metric, drawn, grid.sampler, weights, trainer.global_step, module.seed, folder / "report")
 
 
-def finish(trainer: pl.Trainer, module: NeuralRDM, grid: SampleGrid | None, report: DigitsReport | None, folder: Path) -> tuple[dict[str, float], list[Path]]:
+def finish(
+    trainer: pl.Trainer, module: NeuralRDM, grid: SampleGrid | None, report: DigitsReport | None, folder: Path
+) -> tuple[dict[str, float], list[Path]]:
     """Write everything that a person looks at after a run; returns its numbers and the paths. Every rank must call it.
 
     Samples are drawn only where the run has a metric: a large network draws its previews at their own interval.
@@ -86,16 +99,21 @@ def finish(trainer: pl.Trainer, module: NeuralRDM, grid: SampleGrid | None, repo
         paths += [grid.save(trainer, module, folder / "samples" / "final.png", progress=False), *tables]
     if not trainer.is_global_zero:
         return numbers, paths
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    for callback in trainer.callbacks:
         if isinstance(callback, SensitivityLog):
             paths += _plot(callback.plot)
     if (folder / "metrics.csv").is_file():
-        paths += [*_plot(lambda: plot_losses(folder / "metrics.csv", folder / "report" / "losses.png")), folder / "metrics.csv"]
+        paths += [
+            *_plot(lambda: plot_losses(folder / "metrics.csv", folder / "report" / "losses.png")),
+            folder / "metrics.csv",
+        ]
     return numbers, paths
 
 
 def _plot(plot: Callable[[], Path | None]) -> list[Path]:
-    """The path of a plot; nothing where a run was too short to have anything to draw (adaLN-Zero's first step has no gradient)."""
+    """The path of a plot; nothing where a run was too short to have anything to draw (adaLN-Zero's first step has no
+    gradient).
+    """
     try:
         path = plot()
     except DataError as error:

@@ -1,8 +1,10 @@
-"""Callbacks that end a run well: at SIGTERM after the step, and at the first loss that is not finite."""
+"""Callbacks that end a run well: after the step at SIGTERM or Ctrl-C, and at the first loss that is not finite."""
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from typing import Any
 
 import lightning.pytorch as pl
@@ -10,32 +12,43 @@ import torch
 
 from neural_rdm.core.errors import UserError
 
-EXIT_CODE = 143  # 128 + SIGTERM
-
 
 class StopOnSignal(pl.Callback):
-    """At SIGTERM: finish the optimizer step, save, stop. All ranks stop after the same step.
+    """At SIGTERM or Ctrl-C: finish the optimizer step, save, stop. All ranks stop after the same step.
 
-    Lightning's own handler ends with exit code 0 and saves nothing, and in a multi-process run it starts a collective call
-    inside the signal handler. This one only sets a flag; the flags are compared at the end of each optimizer step.
+    Lightning's own handler ends with exit code 0 and saves nothing, and in a multi-process run it starts a collective
+    call inside the signal handler. This one only sets a flag; the flags are compared at the end of each optimizer
+    step. A second Ctrl-C stops at once.
     """
 
     def __init__(self) -> None:
         self.received = False
+        self.signal = signal.SIGTERM
         self._seen = 0
 
+    @property
+    def exit_code(self) -> int:
+        """128 + the signal's number, as a shell would report it."""
+        return 128 + self.signal
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take the signal over from Lightning (which gives it back after fit)."""
+        """Take the signals over from Lightning (which gives them back after fit)."""
         self._seen = trainer.global_step
+        owner = os.getpid()
 
         def handle(signum: int, frame: Any) -> None:
+            if os.getpid() != owner:  # a forked loader process: its parent decides
+                return
+            if self.received and signum == signal.SIGINT:
+                raise KeyboardInterrupt
             if not self.received:
-                self.received = True
-                launcher = trainer.strategy.launcher
-                if launcher is not None:
-                    launcher.kill(signal.SIGTERM)  # pass it on to the ranks that this process started
+                self.received, self.signal = True, signal.Signals(signum)
+                if trainer.strategy.launcher is not None:
+                    trainer.strategy.launcher.kill(signal.SIGTERM)  # pass it on to the ranks that this process started
 
-        signal.signal(signal.SIGTERM, handle)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handle)
+            signal.signal(signal.SIGINT, handle)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Stop after a whole optimizer step, never between micro-steps. The checkpoint follows from `on_train_end`."""
@@ -65,6 +78,7 @@ class FiniteLoss(pl.Callback):
         broken = next((n for n, p in pl_module.named_parameters() if not torch.isfinite(p).all()), None)
         where = f"the first parameter that is not finite is {broken}" if broken else "all parameters are still finite"
         raise UserError(
-            f"the loss became {loss} at step {trainer.global_step}; {where}. Lower optimizer.lr, set optimizer.clip=1.0, or use trainer.precision=32-true; "
+            f"the loss became {loss} at step {trainer.global_step}; {where}. Lower optimizer.lr, set "
+            "optimizer.clip=1.0, or use trainer.precision=32-true; "
             f"resume={trainer.default_root_dir} would go on from the last checkpoint."
         )

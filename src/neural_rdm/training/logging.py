@@ -1,4 +1,6 @@
-"""What a run writes down while it trains: metrics.csv (reproducible), throughput.csv (wall clock), the logger's rows."""
+"""What a run writes down while it trains: metrics.csv (reproducible), throughput.csv (wall clock), the logger's
+rows.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,7 @@ class CSVLogger(Logger):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Collect the metrics of `step`; rows of earlier steps go to disk."""
-        if pl.utilities.rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+        if pl.utilities.rank_zero_only.rank != 0:
             return
         if self._row and self._row["step"] != step:
             self.save()
@@ -60,7 +62,8 @@ class CSVLogger(Logger):
 
 
 class Metrics(pl.Callback):
-    """Mean losses since the last logged row, the gradient's norm and the learning rate, in one call every `every_n_steps`.
+    """Mean losses since the last logged row, the gradient's norm and the learning rate, in one call every
+    `every_n_steps`.
 
     Sums stay on the device between rows, so an ordinary step does not wait for it, and they are part of the checkpoint,
     so that a resumed run logs the same means.
@@ -102,7 +105,8 @@ class Metrics(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any) -> None:
         """Add a micro-batch; log if a row is due."""
         for name, value in outputs.items():
-            # Lightning hands back the loss divided by the number of micro-steps; the parts are means of the micro-batch.
+            # Lightning hands back the loss divided by the number of micro-steps; the parts are means of the
+            # micro-batch.
             value = value.detach() * (trainer.accumulate_grad_batches if name == "loss" else 1)
             self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
         self.count += 1
@@ -129,7 +133,9 @@ class Metrics(pl.Callback):
 
 
 class Throughput(pl.Callback):
-    """`throughput.csv`: samples a second, seconds a step and peak device memory. Apart from metrics.csv, because no two runs agree on them."""
+    """`throughput.csv`: samples a second, seconds a step and peak device memory. Apart from metrics.csv, because no
+    two runs agree on them.
+    """
 
     def __init__(self, every_n_steps: int = 50) -> None:
         self.every_n_steps = every_n_steps
@@ -138,7 +144,10 @@ class Throughput(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
         if trainer.is_global_zero:
-            self._records = StepRecords(Path(trainer.default_root_dir) / "throughput.csv", ("step", "samples_per_second", "seconds_per_step", "peak_memory_gib"))
+            self._records = StepRecords(
+                Path(trainer.default_root_dir) / "throughput.csv",
+                ("step", "samples_per_second", "seconds_per_step", "peak_memory_gib"),
+            )
         self._mark(trainer)
 
     def _mark(self, trainer: pl.Trainer) -> None:
@@ -152,7 +161,16 @@ class Throughput(pl.Callback):
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds = (time.perf_counter() - self._time) / steps
-        batch = trainer.datamodule.batch_size  # type: ignore[attr-defined]
+        batch = trainer.datamodule.batch_size
         memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
-        self._records.append([{"step": trainer.global_step, "samples_per_second": batch / seconds, "seconds_per_step": seconds, "peak_memory_gib": memory}])
+        self._records.append(
+            [
+                {
+                    "step": trainer.global_step,
+                    "samples_per_second": batch / seconds,
+                    "seconds_per_step": seconds,
+                    "peak_memory_gib": memory,
+                }
+            ]
+        )
         self._mark(trainer)

@@ -1,4 +1,6 @@
-"""The LightningModules. They are thin: a batch's random draws, one forward pass, one loss; everything else is a callback."""
+"""The LightningModules. They are thin: a batch's random draws, one forward pass, one loss; everything else is a
+callback.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +91,9 @@ class NeuralRDM(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer and its per-step schedule."""
         optimizer = self.optimizer.build(self.net)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(self.optimizer.factor, max_steps=self.max_steps))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, partial(self.optimizer.factor, max_steps=self.max_steps)
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

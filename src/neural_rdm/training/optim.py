@@ -41,8 +41,18 @@ class Optimizer:
         """AdamW over the trainable parameters of `net`, fused, in two groups: the network and its gates."""
         named = [(n, p) for n, p in net.named_parameters() if p.requires_grad]
         groups: list[dict[str, Any]] = [
-            {"name": "net", "params": [p for n, p in named if not is_gate(n)], "lr": self.lr, "weight_decay": self.weight_decay},
-            {"name": "gates", "params": [p for n, p in named if is_gate(n)], "lr": self.lr * self.gate_lr_scale, "weight_decay": 0.0},
+            {
+                "name": "net",
+                "params": [p for n, p in named if not is_gate(n)],
+                "lr": self.lr,
+                "weight_decay": self.weight_decay,
+            },
+            {
+                "name": "gates",
+                "params": [p for n, p in named if is_gate(n)],
+                "lr": self.lr * self.gate_lr_scale,
+                "weight_decay": 0.0,
+            },
         ]
         groups = [g for g in groups if g["params"]]
         return torch.optim.AdamW(groups, lr=self.lr, betas=(self.betas[0], self.betas[1]), eps=self.eps, fused=True)

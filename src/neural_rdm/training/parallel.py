@@ -30,8 +30,10 @@ def ddp(devices: int = 1, num_nodes: int = 1, static_graph: bool = False, timeou
 
 def fsdp2(devices: int = 1, num_nodes: int = 1, reshard_after_forward: bool = True) -> Strategy:
     """Fully sharded data parallelism (FSDP2) over all devices; checkpoints stay one ordinary file."""
-    strategy = ModelParallelStrategy(data_parallel_size=devices * num_nodes, tensor_parallel_size=1, save_distributed_checkpoint=False)
-    strategy.reshard_after_forward = reshard_after_forward  # type: ignore[attr-defined]
+    strategy = ModelParallelStrategy(
+        data_parallel_size=devices * num_nodes, tensor_parallel_size=1, save_distributed_checkpoint=False
+    )
+    strategy.reshard_after_forward = reshard_after_forward
     return strategy
 
 
@@ -61,7 +63,7 @@ def shard(module: pl.LightningModule) -> None:
     net: Any = module.net
     if isinstance(net, FSDPModule):
         return
-    options = {"mesh": strategy.device_mesh["data_parallel"], "reshard_after_forward": strategy.reshard_after_forward}  # type: ignore[attr-defined]
+    options = {"mesh": strategy.device_mesh["data_parallel"], "reshard_after_forward": strategy.reshard_after_forward}
     for block in net.blocks:
         fully_shard(block, **options)
     fully_shard(net, **options)
@@ -69,7 +71,11 @@ def shard(module: pl.LightningModule) -> None:
 
 def processes() -> int:
     """How many processes really train together."""
-    return torch.distributed.get_world_size() if torch.distributed.is_available() and torch.distributed.is_initialized() else 1
+    return (
+        torch.distributed.get_world_size()
+        if torch.distributed.is_available() and torch.distributed.is_initialized()
+        else 1
+    )
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
@@ -87,4 +93,3 @@ def full(tensor: Tensor) -> Tensor:
 def gradient_norm(net: nn.Module) -> Tensor:
     """The norm of the whole gradient; every rank must call it."""
     return full(torch.nn.utils.get_total_norm([p.grad for p in net.parameters() if p.grad is not None]))
-

@@ -40,7 +40,14 @@ class StepBar(ProgressBar):
         self._first, self._begin, self._told = trainer.global_step, time.perf_counter(), time.perf_counter()
         if not self._active or not sys.stderr.isatty():
             return
-        columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"), TimeElapsedColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[text]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
         self._bar = Progress(*columns, console=Console(stderr=True), refresh_per_second=4)
         self._task = self._bar.add_task("training", total=trainer.max_steps, completed=trainer.global_step, text="")
         self._bar.start()

@@ -17,28 +17,34 @@ from neural_rdm.training.ema import averaged
 from neural_rdm.training.module import NeuralRDM
 
 
-def draw(module: NeuralRDM, sampler: Sampler, shape: tuple[int, ...], labels: Tensor | None, count: int, progress: bool) -> Tensor:
+def draw(
+    module: NeuralRDM, sampler: Sampler, shape: tuple[int, ...], labels: Tensor | None, count: int, progress: bool
+) -> Tensor:
     """Latents or pixels [count, *shape] (float32, CPU), one for each label [count] (or unconditional).
 
-    Sample i depends on (seed, i) alone. The ranks share the work; every rank must call it, and every rank gets the result.
+    Sample i depends on (seed, i) alone. The ranks share the work; every rank must call it, and every rank gets the
+    result.
     """
     world, rank = module.trainer.world_size, module.trainer.global_rank
     share = math.ceil(count / world)
-    mine = [min(i, count - 1) for i in range(rank * share, (rank + 1) * share)]  # every rank draws as many: collectives inside a sharded network must match
-    drawn = sample(
-        module.net,
-        module.objective.process,
-        sampler,
-        shape,
-        mine,
-        seed=module.seed,
-        y=None if labels is None else labels[mine],
-        null_class=getattr(module.net, "null_class", None),
-        batch_size=min(64, share),
-        device=module.device,
-        finish=lambda x: x.float().cpu(),
-        progress=progress and rank == 0,
-    )
+    mine = [
+        min(i, count - 1) for i in range(rank * share, (rank + 1) * share)
+    ]  # every rank draws as many: collectives inside a sharded network must match
+    with module.trainer.precision_plugin.forward_context():  # the precision of training, bf16 on a GPU
+        drawn = sample(
+            module.net,
+            module.objective.process,
+            sampler,
+            shape,
+            mine,
+            seed=module.seed,
+            y=None if labels is None else labels[mine],
+            null_class=getattr(module.net, "null_class", None),
+            batch_size=min(64, share),
+            device=module.device,
+            finish=lambda x: x.float().cpu(),
+            progress=progress and rank == 0,
+        )
     if world > 1:
         parts = module.all_gather(drawn.to(module.device))
         drawn = parts.reshape(-1, *shape).cpu()
@@ -46,7 +52,9 @@ def draw(module: NeuralRDM, sampler: Sampler, shape: tuple[int, ...], labels: Te
 
 
 def class_labels(num_classes: int, per_class: int, max_classes: int) -> Tensor | None:
-    """Labels for a grid with one row a class, for the first `max_classes` classes; None for an unconditional network."""
+    """Labels for a grid with one row a class, for the first `max_classes` classes; None for an unconditional
+    network.
+    """
     return torch.arange(min(num_classes, max_classes)).repeat_interleave(per_class) if num_classes else None
 
 
@@ -71,11 +79,13 @@ class SampleGrid(pl.Callback):
         if step == self._seen or step == 0 or step % self.every_n_steps:
             return
         self._seen = step
-        self.save(trainer, pl_module, Path(trainer.default_root_dir) / "samples" / f"step={step:09d}.png", progress=False)
+        self.save(
+            trainer, pl_module, Path(trainer.default_root_dir) / "samples" / f"step={step:09d}.png", progress=False
+        )
 
     def save(self, trainer: pl.Trainer, module: NeuralRDM, path: Path, progress: bool) -> Path:
         """Draw one grid with the averaged weights and write it; every rank must call it."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data: Any = trainer.datamodule
         num_classes = getattr(module.net, "num_classes", 0)
         labels = class_labels(num_classes, self.per_class, self.max_classes)
         count = self.per_class * self.max_classes if labels is None else len(labels)
@@ -93,7 +103,7 @@ class SampleGrid(pl.Callback):
                 return module.first_stage.decode(latents.to(module.device)).float().cpu()
             except CheckpointError as error:
                 self._tell(f"previews show latents: {error}")
-        elif module.trainer.datamodule.space == "latents":  # type: ignore[attr-defined]
+        elif module.trainer.datamodule.space == "latents":
             self._tell("previews show latents: these data come without a first stage to decode them")
         return latents
 

@@ -21,11 +21,12 @@ class SensitivityLog(pl.Callback):
     """`sensitivity/sensitivity.csv` and its plot over depth, from the backward pass of ordinary training steps.
 
     The norms are those of the gradient of the loss averaged over the whole global batch: squared norms are summed over
-    micro-batches and ranks, and divided by the square of the number of ranks, since each rank averages over its share only.
+    micro-batches and ranks, and divided by the square of the number of ranks, since each rank averages over its share
+    only.
 
     Args:
-        every_n_steps: optimizer steps between two measurements; the last step is measured too. (The first step of a DiT says
-            nothing: its last layer starts at zero, so no gradient reaches any unit.)
+        every_n_steps: optimizer steps between two measurements; the last step is measured too. (The first step of a
+            DiT says nothing: its last layer starts at zero, so no gradient reaches any unit.)
     """
 
     def __init__(self, every_n_steps: int = 1000) -> None:
@@ -38,7 +39,9 @@ class SensitivityLog(pl.Callback):
         self.folder = Path(trainer.default_root_dir) / "sensitivity"
         self._records = StepRecords(self.folder / "sensitivity.csv", COLUMNS)
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Switch the taps on for every micro-step of an optimizer step that is measured."""
         step = trainer.global_step + 1
         if self._stack is None and (step == trainer.max_steps or step % self.every_n_steps == 0):
@@ -58,7 +61,14 @@ class SensitivityLog(pl.Callback):
             step = trainer.global_step + 1
             self._records.append(
                 [
-                    {"step": step, "unit": s.unit, "name": s.name, "norm": s.norm, "normalized": s.normalized, "gain": s.gain}
+                    {
+                        "step": step,
+                        "unit": s.unit,
+                        "name": s.name,
+                        "norm": s.norm,
+                        "normalized": s.normalized,
+                        "gain": s.gain,
+                    }
                     for s in sensitivities(pl_module.net, squared)
                 ]
             )

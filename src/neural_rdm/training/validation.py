@@ -14,8 +14,8 @@ from neural_rdm.training.ema import averaged
 class Validation(pl.Callback):
     """Logs `val/loss` (and its parts) every so many optimizer steps; nothing where the data have no validation split.
 
-    It runs inside the training step's end, before the step's checkpoint is written, and not in Lightning's validation loop,
-    which a run that is killed between the two would skip on resume.
+    It runs inside the training step's end, before the step's checkpoint is written, and not in Lightning's validation
+    loop, which a run that is killed between the two would skip on resume.
 
     Args:
         every_n_steps: optimizer steps between two validations.
@@ -32,14 +32,14 @@ class Validation(pl.Callback):
         if step == self._seen or step == 0 or step % self.every_n_steps:
             return
         self._seen = step
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        data = trainer.datamodule
         sums: dict[str, torch.Tensor] = {}
         count = torch.zeros((), dtype=torch.float64)
         pl_module.eval()
         with averaged(trainer, pl_module.net), torch.no_grad(), trainer.precision_plugin.val_step_context():
             for batch in data.val_dataloader():
                 batch = data.transfer_batch_to_device(batch, pl_module.device, 0)
-                for name, values in pl_module.validation_step(batch).items():  # type: ignore[attr-defined]
+                for name, values in pl_module.validation_step(batch).items():
                     sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + values.double().sum().cpu()
                 count += len(batch["position"])
         pl_module.train()

@@ -1,0 +1,180 @@
+"""Every mistake on the command line ends in one message that says what to type, and in exit code 2."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from neural_rdm.cli import app
+from neural_rdm.core.config import config_dir
+from tests.helpers import ROOT
+
+Refuse = Callable[..., str]
+
+
+@pytest.fixture
+def refuse(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Refuse:
+    """Run the command in an empty folder; it must refuse. Returns what it says after `error: `."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["train", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            app.main("train", lambda cfg, folder: pytest.fail("the job was started"))
+        out, err = capsys.readouterr()
+        assert stop.value.code == 2
+        assert out == ""
+        assert err.startswith("error: ")
+        assert "Traceback" not in err
+        assert not (tmp_path / "outputs").exists()
+        return err.removeprefix("error: ").removesuffix("\n")
+
+    return run
+
+
+FILES = config_dir()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            "backbone.dept=3",
+            ["unknown configuration key backbone.dept", "Did you mean backbone.depth?", "command line"],
+        ),
+        ("bakbone=dit", ["unknown configuration key bakbone", "Did you mean backbone?", "command line"]),
+        ("backbone=dit_xxl", ["backbone=dit_xxl", "Did you mean dit_xl?", "dit, dit_b, dit_l, dit_s, dit_xl"]),
+        ("exp=dit_xl_gatd", ["exp=dit_xl_gatd", "Did you mean dit_xl_gated?", str(FILES / "exp")]),
+        ("metric=null", ["metric=null", "~metric leaves it out"]),
+        (
+            "backbone.depth=deep",
+            ["backbone.depth", "'deep'", "int", "command line", str(FILES / "backbone" / "dit.yaml")],
+        ),
+        ("backbone.depth=-1", ["backbone.depth=-1", "above 0", "command line"]),
+        (
+            "backbone.hidden_size=96 backbone.num_heads=5",
+            ["backbone.num_heads", "hidden_size=96", "is 4", "command line"],
+        ),
+        ("data.batch_size=0", ["data.batch_size=0", "above 0", "command line", str(FILES / "data" / "digits.yaml")]),
+        ("optimizer.betas=[0.9]", ["optimizer.betas", "[0.9]", "e.g. [0.9,0.999]", "command line"]),
+        ("optimizer.betas=[0.9,1.5]", ["optimizer.betas", "[0.9, 1.5]", "two numbers in [0, 1)"]),
+        ("residual.rule=gate", ["residual.rule=gate", "Did you mean gated?", str(FILES / "residual" / "gated.yaml")]),
+        ("resume=nowhere", ["resume=nowhere", "no such run folder"]),
+        ("resume=last", ["resume=last", "no run below", "start one without resume"]),
+        ("resume=", ["resume=", "no such run folder"]),
+        ("trainer.devices=2", ["trainer.devices=2", "strategy=ddp"]),
+        (
+            "trainer.devices=3 strategy=ddp data.batch_size=128",
+            ["data.batch_size=128", "multiple", "data.batch_size=129"],
+        ),
+        ("backbone.learn_sigma=false", ["diffusion.loss=hybrid", "backbone.learn_sigma=true", "diffusion.loss=simple"]),
+        ("residual=gated,skip", ["residual=gated,skip", "--multirun"]),
+        ("-m residual=gated,gate", ["residual=gate:", "Did you mean gated?"]),
+        ("-m backbone.depth=2,-1 seed=0,1", ["backbone.depth=-1", "above 0"]),
+        ("-m seed=0,1 data.batch_size=0", ["data.batch_size=0"]),
+        ("-m residual=gated,skip resume=last", ["resume continues one run", "-m"]),
+        ("--config-dir nowhere", ["--config-dir nowhere", "no such folder"]),
+        ("hydra.run.dr=x", ["hydra.run.dr"]),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_a_mistake_is_one_line_that_names_it(refuse: Refuse, arguments: str, words: list[str]) -> None:
+    message = refuse(*arguments.split())
+    assert [w for w in words if w not in message] == [], message
+    assert "\n" not in message
+
+
+def test_a_missing_data_folder_draws_the_layout(refuse: Refuse, tmp_path: Path) -> None:
+    message = refuse("exp=dit_s_gated", f"data.root={tmp_path}/imagenet")
+    assert message.splitlines()[0] == f"data.root: no folder {tmp_path}/imagenet."
+    assert "<class 1>/" in message
+    assert "data.root=/path/to/imagenet" in message
+    (tmp_path / "imagenet" / "train").mkdir(parents=True)
+    assert "no class folders" in refuse("exp=dit_s_gated", f"data.root={tmp_path}/imagenet")
+
+
+def test_an_unknown_key_inside_a_file_names_the_file(refuse: Refuse, tmp_path: Path) -> None:
+    (tmp_path / "mine" / "optimizer").mkdir(parents=True)
+    file = tmp_path / "mine" / "optimizer" / "fast.yaml"
+    file.write_text("defaults: [adamw]\nlr: 1.0e-3\nwarmup: 10\n", encoding="utf-8")
+    message = refuse("--config-dir", str(tmp_path / "mine"), "optimizer=fast")
+    assert message.startswith("unknown configuration key optimizer.warmup. Did you mean warmup_steps?")
+    assert str(file) in message
+    assert "Did you mean fast?" in refuse("--config-dir", str(tmp_path / "mine"), "optimizer=fasst")
+
+
+def test_resuming_with_another_trajectory_names_both_values(refuse: Refuse, tmp_path: Path) -> None:
+    from omegaconf import OmegaConf
+
+    from neural_rdm.cli.compose import compose_config
+
+    composed = compose_config("train", ["seed=5"])
+    OmegaConf.resolve(composed.cfg)
+    composed.cfg.choices = composed.choices
+    run = tmp_path / "it's a run"
+    run.mkdir()
+    (run / "config.yaml").write_text(OmegaConf.to_yaml(composed.cfg), encoding="utf-8")
+    message = refuse(f'resume="{run}"', "seed=6")
+    assert [w for w in ("seed=6 would change", "seed=5", str(run / "config.yaml")) if w not in message] == []
+    message = refuse(f'resume="{run}"', "trainer.devices=0")
+    assert "trainer.devices=0 must be above 0" in message
+    (run / "config.yaml").write_text("seed: [1\n", encoding="utf-8")
+    assert "cannot be read" in refuse(f'resume="{run}"')
+
+
+def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "neural_rdm.train", *arguments],
+        cwd=folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def imported(result: subprocess.CompletedProcess[str]) -> set[str]:
+    return {line.rpartition("|")[2].strip().split(".")[0] for line in result.stderr.splitlines() if "|" in line}
+
+
+def said(result: subprocess.CompletedProcess[str]) -> str:
+    return "\n".join(line for line in result.stderr.splitlines() if not line.startswith("import time:"))
+
+
+def test_the_real_command_refuses_before_torch_is_loaded(tmp_path: Path) -> None:
+    result = command(tmp_path, "backbone.dept=3")
+    assert result.returncode == 2
+    assert re.fullmatch(
+        r"error: unknown configuration key backbone\.dept\. Did you mean backbone\.depth\?.*", said(result)
+    )
+    assert {"neural_rdm", "hydra"} <= imported(result)
+    assert imported(result) & {"torch", "lightning", "timm", "diffusers"} == set()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_lists_the_groups_and_the_keys(tmp_path: Path) -> None:
+    result = command(tmp_path, "--help")
+    assert (result.returncode, said(result)) == (0, "")
+    for word in (
+        "python -m neural_rdm.train exp=digits_gated",
+        "residual: adaln, gated, resnet, rezero, skip",
+        "batch_size:",
+    ):
+        assert word in result.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cfg_job_prints_the_composed_configuration(tmp_path: Path) -> None:
+    from omegaconf import OmegaConf
+
+    result = command(tmp_path, "--cfg", "job", "residual=skip", "backbone.depth=3")
+    assert (result.returncode, said(result)) == (0, "")
+    cfg = OmegaConf.create(result.stdout)
+    assert (cfg.residual.rule, cfg.backbone.depth) == ("skip", 3)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_configuration_travels_with_the_package() -> None:
+    """The checkout's folder, or the copy inside an installed package."""
+    assert config_dir() in (ROOT / "configs", ROOT / "src" / "neural_rdm" / "configs")

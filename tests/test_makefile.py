@@ -1,0 +1,118 @@
+"""The Makefile: what its targets would run. Nothing is built or trained here."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from tests.helpers import ROOT
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+
+TARGETS = ["help", "setup", "train", "sweep", "sample", "evaluate", "report"]
+TARGETS += ["test", "test-full", "lint", "bench", "clean"]
+
+
+@pytest.fixture(autouse=True)
+def _outermost(monkeypatch):
+    """These tests may themselves be run by make, which hands its variables down."""
+    for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "GNUMAKEFLAGS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def make(*args: str) -> str:
+    done = subprocess.run(["make", *args], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def commands(*args: str) -> list[str]:
+    """The command lines of a target that use the environment, without those that would make it."""
+    return [line.rstrip() for line in make("-n", *args).splitlines() if line.startswith(".venv/bin/")][-3:]
+
+
+def test_help_is_the_default_and_lists_every_target():
+    text = make("help")
+    assert re.findall(r"(?m)^  make (\S+) +\S", text) == TARGETS
+    assert make() == text
+    for variable in ("exp=", "args=", "run=", "runs=", "PYTHON=", "TORCH="):
+        assert variable in text
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_target_can_be_made(target):
+    make("-n", target)
+
+
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        (["train"], "train exp=digits_gated"),
+        (["train", "exp=x", "args=a=1 b='[1,2]'"], "train exp=x a=1 b='[1,2]'"),
+        (
+            ["train", "args=data.root=\"my $HOME\"  x='${y}' z=a#b"],
+            "train exp=digits_gated data.root=\"my $HOME\"  x='${y}' z=a#b",
+        ),
+        (["sweep", "exp=x", "args=residual=gated,resnet"], "sweep exp=x residual=gated,resnet"),
+        (["sample", "run=out/a b"], "sample run='out/a b'"),
+        (["sample"], "sample"),
+        (["evaluate", "run=last", "args=weights=raw"], "evaluate run='last' weights=raw"),
+        (["report", "runs=outputs/*/{a,b}"], "report runs='outputs/*/{a,b}'"),
+    ],
+)
+def test_command_lines_keep_what_was_typed(args, line):
+    assert commands(*args)[-1] == f".venv/bin/python -m neural_rdm.{line}"
+
+
+def test_environment_variables_are_no_arguments(monkeypatch):
+    monkeypatch.setenv("exp", "from_the_environment")
+    monkeypatch.setenv("args", "from=environment")
+    assert commands("train")[-1] == ".venv/bin/python -m neural_rdm.train exp=digits_gated"
+
+
+def test_checks_run_what_the_project_says():
+    assert commands("test")[-1] == '.venv/bin/python -m pytest -m "not full"'
+    assert commands("test-full")[-1] == ".venv/bin/python -m pytest"
+    assert commands("bench")[-1] == ".venv/bin/python -m benchmarks"
+    assert commands("lint") == [
+        ".venv/bin/ruff check src tests benchmarks",
+        ".venv/bin/ruff format --check src tests benchmarks",
+        ".venv/bin/mypy",
+    ]
+
+
+def test_a_fresh_checkout_gets_its_environment_once(tmp_path):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "pyproject.toml").touch()
+
+    def planned() -> str:
+        line = ["make", "-n", "train", "PYTHON=python9", "TORCH=torch==1"]
+        return subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+    text = planned()
+    assert "python9 -m venv .venv" in text
+    assert 'pip install --disable-pip-version-check "torch==1" -e ".[dev]"' in text
+    assert text.rstrip().endswith("-m neural_rdm.train exp=digits_gated")
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / ".stamp").touch()
+    assert "pip" not in planned()
+
+
+def test_a_failed_installation_leaves_no_stamp(tmp_path):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / "pyproject.toml").touch()
+    pip = tmp_path / ".venv" / "bin" / "python"
+    pip.parent.mkdir(parents=True)
+    pip.write_text('#!/bin/sh\n[ "$3" = --version ] || { echo "Collecting torch"; echo noise; exit 1; }\n')
+    pip.chmod(0o755)
+    done = subprocess.run(["make", "setup"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Collecting torch" in done.stdout
+    assert "noise" not in done.stdout
+    assert not (tmp_path / ".venv" / ".stamp").exists()
+    pip.write_text("#!/bin/sh\nexit 0\n")
+    assert subprocess.run(["make", "setup"], cwd=tmp_path, capture_output=True, check=False).returncode == 0
+    assert (tmp_path / ".venv" / ".stamp").exists()

@@ -1,0 +1,102 @@
+"""The README tells the truth: its commands compose, the ones for this machine run, its Python runs, its table is
+right.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from neural_rdm.cli import build
+from neural_rdm.cli.app import Arguments, preflight
+from neural_rdm.cli.compose import compose_config
+from tests.end_to_end.commands import TINY, run
+from tests.helpers import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [
+    line.split("#")[0].strip()
+    for block in re.findall(r"```bash\n(.*?)```", README, re.S)
+    for line in block.splitlines()
+]
+TRAIN = [c for c in COMMANDS if c.startswith("make train")]
+
+
+def python_command(command: str) -> list[str]:
+    """What `make` would start: [module, *arguments]."""
+    if shutil.which("make") is None:
+        pytest.skip("needs make")
+    result = subprocess.run(
+        [*shlex.split(command), "-n", "-o", ".venv/.stamp"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    words = shlex.split(result.stdout.strip().splitlines()[-1])
+    return words[words.index("-m") + 1 :]
+
+
+def test_the_readme_has_the_two_commands() -> None:
+    assert COMMANDS[:2] == ["make train", "make test"]
+
+
+@pytest.mark.parametrize("command", [c for c in TRAIN if "resume" not in c])
+def test_every_training_command_composes(command: str, tmp_path: Path) -> None:
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "train" / "cat" / "1.png")
+    module, *arguments = python_command(command)
+    assert module == "neural_rdm.train"
+    arguments = [a.replace("/path/to/imagenet", str(tmp_path)) for a in arguments]
+    if any(str(tmp_path) in a for a in arguments):
+        arguments.append("backbone.num_classes=1")
+    assert preflight("train", Arguments.parse(arguments)) is None
+
+
+def test_a_run_is_made_resumed_and_sampled_as_written(tmp_path: Path) -> None:
+    rules = next(c for c in TRAIN if "residual=rezero" in c)
+    code, output = run(
+        *python_command(rules)[1:], *(t for t in TINY if "depth" not in t), "trainer.max_steps=2", cwd=tmp_path
+    )
+    assert code == 0, output
+    code, output = run(*python_command(next(c for c in TRAIN if "resume=last" in c))[1:], cwd=tmp_path)
+    assert code == 0, output
+    assert "is finished" in output
+    folder = next((tmp_path / "outputs" / "train" / "digits_gated").iterdir())
+    module, *arguments = python_command(next(c for c in COMMANDS if c.startswith("make sample")))
+    arguments = [re.sub(r"run=.*", f"run={folder}", a) for a in arguments]
+    code, output = run(*arguments, cwd=tmp_path, module=module.removeprefix("neural_rdm."))
+    assert code == 0, output
+
+
+def test_the_python_example_runs() -> None:
+    torch.manual_seed(0)
+    example = re.search(r"```python\n(.*?)```", README, re.S)
+    assert example is not None
+    names: dict[str, object] = {}
+    exec(example.group(1), names)
+    assert torch.isfinite(names["loss"])  # type: ignore[arg-type]
+    assert names["unit"].name == "blocks.11.mlp_unit"  # type: ignore[attr-defined]
+    assert names["unit"].norm > 0  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("exp", "millions"), re.findall(r"\| `(\w+)` \|.*?\| ([\d.]+) M \|", README))
+def test_the_table_of_experiments_is_right(exp: str, millions: str) -> None:
+    cfg = compose_config("train", [f"exp={exp}", "data=synthetic"]).cfg
+    with torch.device("meta"):
+        net = build.network(cfg)
+    count = sum(p.numel() for p in net.parameters()) / 1e6
+    assert count == pytest.approx(float(millions), abs=0.6 if "." not in millions else 0.006)
+
+
+def test_the_table_lists_every_experiment() -> None:
+    listed = set(re.findall(r"\| `(\w+)` \|", README))
+    assert listed == {p.stem for p in (ROOT / "configs" / "exp").glob("*.yaml")}
+
+
+def test_every_path_it_names_exists() -> None:
+    for path in re.findall(r"\| `((?:src|configs|data|benchmarks)/[^`{<]*)`", README):
+        assert (ROOT / path).exists(), path

@@ -1,0 +1,98 @@
+"""`python -m neural_rdm.report`: which runs it finds, and what it writes about them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from neural_rdm.cli.compose import parse
+from neural_rdm.core.errors import DataError
+from neural_rdm.report import _quoted, prepare, select_runs
+from neural_rdm.reports.tables import write_metrics
+from tests.test_sample import command, refused_without_torch
+
+
+def make_run(folder: Path, rule: str = "gated", accuracy: float = 0.5) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(
+        f"choices: {{exp: digits_gated}}\nresidual: {{rule: {rule}, granularity: channel}}\nbackbone: {{depth: 2}}\n"
+        "trainer: {max_steps: 4}\nseed: 0\n"
+    )
+    (folder / "metrics.csv").write_text("step,train/loss\n2,1.0\n4,0.5\n")
+    write_metrics(folder / "report", [{"name": "generated", "accuracy": accuracy}], "how")
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return [make_run(Path("sweep") / str(n)) for n in (0, 1, 2, 10)]
+
+
+def test_runs_are_found_however_they_are_named(runs):
+    assert select_runs("sweep") == runs
+    assert select_runs("sweep/*") == runs
+    assert select_runs("sweep/[12]*") == [runs[1], runs[2], runs[3]]
+    assert select_runs("sweep/2") == [runs[2]]
+    assert select_runs(" sweep/2 , sweep/0, ") == [runs[2], runs[0]]
+    assert select_runs("sweep/2,sweep") == [runs[2], runs[0], runs[1], runs[3]]
+    assert select_runs(".") == runs
+    odd = make_run(Path("a,b"))
+    assert select_runs("a,b") == [odd]
+    (Path("sweep") / "notes.txt").write_text("not a run")
+    assert select_runs("sweep/*") == runs
+
+
+@pytest.mark.parametrize("names", ["missing", "sweep/0,missing", "empty", "sweep/x*", ",", " "])
+def test_nothing_found_is_a_mistake_that_says_so(runs, names):
+    Path("empty").mkdir()
+    with pytest.raises(DataError, match="in quotes"):
+        select_runs(names)
+
+
+@given(st.text("ab/*?[]{}(),=\\'\" ~!@%&;:é", min_size=1).filter(lambda t: t[0] not in "'\""))
+def test_bare_values_reach_the_command_as_they_were_typed(text):
+    (override,) = parse([_quoted(f"runs={text}")])
+    assert str(override.value()) == text
+
+
+def test_only_runs_is_quoted(runs):
+    assert prepare(["runs=sweep/*"]) == ["runs='sweep/*'"]
+    assert prepare(["runs='sweep/0,sweep/1'", "hydra.run.dir=x"]) == ["runs='sweep/0,sweep/1'", "hydra.run.dir=x"]
+    assert prepare([]) == []
+    with pytest.raises(DataError, match="runs=missing"):
+        prepare(["runs=missing"])
+
+
+@pytest.mark.end_to_end
+def test_the_command_compares_runs(runs):
+    make_run(Path("other"), "rezero", 0.75)
+    done = command("report", "runs=sweep/1,other", cwd=Path.cwd())
+    assert done.returncode == 0, done.stderr
+    assert "| 1 | digits_gated | gated | channel | 2 | 4 | 0 | 0.5 |" in done.stdout
+    assert "| other | digits_gated | rezero | channel | 2 | 4 | 0 | 0.75 |" in done.stdout
+    paths = [Path(line.strip()) for line in done.stdout.split("wrote:\n")[1].splitlines()]
+    assert [path.name for path in paths] == ["comparison.md", "comparison.csv", "comparison_losses.png"]
+    assert all(path.is_file() and path.parent.parent == Path("outputs/report") for path in paths)
+
+
+@pytest.mark.end_to_end
+def test_mistakes_are_refused_before_anything_is_written(runs):
+    assert "no run found" in refused_without_torch("report", "runs=missing/*", cwd=Path.cwd())
+    assert "runs" in refused_without_torch("report", cwd=Path.cwd())
+    assert "runz" in refused_without_torch("report", "runs=sweep", "runz=1", cwd=Path.cwd())
+    assert os.listdir() == ["sweep"]
+
+
+@pytest.mark.end_to_end
+@pytest.mark.parametrize("module", ["report", "sample", "evaluate"])
+def test_help_says_how_to_call_the_command(module, tmp_path):
+    done = command(module, "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert f"python -m neural_rdm.{module} run" in done.stdout
+    assert "Writes " in done.stdout
+    assert os.listdir(tmp_path) == []
