@@ -198,11 +198,13 @@ def run(code: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "module", ["neural_rdm", "neural_rdm.core.config", "neural_rdm.core.schema", "neural_rdm.core.layouts"]
-    + ["neural_rdm.core.files", "neural_rdm.core.records", "neural_rdm.train", "neural_rdm.cli.app", "neural_rdm.cli.resume"]
-)  # fmt: skip
+    "module",
+    ["", ".core.config", ".core.schema", ".core.layouts", ".core.files", ".core.records", ".cli.app"]
+    + [f".{command}" for command in sorted(COMMANDS)],
+)
 def test_what_runs_before_the_check_does_not_load_torch(module: str) -> None:
-    assert run(f"import sys, {module}; print([m for m in ('torch', 'lightning', 'numpy') if m in sys.modules])") == "[]"
+    heavy = ("torch", "lightning", "diffusers", "matplotlib")
+    assert run(f"import sys, neural_rdm{module}; print([m for m in {heavy} if m in sys.modules])") == "[]"
 
 
 #: as on a machine where the libraries `blocked` are not installed: neither modules nor metadata are found

@@ -63,10 +63,12 @@ def test_repeating_its_own_values_is_fine(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "override",
-    ["seed=1", "backbone.depth=9", "residual=skip", "residual.rule=skip", "optimizer.lr=1e-5", "data.batch_size=16"]
-    + ["exp=dit_s_gated", "trainer=gpu", "trainer.precision=bf16-mixed", "callbacks.ema.decay=0.5", "~callbacks.ema"]
-    + ["~metric", "data=synthetic", "log_every_n_steps=7", "trainer.accumulate_grad_batches=2", "+backbone.x=1"],
-)
+    [
+        "seed=1", "backbone.depth=9", "residual=skip", "residual.rule=skip", "optimizer.lr=1e-5", "data.batch_size=16",
+        "exp=dit_s_gated", "trainer=gpu", "trainer.precision=bf16-mixed", "callbacks.ema.decay=0.5", "~callbacks.ema",
+        "~metric", "data=synthetic", "log_every_n_steps=7", "trainer.accumulate_grad_batches=2", "+backbone.x=1",
+    ],
+)  # fmt: skip
 def test_what_would_change_the_trajectory_is_refused(tmp_path: Path, override: str) -> None:
     run = run_of(tmp_path / "a")
     key = parse([override])[0].key_or_group

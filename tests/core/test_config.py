@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from neural_rdm.cli.compose import compose_config, parse
 from neural_rdm.core.config import Sources, as_plain, config_dir, flat_keys, nearest, validate
@@ -19,20 +19,26 @@ DIT = {
 }  # fmt: skip
 
 
+def check(*overrides: str, folders: tuple[Path, ...] = ()) -> DictConfig:
+    """Compose and check the default configuration with these overrides."""
+    composed = compose_config("train", list(overrides), [str(f) for f in folders])
+    validate(composed.cfg, "train", composed.sources)
+    return composed.cfg
+
+
 def refusal(*overrides: str, folders: tuple[Path, ...] = ()) -> str:
-    """The message that refuses the default configuration with these overrides."""
+    """The message that refuses it."""
     with pytest.raises(ConfigError) as caught:
-        composed = compose_config("train", list(overrides), [str(f) for f in folders])
-        validate(composed.cfg, "train", composed.sources)
+        check(*overrides, folders=folders)
     return str(caught.value)
 
 
-def extra(folder: Path, name: str, text: str) -> Path:
-    """A configuration folder of one's own with one file."""
-    file = folder / "mine" / f"{name}.yaml"
-    file.parent.mkdir(parents=True, exist_ok=True)
+def extra(folder: Path, choice: str, text: str) -> Path:
+    """`folder` as a configuration folder of one's own, with the file of one more choice ("group/name")."""
+    file = folder / f"{choice}.yaml"
+    file.parent.mkdir(exist_ok=True)
     file.write_text(text, encoding="utf-8")
-    return folder
+    return file
 
 
 @pytest.mark.parametrize(
@@ -61,10 +67,9 @@ def test_sources_say_where_a_value_stands(tmp_path: Path) -> None:
 
 
 def test_a_valid_configuration_passes_and_is_resolved() -> None:
-    composed = compose_config("train", ["data=synthetic", "backbone.num_classes=7"])
-    validate(composed.cfg, "train", composed.sources)
-    assert composed.cfg.data.num_classes == 7
-    assert not OmegaConf.is_interpolation(composed.cfg.data, "num_classes")
+    cfg = check("data=synthetic", "backbone.num_classes=7")
+    assert cfg.data.num_classes == 7
+    assert not OmegaConf.is_interpolation(cfg.data, "num_classes")
 
 
 @pytest.mark.parametrize(
@@ -127,37 +132,32 @@ def test_rules_between_groups(overrides: list[str], words: list[str]) -> None:
 
 
 def test_an_unknown_key_in_a_file_names_the_file(tmp_path: Path) -> None:
-    folder = extra(tmp_path, "../optimizer/fast", "defaults: [adamw]\nlr: 1.0e-3\nbetaz: [0.9, 0.99]\n")
-    message = refusal("optimizer=fast", folders=(folder,))
+    file = extra(tmp_path, "optimizer/fast", "defaults: [adamw]\nlr: 1.0e-3\nbetaz: [0.9, 0.99]\n")
+    message = refusal("optimizer=fast", folders=(tmp_path,))
     assert "unknown configuration key optimizer.betaz. Did you mean betas?" in message
-    assert str(tmp_path / "optimizer" / "fast.yaml") in message
+    assert str(file) in message
 
 
 def test_a_wrong_value_names_the_file_that_it_was_inherited_from(tmp_path: Path) -> None:
-    (tmp_path / "optimizer").mkdir()
-    (tmp_path / "optimizer" / "base.yaml").write_text("defaults: [adamw]\neps: -1\n", encoding="utf-8")
-    (tmp_path / "optimizer" / "fast.yaml").write_text("defaults: [base]\nlr: 1.0e-3\n", encoding="utf-8")
+    base = extra(tmp_path, "optimizer/base", "defaults: [adamw]\neps: -1\n")
+    extra(tmp_path, "optimizer/fast", "defaults: [base]\nlr: 1.0e-3\n")
     message = refusal("optimizer=fast", folders=(tmp_path,))
     assert "optimizer.eps=-1.0 must be above 0" in message
-    assert str(tmp_path / "optimizer" / "base.yaml") in message
+    assert str(base) in message
     assert str(config_dir() / "optimizer" / "adamw.yaml") in message
     assert "command line" not in message
 
 
 @pytest.mark.parametrize(("text", "word"), [("lr: [1\nb: 2\n", "broken.yaml"), ("- 1\n- 2\n", "ListConfig")])
 def test_a_file_that_is_not_a_mapping_is_refused(tmp_path: Path, text: str, word: str) -> None:
-    (tmp_path / "optimizer").mkdir()
-    (tmp_path / "optimizer" / "broken.yaml").write_text(text, encoding="utf-8")
+    extra(tmp_path, "optimizer/broken", text)
     assert word in refusal("optimizer=broken", folders=(tmp_path,))
 
 
 def test_a_backbone_of_ones_own_is_let_through(tmp_path: Path) -> None:
     """Only what is ours is checked key by key; other classes are checked when they are built."""
-    (tmp_path / "backbone").mkdir()
-    (tmp_path / "backbone" / "mine.yaml").write_text("_target_: my.package.Net\nwidth: 3\n", encoding="utf-8")
-    composed = compose_config("train", ["backbone=mine", "~exp"], [str(tmp_path)])
-    validate(composed.cfg, "train", composed.sources)
-    assert composed.cfg.backbone.width == 3
+    extra(tmp_path, "backbone/mine", "_target_: my.package.Net\nwidth: 3\n")
+    assert check("backbone=mine", "~exp", folders=(tmp_path,)).backbone.width == 3
 
 
 @pytest.mark.parametrize(

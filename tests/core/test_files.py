@@ -15,7 +15,7 @@ import torch
 from neural_rdm.core.errors import CheckpointError, UserError
 from neural_rdm.core.files import link_atomically, load_tensors, save_tensors, write_atomically, write_text
 
-CONTENT = {
+CONTENT: dict[str, Any] = {
     "weights": torch.arange(300.0),
     "step": 7,
     "names": ["a", "b"],

@@ -87,7 +87,7 @@ rows = st.dictionaries(st.sampled_from("abcd"), st.none() | st.floats(allow_nan=
 def test_killed_and_resumed_equals_unbroken(
     tmp_path: Path, history: list[dict[str, Any]], checkpoint: int, killed: int, torn: int, declared: tuple[str, ...]
 ) -> None:
-    """A run writes `killed` rows, the last line loses `torn` bytes, and it goes on from the step `checkpoint` before."""
+    """A run writes `killed` rows, the last line loses `torn` bytes, and it goes on from the step `checkpoint`."""
     steps = [{"step": i, **row} for i, row in enumerate(history, start=1)]
     killed = min(killed, len(steps))
     checkpoint = min(checkpoint, max(killed - 1, 0))

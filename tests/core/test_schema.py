@@ -27,7 +27,6 @@ LIGHTNINGS = [target for target in schema.TARGETS if target not in OURS]
 #: constructor arguments of our classes that code supplies, and no configuration
 SUPPLIED = {
     "neural_rdm.backbones.dit.DiT": {"residual"},
-    "neural_rdm.data.digits.Digits": {"root"},
     "neural_rdm.training.logging.CSVLogger": {"save_dir"},
     **{f"neural_rdm.training.parallel.{n}": {"devices", "num_nodes"} for n in ("single", "ddp", "fsdp2", "deepspeed")},
 }

@@ -34,6 +34,11 @@ def inputs(dtype: torch.dtype = torch.float32, seed: int = 1) -> tuple[Tensor, T
     return torch.randn(3, 2, 8, 8, generator=generator).to(dtype), torch.tensor([0, 400, 999]), torch.tensor([0, 5, 2])
 
 
+def gradient(x: Tensor) -> Tensor:
+    assert x.grad is not None
+    return x.grad
+
+
 @dataclass
 class Passages:
     """What went into and came out of every unit of one forward pass, in run order."""
@@ -43,7 +48,7 @@ class Passages:
     arguments: list[tuple] = field(default_factory=list)
 
     def norms(self) -> Tensor:
-        columns = [[z.grad.double().square().sum() for z in side] for side in (self.entries, self.exits)]
+        columns = [[gradient(z).double().square().sum() for z in side] for side in (self.entries, self.exits)]
         return torch.stack([torch.stack(c) for c in columns], dim=1)
 
 
@@ -187,7 +192,7 @@ def test_equations_12_and_14_hold_through_real_blocks(beta_form: str) -> None:
         out = net(*inputs(torch.float64))
         loss(out).backward(retain_graph=True)  # the branches below use the graph of their modulation
     for (_, unit), (z, branch, g, _), after in zip(units(net), seen.arguments, seen.exits, strict=True):
-        stream, s_next = z.detach().requires_grad_(), after.grad
+        stream, s_next = z.detach().requires_grad_(), gradient(after)
         f = g.unsqueeze(1) * branch(stream)  # F_i: the block's own gate belongs to the branch
         (pulled,) = torch.autograd.grad(f, stream, unit.alpha * s_next)
         drift = unit.beta * s_next if beta_form == "linear" else 0
