@@ -36,7 +36,7 @@ def train(cfg: DictConfig, folder: Path) -> int:
     from neural_rdm.training.checkpoints import newest_readable
     from neural_rdm.training.evaluation import finish
     from neural_rdm.training.guards import StopOnSignal
-    from neural_rdm.training.sampling import SampleGrid
+    from neural_rdm.training.sampling import SampleGrid, input_shape
 
     if cfg.trainer.num_threads is not None:
         torch.set_num_threads(cfg.trainer.num_threads)
@@ -53,6 +53,11 @@ def train(cfg: DictConfig, folder: Path) -> int:
         raise ConfigError(
             f"the data have {data.num_classes} classes but backbone.num_classes={module.net.num_classes}; "
             f"pass backbone.num_classes={data.num_classes}"
+        )
+    if not module.encode and data.sample_shape != input_shape(module):
+        raise ConfigError(
+            f"the data are {list(data.sample_shape)} but the network takes {list(input_shape(module))}; "
+            "set backbone.in_channels and backbone.input_size"
         )
     report = build.build(cfg.metric, "metric") if cfg.metric is not None else None
     if report is not None:

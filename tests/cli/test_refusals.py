@@ -178,3 +178,39 @@ def test_cfg_job_prints_the_composed_configuration(tmp_path: Path) -> None:
 def test_the_configuration_travels_with_the_package() -> None:
     """The checkout's folder, or the copy inside an installed package."""
     assert config_dir() in (ROOT / "configs", ROOT / "src" / "neural_rdm" / "configs")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "names"),
+    [
+        (["residual=rezero", "backbone.adaln_gate_init=0"], ("adaln_gate_init", "null")),
+        (["sampler.interval=[500,100]"], ("sampler.interval", "[200, 700]")),
+        (["sampler.channels=foo"], ("sampler.channels", "all")),
+        (["diffusion.process.beta_start=0.5"], ("beta_start", "beta_end")),
+        (["optimizer.lr=inf"], ("optimizer.lr", "finite")),
+        (["seed=99999999999999999999"], ("seed", "between")),
+        (["exp=dit_s_gated", "data=synthetic", "backbone.in_channels=3"], ("first_stage.channels", "in_channels=4")),
+        (["--config-name=other"], ("--config-dir",)),
+        (["logger=null"], ("logger", "~logger")),
+    ],
+)
+def test_values_that_cannot_work_together(
+    overrides: list[str], names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["train", *overrides])
+    with pytest.raises(SystemExit) as stopped:
+        app.main("train", lambda cfg, folder: 0)
+    assert stopped.value.code == 2
+    message = capsys.readouterr().err
+    assert all(name in message for name in names), message
+
+
+def test_ranks_started_from_outside_need_one_folder(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setattr("sys.argv", ["train"])
+    with pytest.raises(SystemExit) as stopped:
+        app.main("train", lambda cfg, folder: 0)
+    assert stopped.value.code == 2
+    assert "hydra.run.dir=DIR" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from neural_rdm.cli import build
 from neural_rdm.cli.compose import Composed, compose_config
-from neural_rdm.core import schema
+from neural_rdm.core import primary, schema
 from neural_rdm.core.config import config_dir, validate
 from neural_rdm.diffusion.samplers import Sampler
 from neural_rdm.residual import is_gate
@@ -39,7 +39,8 @@ CHOICES = sorted(f"{p.parent.name}={p.stem}" for p in config_dir().glob("*/*.yam
 EXPERIMENTS = sorted(p.stem for p in (config_dir() / "exp").glob("*.yaml"))
 #: what a choice needs beside it to fit the default experiment
 NEEDS = {
-    "data=imagenet": ["backbone.input_size=32", "first_stage=kl_f8"],
+    "data=imagenet": ["backbone.input_size=32", "first_stage=kl_f8", "backbone.in_channels=4"],
+    "first_stage=kl_f8": ["backbone.in_channels=4"],
     "data=image_folder": ["backbone.input_size=32", "data.image_size=32"],
 }
 #: trainable and frozen parameters of the official networks (DiT-S/2 to XL/2 with 1000 classes), without gates
@@ -96,8 +97,8 @@ def test_every_file_belongs_to_a_group_and_every_group_to_the_schema() -> None:
     files = sorted(config_dir().rglob("*.yaml"))
     assert {p.parent.name for p in files if p.parent != config_dir()} == GROUPS
     assert all(p.parent == config_dir() or p.parent.parent == config_dir() for p in files)
-    assert {p.stem for p in files if p.parent == config_dir()} == set(schema.COMMANDS)
-    assert GROUPS - {"exp"} <= {f.name for f in dataclasses.fields(schema.Train)}
+    assert {p.stem for p in files if p.parent == config_dir()} == set(primary.COMMANDS)
+    assert GROUPS - {"exp"} <= {f.name for f in dataclasses.fields(primary.Train)}
     assert [p for p in config_dir().rglob("*") if p.is_file() and p.suffix != ".yaml"] == []
 
 
@@ -116,7 +117,7 @@ def test_every_target_of_ours_in_a_file_is_in_the_schema() -> None:
 
 def test_every_number_has_a_range() -> None:
     free = {"adaln_gate_init", "shift"}
-    for kind in {*schema.TARGETS.values(), *schema.COMMANDS.values(), schema.Trainer, schema.Checkpoint}:
+    for kind in {*schema.TARGETS.values(), *primary.COMMANDS.values(), schema.Trainer, schema.Checkpoint}:
         for definition in dataclasses.fields(kind):
             limits = definition.metadata
             if "low" in limits and "high" in limits:

@@ -21,7 +21,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from neural_rdm.cli import resume
-from neural_rdm.cli.compose import Composed, compose_config, parse
+from neural_rdm.cli.compose import Composed, assign, compose_config, parse
 from neural_rdm.core.config import Sources, config_dir, validate
 from neural_rdm.core.errors import ConfigError, UserError
 from neural_rdm.core.files import write_text
@@ -44,6 +44,11 @@ class Arguments:
 
     @classmethod
     def parse(cls, argv: list[str]) -> Arguments:
+        """Split `argv`.
+
+        Raises:
+            ConfigError: an option that would replace the command's own configuration.
+        """
         parser = argparse.ArgumentParser(add_help=False)
         for names in (
             ("--help", "-h"),
@@ -65,6 +70,10 @@ class Arguments:
             parser.add_argument(*names)
         parser.add_argument("--info", "-i", nargs="?", const="all")
         known, rest = parser.parse_known_args(argv)
+        if known.config_name or known.config_path:
+            raise ConfigError(
+                "each command has one primary configuration; add groups of your own with --config-dir DIR"
+            )
         overrides = [a for a in rest if not a.startswith("-")]
         flags = [a for a in argv if a not in overrides]
         informs = bool(
@@ -84,9 +93,9 @@ def main(config_name: str, job: Job, prepare: Prepare | None = None) -> None:
     Exit codes: 0 done, 2 a mistake that the user can put right, 143 or 130 stopped by SIGTERM or Ctrl-C, 1 anything
     else.
     """
-    arguments = Arguments.parse(sys.argv[1:])
     run: resume.Run | None = None
     try:
+        arguments = Arguments.parse(sys.argv[1:])
         if not arguments.informs:
             run = preflight(config_name, arguments, prepare)
     except UserError as error:
@@ -157,7 +166,7 @@ def preflight(config_name: str, arguments: Arguments, prepare: Prepare | None = 
         composed.sources = Sources((run.folder / "config.yaml",))
         _check(composed, config_name)
     # Lightning repeats sys.argv for the other ranks: they find the same run by its folder.
-    arguments.overrides = [*arguments.overrides, f"resume='{run.folder}'", f"hydra.run.dir='{run.folder}'"]
+    arguments.overrides = [*arguments.overrides, assign("resume", run.folder), assign("hydra.run.dir", run.folder)]
     return run
 
 

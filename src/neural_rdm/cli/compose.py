@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -19,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from neural_rdm.cli.launcher import register
-from neural_rdm.core import schema
+from neural_rdm.core import primary
 from neural_rdm.core.config import Sources, config_dir, flat_keys, nearest
 from neural_rdm.core.errors import ConfigError
 
@@ -31,6 +32,11 @@ class Composed:
     cfg: DictConfig
     choices: dict[str, str]
     sources: Sources
+
+
+def assign(key: str, value: object) -> str:
+    """`key=value` with the value quoted for Hydra's grammar, whatever characters it holds."""
+    return f"{key}={json.dumps(str(value), ensure_ascii=False)}"
 
 
 def parse(overrides: list[str]) -> list[Override]:
@@ -110,7 +116,7 @@ def _check_choice(override: Override, config_name: str) -> None:
     group = override.key_or_group
     choices = sorted(p.stem for p in (config_dir() / group).glob("*.yaml"))
     if choices and not override.is_delete() and not isinstance(override.value(), (str, list, Sweep)):
-        optional = [f.name for f in dataclasses.fields(schema.COMMANDS[config_name]) if f.metadata.get("optional")]
+        optional = [f.name for f in dataclasses.fields(primary.COMMANDS[config_name]) if f.metadata.get("optional")]
         without = f"; ~{group} leaves it out" if group in optional else ""
         raise ConfigError(f"{override.input_line}: no such choice. The choices are {', '.join(choices)}{without}")
 

@@ -81,7 +81,7 @@ class SubprocessLauncher(Launcher):
                 self.module,
                 *overrides,
                 *shared,
-                f"hydra.run.dir='{folder}'",
+                f"hydra.run.dir={json.dumps(str(folder), ensure_ascii=False)}",
                 "hydra.mode=RUN",
             ]
             code = subprocess.run(command, env=environment, check=False).returncode

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from neural_rdm.core import schema
+from neural_rdm.core import primary, schema
 from neural_rdm.core.errors import ConfigError
 
 
@@ -79,7 +80,7 @@ def validate(cfg: DictConfig, command: str = "train", sources: Sources = Sources
     except OmegaConfBaseException as error:
         key = _unresolved(cfg)
         raise ConfigError(f"configuration key {key}: {_first_line(error)}{sources.where(key)}") from error
-    _check(cfg, schema.COMMANDS[command], "", sources)
+    _check(cfg, primary.COMMANDS[command], "", sources)
     if command == "train":
         _check_across(cfg, sources)
 
@@ -162,6 +163,8 @@ def _out_of_range(value: Any, limits: Any) -> str:
         return (
             f"is not one of {', '.join(map(str, limits['choices']))}.{nearest(str(value), map(str, limits['choices']))}"
         )
+    if isinstance(value, float) and not math.isfinite(value):
+        return "must be a finite number"
     if "above" in limits and not value > limits["above"]:
         return f"must be above {limits['above']}"
     if "low" in limits and "high" in limits and not limits["low"] <= value <= limits["high"]:
@@ -190,6 +193,17 @@ def _check_across(cfg: DictConfig, sources: Sources) -> None:
         raise ConfigError(
             "diffusion.loss=hybrid learns the variance and needs backbone.learn_sigma=true; "
             "or pass diffusion.loss=simple"
+        )
+    if cfg.residual.get("rule") == "rezero" and backbone.get("adaln_gate_init") == 0:
+        raise ConfigError(
+            "backbone.adaln_gate_init=0 with residual=rezero: alpha starts at 0 too, and two zeros in series never "
+            f"learn; pass backbone.adaln_gate_init=null{sources.where('backbone.adaln_gate_init')}"
+        )
+    channels = cfg.first_stage.get("channels")
+    if channels is not None and backbone.get("in_channels") is not None and channels != backbone.in_channels:
+        raise ConfigError(
+            f"first_stage.channels={channels} but backbone.in_channels={backbone.in_channels}; pass "
+            f"backbone.in_channels={channels}{sources.where('backbone.in_channels')}"
         )
     classes = data.get("num_classes")
     if classes is not None and backbone.get("num_classes") is not None and classes != backbone.num_classes:

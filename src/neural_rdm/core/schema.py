@@ -11,43 +11,11 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
+from neural_rdm.core.fields import at_least, between, node, one_of, positive
+
 # OmegaConf 2.3 reads the annotations of these classes at run time and does not know `X | None`.
 
 Problem = tuple[str, str]  # (key below this node, what is wrong and what to type)
-
-
-def _ranged(**limits: Any) -> Any:
-    return field(metadata=limits)
-
-
-def positive() -> Any:
-    """An integer or float above 0."""
-    return _ranged(above=0)
-
-
-def at_least(low: float) -> Any:
-    """A number not below `low`."""
-    return _ranged(low=low)
-
-
-def between(low: float, high: float) -> Any:
-    """A number in [low, high]."""
-    return _ranged(low=low, high=high)
-
-
-def one_of(*choices: Any) -> Any:
-    """One of a few values."""
-    return _ranged(choices=choices)
-
-
-def node(optional: bool = False) -> Any:
-    """A node with a `_target_` of its own, checked against `TARGETS`."""
-    return _ranged(node=True, optional=optional)
-
-
-def nodes() -> Any:
-    """A mapping of names to nodes; None switches one off."""
-    return _ranged(nodes=True)
 
 
 @dataclass
@@ -110,6 +78,13 @@ class DDPM:
     beta_start: float = between(0, 1)
     beta_end: float = between(0, 1)
 
+    def check(self) -> list[Problem]:
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            return [
+                ("beta_end", f"{self.beta_end} and beta_start={self.beta_start} must be 0 < beta_start <= beta_end < 1")
+            ]
+        return []
+
 
 @dataclass
 class EpsilonObjective:
@@ -128,6 +103,14 @@ class Sampler:
     channels: Any = field()
     interval: Optional[list[float]] = field()
     steps_offset: int = one_of(0, 1)
+
+    def check(self) -> list[Problem]:
+        problems = []
+        if self.channels != "all" and (not isinstance(self.channels, int) or self.channels < 1):
+            problems.append(("channels", f"{self.channels} is neither `all` nor a number of channels, such as 3"))
+        if self.interval is not None and (len(self.interval) != 2 or not self.interval[0] < self.interval[1]):
+            problems.append(("interval", f"{list(self.interval)} is not two timesteps [low, high], such as [200, 700]"))
+        return problems
 
 
 @dataclass
@@ -300,68 +283,6 @@ class WandbLogger:
     resume: str
 
 
-@dataclass
-class Train:
-    """The primary configuration of `python -m neural_rdm.train`."""
-
-    seed: int = at_least(0)
-    log_every_n_steps: int = positive()
-    resume: Optional[str] = field()
-    #: the group choices that made this configuration; written into a run's config.yaml, never typed
-    choices: Optional[dict[str, str]] = field()
-    checkpoint: Checkpoint = field()
-    trainer: Trainer = field()
-    backbone: Any = node()
-    residual: Any = node()
-    diffusion: Any = node()
-    first_stage: Any = node()
-    data: Any = node()
-    optimizer: Any = node()
-    strategy: Any = node()
-    sampler: Any = node()
-    metric: Any = node(optional=True)
-    callbacks: Optional[dict[str, Any]] = nodes()
-    logger: Optional[dict[str, Any]] = nodes()
-
-
-@dataclass
-class Sample:
-    """The primary configuration of `python -m neural_rdm.sample`."""
-
-    run: str
-    #: the run's experiment, which names the output folder; filled in, never typed
-    experiment: Optional[str]
-    weights: str = one_of("ema", "raw")
-    per_class: int = positive()
-    classes: Optional[list[int]] = field()
-    seed: int = at_least(0)
-    batch_size: int = positive()
-    accelerator: str = one_of("auto", "cpu", "gpu")
-    sampler: Any = node()
-
-
-@dataclass
-class Evaluate:
-    """The primary configuration of `python -m neural_rdm.evaluate`."""
-
-    run: str
-    #: see Sample
-    experiment: Optional[str]
-    weights: str = one_of("ema", "raw")
-    seed: int = at_least(0)
-    batch_size: int = positive()
-    accelerator: str = one_of("auto", "cpu", "gpu")
-    sampler: Any = node()
-    metric: Any = node()
-
-
-@dataclass
-class Report:
-    """The primary configuration of `python -m neural_rdm.report`."""
-
-    runs: str
-
-
 #: `_target_` -> what its node may hold
 TARGETS: dict[str, type] = {
     "neural_rdm.backbones.dit.DiT": DiT,
@@ -389,6 +310,3 @@ TARGETS: dict[str, type] = {
     "lightning.pytorch.loggers.TensorBoardLogger": TensorBoardLogger,
     "lightning.pytorch.loggers.WandbLogger": WandbLogger,
 }
-
-#: primary configuration -> its class
-COMMANDS: dict[str, type] = {"train": Train, "sample": Sample, "evaluate": Evaluate, "report": Report}

@@ -40,8 +40,8 @@ def _spread(gate: Tensor, z: Tensor, channel_axis: int) -> Tensor:
 def _add_scaled(z: Tensor, scale: Tensor, f: Tensor) -> Tensor:
     """`z + scale * f` in one `addcmul`, which keeps only `f` and `scale` for the backward pass.
 
-    Autocast promotes `addcmul` to float32 and would keep a float32 copy of `f`; there the product is formed in f's own
-    type and only the sum is promoted (theory, section 1, Precision).
+    Under autocast CUDA promotes `addcmul` to float32 and would keep a float32 copy of `f`; there the product is formed
+    in f's own type and only the sum is promoted.
     """
     if torch.is_autocast_enabled(f.device.type):
         return z + scale.to(f.dtype) * f

@@ -1,0 +1,75 @@
+"""The primary configuration of each command: its top-level keys and ranges (`schema` has the nodes below them)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from neural_rdm.core.fields import between, node, nodes, one_of, positive
+from neural_rdm.core.schema import Checkpoint, Trainer
+
+
+@dataclass
+class Train:
+    """The primary configuration of `python -m neural_rdm.train`."""
+
+    seed: int = between(0, 2**63 - 1)
+    log_every_n_steps: int = positive()
+    resume: Optional[str] = field()
+    #: the group choices that made this configuration; written into a run's config.yaml, never typed
+    choices: Optional[dict[str, str]] = field()
+    checkpoint: Checkpoint = field()
+    trainer: Trainer = field()
+    backbone: Any = node()
+    residual: Any = node()
+    diffusion: Any = node()
+    first_stage: Any = node()
+    data: Any = node()
+    optimizer: Any = node()
+    strategy: Any = node()
+    sampler: Any = node()
+    metric: Any = node(optional=True)
+    callbacks: Optional[dict[str, Any]] = nodes()
+    logger: Optional[dict[str, Any]] = nodes()
+
+
+@dataclass
+class Sample:
+    """The primary configuration of `python -m neural_rdm.sample`."""
+
+    run: str
+    #: the run's experiment, which names the output folder; filled in, never typed
+    experiment: Optional[str]
+    weights: str = one_of("ema", "raw")
+    per_class: int = positive()
+    classes: Optional[list[int]] = field()
+    seed: int = between(0, 2**63 - 1)
+    batch_size: int = positive()
+    accelerator: str = one_of("auto", "cpu", "gpu")
+    sampler: Any = node()
+
+
+@dataclass
+class Evaluate:
+    """The primary configuration of `python -m neural_rdm.evaluate`."""
+
+    run: str
+    #: see Sample
+    experiment: Optional[str]
+    weights: str = one_of("ema", "raw")
+    seed: int = between(0, 2**63 - 1)
+    batch_size: int = positive()
+    accelerator: str = one_of("auto", "cpu", "gpu")
+    sampler: Any = node()
+    metric: Any = node()
+
+
+@dataclass
+class Report:
+    """The primary configuration of `python -m neural_rdm.report`."""
+
+    runs: str
+
+
+#: primary configuration -> its class
+COMMANDS: dict[str, type] = {"train": Train, "sample": Sample, "evaluate": Evaluate, "report": Report}
