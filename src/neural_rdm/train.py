@@ -64,7 +64,7 @@ def train(cfg: DictConfig, folder: Path) -> int:
         report.metric(data)  # data that the metric cannot measure are refused now, not after training
     trainer = build.trainer(cfg, folder)
     _announce(cfg, module.net, data.train_size, folder, checkpoint, step)
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
 
     stop = next(c for c in trainer.callbacks if isinstance(c, StopOnSignal))
     if stop.received and trainer.global_step < cfg.trainer.max_steps:

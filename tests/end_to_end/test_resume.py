@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from pathlib import Path
 
@@ -57,6 +58,20 @@ def test_killed_twice_and_resumed_is_bit_identical(reference: Path, tmp_path: Pa
     assert code == 0
     assert "finished" in output
     assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_killed_while_it_wrote_its_report(reference: Path, tmp_path: Path) -> None:
+    """All steps are done and saved; only the samples, numbers and plots are missing."""
+    shutil.copytree(reference, tmp_path / "run")
+    (tmp_path / "run" / "finished.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "report")
+    (tmp_path / "run" / "samples" / "final.png").unlink()
+    (tmp_path / "run" / "sensitivity" / "sensitivity.png").unlink()
+    code, output = run("resume=run", cwd=tmp_path)
+    assert code == 0, output
+    assert_same_end(reference, tmp_path / "run")
+    assert (tmp_path / "run" / "sensitivity" / "sensitivity.png").is_file()
+    assert (tmp_path / "run" / "finished.json").read_text() == (reference / "finished.json").read_text()
 
 
 def test_killed_before_the_first_checkpoint_starts_again(reference: Path, tmp_path: Path) -> None:

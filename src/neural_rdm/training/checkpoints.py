@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import CheckpointIO
 
@@ -30,8 +31,14 @@ class StreamedCheckpointIO(CheckpointIO):
         save_tensors(path, checkpoint)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
-        """Read a checkpoint, tensors memory-mapped on the CPU."""
-        return load_tensors(path)
+        """Read a checkpoint, tensors memory-mapped on the CPU.
+
+        Only the optimizer keeps the tensors that it is given instead of copying them: its state is copied here, so that
+        nothing depends on the file once training goes on.
+        """
+        checkpoint = load_tensors(path)
+        checkpoint["optimizer_states"] = _own(checkpoint.get("optimizer_states", []))
+        return checkpoint
 
     def remove_checkpoint(self, path: Any) -> None:
         """Delete a checkpoint if it is there."""
@@ -39,8 +46,7 @@ class StreamedCheckpointIO(CheckpointIO):
 
 
 class Checkpoints(Checkpoint):
-    """Saves `checkpoints/step=N.ckpt` every so many optimizer steps and at the end; `last.ckpt` is the newest one's
-    second name.
+    """Saves `checkpoints/step=N.ckpt` at intervals and at the end; `last.ckpt` is the newest one's second name.
 
     Lightning runs checkpoint callbacks after all others, so a checkpoint holds, and comes after, everything that
     belongs to its step: EMA update, metrics row, validation, samples.
@@ -86,6 +92,15 @@ class Checkpoints(Checkpoint):
             for old in sorted(self.folder.glob("step=*.ckpt"))[: -self.keep]:
                 old.unlink()
         trainer.strategy.barrier("checkpoint")
+
+
+def _own(state: Any) -> Any:
+    """A copy of nested lists and dicts in which every tensor has memory of its own."""
+    if isinstance(state, dict):
+        return {key: _own(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [_own(value) for value in state]
+    return state.clone() if isinstance(state, torch.Tensor) else state
 
 
 def path_of(folder: Path, step: int) -> Path:

@@ -17,8 +17,7 @@ KEY = "ema"  # of the averaged weights in a checkpoint
 
 
 class EMA(pl.Callback):
-    """`average <- decay * average + (1 - decay) * weight` after every optimizer step, over the trainable weights of
-    `net`.
+    """`average <- decay * average + (1 - decay) * weight` after every optimizer step, of every trainable weight.
 
     Averages are float32 whatever the training precision, sharded like the weights, and updated once per optimizer step,
     however many micro-steps that takes.
@@ -35,11 +34,14 @@ class EMA(pl.Callback):
         self._loaded: dict[str, Any] | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start from the network's weights, or from what a checkpoint held: the first hook after every strategy's
-        restore.
-        """
-        self.averages = {name: weight.detach().clone().float() for name, weight in _weights(pl_module.net).items()}
+        """The first hook after every strategy has restored a checkpoint."""
+        self._prepare(pl_module.net)
         self._seen = trainer.global_step
+
+    def _prepare(self, net: nn.Module) -> None:
+        """Start from the network's weights, or from what a checkpoint held."""
+        if not self.averages:
+            self.averages = {name: weight.detach().clone().float() for name, weight in _weights(net).items()}
         if self._loaded is not None:
             self._restore(self._loaded)
             self._loaded = None
@@ -63,6 +65,7 @@ class EMA(pl.Callback):
 
         Weights are swapped tensor by tensor, so the extra memory is that of the largest one.
         """
+        self._prepare(net)  # a run that was resumed after its last step has never started to train
         self._swap(net)
         try:
             yield

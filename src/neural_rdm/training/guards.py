@@ -51,7 +51,7 @@ class StopOnSignal(pl.Callback):
             signal.signal(signal.SIGINT, handle)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Stop after a whole optimizer step, never between micro-steps. The checkpoint follows from `on_train_end`."""
+        """Stop after a whole optimizer step, never between micro-steps; `Checkpoints`, which runs later, saves it."""
         if trainer.global_step == self._seen:
             return
         self._seen = trainer.global_step

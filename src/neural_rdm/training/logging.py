@@ -1,6 +1,4 @@
-"""What a run writes down while it trains: metrics.csv (reproducible), throughput.csv (wall clock), the logger's
-rows.
-"""
+"""What a run writes down while it trains: metrics.csv (reproducible) and throughput.csv (wall clock)."""
 
 from __future__ import annotations
 
@@ -62,8 +60,7 @@ class CSVLogger(Logger):
 
 
 class Metrics(pl.Callback):
-    """Mean losses since the last logged row, the gradient's norm and the learning rate, in one call every
-    `every_n_steps`.
+    """Mean losses since the last row, the gradient's norm and the learning rate, in one call every `every_n_steps`.
 
     Sums stay on the device between rows, so an ordinary step does not wait for it, and they are part of the checkpoint,
     so that a resumed run logs the same means.
@@ -133,9 +130,7 @@ class Metrics(pl.Callback):
 
 
 class Throughput(pl.Callback):
-    """`throughput.csv`: samples a second, seconds a step and peak device memory. Apart from metrics.csv, because no
-    two runs agree on them.
-    """
+    """`throughput.csv`: samples a second, seconds a step, peak device memory: what no two runs agree on."""
 
     def __init__(self, every_n_steps: int = 50) -> None:
         self.every_n_steps = every_n_steps

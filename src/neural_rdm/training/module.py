@@ -1,6 +1,4 @@
-"""The LightningModules. They are thin: a batch's random draws, one forward pass, one loss; everything else is a
-callback.
-"""
+"""The LightningModules, kept thin: a batch's random draws, a forward pass, a loss; everything else is a callback."""
 
 from __future__ import annotations
 

@@ -71,11 +71,8 @@ def shard(module: pl.LightningModule) -> None:
 
 def processes() -> int:
     """How many processes really train together."""
-    return (
-        torch.distributed.get_world_size()
-        if torch.distributed.is_available() and torch.distributed.is_initialized()
-        else 1
-    )
+    started = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if started else 1
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:

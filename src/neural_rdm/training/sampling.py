@@ -27,9 +27,8 @@ def draw(
     """
     world, rank = module.trainer.world_size, module.trainer.global_rank
     share = math.ceil(count / world)
-    mine = [
-        min(i, count - 1) for i in range(rank * share, (rank + 1) * share)
-    ]  # every rank draws as many: collectives inside a sharded network must match
+    # Every rank draws as many, the last ones some twice: collectives inside a sharded network must match.
+    mine = [min(i, count - 1) for i in range(rank * share, (rank + 1) * share)]
     with module.trainer.precision_plugin.forward_context():  # the precision of training, bf16 on a GPU
         drawn = sample(
             module.net,
@@ -52,9 +51,7 @@ def draw(
 
 
 def class_labels(num_classes: int, per_class: int, max_classes: int) -> Tensor | None:
-    """Labels for a grid with one row a class, for the first `max_classes` classes; None for an unconditional
-    network.
-    """
+    """Labels of a grid with one row a class, for the first `max_classes` classes; None for an unconditional network."""
     return torch.arange(min(num_classes, max_classes)).repeat_interleave(per_class) if num_classes else None
 
 

@@ -34,7 +34,7 @@ class SensitivityLog(pl.Callback):
         self._stack: ExitStack | None = None
         self._rows: Tensor | None = None
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Open the file (a resumed run appends to it)."""
         self.folder = Path(trainer.default_root_dir) / "sensitivity"
         self._records = StepRecords(self.folder / "sensitivity.csv", COLUMNS)
