@@ -47,10 +47,10 @@ report: $(STAMP) ## the comparison of runs=DIR, or of a glob
 	$(PY) -m neural_rdm.report $(if $(runs),runs='$(value runs)' )$(ARGS)
 
 test: $(STAMP) ## the tests
-	$(PY) -m pytest -m "not full" $(ARGS)
+	$(PY) -m pytest -n 2 --dist loadfile -m "not full" $(ARGS)
 
 test-full: $(STAMP) ## the tests with their full bounds
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(STAMP) ## style, formatting and types
 	$(VENV)/bin/ruff check src tests benchmarks

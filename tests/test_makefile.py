@@ -74,8 +74,8 @@ def test_environment_variables_are_no_arguments(monkeypatch):
 
 
 def test_checks_run_what_the_project_says():
-    assert commands("test")[-1] == '.venv/bin/python -m pytest -m "not full"'
-    assert commands("test-full")[-1] == ".venv/bin/python -m pytest"
+    assert commands("test")[-1] == '.venv/bin/python -m pytest -n 2 --dist loadfile -m "not full"'
+    assert commands("test-full")[-1] == ".venv/bin/python -m pytest -n 2 --dist loadfile"
     assert commands("bench")[-1] == ".venv/bin/python -m benchmarks"
     assert commands("lint") == [
         ".venv/bin/ruff check src tests benchmarks",

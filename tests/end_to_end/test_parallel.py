@@ -60,7 +60,7 @@ def test_two_processes_train_what_one_trains(strategy: str, one_process: Path, t
     assert (tmp_path / "run" / "samples" / "final.png").is_file()
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.full), "fsdp2"])
 def test_two_processes_resume_exactly(strategy: str, tmp_path: Path) -> None:
     constant = (*RUN, "optimizer.schedule=constant", f"strategy={strategy}", "trainer.devices=2")
     assert run(*constant, "hydra.run.dir=whole", cwd=tmp_path)[0] == 0
@@ -82,7 +82,12 @@ def test_a_run_may_be_resumed_on_another_number_of_processes(one_process: Path, 
 
 
 @pytest.mark.parametrize(
-    "sweep", ["residual=gated,resnet trainer.devices=2", "trainer.devices=1,2", "trainer.devices=2,1"]
+    "sweep",
+    [
+        "residual=gated,resnet trainer.devices=2",
+        "trainer.devices=1,2",
+        pytest.param("trainer.devices=2,1", marks=pytest.mark.full),
+    ],
 )
 def test_multirun_makes_one_folder_a_job(sweep: str, tmp_path: Path) -> None:
     code, output = run(

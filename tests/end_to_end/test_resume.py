@@ -130,6 +130,7 @@ def test_overrides_that_change_the_trajectory_are_refused(reference: Path) -> No
         assert "Traceback" not in output
 
 
+@pytest.mark.full
 def test_more_steps_continue_a_constant_schedule(tmp_path: Path) -> None:
     constant = (*TINY, "optimizer.schedule=constant", "callbacks.sensitivity.every_n_steps=2")
     assert run(*constant, "trainer.max_steps=8", "hydra.run.dir=whole", cwd=tmp_path)[0] == 0

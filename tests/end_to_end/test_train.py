@@ -126,6 +126,7 @@ def test_previews_of_latents_without_a_first_stage_say_so(tmp_path: Path) -> Non
     assert len(list((tmp_path / "run" / "samples").glob("*.png"))) == 2
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("residual", ["adaln", "skip", "resnet", "rezero"])
 def test_every_rule_trains(residual: str, tmp_path: Path) -> None:
     code, output = run(
