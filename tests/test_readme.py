@@ -4,6 +4,7 @@ right.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -33,9 +34,10 @@ def python_command(command: str) -> list[str]:
     """What `make` would start: [module, *arguments]."""
     if shutil.which("make") is None:
         pytest.skip("needs make")
-    result = subprocess.run(
-        [*shlex.split(command), "-n", "-o", ".venv/.stamp"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    # `make test` may have started this: its flags would make the inner make print where it goes.
+    environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+    arguments = [*shlex.split(command), "-n", "-o", ".venv/.stamp", "--no-print-directory"]
+    result = subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     words = shlex.split(result.stdout.strip().splitlines()[-1])
     return words[words.index("-m") + 1 :]
 
