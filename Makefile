@@ -23,6 +23,9 @@ PY := $(VENV)/bin/python
 # $(value ...): what stands in a shell's ${...} or $... is the shell's, not make's.
 ARGS = $(value args)
 
+# A run that is resumed knows its experiment.
+EXP = $(if $(and $(filter file,$(origin exp)),$(findstring resume=,$(ARGS))),,exp=$(exp))
+
 .PHONY: help setup train sweep sample evaluate report test test-full lint bench clean
 
 help: ## list the targets
@@ -32,7 +35,7 @@ help: ## list the targets
 setup: $(STAMP) ## make .venv/ and install the project into it
 
 train: $(STAMP) ## train exp= (digits_gated: two minutes on a CPU); more in args="..."
-	$(PY) -m neural_rdm.train exp=$(exp) $(ARGS)
+	$(PY) -m neural_rdm.train $(EXP) $(ARGS)
 
 sweep: $(STAMP) ## one run for each combination of values, then their comparison: args="residual=gated,resnet"
 	$(PY) -m neural_rdm.sweep exp=$(exp) $(ARGS)

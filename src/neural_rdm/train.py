@@ -36,7 +36,7 @@ def train(cfg: DictConfig, folder: Path) -> int:
     from neural_rdm.training.checkpoints import newest_readable
     from neural_rdm.training.evaluation import finish
     from neural_rdm.training.guards import StopOnSignal
-    from neural_rdm.training.sampling import SampleGrid, input_shape
+    from neural_rdm.training.sampling import input_shape
 
     if cfg.trainer.num_threads is not None:
         torch.set_num_threads(cfg.trainer.num_threads)
@@ -45,11 +45,14 @@ def train(cfg: DictConfig, folder: Path) -> int:
     if is_first_rank():
         for name in ("metrics.csv", "throughput.csv", "sensitivity/sensitivity.csv"):
             truncate(folder / name, step)
+        for unfinished in (folder / "checkpoints").glob(".*.tmp"):  # of a save that a kill cut short
+            unfinished.unlink()
 
     data = build.data(cfg)
     data.setup()
     module = build.module(cfg, data.space)
-    if data.num_classes and getattr(module.net, "num_classes", data.num_classes) != data.num_classes:
+    classes = getattr(module.net, "num_classes", 0)  # 0: an unconditional network takes any data
+    if classes and data.num_classes and classes != data.num_classes:
         raise ConfigError(
             f"the data have {data.num_classes} classes but backbone.num_classes={module.net.num_classes}; "
             f"pass backbone.num_classes={data.num_classes}"
@@ -75,8 +78,7 @@ def train(cfg: DictConfig, folder: Path) -> int:
         return stop.exit_code if is_first_rank() else 0
 
     module.to(trainer.strategy.root_device)  # fit moved it to the CPU
-    grid = next((c for c in trainer.callbacks if isinstance(c, SampleGrid)), None)
-    numbers, paths = finish(trainer, module, grid, report, folder)
+    numbers, paths = finish(trainer, module, build.build(cfg.sampler, "sampler"), report, folder)
     if is_first_rank():
         content = {
             "global_step": trainer.global_step,

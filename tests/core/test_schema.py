@@ -40,6 +40,7 @@ EXPERIMENTS = sorted(p.stem for p in (config_dir() / "exp").glob("*.yaml"))
 #: what a choice needs beside it to fit the default experiment
 NEEDS = {
     "data=imagenet": ["backbone.input_size=32", "first_stage=kl_f8", "backbone.in_channels=4"],
+    "sampler=paper_dit": ["sampler.channels=1"],
     "first_stage=kl_f8": ["backbone.in_channels=4"],
     "data=image_folder": ["backbone.input_size=32", "data.image_size=32"],
 }

@@ -59,5 +59,5 @@ def test_settings_that_cannot_work_are_refused():
         Synthetic([4, 4], 10, 1)
     with pytest.raises(ConfigError, match=r"data\.space=pixel: choose latents or pixels"):
         Synthetic([4, 4, 4], 10, 1, space="pixel")
-    with pytest.raises(ConfigError, match=r"data\.num_classes=0 must be at least 1"):
-        Synthetic([4, 4, 4], 0, 1)
+    with pytest.raises(ConfigError, match=r"data\.num_classes=-1 must be at least 1"):
+        Synthetic([4, 4, 4], -1, 1)

@@ -110,6 +110,13 @@ def test_a_multirun_with_a_bad_value_is_refused_whole(tmp_path: Path) -> None:
     assert not (tmp_path / "sweep").exists()
 
 
+def test_a_rank_without_validation_samples_does_not_hold_up_the_other(tmp_path: Path) -> None:
+    options = (*RUN, "~metric", "strategy=ddp", "trainer.devices=2", "data.limit=1", "hydra.run.dir=run")
+    code, output = run(*(o for o in options if not o.startswith("metric.")), cwd=tmp_path, timeout=100)
+    assert code == 0, output
+    assert "val/loss" in (tmp_path / "run" / "metrics.csv").read_text()
+
+
 def test_sigterm_stops_both_processes_after_the_same_step(tmp_path: Path) -> None:
     options = (*RUN, "strategy=ddp", "trainer.devices=2", "trainer.max_steps=400", "hydra.run.dir=run")
     process = start(*options, cwd=tmp_path)

@@ -18,7 +18,7 @@ RUN = (
     "trainer.max_steps=60",
     "trainer.accumulate_grad_batches=2",
     "data.num_workers=2",
-    "checkpoint.every_n_steps=7",
+    "checkpoint.every_n_steps=5",
     "log_every_n_steps=3",
     "callbacks.validation.every_n_steps=10",
     "callbacks.samples.every_n_steps=20",
@@ -120,6 +120,17 @@ def test_sigterm_saves_the_step_and_exits_with_143(reference: Path, tmp_path: Pa
     assert code == 0, output
     assert f"after step {step}" in output
     assert_same_end(reference, tmp_path / "run")
+
+
+def test_a_folder_that_holds_a_run_is_not_used_for_another(reference: Path) -> None:
+    before = (reference / "config.yaml").read_bytes()
+    code, output = run(*RUN, "seed=1", "hydra.run.dir=run", cwd=reference.parent)
+    assert code == 2
+    assert "resume=" in output
+    assert (reference / "config.yaml").read_bytes() == before
+    code, output = run("resume=run", "hydra.run.dir=elsewhere", cwd=reference.parent)
+    assert code == 2
+    assert "elsewhere" in output
 
 
 def test_overrides_that_change_the_trajectory_are_refused(reference: Path) -> None:

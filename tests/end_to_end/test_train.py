@@ -143,6 +143,19 @@ def test_every_rule_trains(residual: str, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "sensitivity" / "sensitivity.png").is_file()
 
 
+def test_what_can_be_left_out(tmp_path: Path) -> None:
+    tiny = [o for o in TINY if not o.startswith(("callbacks", "logger", "metric"))]
+    code, output = run(
+        *tiny, "~callbacks.samples", "metric.per_class=1", "trainer.max_steps=2", "hydra.run.dir=a", cwd=tmp_path
+    )
+    assert code == 0, output
+    assert (tmp_path / "a" / "report" / "metrics.md").is_file()
+    everything = ("~callbacks", "~logger", "~metric", "backbone.num_classes=0", "sampler.cfg_scale=1")
+    code, output = run(*tiny, *everything, "trainer.max_steps=2", "hydra.run.dir=b", cwd=tmp_path)
+    assert code == 0, output
+    assert "y_embedder" not in str(checkpoint(tmp_path / "b")["state_dict"].keys())
+
+
 def test_missing_pictures_are_refused_at_once(tmp_path: Path) -> None:
     code, output = run("exp=dit_xl_gated", cwd=tmp_path)
     assert code == 2

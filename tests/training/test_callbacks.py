@@ -152,7 +152,15 @@ def test_a_loss_that_is_not_finite_stops_with_one_message(tmp_path: Path) -> Non
     module = tiny_module(lr=1e30)
     metrics = Metrics(1)
     with pytest.raises(UserError, match=r"became (nan|inf) at step \d+.*optimizer\.clip"):
-        fit(module, tmp_path, metrics, FiniteLoss(metrics), steps=8)
+        fit(module, tmp_path, metrics, FiniteLoss(metrics, 100), steps=8)
+
+
+def test_no_checkpoint_is_made_of_a_loss_that_is_lost(tmp_path: Path) -> None:
+    """Nothing has been logged yet when the first checkpoint is due."""
+    module, metrics = tiny_module(lr=1e30), Metrics(1000)
+    with pytest.raises(UserError, match="Start a new run"):
+        fit(module, tmp_path, metrics, FiniteLoss(metrics, 4), Checkpoints(tmp_path, 4, 2), steps=8)
+    assert not list(tmp_path.glob("*.ckpt"))
 
 
 class Interrupt(pl.Callback):

@@ -32,6 +32,20 @@ def test_pruning_goes_by_what_lies_there_not_by_memory(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.glob("step=*.ckpt")] == ["step=000000004.ckpt"]
 
 
+def test_a_damaged_file_does_not_count_as_kept(tmp_path: Path) -> None:
+    """It was passed over when the run went on from an earlier step."""
+    path_of(tmp_path, 9).write_bytes(b"damaged")
+    fit(tiny_module(), tmp_path, Checkpoints(tmp_path, every_n_steps=2, keep=1), steps=4)
+    assert [p.name for p in tmp_path.glob("step=*.ckpt")] == ["step=000000004.ckpt"]
+    assert newest_readable(tmp_path) == path_of(tmp_path, 4)
+
+
+def test_last_is_tried_when_all_others_are_damaged(tmp_path: Path) -> None:
+    StreamedCheckpointIO().save_checkpoint({"global_step": 1}, tmp_path / "last.ckpt")
+    path_of(tmp_path, 1).write_bytes(b"damaged")
+    assert newest_readable(tmp_path) == tmp_path / "last.ckpt"
+
+
 def test_only_whole_optimizer_steps_are_saved(tmp_path: Path) -> None:
     fit(tiny_module(), tmp_path, EMA(), Checkpoints(tmp_path, every_n_steps=1, keep=9), steps=3, accumulate=4)
     assert [torch.load(path_of(tmp_path, s), weights_only=True)["ema"]["updates"] for s in (1, 2, 3)] == [1, 2, 3]

@@ -18,10 +18,11 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from neural_rdm.cli import resume
-from neural_rdm.cli.compose import Composed, assign, compose_config, parse
+from neural_rdm.cli.compose import Composed, assign, compose_config, drop_unchosen, parse
 from neural_rdm.core.config import Sources, config_dir, validate
 from neural_rdm.core.errors import ConfigError, UserError
 from neural_rdm.core.files import write_text
@@ -115,18 +116,23 @@ def main(config_name: str, job: Job, prepare: Prepare | None = None) -> None:
             for k, v in HydraConfig.get().runtime.choices.items()
             if not k.startswith("hydra/") and v is not None
         }
+        made = False
         try:
             OmegaConf.set_struct(cfg, False)
+            drop_unchosen(cfg, choices)
             OmegaConf.resolve(cfg)
+            if config_name == "train" and run is None and is_first_rank():
+                _refuse_used(folder)
             if config_name == "train":
                 cfg.choices, cfg.resume = choices, None
             if run is not None and run.config is not None:
                 cfg = resume.merge(run, cfg, parse(arguments.overrides))
             if config_name == "train" and is_first_rank():
                 write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg))
+                made = run is None
             code = job(cfg, folder)
         except UserError as error:
-            if run is None and is_first_rank() and all(p.name == "config.yaml" for p in folder.iterdir()):
+            if made and all(p.name == "config.yaml" for p in folder.iterdir()):
                 shutil.rmtree(folder)  # nothing came of it; `resume=last` should not find it
             fail(error)
         raise SystemExit(code)
@@ -144,6 +150,7 @@ def preflight(config_name: str, arguments: Arguments, prepare: Prepare | None = 
         arguments.overrides = prepare(arguments.overrides)
     parsed = parse(arguments.overrides)
     _one_folder_for_all_ranks(parsed)
+    _refuse_unusable(parsed)
     asked = [o for o in parsed if o.key_or_group == "resume" and o.value() is not None]
     if not asked:
         for overrides in _jobs(arguments, parsed):
@@ -151,10 +158,21 @@ def preflight(config_name: str, arguments: Arguments, prepare: Prepare | None = 
         return None
     if arguments.multirun:
         raise UserError("resume continues one run; leave out -m / --multirun")
+    if asked[0].is_sweep_override():
+        raise ConfigError("resume= takes one folder; start the command once for each run")
     run = resume.find_run(str(asked[0].value()))
+    for typed in (str(p.value()) for p in parsed if p.key_or_group == "hydra.run.dir"):
+        if Path(typed).resolve() != run.folder.resolve():
+            raise ConfigError(f"resume={run.folder} goes on in its own folder; leave out hydra.run.dir={typed}")
     arguments.overrides = [
         o for o, p in zip(arguments.overrides, parsed, strict=True) if p.key_or_group not in ("resume", "hydra.run.dir")
     ]
+    hydras = [o for o in arguments.overrides if o.startswith("hydra.")]
+    if run.config is not None and arguments.overrides == hydras:
+        # Nothing to compose: the run's own configuration is complete, also where its groups are not at hand.
+        validate(run.config.copy(), config_name, Sources((run.folder / "config.yaml",)))
+        arguments.overrides = [*hydras, assign("resume", run.folder), assign("hydra.run.dir", run.folder)]
+        return run
     given = {p.key_or_group for p in parsed}
     arguments.overrides = [f"{g}={c}" for g, c in run.choices.items() if g not in given] + arguments.overrides
     composed = compose_config(config_name, arguments.overrides, arguments.folders)
@@ -168,6 +186,25 @@ def preflight(config_name: str, arguments: Arguments, prepare: Prepare | None = 
     # Lightning repeats sys.argv for the other ranks: they find the same run by its folder.
     arguments.overrides = [*arguments.overrides, assign("resume", run.folder), assign("hydra.run.dir", run.folder)]
     return run
+
+
+def _refuse_used(folder: Path) -> None:
+    """A folder that holds a run already is continued with resume=, which looks after its trajectory."""
+    if (folder / "config.yaml").is_file() or any((folder / "checkpoints").glob("*.ckpt")):
+        raise ConfigError(
+            f"{folder} holds a run already: continue it with resume={folder}, or choose another hydra.run.dir"
+        )
+
+
+def _refuse_unusable(parsed: list[Override]) -> None:
+    for typed in (str(p.value()) for p in parsed if p.key_or_group in ("hydra.run.dir", "hydra.sweep.dir")):
+        if "${" in typed:
+            continue
+        folder = Path(typed).resolve()
+        while not folder.exists():
+            folder = folder.parent
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise ConfigError(f"cannot write to {typed}: {folder} is not a folder that you may write to")
 
 
 def _one_folder_for_all_ranks(parsed: list[Override]) -> None:
@@ -186,10 +223,13 @@ def _jobs(arguments: Arguments, parsed: list[Override]) -> list[list[str]]:
     """The override lists to check: one, or in a multirun one for each value of each swept key."""
     if not arguments.multirun:
         return [arguments.overrides]
-    options = [
-        [f"{text.split('=', 1)[0]}={value}" for value in p.sweep_string_iterator()] if p.is_sweep_override() else [text]
-        for p, text in zip(parsed, arguments.overrides, strict=True)
-    ]
+    options = []
+    for p, text in zip(parsed, arguments.overrides, strict=True):
+        try:
+            values = list(p.sweep_string_iterator()) if p.is_sweep_override() else []
+        except HydraException:  # glob() and interval(): what they stand for is known to the sweeper alone
+            continue
+        options.append([f"{text.split('=', 1)[0]}={value}" for value in values] or [text])
     first = [values[0] for values in options]
     return [first] + [[*first[:i], v, *first[i + 1 :]] for i, values in enumerate(options) for v in values[1:]]
 

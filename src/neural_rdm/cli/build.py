@@ -81,7 +81,7 @@ def trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
     metrics = Metrics(cfg.log_every_n_steps)
     always = [
         StepBar(metrics),
-        FiniteLoss(metrics),
+        FiniteLoss(metrics, cfg.checkpoint.every_n_steps),
         StopOnSignal(),
         Checkpoints(folder / "checkpoints", cfg.checkpoint.every_n_steps, cfg.checkpoint.keep),
     ]

@@ -39,6 +39,13 @@ def assign(key: str, value: object) -> str:
     return f"{key}={json.dumps(str(value), ensure_ascii=False)}"
 
 
+def drop_unchosen(cfg: DictConfig, choices: dict[str, str]) -> None:
+    """`~callbacks`, `~logger`, `~metric`: remove what an experiment still says about a group that was left out."""
+    for group in ("callbacks", "logger", "metric"):
+        if group in cfg and group not in choices:
+            cfg[group] = None
+
+
 def parse(overrides: list[str]) -> list[Override]:
     """Hydra's reading of `key=value` arguments.
 
@@ -89,6 +96,7 @@ def compose_config(config_name: str, overrides: list[str], folders: list[str] | 
     files = tuple(dict.fromkeys(f for name in reversed(names) for f in _files(name, roots)))
     OmegaConf.set_struct(cfg, False)
     del cfg["hydra"]
+    drop_unchosen(cfg, choices)
     return Composed(cfg, choices, Sources(files, typed))
 
 

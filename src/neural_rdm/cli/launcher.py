@@ -8,6 +8,7 @@ with a run folder below the sweep's, and with every rank variable removed from i
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -84,8 +85,13 @@ class SubprocessLauncher(Launcher):
                 f"hydra.run.dir={json.dumps(str(folder), ensure_ascii=False)}",
                 "hydra.mode=RUN",
             ]
-            code = subprocess.run(command, env=environment, check=False).returncode
+            for source in self.config.hydra.runtime.config_sources:
+                if source.provider == "command-line":
+                    command += ["--config-dir", source.path]
+            code, stopped = _wait(subprocess.Popen(command, env=environment))
             results.append(self._result(job, folder, overrides, code))
+            if stopped:
+                raise SystemExit(128 + stopped)
         return results
 
     @staticmethod
@@ -103,6 +109,26 @@ class SubprocessLauncher(Launcher):
             # Hydra raises this once all jobs are done: the multirun's own exit code, without a traceback.
             result.status, result.return_value = JobStatus.FAILED, SystemExit(code if code > 0 else 1)
         return result
+
+
+def _wait(process: subprocess.Popen[bytes]) -> tuple[int, int]:
+    """The exit code of a job, and the signal that asked this process to stop meanwhile (0: none).
+
+    The job finishes its step and saves first. Ctrl-C reaches it from the terminal; SIGTERM is passed on.
+    """
+    received = []
+
+    def handle(number: int, frame: Any) -> None:
+        received.append(number)
+        if number == signal.SIGTERM:
+            process.send_signal(number)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return process.wait(), received[0] if received else 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def register() -> None:

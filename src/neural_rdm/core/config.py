@@ -206,17 +206,53 @@ def _check_across(cfg: DictConfig, sources: Sources) -> None:
             f"backbone.in_channels={channels}{sources.where('backbone.in_channels')}"
         )
     classes = data.get("num_classes")
-    if classes is not None and backbone.get("num_classes") is not None and classes != backbone.num_classes:
+    if (
+        classes
+        and backbone.get("num_classes")
+        and backbone.get("num_classes") is not None
+        and classes != backbone.num_classes
+    ):
         raise ConfigError(
             f"data.num_classes={classes} but backbone.num_classes={backbone.num_classes}; "
             f"pass backbone.num_classes={classes}{sources.where('backbone.num_classes')}"
         )
+    _check_sampler(cfg, sources)
     size = _latent_size(cfg)
     if size is not None and backbone.get("input_size") is not None and size != backbone.input_size:
         raise ConfigError(
             f"data.image_size={data.image_size} becomes {size} x {size} behind this first stage, but "
             f"backbone.input_size={backbone.input_size}; pass backbone.input_size={size} "
             f"or another data.image_size{sources.where('backbone.input_size')}"
+        )
+
+
+def _check_sampler(cfg: DictConfig, sources: Sources) -> None:
+    """What would otherwise come to light at the first preview, hours into a run."""
+    backbone, sampler, process = cfg.backbone, cfg.sampler, cfg.diffusion.get("process") or {}
+    guided = sampler.get("cfg_scale", 1) != 1
+    if guided and (backbone.get("num_classes") == 0 or backbone.get("class_dropout_prob") == 0):
+        raise ConfigError(
+            f"sampler.cfg_scale={sampler.cfg_scale} needs backbone.num_classes and class_dropout_prob above 0; "
+            f"pass sampler.cfg_scale=1{sources.where('sampler.cfg_scale')}"
+        )
+    channels, width = sampler.get("channels"), backbone.get("in_channels")
+    if isinstance(channels, int) and width is not None and channels > width:
+        raise ConfigError(
+            f"sampler.channels={channels} but backbone.in_channels={width}; pass sampler.channels=all"
+            f"{sources.where('sampler.channels')}"
+        )
+    total = process.get("num_timesteps")
+    most = None if total is None else total - (sampler.get("name") == "dpm++" or sampler.get("steps_offset", 0))
+    if most is not None and sampler.get("steps", 1) > most:
+        raise ConfigError(
+            f"sampler.steps={sampler.steps} but diffusion.process.num_timesteps={total}; pass sampler.steps={most} or "
+            f"fewer{sources.where('sampler.steps')}"
+        )
+    untrained = cfg.diffusion.get("loss") == "simple" and backbone.get("learn_sigma") is True
+    if untrained and sampler.get("name") == "ddpm":
+        raise ConfigError(
+            "diffusion.loss=simple leaves a learned variance untrained, and sampler.name=ddpm would draw with it; pass "
+            "backbone.learn_sigma=false"
         )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from neural_rdm.core.errors import UserError
 from neural_rdm.core.files import write_text
 
 
@@ -28,15 +29,24 @@ class StepRecords:
         self.columns = list(dict.fromkeys([*columns, *self._header]))
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write rows (a missing or None value is an empty cell, and makes no new column)."""
+        """Write rows (a missing or None value is an empty cell, and makes no new column).
+
+        Raises:
+            UserError: the disk is full or the folder cannot be written.
+        """
         valued = (name for row in rows for name, value in row.items() if value is not None)
         self.columns = list(dict.fromkeys([*self.columns, *valued]))
         fresh = not self.path.is_file() or self.path.stat().st_size == 0
         if not fresh and self._header != self.columns:
             write_text(self.path, self._text(read_rows(self.path), header=True))
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            file.write(self._text(rows, header=fresh))
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", newline="", encoding="utf-8") as file:
+                file.write(self._text(rows, header=fresh))
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self.path}: {error.strerror}. Free some disk space, then resume."
+            ) from error
         self._header = self.columns
 
     def _text(self, rows: Sequence[Mapping[str, Any]], header: bool) -> str:

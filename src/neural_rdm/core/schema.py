@@ -141,7 +141,7 @@ class Digits:
 class Synthetic:
     _target_: str
     shape: list[int]
-    num_classes: int = at_least(0)
+    num_classes: Optional[int] = at_least(0)
     size: int = positive()
     space: str = one_of("pixels", "latents")
     batch_size: int = positive()
@@ -155,7 +155,7 @@ class ImageFolder:
     root: str
     image_size: int = positive()
     flip: bool = field()
-    num_classes: Optional[int] = positive()
+    num_classes: Optional[int] = at_least(0)
     batch_size: int = positive()
     num_workers: int = at_least(0)
     limit: Optional[int] = positive()

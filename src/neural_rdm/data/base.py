@@ -118,6 +118,12 @@ class DataModule(LightningDataModule):
         assert self.train_set is not None
         return self._used(self.train_set)
 
+    @property
+    def val_size(self) -> int:
+        """Number of validation samples that are used; 0 without a validation set."""
+        self.setup()
+        return 0 if self.val_set is None else self._used(self.val_set)
+
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Never-ending loader of `Batch`, beginning at the Trainer's current optimizer step (0 without a Trainer)."""
         size = self.train_size
@@ -129,15 +135,18 @@ class DataModule(LightningDataModule):
         return self._loader(self.train_set, batch_sampler=sampler)
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]] | list[Any]:
-        """Loader of this rank's share of the validation set, in order, each sample once over all ranks; [] without one.
+        """Loader of this rank's share of the validation set, in order; [] without one.
 
-        Ranks may get different numbers of batches: gather at the end of the epoch, not in each step.
+        Every rank gets equally many samples, since each forward pass of a sharded network is a collective call. What
+        fills up the last ones repeats samples from the start; their positions are `val_size` or more: leave them out.
         """
         self.setup()
         if self.val_set is None:
             return []
         world_size, rank = self._ranks()
-        draws = [Draw(index, index) for index in range(rank, self._used(self.val_set), world_size)]
+        size = self.val_size
+        each = -(-size // world_size)
+        draws = [Draw(position % size, position) for position in range(rank, each * world_size, world_size)]
         batch_size = split_batch(self.batch_size, self.micro_steps, world_size)
         return self._loader(self.val_set, sampler=draws, batch_size=batch_size)
 

@@ -161,7 +161,7 @@ class ImageFolder(DataModule):
         super().__init__(batch_size, num_workers, limit)
         if image_size < 1:
             raise ConfigError(f"data.image_size must be at least 1, not {image_size}.")
-        self.tree = check_root(root, num_classes)
+        self.tree = check_root(root, num_classes or None)  # 0: an unconditional network takes any folders
         self.flip = flip
         self.class_names = self.tree.classes
         self.num_classes = len(self.tree.classes)

@@ -89,6 +89,7 @@ class Synthetic(DataModule):
             )
         if space not in ("latents", "pixels"):
             raise ConfigError(f"data.space={space}: choose latents or pixels.")
+        num_classes = num_classes or None  # 0 is how an unconditional network says it
         if size < 1 or (num_classes is not None and num_classes < 1):
             raise ConfigError(
                 f"data.size={size} and data.num_classes={num_classes} must be at least 1 (num_classes=null: no labels)."

@@ -89,8 +89,11 @@ class Checkpoints(Checkpoint):
         trainer.save_checkpoint(path)
         if trainer.is_global_zero:
             link_atomically(path, self.folder / "last.ckpt")
-            for old in sorted(self.folder.glob("step=*.ckpt"))[: -self.keep]:
-                old.unlink()
+            steps = sorted(self.folder.glob("step=*.ckpt"))
+            # What lies after this step was passed over as damaged when the run was resumed; it must not count as kept.
+            kept = [p for p in steps if p <= path][-self.keep :]
+            for other in set(steps) - set(kept):
+                other.unlink()
         trainer.strategy.barrier("checkpoint")
 
 
@@ -117,13 +120,13 @@ def newest_readable(folder: Path) -> Path | None:
         CheckpointError: there are checkpoints, but none can be read.
     """
     found = sorted((p for p in folder.glob("step=*.ckpt") if _NAME.fullmatch(p.name)), reverse=True)
-    if not found and (folder / "last.ckpt").is_file():
-        found = [folder / "last.ckpt"]
+    if (folder / "last.ckpt").is_file():
+        found.append(folder / "last.ckpt")
     for path in found:
         try:
             load_tensors(path, verify=True)
         except CheckpointError as error:
-            log.warning("%s Falling back to the checkpoint before it.", error)
+            log.warning("%s. Falling back to the checkpoint before it.", str(error).rstrip("."))
             continue
         return path
     if found:

@@ -74,19 +74,19 @@ class DigitsReport:
         return numbers, write_metrics(folder, rows, protocol)
 
     def __call__(
-        self, trainer: pl.Trainer, module: NeuralRDM, grid: SampleGrid, folder: Path
+        self, trainer: pl.Trainer, module: NeuralRDM, sampler: Sampler, folder: Path
     ) -> tuple[dict[str, float], list[Path]]:
         """Draw the samples, measure them, write `metrics.{md,csv,json}`; every rank must call it."""
         with averaged(trainer, module.net) as weights:
-            drawn = draw(module, grid.sampler, input_shape(module), self.labels, len(self.labels), progress=True)
+            drawn = draw(module, sampler, input_shape(module), self.labels, len(self.labels), progress=True)
         if not trainer.is_global_zero:
             return {}, []
         metric = self.metric(trainer.datamodule)
-        return self.write(metric, drawn, grid.sampler, weights, trainer.global_step, module.seed, folder / "report")
+        return self.write(metric, drawn, sampler, weights, trainer.global_step, module.seed, folder / "report")
 
 
 def finish(
-    trainer: pl.Trainer, module: NeuralRDM, grid: SampleGrid | None, report: DigitsReport | None, folder: Path
+    trainer: pl.Trainer, module: NeuralRDM, sampler: Sampler, report: DigitsReport | None, folder: Path
 ) -> tuple[dict[str, float], list[Path]]:
     """Write everything that a person looks at after a run; returns its numbers and the paths. Every rank must call it.
 
@@ -94,9 +94,10 @@ def finish(
     """
     numbers: dict[str, float] = {}
     paths: list[Path] = []
-    if report is not None and grid is not None:
-        numbers, tables = report(trainer, module, grid, folder)
-        paths += [grid.save(trainer, module, folder / "samples" / "final.png", progress=False), *tables]
+    if report is not None:
+        numbers, tables = report(trainer, module, sampler, folder)
+        grids = [c for c in trainer.callbacks if isinstance(c, SampleGrid)]
+        paths += [g.save(trainer, module, folder / "samples" / "final.png", progress=False) for g in grids] + tables
     if not trainer.is_global_zero:
         return numbers, paths
     for callback in trainer.callbacks:

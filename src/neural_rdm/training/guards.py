@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -62,23 +63,29 @@ class StopOnSignal(pl.Callback):
 
 
 class FiniteLoss(pl.Callback):
-    """Stops the run with one clear message when a logged loss is not finite, naming the first parameter that is not.
+    """Stops the run with one clear message when the loss is not finite, naming the first parameter that is not.
 
-    Looks only at steps that are logged, so it costs no extra synchronisation. Checkpoints of earlier steps stay.
+    Looks only at steps that are logged or about to be saved, so that ordinary steps do not wait for the device and no
+    checkpoint is made of what is lost already.
+
+    Args:
+        metrics: the callback that adds up the losses.
+        every_n_steps: optimizer steps between two checkpoints.
     """
 
-    def __init__(self, metrics: Any) -> None:
-        self.metrics = metrics
+    def __init__(self, metrics: Any, every_n_steps: int) -> None:
+        self.metrics, self.every_n_steps = metrics, every_n_steps
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Check the row that was just logged."""
+        """Check the row that was just logged and, before a checkpoint, what has been added up since."""
         loss = self.metrics.last.get("train/loss", 0.0)
-        if loss == loss and abs(loss) != float("inf"):
+        if math.isfinite(loss) and "loss" in self.metrics.sums and trainer.global_step % self.every_n_steps == 0:
+            loss = self.metrics.sums["loss"].item()
+        if math.isfinite(loss):
             return
         broken = next((n for n, p in pl_module.named_parameters() if not torch.isfinite(p).all()), None)
         where = f"the first parameter that is not finite is {broken}" if broken else "all parameters are still finite"
         raise UserError(
-            f"the loss became {loss} at step {trainer.global_step}; {where}. Lower optimizer.lr, set "
-            "optimizer.clip=1.0, or use trainer.precision=32-true; "
-            f"resume={trainer.default_root_dir} would go on from the last checkpoint."
+            f"the loss became {loss} at step {trainer.global_step}; {where}. Start a new run with a lower "
+            "optimizer.lr, with optimizer.clip=1.0 or trainer.precision=32-true; resuming this one would repeat it."
         )

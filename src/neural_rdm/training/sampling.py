@@ -70,6 +70,10 @@ class SampleGrid(pl.Callback):
         self._seen = -1
         self._told = False
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """The step that a run is resumed from has its grid."""
+        self._seen = trainer.global_step
+
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         """Draw a grid when it is due."""
         step = trainer.global_step

@@ -26,6 +26,10 @@ class Validation(pl.Callback):
         self._seen = -1
         self.last: dict[str, float] = {}
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The step that a run is resumed from has been validated."""
+        self._seen = trainer.global_step
+
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Validate when it is due."""
         step = trainer.global_step
@@ -33,18 +37,21 @@ class Validation(pl.Callback):
             return
         self._seen = step
         data = trainer.datamodule
+        size = data.val_size
+        if size == 0:
+            return
         sums: dict[str, torch.Tensor] = {}
         count = torch.zeros((), dtype=torch.float64)
         pl_module.eval()
         with averaged(trainer, pl_module.net), torch.no_grad(), trainer.precision_plugin.val_step_context():
             for batch in data.val_dataloader():
                 batch = data.transfer_batch_to_device(batch, pl_module.device, 0)
+                real = batch["position"] < size  # the rest fills up the ranks to equally many samples
                 for name, values in pl_module.validation_step(batch).items():
-                    sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + values.double().sum().cpu()
-                count += len(batch["position"])
+                    kept = values.double().cpu()[real].sum()
+                    sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + kept
+                count += real.sum()
         pl_module.train()
-        if not sums:
-            return
         totals = parallel.sum_over_ranks(torch.stack([count, *sums.values()]).to(pl_module.device)).tolist()
         self.last = {f"val/{name}": total / totals[0] for name, total in zip(sums, totals[1:], strict=True)}
         for logger in trainer.loggers:
