@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from neural_rdm.cli import resume
 from neural_rdm.cli.compose import Composed, assign, compose_config, drop_unchosen, parse
+from neural_rdm.cli.launcher import register
 from neural_rdm.core.config import Sources, config_dir, validate
 from neural_rdm.core.errors import ConfigError, UserError
 from neural_rdm.core.files import write_text
@@ -94,6 +95,7 @@ def main(config_name: str, job: Job, prepare: Prepare | None = None) -> None:
     Exit codes: 0 done, 2 a mistake that the user can put right, 143 or 130 stopped by SIGTERM or Ctrl-C, 1 anything
     else.
     """
+    register()
     run: resume.Run | None = None
     try:
         arguments = Arguments.parse(sys.argv[1:])
@@ -105,8 +107,6 @@ def main(config_name: str, job: Job, prepare: Prepare | None = None) -> None:
         print(f"{run.folder} is finished ({run.finished['global_step']} steps); nothing to do. Its results:")  # type: ignore[index]
         print_paths([run.folder / p for p in run.finished["files"]])  # type: ignore[index]
         raise SystemExit(0)
-    if arguments.informs:
-        compose_config(config_name, [])  # registers the launcher that the configuration names
     sys.argv[1:] = [*arguments.flags, *arguments.overrides]
 
     def task(cfg: DictConfig) -> None:
