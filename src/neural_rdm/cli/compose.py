@@ -40,10 +40,17 @@ def assign(key: str, value: object) -> str:
 
 
 def drop_unchosen(cfg: DictConfig, choices: dict[str, str]) -> None:
-    """`~callbacks`, `~logger`, `~metric`: remove what an experiment still says about a group that was left out."""
-    for group in ("callbacks", "logger", "metric"):
-        if group in cfg and group not in choices:
-            cfg[group] = None
+    """`~callbacks`, `~logger`, `~metric`: remove what an experiment still says about nodes that were left out."""
+
+    def left_out(node: object) -> bool:
+        return isinstance(node, DictConfig) and "_target_" not in node
+
+    if "metric" not in choices and left_out(cfg.get("metric")):
+        cfg.metric = None
+    for group in ("callbacks", "logger"):
+        if group not in choices:
+            for name in [name for name, node in (cfg.get(group) or {}).items() if left_out(node)]:
+                del cfg[group][name]
 
 
 def parse(overrides: list[str]) -> list[Override]:
