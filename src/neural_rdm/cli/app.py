@@ -22,7 +22,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from neural_rdm.cli import resume
-from neural_rdm.cli.compose import Composed, assign, compose_config, drop_unchosen, parse
+from neural_rdm.cli.compose import Composed, compose_config, drop_unchosen, group_choices, parse
+from neural_rdm.cli.grammar import written
 from neural_rdm.cli.launcher import register
 from neural_rdm.core.config import Sources, config_dir, validate
 from neural_rdm.core.errors import ConfigError, UserError
@@ -111,11 +112,7 @@ def main(config_name: str, job: Job, prepare: Prepare | None = None) -> None:
 
     def task(cfg: DictConfig) -> None:
         folder = Path(HydraConfig.get().runtime.output_dir)
-        choices = {
-            k: str(v)
-            for k, v in HydraConfig.get().runtime.choices.items()
-            if not k.startswith("hydra/") and v is not None
-        }
+        choices = group_choices(HydraConfig.get())
         made = False
         try:
             OmegaConf.set_struct(cfg, False)
@@ -167,24 +164,22 @@ def preflight(config_name: str, arguments: Arguments, prepare: Prepare | None = 
     arguments.overrides = [
         o for o, p in zip(arguments.overrides, parsed, strict=True) if p.key_or_group not in ("resume", "hydra.run.dir")
     ]
-    hydras = [o for o in arguments.overrides if o.startswith("hydra.")]
-    if run.config is not None and arguments.overrides == hydras:
+    if all(o.startswith("hydra.") for o in arguments.overrides) and run.config is not None:
         # Nothing to compose: the run's own configuration is complete, also where its groups are not at hand.
-        validate(run.config.copy(), config_name, Sources((run.folder / "config.yaml",)))
-        arguments.overrides = [*hydras, assign("resume", run.folder), assign("hydra.run.dir", run.folder)]
-        return run
-    given = {p.key_or_group for p in parsed}
-    arguments.overrides = [f"{g}={c}" for g, c in run.choices.items() if g not in given] + arguments.overrides
-    composed = compose_config(config_name, arguments.overrides, arguments.folders)
-    if run.config is None:
-        _check(composed, config_name)
+        composed = Composed(run.config.copy(), run.choices, Sources())
     else:
-        OmegaConf.resolve(composed.cfg)
-        composed.cfg = resume.merge(run, composed.cfg, parse(arguments.overrides))
+        given = {p.key_or_group for p in parsed}
+        arguments.overrides = [f"{g}={c}" for g, c in run.choices.items() if g not in given] + arguments.overrides
+        composed = compose_config(config_name, arguments.overrides, arguments.folders)
+        if run.config is not None:
+            OmegaConf.resolve(composed.cfg)
+            composed.cfg = resume.merge(run, composed.cfg, parse(arguments.overrides))
+    if run.config is not None:
         composed.sources = Sources((run.folder / "config.yaml",))
-        _check(composed, config_name)
+    _check(composed, config_name)
     # Lightning repeats sys.argv for the other ranks: they find the same run by its folder.
-    arguments.overrides = [*arguments.overrides, assign("resume", run.folder), assign("hydra.run.dir", run.folder)]
+    folder = written(str(run.folder))
+    arguments.overrides = [*arguments.overrides, f"resume={folder}", f"hydra.run.dir={folder}"]
     return run
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,9 +33,9 @@ class Composed:
     sources: Sources
 
 
-def assign(key: str, value: object) -> str:
-    """`key=value` with the value quoted for Hydra's grammar, whatever characters it holds."""
-    return f"{key}={json.dumps(str(value), ensure_ascii=False)}"
+def group_choices(hydra: Any) -> dict[str, str]:
+    """The choice of each of the project's groups, from Hydra's own node; groups without a choice are left out."""
+    return {k: str(v) for k, v in hydra.runtime.choices.items() if not k.startswith("hydra/") and v is not None}
 
 
 def drop_unchosen(cfg: DictConfig, choices: dict[str, str]) -> None:
@@ -97,7 +96,7 @@ def compose_config(config_name: str, overrides: list[str], folders: list[str] | 
         raise ConfigError(f"a configuration file cannot be read: {' '.join(str(error).split())}") from error
     except (HydraException, OmegaConfBaseException) as error:
         raise _unknown_key(error, config_name, overrides, search) from error
-    choices = {k: str(v) for k, v in cfg.hydra.runtime.choices.items() if not k.startswith("hydra/") and v is not None}
+    choices = group_choices(cfg.hydra)
     roots = [config_dir(), *(Path(f).resolve() for f in folders or [])]
     names = [config_name, *(f"{group}/{choice}" for group, choice in choices.items())]
     files = tuple(dict.fromkeys(f for name in reversed(names) for f in _files(name, roots)))

@@ -24,6 +24,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
+from neural_rdm.cli.grammar import written
 from neural_rdm.core.ranks import RANK_VARIABLES
 
 # No `from __future__ import annotations` here: Hydra's plugin scan fails on dataclasses with postponed annotations.
@@ -82,7 +83,7 @@ class SubprocessLauncher(Launcher):
                 self.module,
                 *overrides,
                 *shared,
-                f"hydra.run.dir={json.dumps(str(folder), ensure_ascii=False)}",
+                f"hydra.run.dir={written(str(folder))}",
                 "hydra.mode=RUN",
             ]
             for source in self.config.hydra.runtime.config_sources:

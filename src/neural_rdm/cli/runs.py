@@ -5,17 +5,16 @@ Everything that needs torch is imported inside the functions: `inherit` runs in 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
 from neural_rdm.cli.compose import parse
+from neural_rdm.cli.grammar import written
 from neural_rdm.core.config import Sources, as_plain, config_dir, validate
 from neural_rdm.core.errors import CheckpointError, ConfigError, UserError
 from neural_rdm.core.files import load_tensors
@@ -111,15 +110,6 @@ def inherit(overrides: list[str], groups: tuple[str, ...] = (), keys: tuple[str,
     first = [f"++{key}={written(value)}" for key, value in values.items()]
     rest = [text for text, o in zip(overrides, parsed, strict=True) if o.key_or_group != "run"]
     return [*first, *rest, f"run={written(str(folder))}"]
-
-
-def written(value: Any) -> str:
-    """A plain value as Hydra's grammar for overrides writes it, text in quotes."""
-    if isinstance(value, str):
-        return QuotedString(value, Quote.single).with_quotes()
-    if isinstance(value, list):
-        return f"[{','.join(map(written, value))}]"
-    return json.dumps(value)
 
 
 def _newest() -> Path:

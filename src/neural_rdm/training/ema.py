@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from neural_rdm.core.errors import CheckpointError
 from neural_rdm.training import parallel
+from neural_rdm.training.steps import StepCallback
 
 KEY = "ema"  # of the averaged weights in a checkpoint
 
 
-class EMA(pl.Callback):
+class EMA(StepCallback):
     """`average <- decay * average + (1 - decay) * weight` after every optimizer step, of every trainable weight.
 
     Averages are float32 whatever the training precision, sharded like the weights, and updated once per optimizer step,
@@ -35,8 +36,8 @@ class EMA(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The first hook after every strategy has restored a checkpoint."""
+        super().on_train_start(trainer, pl_module)
         self._prepare(pl_module.net)
-        self._seen = trainer.global_step
 
     def _prepare(self, net: nn.Module) -> None:
         """Start from the network's weights, or from what a checkpoint held."""
@@ -46,11 +47,8 @@ class EMA(pl.Callback):
             self._restore(self._loaded)
             self._loaded = None
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Update once per optimizer step."""
-        if trainer.global_step == self._seen:  # a micro-step of gradient accumulation
-            return
-        self._seen = trainer.global_step
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
         weights = _weights(pl_module.net)
         with torch.no_grad():

@@ -12,9 +12,10 @@ import lightning.pytorch as pl
 import torch
 
 from neural_rdm.core.errors import UserError
+from neural_rdm.training.steps import StepCallback
 
 
-class StopOnSignal(pl.Callback):
+class StopOnSignal(StepCallback):
     """At SIGTERM or Ctrl-C: finish the optimizer step, save, stop. All ranks stop after the same step.
 
     Lightning's own handler ends with exit code 0 and saves nothing, and in a multi-process run it starts a collective
@@ -25,7 +26,6 @@ class StopOnSignal(pl.Callback):
     def __init__(self) -> None:
         self.received = False
         self.signal = signal.SIGTERM
-        self._seen = 0
 
     @property
     def exit_code(self) -> int:
@@ -34,7 +34,7 @@ class StopOnSignal(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take the signals over from Lightning (which gives them back after fit)."""
-        self._seen = trainer.global_step
+        super().on_train_start(trainer, pl_module)
         owner = os.getpid()
 
         def handle(signum: int, frame: Any) -> None:
@@ -51,11 +51,8 @@ class StopOnSignal(pl.Callback):
             signal.signal(signal.SIGTERM, handle)
             signal.signal(signal.SIGINT, handle)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop after a whole optimizer step, never between micro-steps; `Checkpoints`, which runs later, saves it."""
-        if trainer.global_step == self._seen:
-            return
-        self._seen = trainer.global_step
         if trainer.world_size > 1:
             self.received = trainer.strategy.reduce_boolean_decision(self.received, all=False)
         if self.received:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from neural_rdm.core.records import StepRecords
 from neural_rdm.training import parallel
+from neural_rdm.training.steps import StepCallback
 
 
 class CSVLogger(Logger):
@@ -59,7 +60,7 @@ class CSVLogger(Logger):
         self.save()
 
 
-class Metrics(pl.Callback):
+class Metrics(StepCallback):
     """Mean losses since the last row, the gradient's norm and the learning rate, in one call every `every_n_steps`.
 
     Sums stay on the device between rows, so an ordinary step does not wait for it, and they are part of the checkpoint,
@@ -72,7 +73,6 @@ class Metrics(pl.Callback):
         self.count = 0
         self.grad_norm: Tensor | None = None
         self.last: dict[str, float] = {}
-        self._seen = 0
 
     def state_dict(self) -> dict[str, Any]:
         """The unfinished means, over all ranks (every rank calls this when a checkpoint is made)."""
@@ -88,7 +88,7 @@ class Metrics(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Move restored sums to the device."""
-        self._seen = trainer.global_step
+        super().on_train_start(trainer, pl_module)
         self.sums = {k: v.to(pl_module.device) for k, v in self.sums.items()}
 
     def _due(self, step: int, trainer: pl.Trainer) -> bool:
@@ -100,17 +100,19 @@ class Metrics(pl.Callback):
             self.grad_norm = parallel.gradient_norm(pl_module.net)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any) -> None:
-        """Add a micro-batch; log if a row is due."""
+        """Add a micro-batch."""
         for name, value in outputs.items():
             # Lightning hands back the loss divided by the number of micro-steps; the parts are means of the
             # micro-batch.
             value = value.detach() * (trainer.accumulate_grad_batches if name == "loss" else 1)
             self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
         self.count += 1
-        if trainer.global_step == self._seen or not self._due(trainer.global_step, trainer):
-            self._seen = trainer.global_step
+        super().on_train_batch_end(trainer, pl_module)
+
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log if a row is due."""
+        if not self._due(trainer.global_step, trainer):
             return
-        self._seen = trainer.global_step
         totals = parallel.sum_over_ranks(torch.stack(list(self.sums.values()))) / (self.count * trainer.world_size)
         row = {f"train/{name}": value for name, value in zip(self.sums, totals.tolist(), strict=True)}
         if self.grad_norm is not None:

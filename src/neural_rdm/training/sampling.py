@@ -15,6 +15,7 @@ from neural_rdm.diffusion.samplers import Sampler, sample
 from neural_rdm.reports.grids import save_grid
 from neural_rdm.training.ema import averaged
 from neural_rdm.training.module import NeuralRDM
+from neural_rdm.training.steps import StepCallback
 
 
 def draw(
@@ -55,7 +56,7 @@ def class_labels(num_classes: int, per_class: int, max_classes: int) -> Tensor |
     return torch.arange(min(num_classes, max_classes)).repeat_interleave(per_class) if num_classes else None
 
 
-class SampleGrid(pl.Callback):
+class SampleGrid(StepCallback):
     """`samples/step=N.png` every so many optimizer steps: one row a class, drawn with the averaged weights.
 
     Args:
@@ -67,19 +68,13 @@ class SampleGrid(pl.Callback):
     def __init__(self, every_n_steps: int = 10_000, per_class: int = 4, max_classes: int = 8) -> None:
         self.every_n_steps, self.per_class, self.max_classes = every_n_steps, per_class, max_classes
         self.sampler = Sampler()
-        self._seen = -1
         self._told = False
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """The step that a run is resumed from has its grid."""
-        self._seen = trainer.global_step
-
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+    def on_step_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Draw a grid when it is due."""
         step = trainer.global_step
-        if step == self._seen or step == 0 or step % self.every_n_steps:
+        if step % self.every_n_steps:
             return
-        self._seen = step
         self.save(
             trainer, pl_module, Path(trainer.default_root_dir) / "samples" / f"step={step:09d}.png", progress=False
         )

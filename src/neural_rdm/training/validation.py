@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import lightning.pytorch as pl
 import torch
 
 from neural_rdm.training import parallel
 from neural_rdm.training.ema import averaged
+from neural_rdm.training.steps import StepCallback
 
 
-class Validation(pl.Callback):
+class Validation(StepCallback):
     """Logs `val/loss` (and its parts) every so many optimizer steps; nothing where the data have no validation split.
 
     It runs inside the training step's end, before the step's checkpoint is written, and not in Lightning's validation
@@ -23,19 +22,13 @@ class Validation(pl.Callback):
 
     def __init__(self, every_n_steps: int = 5000) -> None:
         self.every_n_steps = every_n_steps
-        self._seen = -1
         self.last: dict[str, float] = {}
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The step that a run is resumed from has been validated."""
-        self._seen = trainer.global_step
-
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Validate when it is due."""
         step = trainer.global_step
-        if step == self._seen or step == 0 or step % self.every_n_steps:
+        if step % self.every_n_steps:
             return
-        self._seen = step
         data = trainer.datamodule
         size = data.val_size
         if size == 0:
