@@ -11,8 +11,13 @@ shims.install()
 
 __version__ = "0.1.0"
 
-_EXPORTS = {"DiT": "neural_rdm.backbones.dit"}
-__all__ = ["DiT"]
+_EXPORTS = {
+    "DiT": "neural_rdm.backbones.dit",
+    "Latte": "neural_rdm.backbones.latte",
+    "grow": "neural_rdm.surgery.grow",
+    "load_official": "neural_rdm.surgery.official",
+}
+__all__ = ["DiT", "Latte", "grow", "load_official"]
 
 
 def __getattr__(name: str) -> Any:

@@ -12,17 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from neural_rdm.backbones.layers import (
-    Attention,
+    CrossAttention,
     FinalLayer,
     LabelEmbedder,
-    Mlp,
     PatchEmbed,
+    Registers,
+    Shift,
+    Style,
     TimestepEmbedder,
     modulate,
+    rows,
     sincos_2d,
     unpatchify,
 )
-from neural_rdm.residual import Residual
+from neural_rdm.residual import Residual, Unit
 
 #: hidden_size, depth and num_heads of the published sizes; the patch size (2, 4, 8) is the second half of their names
 DIT_SIZES: dict[str, dict[str, int]] = {
@@ -32,39 +35,78 @@ DIT_SIZES: dict[str, dict[str, int]] = {
     "XL": {"hidden_size": 1152, "depth": 28, "num_heads": 16},
 }
 
+Text = tuple[Tensor, "Tensor | None"]  # context [B, L, E] and its mask [B, L]
+
 
 class DiTBlock(nn.Module):
-    """Two residual units, attention and MLP, whose branches are conditioned by adaLN-Zero."""
+    """Two residual units, attention and MLP, whose branches are conditioned by adaLN-Zero; with a text a third, in
+    between, that attends to it.
+
+    Args:
+        grid: the tokens along each axis that attend to one another: (side, side), or (frames,).
+        gate_init: start of the adaLN gates.
+        context_dim: width of the text's tokens, or None.
+        shared: the network makes the modulation of all blocks, and each only shifts it (adaLN-single).
+    """
 
     def __init__(
-        self, hidden_size: int, num_heads: int, mlp_ratio: float, residual: Residual, gate_init: float
+        self,
+        hidden_size: int,
+        num_heads: int,
+        mlp_ratio: float,
+        residual: Residual,
+        gate_init: float,
+        grid: tuple[int, ...],
+        context_dim: int | None = None,
+        style: Style = Style(),  # noqa: B008 (frozen)
+        shared: bool = False,
     ) -> None:
         super().__init__()
-        self.attn_norm = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
-        self.attn = Attention(hidden_size, num_heads=num_heads, qkv_bias=True)
+        self.attn_norm = style.norm_layer(hidden_size)
+        self.attn = style.attention_layer(hidden_size, num_heads, grid)
         self.attn_unit = residual.unit(hidden_size, time_dim=hidden_size)
-        self.mlp_norm = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
-        self.mlp = Mlp(hidden_size, int(hidden_size * mlp_ratio), act_layer=lambda: nn.GELU(approximate="tanh"))
+        if context_dim is not None:
+            self.cross_norm = style.norm_layer(hidden_size)
+            self.cross_attn = CrossAttention(hidden_size, context_dim, num_heads)
+            self.cross_unit = residual.unit(hidden_size, time_dim=hidden_size)
+        self.mlp_norm = style.norm_layer(hidden_size)
+        self.mlp = style.mlp_layer(hidden_size, int(hidden_size * mlp_ratio))
         self.mlp_unit = residual.unit(hidden_size, time_dim=hidden_size)
-        # Index 1 keeps the official key; the SiLU before it is the same for every block, so DiT.forward applies it
+        # Index 1 keeps the official key; the SiLU before it is the same for every block, so the network applies it
         # once.
-        self.adaLN_modulation = nn.Sequential(nn.Identity(), nn.Linear(hidden_size, 6 * hidden_size))
+        last = Shift(6 * hidden_size) if shared else nn.Linear(hidden_size, 6 * hidden_size)
+        self.adaLN_modulation = nn.Sequential(nn.Identity(), last)
         self.gate_init = gate_init
 
-    def forward(self, z: Tensor, c: Tensor, e: Tensor) -> Tensor:
-        """z [B, N, D], c = SiLU(condition) [B, D], e = timestep embedding [B, D] -> [B, N, D]."""
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(c).chunk(6, dim=1)
+    def forward(self, z: Tensor, c: Tensor, e: Tensor, text: Text | None = None) -> Tensor:
+        """z [R, N, D], c = SiLU(condition) [B, D], e = timestep embedding [B, D], R a multiple of B -> [R, N, D]."""
+        e = rows(e, len(z))
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = rows(self.adaLN_modulation(c), len(z)).chunk(6, dim=1)
         z = self.attn_unit(z, lambda h: self.attn(modulate(self.attn_norm(h), shift_a, scale_a)), gate_a, e)
+        if text is not None:
+            z = self.cross_unit(z, lambda h: self.cross_attn(self.cross_norm(h), *text), None, e)
         return self.mlp_unit(z, lambda h: self.mlp(modulate(self.mlp_norm(h), shift_m, scale_m)), gate_m, e)
 
-    def reset_modulation(self) -> None:
-        """adaLN-Zero: shifts, scales and gates start at 0; the gates at 1 where the rule starts at zero itself."""
-        linear = self.adaLN_modulation[1]
-        nn.init.zeros_(linear.weight)
-        nn.init.zeros_(linear.bias)
-        with torch.no_grad():
-            gates = linear.bias.view(6, -1)[[2, 5]]
-            linear.bias.view(6, -1)[[2, 5]] = torch.full_like(gates, self.gate_init)
+    def last_layers(self) -> list[tuple[Unit, nn.Linear]]:
+        """Every unit, in run order, with the last affine layer of its branch."""
+        pairs = [(self.attn_unit, self.attn.proj), (self.mlp_unit, self.mlp.fc2)]
+        if hasattr(self, "cross_unit"):
+            pairs.insert(1, (self.cross_unit, self.cross_attn.proj))
+        return pairs
+
+    @torch.no_grad()
+    def reset_branches(self) -> None:
+        """adaLN-Zero: shifts, scales and gates start at 0, the gates at 1 where the rule starts at zero itself.
+
+        Cross-attention has no adaLN gate: there the last projection starts at zero, unless the rule does.
+        """
+        last = self.adaLN_modulation[1]
+        if isinstance(last, nn.Linear):
+            nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        last.bias.view(6, -1)[[2, 5]] = torch.full_like(last.bias.view(6, -1)[[2, 5]], self.gate_init)
+        if hasattr(self, "cross_unit") and self.cross_unit.start == "plain":
+            nn.init.zeros_(self.cross_attn.proj.weight)
 
 
 class DiT(nn.Module):
@@ -75,18 +117,22 @@ class DiT(nn.Module):
         patch_size: side of a token's patch.
         in_channels: channels of the input.
         hidden_size: width D of the residual stream; a multiple of `num_heads` and of 4 (position table).
-        depth: blocks; each holds two residual units.
+        depth: blocks; each holds two residual units, three with a text.
         num_heads: attention heads.
         mlp_ratio: width of the MLP over D.
-        class_dropout_prob: the rate of label dropout it is trained with; above 0 the table has a null class,
-            `num_classes`. The dropout itself belongs to the training step (`conditioning.labels`).
-        num_classes: class labels; 0 builds an unconditional network.
+        class_dropout_prob: the rate at which it is trained without its condition; above 0 the label table has a null
+            class, `num_classes`. The dropout itself belongs to the training step (`conditioning.labels`).
+        num_classes: class labels; 0 builds a network without them.
         learn_sigma: predict the variance too: 2 * in_channels outputs.
+        context_dim: width of the tokens of a text that every block attends to; None for no text.
         residual: the residual rule, by name or as a `Residual`.
         adaln_gate_init: start of the adaLN gates; None for 0 (adaLN-Zero), or 1 where the rule starts at zero itself.
+        adaln: `block`, or `single`: one modulation network for all blocks, which only shift it (PixArt); saves a fifth
+            of the parameters.
+        qk_norm, norm, mlp, positions, register_tokens, attention: see `layers.Style`.
 
     Raises:
-        ValueError: sizes that do not divide, an unknown rule, two zero factors in series.
+        ValueError: sizes that do not divide, an unknown rule or option, two zero factors in series.
     """
 
     def __init__(
@@ -102,37 +148,52 @@ class DiT(nn.Module):
         num_classes: int = 1000,
         learn_sigma: bool = True,
         *,
+        context_dim: int | None = None,
         residual: str | Residual = "gated",
         adaln_gate_init: float | None = None,
+        adaln: str = "block",
+        qk_norm: bool = False,
+        norm: str = "layer",
+        mlp: str = "gelu",
+        positions: str = "sincos",
+        register_tokens: int = 0,
+        attention: str = "auto",
     ) -> None:
         super().__init__()
         if hidden_size % num_heads or hidden_size % 4:
             raise ValueError(f"hidden_size={hidden_size} must be a multiple of num_heads={num_heads} and of 4")
         if input_size % patch_size:
             raise ValueError(f"input_size={input_size} must be a multiple of patch_size={patch_size}")
+        if adaln not in ("block", "single"):
+            raise ValueError(f"adaln={adaln!r} is not one of block, single")
         residual = Residual.of(residual)
-        gate_init = residual.gate_init(adaln_gate_init)
-        self.input_size, self.patch_size, self.in_channels, self.hidden_size = (
-            input_size,
-            patch_size,
-            in_channels,
-            hidden_size,
-        )
+        self.input_size, self.patch_size, self.in_channels = input_size, patch_size, in_channels
+        self.hidden_size, self.num_heads, self.mlp_ratio = hidden_size, num_heads, mlp_ratio
         self.out_channels = in_channels * 2 if learn_sigma else in_channels
         self.num_classes, self.class_dropout_prob, self.learn_sigma = num_classes, class_dropout_prob, learn_sigma
-        self.rule = residual.unit_class
+        self.context_dim = context_dim
+        self.residual, self.rule = residual, residual.unit_class
+        self.gate_init = residual.gate_init(adaln_gate_init)
+        self.style, self.shared = Style(qk_norm, norm, mlp, positions, register_tokens, attention), adaln == "single"
 
         self.x_embedder = PatchEmbed(input_size, patch_size, in_channels, hidden_size, bias=True)
         self.t_embedder = TimestepEmbedder(hidden_size)
         if num_classes > 0:
             self.y_embedder = LabelEmbedder(num_classes, hidden_size, has_null=class_dropout_prob > 0)
-        tokens = (input_size // patch_size) ** 2
-        self.pos_embed = nn.Parameter(torch.zeros(1, tokens, hidden_size), requires_grad=False)
-        self.blocks = nn.ModuleList(
-            DiTBlock(hidden_size, num_heads, mlp_ratio, residual, gate_init) for _ in range(depth)
-        )
+        self.side = input_size // patch_size
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.side**2, hidden_size), requires_grad=False)
+        self.registers = Registers(register_tokens, hidden_size) if register_tokens else nn.Identity()
+        self.modulation = nn.Linear(hidden_size, 6 * hidden_size) if self.shared else nn.Identity()
+        self.blocks = self._blocks(depth)
         self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
         self.initialize_weights()
+
+    def _blocks(self, depth: int) -> nn.ModuleList:
+        return nn.ModuleList(self._block((self.side, self.side), self.context_dim) for _ in range(depth))
+
+    def _block(self, grid: tuple[int, ...], context_dim: int | None) -> DiTBlock:
+        sizes = self.hidden_size, self.num_heads, self.mlp_ratio
+        return DiTBlock(*sizes, self.residual, self.gate_init, grid, context_dim, self.style, self.shared)
 
     @classmethod
     def named(cls, name: str, **arguments: Any) -> DiT:
@@ -141,15 +202,20 @@ class DiT(nn.Module):
         Raises:
             ValueError: no such size.
         """
-        size, _, patch = name.removeprefix("DiT-").partition("/")
+        size, _, patch = name.removeprefix(f"{cls.__name__}-").partition("/")
         if size not in DIT_SIZES or patch not in ("2", "4", "8"):
-            raise ValueError(f"{name!r} is not DiT-{{{','.join(DIT_SIZES)}}}/{{2,4,8}}")
+            raise ValueError(f"{name!r} is not {cls.__name__}-{{{','.join(DIT_SIZES)}}}/{{2,4,8}}")
         return cls(patch_size=int(patch), **DIT_SIZES[size], **arguments)
 
     @property
     def null_class(self) -> int | None:
         """The label that stands for "no class" in guidance, or None where the network has none."""
         return self.num_classes if self.num_classes > 0 and self.class_dropout_prob > 0 else None
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of one sample."""
+        return self.in_channels, self.input_size, self.input_size
 
     def initialize_weights(self) -> None:
         """The official initialisation: Xavier linears, N(0, 0.02) embedders, zeros where the output must start at 0."""
@@ -158,8 +224,9 @@ class DiT(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        with torch.no_grad():
-            self.pos_embed.copy_(sincos_2d(self.hidden_size, self.input_size // self.patch_size)[None])
+        if self.style.positions == "sincos":
+            with torch.no_grad():
+                self.pos_embed.copy_(sincos_2d(self.hidden_size, self.side)[None])
         projection = self.x_embedder.proj
         nn.init.xavier_uniform_(projection.weight.view(projection.weight.shape[0], -1))
         nn.init.zeros_(projection.bias)
@@ -167,32 +234,53 @@ class DiT(nn.Module):
             nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
         nn.init.normal_(self.t_embedder.mlp[0].weight, std=0.02)
         nn.init.normal_(self.t_embedder.mlp[2].weight, std=0.02)
+        if isinstance(self.registers, Registers):
+            nn.init.normal_(self.registers.tokens, std=0.02)
+        if self.shared:
+            nn.init.zeros_(self.modulation.weight)
         for block in self.blocks:
-            block.reset_modulation()
+            block.reset_branches()
         for linear in (self.final_layer.adaLN_modulation[1], self.final_layer.linear):
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor | None = None,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+    ) -> Tensor:
         """Predict the noise (and, with `learn_sigma`, the variance's interpolation) of a noisy batch.
 
         Args:
             x: [B, in_channels, input_size, input_size].
             t: timesteps [B], 0 to 999.
-            y: class labels [B], 0 to num_classes (the null class); None for an unconditional network.
+            y: class labels [B], 0 to num_classes (the null class); None for a network without labels.
+            context: a text's tokens [B, L, context_dim]; None for a network without a text.
+            context_mask: bool [B, L], True for its tokens and False for padding; None where there is no padding.
 
         Returns:
             [B, out_channels, input_size, input_size].
         """
-        if (y is None) != (self.num_classes <= 0):
-            raise ValueError(
-                f"DiT with num_classes={self.num_classes} was called {'without' if y is None else 'with'} labels y"
-            )
-        z = self.x_embedder(x) + self.pos_embed
+        self._refuse(y, context)
+        z = self.registers(self.x_embedder(x) + self.pos_embed)
         e = self.t_embedder(t)
         c = nn.functional.silu(e if y is None else e + self.y_embedder(y))
+        modulation, text = self.modulation(c), None if context is None else (context, context_mask)
         z = self.rule.open(z)
         for block in self.blocks:
-            z = block(z, c, e)
-        z = self.rule.close(z)
+            z = block(z, modulation, e, text)
+        z = self.rule.close(z)[:, self.style.register_tokens :]
         return unpatchify(self.final_layer(z, c), self.patch_size, self.out_channels)
+
+    def _refuse(self, y: Tensor | None, context: Tensor | None) -> None:
+        """Refuse a condition that this network does not take, and the lack of one that it does."""
+        name = type(self).__name__
+        if (y is None) != (self.num_classes <= 0):
+            given = "without" if y is None else "with"
+            raise ValueError(f"{name} with num_classes={self.num_classes} was called {given} labels y")
+        if (context is None) != (self.context_dim is None):
+            given = "without" if context is None else "with"
+            raise ValueError(f"{name} with context_dim={self.context_dim} was called {given} a text, context")

@@ -1,27 +1,35 @@
 """Layers that DiT and its relatives share. Parameter names are those of the official DiT code, so that its weights
 load.
 
-Attention, MLP and patch embedding are timm's, as in the official code.
+Attention, MLP and patch embedding are timm's, as in the official code. `Style` chooses what later transformers do
+otherwise; its default is DiT.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from timm.layers import Attention, Mlp, PatchEmbed
+from timm.layers import Attention, Mlp, PatchEmbed, SwiGLU
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 __all__ = [
-    "Attention",
+    "CrossAttention",
     "FinalLayer",
     "LabelEmbedder",
-    "Mlp",
     "PatchEmbed",
+    "Registers",
+    "Shift",
+    "Style",
     "TimestepEmbedder",
     "modulate",
+    "rows",
+    "sincos_1d",
     "sincos_2d",
     "unpatchify",
 ]
@@ -30,6 +38,176 @@ __all__ = [
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """`x * (1 + scale) + shift`; x [B, N, D], shift and scale [B, D]."""
     return torch.addcmul(shift.unsqueeze(1), x, 1 + scale.unsqueeze(1))
+
+
+def rows(x: Tensor, count: int) -> Tensor:
+    """`x` [B, D] with every row repeated so that there are `count` [count, D]: one for each frame or each place."""
+    return x if len(x) == count else x.repeat_interleave(count // len(x), dim=0)
+
+
+@dataclass(frozen=True)
+class Style:
+    """What later transformers do otherwise than DiT, each off by default.
+
+    Args:
+        qk_norm: normalise queries and keys per head (ViT-22B).
+        norm: `layer` or `rms` (no mean is removed, so a scalar beta is no longer invisible).
+        mlp: `gelu`, or `swiglu` with 2/3 of the width, which keeps the number of parameters (LightningDiT).
+        positions: `sincos` (a fixed table added once) or `rope` (queries and keys turned in every block; no table).
+        register_tokens: learned tokens beside those of the image (Darcet et al. 2024).
+        attention: kernel of scaled dot-product attention: `auto` (torch's choice), `math`, `flash`, `efficient`,
+            `cudnn`.
+
+    Raises:
+        ValueError: an unknown value, naming the choices.
+    """
+
+    qk_norm: bool = False
+    norm: str = "layer"
+    mlp: str = "gelu"
+    positions: str = "sincos"
+    register_tokens: int = 0
+    attention: str = "auto"
+
+    def __post_init__(self) -> None:
+        for key, choices in {
+            "norm": ("layer", "rms"),
+            "mlp": ("gelu", "swiglu"),
+            "positions": ("sincos", "rope"),
+            "attention": ("auto", *_BACKENDS),
+        }.items():
+            if getattr(self, key) not in choices:
+                raise ValueError(f"{key}={getattr(self, key)!r} is not one of {', '.join(choices)}")
+        if self.register_tokens < 0:
+            raise ValueError(f"register_tokens={self.register_tokens} must be 0 or more")
+
+    def norm_layer(self, dim: int) -> nn.Module:
+        """The norm in front of a branch; adaLN supplies scale and shift."""
+        kind = nn.LayerNorm if self.norm == "layer" else nn.RMSNorm
+        return kind(dim, elementwise_affine=False, eps=1e-6)
+
+    def attention_layer(self, dim: int, num_heads: int, grid: tuple[int, ...]) -> nn.Module:
+        """Self-attention over the tokens of a `grid` ((side, side) or (frames,)) behind the register tokens."""
+        kind: type[nn.Module] = Attention if self.positions == "sincos" else RotaryAttention
+        if self.attention != "auto":
+            kind = type(f"{kind.__name__}_{self.attention}", (_Pinned, kind), {"backend": _BACKENDS[self.attention]})
+        options: dict[str, Any] = {"qkv_bias": True}
+        if self.qk_norm:
+            options |= {"qk_norm": True, "norm_layer": nn.LayerNorm if self.norm == "layer" else nn.RMSNorm}
+        if self.positions == "rope":
+            options |= {"grid": grid, "unturned": self.register_tokens if len(grid) == 2 else 0}
+        return kind(dim, num_heads=num_heads, **options)
+
+    def mlp_layer(self, dim: int, hidden: int) -> nn.Module:
+        """The MLP; its last layer is called fc2 in either form."""
+        if self.mlp == "swiglu":
+            return SwiGLU(dim, int(hidden * 2 / 3), align_to=8)
+        return Mlp(dim, hidden, act_layer=lambda: nn.GELU(approximate="tanh"))
+
+
+_BACKENDS = {
+    "math": SDPBackend.MATH,
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+}
+
+
+class _Pinned(nn.Module):
+    """Mixed into an attention layer: its kernel is `backend`."""
+
+    backend: SDPBackend
+
+    def forward(self, x: Tensor) -> Tensor:
+        with sdpa_kernel(self.backend):
+            return super().forward(x)
+
+
+class RotaryAttention(Attention):
+    """Self-attention whose queries and keys are turned by their place, so that scores depend on distances (RoFormer).
+
+    Each axis of the grid turns an equal share of every head's channels, in pairs.
+
+    Args:
+        grid: tokens along each axis, last axis fastest.
+        unturned: tokens in front that have no place.
+
+    Raises:
+        ValueError: the channels of a head do not split into pairs for each axis.
+    """
+
+    def __init__(self, dim: int, num_heads: int, grid: tuple[int, ...], unturned: int = 0, **options: Any) -> None:
+        super().__init__(dim, num_heads=num_heads, **options)
+        pairs, rest = divmod(dim // num_heads, 2 * len(grid))
+        if rest:
+            raise ValueError(f"positions=rope needs channels of a head, {dim // num_heads}, in {2 * len(grid)}s")
+        frequencies = 10000.0 ** (-torch.arange(pairs, dtype=torch.float64, device="cpu") / pairs)
+        axes = torch.meshgrid(*(torch.arange(n, dtype=torch.float64, device="cpu") for n in grid), indexing="ij")
+        angles = torch.cat([axis.flatten()[:, None] * frequencies for axis in axes], dim=1)  # [N, head_dim / 2]
+        angles = torch.cat([angles.new_zeros(unturned, angles.shape[1]), angles])
+        self.register_buffer("cos", angles.cos().float(), persistent=False)
+        self.register_buffer("sin", angles.sin().float(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, N, D] -> [B, N, D]."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
+        q, k = self.turn(self.q_norm(q)), self.turn(self.k_norm(k))
+        out = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+    def turn(self, x: Tensor) -> Tensor:
+        """Turn [B, heads, N, head_dim]: channel i and i + head_dim/2 are one pair."""
+        a, b = x.float().chunk(2, dim=-1)
+        return torch.cat([a * self.cos - b * self.sin, a * self.sin + b * self.cos], dim=-1).to(x.dtype)
+
+
+class CrossAttention(nn.Module):
+    """Tokens attend to a text: [R, N, D] and context [B, L, E] -> [R, N, D], R a multiple of B (the frames of a clip).
+
+    Its last projection starts at zero, so that adding it to trained weights changes nothing.
+    """
+
+    def __init__(self, dim: int, context_dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(context_dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        """mask: bool [B, L], True for a token of the text; a text without any contributes nothing."""
+        batch = len(context)
+        q = self.q(x).reshape(batch, -1, self.num_heads, x.shape[-1] // self.num_heads).transpose(1, 2)
+        k, v = self.kv(context).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        if mask is None:
+            mask = torch.ones(context.shape[:2], dtype=torch.bool, device=x.device)
+        some = mask.any(dim=1, keepdim=True)
+        # softmax over no token at all is NaN: such a text attends to its padding, and is then multiplied by 0
+        out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=(mask | ~some)[:, None, None])
+        out = out.transpose(1, 2).flatten(2) * some[..., None]
+        return self.proj(out.reshape(x.shape))
+
+
+class Registers(nn.Module):
+    """Tokens [B, N, D] -> [B, R + N, D]: learned tokens in front; the network cuts them off before its last layer."""
+
+    def __init__(self, count: int, dim: int) -> None:
+        super().__init__()
+        self.tokens = nn.Parameter(torch.zeros(1, count, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.tokens.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
+
+
+class Shift(nn.Module):
+    """`x + bias`: what a block keeps of its own modulation where the network shares one (adaLN-single, PixArt)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.bias
 
 
 class TimestepEmbedder(nn.Module):

@@ -1,0 +1,194 @@
+"""Latte (Ma et al., "Latte: Latent Diffusion Transformer for Video Generation") on gated residual units: Neural-RDM-F.
+
+DiT's blocks, by turns over the places of each frame (even ones) and over the frames at each place (odd ones). Parameter
+names, initialisation and arithmetic are those of the official `latte.py` and `latte_img.py`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from neural_rdm.backbones.dit import DiT
+from neural_rdm.backbones.layers import rows, sincos_1d, unpatchify
+from neural_rdm.residual import Residual
+
+#: what conditions the network: our names -> the official numbers
+EXTRAS = {"unconditional": 1, "class": 2, "text": 78}
+CLIP_TOKENS, CLIP_DIM = 77, 768  # of the text that `extras="text"` reads
+
+
+class Latte(DiT):
+    """Diffusion transformer for square clips, or for images with `num_frames=1`.
+
+    An image is a clip of one frame: the temporal blocks are left out, and the spatial ones keep their numbers, so that
+    image and video networks share weights.
+
+    Args:
+        num_frames: frames of a clip, F.
+        extras: what conditions it beside the timestep: `unconditional` (official: 1), `class` (2) or `text` (78: 77
+            CLIP tokens, projected and added to the timestep's embedding).
+        depth: blocks, even: half of them spatial, half temporal.
+        context_dim: width of the tokens of a text that every spatial block attends to; None for none.
+
+    The other arguments are DiT's.
+
+    Raises:
+        ValueError: as DiT; an odd depth, an unknown `extras`, or two texts.
+    """
+
+    def __init__(
+        self,
+        input_size: int = 32,
+        patch_size: int = 2,
+        in_channels: int = 4,
+        hidden_size: int = 1152,
+        depth: int = 28,
+        num_heads: int = 16,
+        mlp_ratio: float = 4.0,
+        num_frames: int = 16,
+        class_dropout_prob: float = 0.1,
+        num_classes: int = 1000,
+        learn_sigma: bool = True,
+        extras: int | str = 1,
+        *,
+        context_dim: int | None = None,
+        residual: str | Residual = "gated",
+        adaln_gate_init: float | None = None,
+        adaln: str = "block",
+        qk_norm: bool = False,
+        norm: str = "layer",
+        mlp: str = "gelu",
+        positions: str = "sincos",
+        register_tokens: int = 0,
+        attention: str = "auto",
+    ) -> None:
+        extras = EXTRAS.get(str(extras), extras)
+        if extras not in EXTRAS.values():
+            names = ", ".join(f"{name} ({number})" for name, number in EXTRAS.items())
+            raise ValueError(f"extras={extras!r} is not one of {names}")
+        if depth % 2:
+            raise ValueError(f"depth={depth} must be even: spatial and temporal blocks take turns")
+        if extras == 78 and context_dim is not None:
+            raise ValueError(f"extras=text reads its own text; leave out context_dim={context_dim}")
+        if num_frames < 1:
+            raise ValueError(f"num_frames={num_frames} must be at least 1")
+        self.num_frames, self.extras = num_frames, extras
+        super().__init__(
+            input_size,
+            patch_size,
+            in_channels,
+            hidden_size,
+            depth,
+            num_heads,
+            mlp_ratio,
+            class_dropout_prob,
+            num_classes if extras == 2 else 0,
+            learn_sigma,
+            context_dim=context_dim,
+            residual=residual,
+            adaln_gate_init=adaln_gate_init,
+            adaln=adaln,
+            qk_norm=qk_norm,
+            norm=norm,
+            mlp=mlp,
+            positions=positions,
+            register_tokens=register_tokens,
+            attention=attention,
+        )
+
+    def _blocks(self, depth: int) -> nn.ModuleList:
+        blocks = nn.ModuleList()
+        for i in range(depth):
+            if i % 2 == 0:
+                blocks.add_module(str(i), self._block((self.side, self.side), self.context_dim))
+            elif self.num_frames > 1:
+                blocks.add_module(str(i), self._block((self.num_frames,), None))
+        if self.num_frames > 1:
+            self.temp_embed = nn.Parameter(torch.zeros(1, self.num_frames, self.hidden_size), requires_grad=False)
+        if self.extras == 78:
+            self.context_dim = CLIP_DIM
+            project = nn.Linear(CLIP_TOKENS * CLIP_DIM, self.hidden_size)
+            self.text_embedding_projection = nn.Sequential(nn.SiLU(), project)
+        return blocks
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """(F, C, H, W) of one clip, or (C, H, W) of one image."""
+        image = super().input_shape
+        return image if self.num_frames == 1 else (self.num_frames, *image)
+
+    def initialize_weights(self) -> None:
+        """DiT's, and the fixed table of the frames."""
+        super().initialize_weights()
+        if self.num_frames > 1 and self.style.positions == "sincos":
+            with torch.no_grad():
+                table = sincos_1d(self.hidden_size, np.arange(self.num_frames, dtype=np.float64))
+                self.temp_embed.copy_(torch.from_numpy(table)[None])
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor | None = None,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Predict the noise (and, with `learn_sigma`, the variance's interpolation) of noisy clips.
+
+        Args:
+            x: [B, F, in_channels, input_size, input_size]; images [B, C, H, W] where num_frames = 1. In joint training
+                I independent images follow the frames of each clip, [B, F + I, ...]: the temporal blocks pass them by.
+            t: timesteps [B], 0 to 999.
+            y: class labels [B], or [B, 1 + I]: the clip's, then each image's; None without `extras="class"`.
+            context: a text's tokens [B, L, context_dim]; for `extras="text"` [B, 77, 768].
+            context_mask: bool [B, L], True for tokens, False for padding; not used by `extras="text"`.
+
+        Returns:
+            x's shape, with out_channels.
+        """
+        self._refuse(y, context)
+        batch, frames = len(x), 1 if x.ndim == 4 else x.shape[1]
+        if frames < self.num_frames or (frames > 1 and self.num_frames == 1):
+            raise ValueError(f"Latte with num_frames={self.num_frames} was called with clips of {frames} frames")
+        z = self.registers(self.x_embedder(x.reshape(-1, *x.shape[-3:])) + self.pos_embed)  # [(B frames), N, D]
+        e = self.t_embedder(t)
+        c = self._condition(e, y, context)  # [B, D], or [B, 1 + I, D]
+        clip, each = (c, c) if c.ndim == 2 else (c[:, 0], self._each_frame(c, frames).flatten(0, 1))
+        modulation, temporal = self.modulation(each), self.modulation(clip)
+        text = None if context is None or self.extras == 78 else (context, context_mask)
+
+        z = self.rule.open(z)
+        for name, block in self.blocks.named_children():
+            if int(name) % 2 == 0:
+                z = block(z, modulation, e if c.ndim == 2 else rows(e, len(each)), text)
+                continue
+            images = self.rule.map(z, lambda s: s.unflatten(0, (batch, frames))[:, self.num_frames :])
+            z = self.rule.map(z, lambda s: s.unflatten(0, (batch, frames))[:, : self.num_frames])
+            z = self.rule.map(z, lambda s: s.transpose(1, 2).flatten(0, 1))  # [(B N), F, D]
+            if name == "1":
+                z = self.rule.map(z, lambda s: s + self.temp_embed)
+            z = block(z, temporal, e)
+            z = self.rule.map(z, lambda s: s.unflatten(0, (batch, -1)).transpose(1, 2))
+            if frames > self.num_frames:
+                z = torch.cat([z, images], dim=1)
+            z = self.rule.map(z, lambda s: s.flatten(0, 1))
+        z = self.rule.close(z)[:, self.style.register_tokens :]
+        patches = self.final_layer(z, rows(each, len(z)))
+        return unpatchify(patches, self.patch_size, self.out_channels).reshape(*x.shape[:-3], -1, *x.shape[-2:])
+
+    def _condition(self, e: Tensor, y: Tensor | None, context: Tensor | None) -> Tensor:
+        """SiLU of the timestep's embedding [B, D] plus that of labels [B] or [B, 1 + I] or of a CLIP text."""
+        if y is not None:
+            label = self.y_embedder(y)
+            e = e + label if y.ndim == 1 else e[:, None] + label
+        elif self.extras == 78 and context is not None:
+            e = e + self.text_embedding_projection(context.flatten(1))
+        return nn.functional.silu(e)
+
+    def _each_frame(self, c: Tensor, frames: int) -> Tensor:
+        """[B, 1 + I, D], the clip's condition and each image's -> [B, F + I, D]."""
+        if c.shape[1] != 1 + frames - self.num_frames:
+            raise ValueError(f"labels of {c.shape[1] - 1} images for {frames - self.num_frames}")
+        return torch.cat([c[:, :1].expand(-1, self.num_frames, -1), c[:, 1:]], dim=1)
