@@ -65,6 +65,8 @@ class Unit(nn.Module):
     has_alpha = False
     has_beta = False
     alpha_start = 1.0
+    #: whether alpha multiplies the branch, so that alpha = 0 and beta = 0 leave the stream as it is
+    scales_branch = False
     #: what the unit computes at its start: `plain` (z + F) or `identity` (z)
     start: Literal["plain", "identity"] = "plain"
 
@@ -170,7 +172,7 @@ class Gated(Unit):
     alpha is multiplied onto the block's gate g first, so that its gradient keeps no second copy of the branch's output.
     """
 
-    has_alpha = has_beta = True
+    has_alpha = has_beta = scales_branch = True
 
     def write(self, z: Tensor, f: Tensor, g: Tensor | None = None, e: Tensor | None = None) -> Tensor:
         alpha, beta = self.effective("alpha", e), self.effective("beta", e)
@@ -204,7 +206,7 @@ class Skip(Unit):
 class ReZero(Unit):
     """Variant-4: `z + alpha * F(z)`, `alpha = 0` at the start [P]."""
 
-    has_alpha = True
+    has_alpha = scales_branch = True
     alpha_start = 0.0
     start = "identity"
 

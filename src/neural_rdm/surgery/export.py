@@ -1,0 +1,150 @@
+"""Our networks out: the official state dict, and diffusers' transformer, where the gates allow it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from neural_rdm.backbones.dit import DiT
+from neural_rdm.backbones.latte import Latte
+from neural_rdm.core.errors import ConfigError
+from neural_rdm.residual import Unit, is_gate, units
+
+if TYPE_CHECKING:
+    from neural_rdm.surgery.diffusers_dit import OfficialDiTTransformer2DModel
+
+
+@torch.no_grad()
+def to_official(model: DiT) -> dict[str, Tensor]:
+    """The state dict of the official DiT or Latte that computes what `model` computes.
+
+    alpha of `gated` and `rezero` goes into the last affine layer of its branch (theory, section 7). beta cannot: in
+    these blocks the adaLN gate multiplies that layer's output. Where alpha is 1 nothing is rounded.
+
+    Raises:
+        ConfigError: a gate that the plain network cannot express, naming the unit, or parts that it does not have.
+    """
+    names = {unit: name for name, unit in units(model)}
+    state = {k: v.detach().clone() for k, v in model.state_dict().items() if not is_gate(k)}
+    if new := [k for k in state if _ours(k)]:
+        raise ConfigError(f"the official network has no {new[0]}: only one with the default options can be exported")
+    layers = {m: n for n, m in model.named_modules()}
+    for block in model.blocks:
+        for unit, last in block.last_layers():
+            alpha = _folded(unit, names[unit])
+            if alpha is not None:
+                state[f"{layers[last]}.weight"] *= alpha.reshape(-1, 1)
+                state[f"{layers[last]}.bias"] *= alpha
+    return state
+
+
+def _ours(key: str) -> bool:
+    """Whether the official networks have no such parameter."""
+    new = ("cross_attn", "registers", "modulation", "fc1_g", "q_norm", "k_norm")  # `modulation`: of adaln=single
+    return any(part in new for part in key.split("."))
+
+
+def _folded(unit: Unit, name: str) -> Tensor | None:
+    """What the branch's last layer is multiplied by, or None for nothing.
+
+    Raises:
+        ConfigError: the unit is not `z + alpha * F(z)`.
+    """
+    gates = {n: p.detach() for n, p in unit.named_parameters()}
+    for gate, value in gates.items():
+        if gate != "alpha" and value.any():
+            raise ConfigError(
+                f"{name}.{gate} is not 0 (largest {value.abs().max():.3g}): a plain network cannot express it behind "
+                "its adaLN gate. Keep the run folder, or train with residual=rezero or resnet for an exportable network"
+            )
+    alpha = gates.get("alpha")
+    if alpha is None or bool((alpha == 1).all()):
+        return None
+    if not unit.scales_branch:
+        raise ConfigError(
+            f"{name}.alpha is not 1 (it moves by {(alpha - 1).abs().max():.3g}): under this rule it scales the stream, "
+            "which no layer of a plain network does"
+        )
+    return alpha
+
+
+@torch.no_grad()
+def to_diffusers(model: DiT) -> OfficialDiTTransformer2DModel:
+    """A DiT as diffusers' transformer, whose output agrees.
+
+    diffusers divides the exponents of the timestep's frequencies by `half - 1`, the official code by `half`: stock
+    DiTTransformer2DModel is off by a percent at t = 1 and useless at t = 500 for such weights. The class returned here
+    is diffusers' with that one number put right, and says so in the `_class_name` of its saved configuration.
+
+    Raises:
+        ConfigError: not a class-conditional DiT with label dropout, or see `to_official`.
+    """
+    from neural_rdm.surgery.diffusers_dit import OfficialDiTTransformer2DModel
+
+    if isinstance(model, Latte) or model.null_class is None:
+        raise ConfigError(
+            "diffusers has the class-conditional DiT alone: this network is not one, or was trained without "
+            "class_dropout_prob; export it with to=official"
+        )
+    state = to_official(model)
+    network = OfficialDiTTransformer2DModel(
+        num_attention_heads=model.num_heads,
+        attention_head_dim=model.hidden_size // model.num_heads,
+        in_channels=model.in_channels,
+        out_channels=model.out_channels,
+        num_layers=len(model.blocks),
+        sample_size=model.input_size,
+        patch_size=model.patch_size,
+        num_embeds_ada_norm=model.num_classes,
+        norm_eps=1e-6,
+    )
+    network.load_state_dict(_diffusers_names(state, len(model.blocks)))
+    return network.eval()
+
+
+def _diffusers_names(state: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
+    """Official names -> diffusers', whose every block holds a copy of the embedders."""
+    renamed = {
+        f"{new}.{kind}": state[f"{old}.{kind}"]
+        for old, new in (
+            ("x_embedder.proj", "pos_embed.proj"),
+            ("final_layer.adaLN_modulation.1", "proj_out_1"),
+            ("final_layer.linear", "proj_out_2"),
+        )
+        for kind in ("weight", "bias")
+    }
+    for i in range(depth):
+        ours, theirs = f"blocks.{i}", f"transformer_blocks.{i}"
+        for kind in ("weight", "bias"):
+            renamed[f"{theirs}.norm1.emb.timestep_embedder.linear_1.{kind}"] = state[f"t_embedder.mlp.0.{kind}"]
+            renamed[f"{theirs}.norm1.emb.timestep_embedder.linear_2.{kind}"] = state[f"t_embedder.mlp.2.{kind}"]
+            renamed[f"{theirs}.norm1.linear.{kind}"] = state[f"{ours}.adaLN_modulation.1.{kind}"]
+            for part, tensor in zip("qkv", state[f"{ours}.attn.qkv.{kind}"].chunk(3), strict=True):
+                renamed[f"{theirs}.attn1.to_{part}.{kind}"] = tensor
+            renamed[f"{theirs}.attn1.to_out.0.{kind}"] = state[f"{ours}.attn.proj.{kind}"]
+            renamed[f"{theirs}.ff.net.0.proj.{kind}"] = state[f"{ours}.mlp.fc1.{kind}"]
+            renamed[f"{theirs}.ff.net.2.{kind}"] = state[f"{ours}.mlp.fc2.{kind}"]
+        table = "embedding_table.weight"
+        renamed[f"{theirs}.norm1.emb.class_embedder.{table}"] = state[f"y_embedder.{table}"]
+    return renamed
+
+
+def constructor(model: DiT) -> dict[str, object]:
+    """The official constructor's arguments, for a JSON file beside exported weights."""
+    arguments: dict[str, object] = {
+        "input_size": model.input_size,
+        "patch_size": model.patch_size,
+        "in_channels": model.in_channels,
+        "hidden_size": model.hidden_size,
+        "depth": len(model.blocks),
+        "num_heads": model.num_heads,
+        "mlp_ratio": model.mlp_ratio,
+        "class_dropout_prob": model.class_dropout_prob,
+        "num_classes": model.num_classes,
+        "learn_sigma": model.learn_sigma,
+    }
+    if isinstance(model, Latte):
+        arguments |= {"num_frames": model.num_frames, "extras": model.extras}
+    return {"network": type(model).__name__, **arguments}

@@ -1,0 +1,189 @@
+"""Deeper networks out of trained ones, without changing what they compute (theory, section 6 [O]).
+
+A unit with alpha = 0 and beta = 0 is the identity, so blocks can be put anywhere into a trained network. Their branches
+start as copies of a neighbour's, so alpha has a gradient at once. Rules whose alpha does not multiply the branch
+(`adaln`, `skip`, `resnet`) start the copies from a zero last layer instead.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from neural_rdm.backbones.dit import DiT
+from neural_rdm.backbones.latte import Latte
+
+PLACEMENTS = ("interleave", "append", "prepend", "middle")
+#: `identity` leaves the output as it is; the others are what the literature does, and move it
+OPERATORS = ("identity", "duplicate", "stack", "halved")
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Where the blocks of a grown network come from.
+
+    Attributes:
+        origins: for every new block, in order, the number of the old block and whether it is a new copy of it.
+        operator: see `OPERATORS`.
+    """
+
+    origins: tuple[tuple[int, bool], ...]
+    operator: str
+
+    @property
+    def added(self) -> list[int]:
+        """Numbers, in the grown network, of the blocks that are new."""
+        return [i for i, (_, new) in enumerate(self.origins) if new]
+
+    def sources(self, names: list[str]) -> dict[str, tuple[str, bool]]:
+        """For parameter names of the grown network, the old name and whether the parameter is new."""
+        result = {}
+        for name in names:
+            match = re.match(r"blocks\.(\d+)\.(.+)", name)
+            if match is None:
+                result[name] = (name, False)
+                continue
+            old, new = self.origins[int(match[1])]
+            result[name] = (f"blocks.{old}.{match[2]}", new)
+        return result
+
+
+def plan(model: nn.Module, depth: int, placement: str = "interleave", operator: str = "identity") -> Growth:
+    """Decide where new blocks go: a DiT grows by blocks, a Latte by pairs of a spatial and a temporal one.
+
+    Args:
+        depth: blocks of the grown network.
+        placement: `interleave` (each new block behind the one it copies, evenly spread), `append` (copies of the last
+            blocks behind them), `prepend` (copies of the first before them) or `middle`.
+        operator: `identity`, `duplicate` (plain copies), `stack` (the whole network again behind itself; it places its
+            blocks itself) or `halved` (the original and its copy with half of alpha each).
+
+    Raises:
+        ValueError: a network that cannot grow, saying why; a depth, placement or operator that does not fit.
+    """
+    if placement not in PLACEMENTS or operator not in OPERATORS:
+        key, value, choices = (
+            ("placement", placement, PLACEMENTS) if placement not in PLACEMENTS else ("operator", operator, OPERATORS)
+        )
+        raise ValueError(f"{key}={value} is not one of {', '.join(choices)}")
+    if not isinstance(model, DiT):
+        reason = "its blocks change width and join long skips, so none fits anywhere else"
+        raise ValueError(f"a {type(model).__name__} cannot grow: {reason}; DiT and Latte can")
+    if isinstance(model, Latte) and model.num_frames == 1:
+        raise ValueError(
+            "an image Latte (num_frames=1) keeps the numbers of its spatial blocks; grow it as a DiT or as clips"
+        )
+    step = 2 if isinstance(model, Latte) else 1
+    old = len(model.blocks)
+    if depth <= old or (depth - old) % step:
+        advice = f"more than {old}" + (" and even: Latte grows in pairs" if step == 2 else "")
+        raise ValueError(f"depth={depth}: the network has {old} blocks; give {advice}")
+    if operator == "halved" and not model.rule.scales_branch:
+        raise ValueError("operator=halved halves alpha, which multiplies the branch under gated and rezero only")
+    if step == 2 and placement == "prepend":
+        raise ValueError(
+            "placement=prepend: a Latte's frames get their table before its first temporal block, which must stay the "
+            "first; use interleave, middle or append"
+        )
+    if operator in ("identity", "halved"):
+        _refuse_dead(model)
+    groups, wanted = old // step, (depth - old) // step
+    origins: list[tuple[int, bool]] = []
+    if operator == "stack":
+        sequence = [(g, False) for g in range(groups)] + [(g % groups, True) for g in range(wanted)]
+    elif placement == "interleave":
+        # copy k stands behind group floor(k * groups / wanted): evenly spread, several where there are more
+        copies = [k * groups // wanted for k in range(wanted)]
+        sequence = [(g, new) for g in range(groups) for new in (False, *[True] * copies.count(g))]
+    else:
+        at = {"append": groups, "prepend": 0, "middle": (groups + 1) // 2}[placement]
+        copied = [(max(at - wanted, 0) + k) % groups for k in range(wanted)]
+        sequence = [(g, False) for g in range(at)]
+        sequence += [(g, True) for g in copied]
+        sequence += [(g, False) for g in range(at, groups)]
+    for group, new in sequence:
+        origins += [(group * step + k, new) for k in range(step)]
+    return Growth(tuple(origins), operator)
+
+
+def grow(model: nn.Module, depth: int, placement: str = "interleave", operator: str = "identity") -> nn.Module:
+    """A copy of `model` with `depth` blocks; with `operator="identity"` its output is the same to the last bit.
+
+    See `plan` for the arguments and what is refused.
+    """
+    return grown(model, plan(model, depth, placement, operator))
+
+
+@torch.no_grad()
+def grown(model: nn.Module, growth: Growth) -> nn.Module:
+    """A copy of `model` with the blocks of `growth`."""
+    result = copy.deepcopy(model)
+    blocks = list(model.blocks)
+    result.blocks = nn.ModuleList(copy.deepcopy(blocks[old]) for old, _ in growth.origins)
+    result.load_state_dict(grown_state(model, growth, model.state_dict()))
+    return result
+
+
+def grown_state(model: nn.Module, growth: Growth, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same operation on a state dict of `model`, of all its parameters or of some: its averaged weights, say.
+
+    Args:
+        model: the network before it grows: its rule and its layers, not its values.
+    """
+    start = _start(model) if growth.operator == "identity" else {}
+    halved = {old for old, new in growth.origins if new} if growth.operator == "halved" else set()
+    result: dict[str, Tensor] = {}
+    inner: dict[int, list[str]] = {}
+    for name in state:
+        match = re.match(r"blocks\.(\d+)\.(.+)", name)
+        if match is None:
+            result[name] = state[name]
+        else:
+            inner.setdefault(int(match[1]), []).append(match[2])
+    for i, (old, new) in enumerate(growth.origins):
+        for rest in inner.get(old, []):
+            value = state[f"blocks.{old}.{rest}"].clone()
+            if new and rest in start:
+                value.fill_(start[rest])
+            elif old in halved and rest.rpartition(".")[2] in _GATES:
+                value *= 0.5
+            result[f"blocks.{i}.{rest}"] = value
+    return result
+
+
+_GATES = ("alpha", "beta", "alpha_time", "beta_time")
+
+
+def _start(model: nn.Module) -> dict[str, float]:
+    """Values, by their names inside a block, that make the units of a new one the identity."""
+    start: dict[str, float] = {}
+    for block in model.blocks:
+        names = {module: name for name, module in block.named_modules()}
+        for unit, last in block.last_layers():
+            if unit.scales_branch:
+                start |= {f"{names[unit]}.{gate}": 0.0 for gate in _GATES}
+            else:
+                start |= {f"{names[last]}.weight": 0.0, f"{names[last]}.bias": 0.0}
+                # `skip` scales the stream itself; to `adaln`, whose gates stand before the branch, this is its start
+                start |= {f"{names[unit]}.{gate}": float(gate == "alpha") for gate in _GATES}
+    return start
+
+
+def _refuse_dead(model: DiT) -> None:
+    """Refuse a network in which a new unit would never receive a gradient: its adaLN gates are all zero still."""
+    for name, block in model.blocks.named_children():
+        last = block.adaLN_modulation[1]
+        rows = last.weight if isinstance(last, nn.Linear) else model.modulation.weight
+        gates = torch.cat(
+            [rows.unflatten(0, (6, -1))[[2, 5]].flatten(), last.bias.unflatten(0, (6, -1))[[2, 5]].flatten()]
+        )
+        if not gates.any():
+            raise ValueError(
+                f"the adaLN gates of block {name} are all zero, as in a network that has not been trained: copies "
+                "would never receive a gradient. Grow a trained network"
+            )

@@ -1,0 +1,125 @@
+"""Reading weights that others have written, whatever wraps them, without ever running code from a file."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neural_rdm.core.errors import CheckpointError
+
+#: the files of a folder written by diffusers' `save_pretrained`, best first
+FOLDER_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+#: what parallel training and torch.compile put in front of names
+WRAPPERS = ("module.", "_orig_mod.")
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The state dict in a file or folder; averaged weights (EMA) where it holds both.
+
+    Read are: a bare state dict (`.pt`, `.pth`, `.bin`, `.safetensors`), the training checkpoints of DiT and Latte
+    (`model`, `ema`, `opt`, `args`), a folder in diffusers' layout, and this project's checkpoints and run folders.
+    Only tensors and plain values are loaded (`weights_only=True`); the one class let through is `argparse.Namespace`,
+    which the official training scripts put beside the weights.
+
+    Returns:
+        Tensors on the CPU, memory-mapped where the format allows.
+
+    Raises:
+        CheckpointError: no such file, or not one of these, saying what it is instead where that can be told.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = _file_in(path)
+    if not path.is_file():
+        raise CheckpointError(f"no such file or folder: {path} ({path.resolve()})")
+    content = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
+    state = _unwrap(content, path)
+    return {_unwrapped(name): tensor for name, tensor in state.items()}
+
+
+def _file_in(folder: Path) -> Path:
+    """The file that holds the weights of a folder."""
+    for candidate in (*FOLDER_FILES, "checkpoints/last.ckpt", "last.ckpt"):
+        if (folder / candidate).is_file():
+            return folder / candidate
+    if (folder / "diffusion_pytorch_model.safetensors.index.json").is_file():
+        raise CheckpointError(f"{folder} holds weights in several parts: save them again as one file")
+    held = ", ".join(sorted(p.name for p in folder.iterdir())[:5]) or "nothing"
+    raise CheckpointError(
+        f"{folder} is neither a folder of diffusers nor a run folder: it holds {held}, and none of "
+        f"{', '.join(FOLDER_FILES)}, checkpoints/last.ckpt. If the weights lie deeper, name that folder or the file"
+    )
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"cannot read {path}: {_what(path) or _first_line(error)}") from error
+
+
+def _pickled(path: Path) -> Any:
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            try:
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except RuntimeError:  # the format of torch before 1.6 cannot be mapped
+                return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(f"cannot read {path}: {_what(path) or _first_line(error)}") from error
+
+
+def _what(path: Path) -> str:
+    """What a file really is, where its beginning gives it away; otherwise empty."""
+    with open(path, "rb") as file:
+        head = file.read(64)
+    if not head:
+        return "the file is empty"
+    if head.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS, not the weights; fetch them with `git lfs pull`"
+    if head.lstrip()[:1] == b"<":
+        return "it is a web page, not weights; the download went wrong"
+    if head.startswith(b"PK"):
+        return "it is an incomplete or damaged file of torch.save, or it holds more than tensors and plain values"
+    return ""
+
+
+def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
+    """The one state dict among what a checkpoint holds."""
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a state dict")
+    if _is_state(content):
+        return dict(content)
+    averaged, state = content.get("ema"), content.get("state_dict")
+    if isinstance(state, Mapping) and any(str(name).startswith("net.") for name in state):  # a checkpoint of ours
+        own = {name.removeprefix("net."): tensor for name, tensor in state.items()}
+        return own | dict(averaged["weights"]) if isinstance(averaged, Mapping) else own
+    for inner in (averaged, content.get("model"), state):
+        if isinstance(inner, Mapping) and _is_state(inner):
+            return dict(inner)
+    keys = ", ".join(sorted(map(str, content))[:6]) or "nothing"
+    raise CheckpointError(f"{path} holds no weights that can be told: its keys are {keys}")
+
+
+def _is_state(content: Mapping[Any, Any]) -> bool:
+    return bool(content) and all(isinstance(v, Tensor) for v in content.values())
+
+
+def _unwrapped(name: str) -> str:
+    for wrapper in WRAPPERS:
+        while name.startswith(wrapper):
+            name = name.removeprefix(wrapper)
+        name = name.replace(f".{wrapper}", ".") if wrapper == "_orig_mod." else name
+    return name
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
