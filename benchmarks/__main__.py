@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from benchmarks import residual
+from benchmarks import residual, step
 from neural_rdm.core.files import write_text
 
-BENCHMARKS = {"residual": residual.run}
+BENCHMARKS = {"residual": residual.run, "step": step.run}
 RESULTS = Path(__file__).parent / "results"
 
 

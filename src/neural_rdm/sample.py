@@ -6,6 +6,7 @@ python -m neural_rdm.sample run=outputs/train/digits_gated/TIME per_class=8 clas
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from omegaconf import DictConfig
 
 from neural_rdm.cli.app import main, print_paths
 from neural_rdm.cli.runs import ROUNDING, LoadedRun, inherit
-from neural_rdm.core.errors import ConfigError
+from neural_rdm.core.errors import ConfigError, DataError
 from neural_rdm.core.files import write_atomically, write_text
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ GRID_ROWS, GRID_COLUMNS = 32, 16  # a larger picture helps nobody; samples.npz h
 
 
 def sample(cfg: DictConfig, folder: Path) -> int:
-    """Write `grid.png`, `samples.npz` and `sampling.json` into `folder`; return the exit code 0.
+    """Write `grid.png` (clips: and `grid.gif`), `samples.npz` and `sampling.json`; return the exit code 0.
 
     `samples.npz` holds `arr_0`, uint8 [N, H, W, C] (clips [N, F, H, W, C]), and for a conditional network `arr_1`,
     int64 [N], the classes: the layout that the evaluation suite of guided-diffusion reads. Latents without a first
@@ -35,36 +36,41 @@ def sample(cfg: DictConfig, folder: Path) -> int:
         UserError: no usable run, classes that the network does not have, or a sampler that does not fit it.
     """
     import numpy as np
-    import torch
 
     from neural_rdm.cli import build
     from neural_rdm.cli.runs import load_run
     from neural_rdm.diffusion.samplers import Sampler
+    from neural_rdm.training.sampling import rows_of
 
     run = load_run(Path(cfg.run), cfg.weights, cfg.accelerator)
     sampler: Sampler = build.build(cfg.sampler, "sampler")
-    classes = choose_classes(getattr(run.net, "num_classes", 0), cfg.classes)
-    labels = None if classes is None else torch.tensor(classes).repeat_interleave(cfg.per_class)
-    count = cfg.per_class if labels is None else len(labels)
+    if run.text is None and cfg.prompts is not None:
+        raise ConfigError(f"prompts={list(cfg.prompts)}: this network reads no text; leave prompts out")
+    if run.text is not None:
+        shown: Sequence[int | str] | None = choose_prompts(run, cfg.prompts)
+    else:
+        shown = choose_classes(getattr(run.net, "num_classes", 0), cfg.classes)
+    condition = {} if shown is None else rows_of(shown, cfg.per_class, run.text)
+    count = cfg.per_class * (1 if shown is None else len(shown))
     print(f"{count} samples from {run.checkpoint} (step {run.step}, {run.weights} weights)", flush=True)
-    drawn = run.draw(sampler, labels, count, cfg.seed, cfg.batch_size, partial(_kept, run))
+    drawn = run.draw(sampler, condition, count, cfg.seed, cfg.batch_size, partial(_kept, run))
 
     arrays: dict[str, Any] = {"arr_0": drawn.numpy()}
-    if labels is not None:
-        arrays["arr_1"] = labels.numpy()
+    if "y" in condition:
+        arrays["arr_1"] = condition["y"].numpy()
     write_atomically(folder / "samples.npz", lambda file: np.savez(file, **arrays))
-    _save_grid(run, drawn, classes, cfg.per_class, folder / "grid.png")
+    grids = _save_grid(run, drawn, shown, cfg.per_class, folder / "grid.png")
     facts = run.facts(
         sampler,
         seed=cfg.seed,
-        classes=classes,
+        **({} if shown is None else {"classes" if run.text is None else "prompts": list(shown)}),
         per_class=cfg.per_class,
         samples=list(drawn.shape),
         rounding=ROUNDING if run.pixels else "none: float32 latents",
     )
     write_text(folder / "sampling.json", json.dumps(facts, indent=2) + "\n")
     print("wrote:")
-    print_paths([folder / name for name in ("grid.png", "samples.npz", "sampling.json")])
+    print_paths([*grids, folder / "samples.npz", folder / "sampling.json"])
     return 0
 
 
@@ -85,6 +91,22 @@ def choose_classes(num_classes: int, asked: list[int] | None) -> list[int] | Non
     return list(asked)
 
 
+def choose_prompts(run: LoadedRun, asked: list[str] | None) -> list[str]:
+    """The texts to draw, in the order asked for; by default ten of the data set's own.
+
+    Raises:
+        UserError: an empty list, or no data set at hand to take them from.
+    """
+    if asked is not None and not asked:
+        raise ConfigError("prompts=[]: give at least one, such as prompts=['a red kite']")
+    if asked is None:
+        try:
+            asked = run.data.prompts(DEFAULT_CLASSES)
+        except DataError as error:
+            raise ConfigError(f"pass prompts=['...']: this run's own cannot be read ({error})") from error
+    return [str(prompt) for prompt in asked or []]
+
+
 def _kept(run: LoadedRun, x: Tensor) -> Tensor:
     """What is kept of a finished batch: bytes, channels last, on the CPU (latents: float32)."""
     import torch
@@ -95,20 +117,26 @@ def _kept(run: LoadedRun, x: Tensor) -> Tensor:
     return (127.5 * x.nan_to_num(nan=-1.0) + 128).clamp(0, 255).to(torch.uint8) if run.pixels else x
 
 
-def _save_grid(run: LoadedRun, kept: Tensor, classes: list[int] | None, per_class: int, path: Path) -> None:
-    """One row a class; without classes, rows of eight."""
+def _save_grid(
+    run: LoadedRun, kept: Tensor, shown: Sequence[int | str] | None, per_class: int, path: Path
+) -> list[Path]:
+    """One row a class or text, or rows of eight. Clips play in a GIF; the picture shows the first of each."""
     from neural_rdm.reports.grids import save_grid
 
     x = kept.movedim(-1, -3)
     if run.pixels:
         x = (x.float() - 127.5) / 127.5  # the middle of each byte's interval: save_grid rounds it back to that byte
-    if classes is None:
-        save_grid(x[: GRID_ROWS * 8], path, columns=min(8, len(x)))
-        return
-    names = run.data.class_names
-    shown = x.unflatten(0, (len(classes), per_class))[:GRID_ROWS, :GRID_COLUMNS]
-    labels = [names[c] if names and c < len(names) else str(c) for c in classes[:GRID_ROWS]]
-    save_grid(shown.flatten(0, 1), path, columns=shown.shape[1], row_labels=labels)
+    if shown is None:
+        x, columns, labels = x[: GRID_ROWS * 8], min(8, len(x)), None
+    else:
+        x = x.unflatten(0, (len(shown), per_class))[:GRID_ROWS, :GRID_COLUMNS]
+        columns, x = x.shape[1], x.flatten(0, 1)
+        names = run.data.class_names
+        labels = [names[c] if names and isinstance(c, int) and c < len(names) else str(c) for c in shown[:GRID_ROWS]]
+    if x.ndim == 4:
+        return [save_grid(x, path, columns=columns, row_labels=labels)]
+    playing = save_grid(x, path.with_suffix(".gif"), columns=columns, row_labels=labels)
+    return [playing, save_grid(x[::columns], path, columns=columns, row_labels=labels)]
 
 
 if __name__ == "__main__":

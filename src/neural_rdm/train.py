@@ -50,17 +50,24 @@ def train(cfg: DictConfig, folder: Path) -> int:
 
     data = build.data(cfg)
     data.setup()
-    module = build.module(cfg, data.space)
+    module = build.module(cfg, data.space, begins=checkpoint is None)
     classes = getattr(module.net, "num_classes", 0)  # 0: an unconditional network takes any data
     if classes and data.num_classes and classes != data.num_classes:
         raise ConfigError(
             f"the data have {data.num_classes} classes but backbone.num_classes={module.net.num_classes}; "
             f"pass backbone.num_classes={data.num_classes}"
         )
-    if not module.encode and data.sample_shape != input_shape(module):
+    if module.text is not None and data.prompts(1) is None:
+        raise ConfigError(f"condition needs data with captions (data=coco or journeydb), not {type(data).__name__}")
+    shape = input_shape(module)
+    if images := getattr(data, "image_frames", 0):  # joint training: independent images behind the clip's frames
+        if len(shape) != 4:
+            raise ConfigError("data.image_frames needs a network of clips (backbone=latte, num_frames above 1)")
+        shape = (shape[0] + images, *shape[1:])
+    if not module.encode and data.sample_shape != shape:
         raise ConfigError(
-            f"the data are {list(data.sample_shape)} but the network takes {list(input_shape(module))}; "
-            "set backbone.in_channels and backbone.input_size"
+            f"the data are {list(data.sample_shape)} but the network takes {list(shape)}; "
+            "set backbone.in_channels, backbone.input_size and, for clips, backbone.num_frames"
         )
     report = build.build(cfg.metric, "metric") if cfg.metric is not None else None
     if report is not None:
@@ -103,7 +110,10 @@ def _announce(cfg: DictConfig, net: object, samples: int, folder: Path, checkpoi
     total, gates = sum(p.numel() for _, p in named), sum(p.numel() for n, p in named if is_gate(n))
     parts = cfg.trainer.devices * cfg.trainer.num_nodes
     rule, micro_steps = cfg.residual.rule, cfg.trainer.accumulate_grad_batches
-    print(f"{type(net).__name__}, {total:,} parameters, {gates:,} of them gates (residual={rule})")
+    trained = sum(p.numel() for _, p in named if p.requires_grad)
+    print(f"{type(net).__name__}, {total:,} parameters, {gates:,} of them gates (residual={rule}), {trained:,} trained")
+    if cfg.pretrained.path is not None and checkpoint is None:
+        print(f"starting from {cfg.pretrained.path}")
     batch = f"global batch {cfg.data.batch_size}: {parts} device(s) x {micro_steps} micro-step(s)"
     print(f"{samples:,} training samples; {batch}")
     print(f"learning rate {cfg.optimizer.lr:g}, never scaled")

@@ -19,7 +19,7 @@ from neural_rdm.cli.compose import Composed, compose_config
 from neural_rdm.core import primary, schema
 from neural_rdm.core.config import config_dir, validate
 from neural_rdm.diffusion.samplers import Sampler
-from neural_rdm.residual import is_gate
+from neural_rdm.residual import is_gate, units
 
 OURS = [target for target in schema.TARGETS if target.startswith("neural_rdm.")]
 LIGHTNINGS = [target for target in schema.TARGETS if target not in OURS]
@@ -27,13 +27,14 @@ LIGHTNINGS = [target for target in schema.TARGETS if target not in OURS]
 #: constructor arguments of our classes that code supplies, and no configuration
 SUPPLIED = {
     "neural_rdm.backbones.dit.DiT": {"residual"},
+    "neural_rdm.backbones.latte.Latte": {"residual"},
     "neural_rdm.training.logging.CSVLogger": {"save_dir"},
     **{f"neural_rdm.training.parallel.{n}": {"devices", "num_nodes"} for n in ("single", "ddp", "fsdp2", "deepspeed")},
 }
 #: the groups of configs/; a file anywhere else would never be found
 GROUPS = {
-    "backbone", "callbacks", "data", "diffusion", "exp", "first_stage", "logger", "metric", "optimizer", "residual",
-    "sampler", "strategy", "trainer",
+    "backbone", "callbacks", "condition", "data", "diffusion", "exp", "first_stage", "logger", "metric", "optimizer",
+    "residual", "sampler", "strategy", "trainer",
 }  # fmt: skip
 CHOICES = sorted(f"{p.parent.name}={p.stem}" for p in config_dir().glob("*/*.yaml"))
 EXPERIMENTS = sorted(p.stem for p in (config_dir() / "exp").glob("*.yaml"))
@@ -42,12 +43,15 @@ NEEDS = {
     "data=imagenet": ["backbone.input_size=32", "first_stage=kl_f8", "backbone.in_channels=4"],
     "sampler=paper_dit": ["sampler.channels=1"],
     "first_stage=kl_f8": ["backbone.in_channels=4"],
+    "exp=dit_xl_gated_finetune": ["pretrained.path=DiT-XL-2-256x256.pt"],
+    "exp=latte_xl_gated_finetune": ["pretrained.path=skytimelapse.pt"],
     "data=image_folder": ["backbone.input_size=32", "data.image_size=32"],
 }
 #: trainable and frozen parameters of the official networks (DiT-S/2 to XL/2 with 1000 classes), without gates
 OFFICIAL = {
     "dit_s": (32_963_360, 384, 12), "dit_b": (130_512_416, 768, 12),
     "dit_l": (458_102_816, 1024, 24), "dit_xl": (675_129_632, 1152, 28),
+    "latte_s": (32_585_120, 384, 12), "latte_b": (129_755_936, 768, 12), "latte_xl": (673_994_912, 1152, 28),
 }  # fmt: skip
 
 
@@ -143,21 +147,25 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], str]:
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_is_what_it_says(name: str, images: Callable[[Any], str]) -> None:
-    cfg = composed(f"exp={name}").cfg
-    if "root" in cfg.data:
+    cfg = composed(f"exp={name}", *NEEDS.get(f"exp={name}", [])).cfg
+    if "root" in cfg.data and cfg.data._target_.endswith("ImageFolder"):
         cfg.data.root = images(cfg)
     with torch.device("meta"):
         net = build.network(cfg)
     total = sum(p.numel() for p in net.parameters())
     gates = sum(p.numel() for n, p in net.named_parameters() if is_gate(n))
     width, depth = cfg.backbone.hidden_size, cfg.backbone.depth
-    assert gates == 4 * depth * width == sum(p.numel() for n, p in net.named_parameters() if "_unit." in n)
-    size = name.removesuffix("_gated")
+    assert (
+        gates == 2 * width * len(list(units(net))) == sum(p.numel() for n, p in net.named_parameters() if "_unit." in n)
+    )
+    size = name.removesuffix("_finetune").removesuffix("_gated")
     if size in OFFICIAL:
         assert (total - gates, width, depth) == OFFICIAL[size]
         million = round((total - gates) / 1e6)
         assert f"/2: {million} M" in (config_dir() / "backbone" / f"{size}.yaml").read_text(encoding="utf-8")
-        assert (cfg.data.batch_size, cfg.trainer.max_steps, cfg.optimizer.lr) == (256, 400_000, 1e-4)
+        batch = 40 if size.startswith("latte") else 256
+        assert (cfg.data.batch_size, cfg.optimizer.lr, cfg.optimizer.schedule) == (batch, 1e-4, "constant")
+        assert cfg.gamma == (0.35 if name.endswith("_finetune") else 0)
 
     data, sampler = build.data(cfg), build.build(cfg.sampler, "sampler")
     objective, optimizer = build.build(cfg.diffusion, "diffusion"), build.build(cfg.optimizer, "optimizer")
@@ -166,7 +174,7 @@ def test_every_experiment_is_what_it_says(name: str, images: Callable[[Any], str
     assert sampler.scheduler(objective.process) is not None
     assert optimizer.factor(cfg.trainer.max_steps // 2, cfg.trainer.max_steps) > 0
     trainable = {n for n, p in net.named_parameters() if p.requires_grad}
-    assert {n for n, _ in net.named_parameters()} - trainable == {"pos_embed"}
+    assert {n for n, _ in net.named_parameters()} - trainable <= {"pos_embed", "temp_embed"}
 
 
 @pytest.mark.parametrize("choice", CHOICES)

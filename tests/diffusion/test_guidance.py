@@ -28,10 +28,11 @@ class Network:
 
 
 X, T, Y = samples(2, 4, 3, 3), torch.tensor([500, 500]), torch.tensor([3, 7])
+CONDITION, NOTHING = {"y": Y}, {"y": torch.tensor([NULL])}
 
 
 def outputs(guidance: Guidance, x: Tensor = X, t: Tensor = T) -> Tensor:
-    return guided_model(Network(), guidance, Y, NULL)(x, t)
+    return guided_model(Network(), guidance, CONDITION, NOTHING)(x, t)
 
 
 def halves(x: Tensor = X, t: Tensor = T) -> tuple[Tensor, Tensor]:
@@ -40,14 +41,14 @@ def halves(x: Tensor = X, t: Tensor = T) -> tuple[Tensor, Tensor]:
 
 def test_scale_one_is_one_conditional_forward():
     network = Network()
-    out = guided_model(network, Guidance(1.0), Y, NULL)(X, T)
+    out = guided_model(network, Guidance(1.0), CONDITION, NOTHING)(X, T)
     assert torch.equal(out, halves()[0])
     assert network.batches == [2]
 
 
 def test_guided_steps_run_both_halves_as_one_batch():
     network = Network()
-    guided_model(network, Guidance(4.0), Y, NULL)(X, T)
+    guided_model(network, Guidance(4.0), CONDITION, NOTHING)(X, T)
     assert network.batches == [4]
 
 
@@ -93,7 +94,7 @@ def test_all_channels_of_a_clip_are_those_of_dimension_minus_three():
 @pytest.mark.parametrize(("t", "inside"), [(199, False), (200, True), (699, True), (700, False)])
 def test_guidance_acts_from_lo_up_to_but_not_at_hi(t, inside):
     network, step = Network(), torch.tensor([t, t])
-    out = guided_model(network, Guidance(3.0, interval=(200, 700)), Y, NULL)(X, step)
+    out = guided_model(network, Guidance(3.0, interval=(200, 700)), CONDITION, NOTHING)(X, step)
     assert network.batches == [4 if inside else 2]
     assert torch.equal(out, outputs(Guidance(3.0 if inside else 1.0), t=step))
 
@@ -116,11 +117,13 @@ def test_outputs_come_in_the_samples_precision():
     def network(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         return (x + y.view(-1, 1, 1, 1)).bfloat16()
 
-    assert guided_model(network, Guidance(1.7), Y, NULL)(X.float(), T).dtype == torch.float32
+    assert guided_model(network, Guidance(1.7), CONDITION, NOTHING)(X.float(), T).dtype == torch.float32
 
 
-@pytest.mark.parametrize(("y", "null", "word"), [(None, NULL, "labels"), (Y, None, "null class")])
-def test_guidance_needs_labels_and_a_null_class(y, null, word):
+@pytest.mark.parametrize(
+    ("y", "null", "word"), [(None, NOTHING, "labels or a text"), (CONDITION, None, "null condition")]
+)
+def test_guidance_needs_a_condition_and_a_null_one(y, null, word):
     with pytest.raises(ValueError, match=word):
         guided_model(Network(), Guidance(2.0), y, null)
 

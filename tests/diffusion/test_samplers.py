@@ -16,6 +16,7 @@ from neural_rdm.diffusion.samplers import Sampler, denoise, sample
 from tests.diffusion.test_process import GOLDEN, samples, stand_in
 from tests.helpers import shared
 
+NOTHING = {"y": torch.tensor([0])}  # the null condition
 KINDS = [Sampler("ddim", 6), Sampler("ddim", 6, eta=0.7), Sampler("dpm++", 6), Sampler("ddpm", 6)]
 MEAN, STD = 0.8, 0.5
 
@@ -118,7 +119,7 @@ def test_no_step_waits_for_the_device(name):
     # meta tensors have no values: whatever would copy one to the host fails on them
     network, noise, y = Network().to("meta"), torch.zeros(2, 3, 4, 4, device="meta"), torch.zeros(2, device="meta")
     sampler = Sampler(name, 4, cfg_scale=2.0, interval=(200, 700))
-    predict = guided_model(network, sampler.guidance, y, 0)
+    predict = guided_model(network, sampler.guidance, {"y": y}, NOTHING)
     assert denoise(predict, DDPM(), sampler, noise).shape == noise.shape
 
 
@@ -126,13 +127,13 @@ def test_no_step_waits_for_the_device(name):
 @pytest.mark.parametrize("sampler", KINDS, ids=["ddim", "eta", "dpm++", "ddpm"])
 def test_a_sample_depends_only_on_its_number(sampler, shape):
     network, process = Network(), DDPM()
-    y = torch.tensor([1, 2, 3, 4, 5]) if len(shape) == 3 else None
-    whole = sample(network, process, sampler, shape, 5, seed=3, y=y, batch_size=4)
-    single = sample(network, process, sampler, shape, 5, seed=3, y=y, batch_size=1)
+    y = {"y": torch.tensor([1, 2, 3, 4, 5])} if len(shape) == 3 else None
+    whole = sample(network, process, sampler, shape, 5, seed=3, condition=y, batch_size=4)
+    single = sample(network, process, sampler, shape, 5, seed=3, condition=y, batch_size=1)
     torch.testing.assert_close(whole, single, rtol=1e-5, atol=1e-5)
-    some = sample(network, process, sampler, shape, [4, 1], seed=3, y=None if y is None else y[[4, 1]])
+    some = sample(network, process, sampler, shape, [4, 1], seed=3, condition=y and {"y": y["y"][[4, 1]]})
     torch.testing.assert_close(some, whole[[4, 1]], rtol=1e-5, atol=1e-5)
-    other = sample(network, process, sampler, shape, 5, seed=4, y=y)
+    other = sample(network, process, sampler, shape, 5, seed=4, condition=y)
     assert (other - whole).flatten(1).abs().amax(dim=1).min() > 1e-2
 
 
@@ -154,15 +155,33 @@ def test_step_noise_is_not_the_initial_noise(sampler):
 def test_guidance_reaches_the_network():
     network, process = Network(), DDPM()
     y, null = torch.tensor([1, 2]), torch.tensor([0, 0])
-    plain = sample(network, process, Sampler(steps=4), (3, 4, 4), 2, y=y)
-    guided = sample(network, process, Sampler(steps=4, cfg_scale=3.0), (3, 4, 4), 2, y=y, null_class=0)
+    plain = sample(network, process, Sampler(steps=4), (3, 4, 4), 2, condition={"y": y})
+    guided = sample(
+        network,
+        process,
+        Sampler(steps=4, cfg_scale=3.0),
+        (3, 4, 4),
+        2,
+        condition={"y": y},
+        null=NOTHING,
+    )
     # this network is affine in y, so guiding by 3 from the null class 0 is conditioning on 3 y
-    tripled = sample(network, process, Sampler(steps=4), (3, 4, 4), 2, y=3 * y)
+    tripled = sample(network, process, Sampler(steps=4), (3, 4, 4), 2, condition={"y": 3 * y})
     torch.testing.assert_close(guided, tripled, rtol=1e-5, atol=1e-5)
     outside = Sampler(steps=4, cfg_scale=3.0, interval=(1, 2))
-    assert torch.equal(sample(network, process, outside, (3, 4, 4), 2, y=y, null_class=0), plain)
-    unconditional = sample(network, process, Sampler(steps=4, cfg_scale=0.0), (3, 4, 4), 2, y=y, null_class=0)
-    torch.testing.assert_close(unconditional, sample(network, process, Sampler(steps=4), (3, 4, 4), 2, y=null))
+    assert torch.equal(sample(network, process, outside, (3, 4, 4), 2, condition={"y": y}, null=NOTHING), plain)
+    unconditional = sample(
+        network,
+        process,
+        Sampler(steps=4, cfg_scale=0.0),
+        (3, 4, 4),
+        2,
+        condition={"y": y},
+        null=NOTHING,
+    )
+    torch.testing.assert_close(
+        unconditional, sample(network, process, Sampler(steps=4), (3, 4, 4), 2, condition={"y": null})
+    )
 
 
 def test_the_module_runs_in_eval_mode_without_gradients_and_gets_its_modes_back():
@@ -252,7 +271,7 @@ def test_what_cannot_be_sampled_is_refused():
     network, process = Network(), DDPM()
     with pytest.raises(ValueError, match="nothing to sample"):
         sample(network, process, Sampler(), (3, 4, 4), [])
-    with pytest.raises(ValueError, match="3 labels y for 2"):
-        sample(network, process, Sampler(), (3, 4, 4), 2, y=torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(ValueError, match="3 rows of y for 2"):
+        sample(network, process, Sampler(), (3, 4, 4), 2, condition={"y": torch.zeros(3, dtype=torch.int64)})
     with pytest.raises(ValueError, match="one generator per sample"):
         denoise(network, process, Sampler("ddpm"), torch.zeros(2, 3, 4, 4))

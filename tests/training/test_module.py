@@ -9,9 +9,10 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from neural_rdm.residual import RULES
+from neural_rdm.residual import RULES, is_gate, units
 from neural_rdm.training.checkpoints import Checkpoints
 from neural_rdm.training.ema import EMA
+from neural_rdm.training.optim import freeze
 from tests.end_to_end.commands import differences
 from tests.training.trainer import fit, tiny_module
 
@@ -46,11 +47,74 @@ def test_labels_are_dropped_at_the_network_s_rate_and_never_in_validation() -> N
     module = tiny_module()
     positions = torch.arange(20_000)
     content = {"x": torch.empty(0), "y": positions % 10, "position": positions}
-    dropped = module.labels(content, drop=True)
-    assert dropped is not None
+    dropped = module.condition(content, drop=True)["y"]
     assert ((dropped == 10).float().mean() - 0.1).abs() < 0.01
     assert torch.equal(dropped[dropped != 10], content["y"][dropped != 10])
-    assert module.labels(content, drop=False) is content["y"]
+    assert torch.equal(module.condition(content, drop=False)["y"], content["y"])
+    several = {**content, "y": torch.stack([positions % 10, positions % 7], dim=1)}  # a clip's label and an image's
+    rows = module.condition(several, drop=True)["y"]
+    assert torch.equal((rows == 10).all(dim=1), dropped == 10)
+    assert torch.equal((rows == 10).any(dim=1), dropped == 10)
+
+
+class Letters:
+    """A text encoder: one token a letter, its number as the embedding."""
+
+    dim = 1
+
+    def encode(self, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = [[float(ord(letter)) for letter in f"{caption:<4}"] for caption in captions]
+        mask = torch.tensor([[i < max(1, len(caption)) for i in range(4)] for caption in captions])
+        return torch.tensor(rows)[..., None], mask
+
+
+def test_a_text_is_dropped_as_a_whole_and_for_the_same_samples_as_a_label() -> None:
+    module = tiny_module()
+    module.text = Letters()
+    positions = torch.arange(2000)
+    content = {"x": torch.empty(0), "y": positions % 10, "position": positions, "caption": ["seven"[:4]] * 2000}
+    shown = module.condition(content, drop=True)
+    nothing, mask = Letters().encode([""])
+    dropped = (shown["context"] == nothing).all(dim=2).all(dim=1)
+    assert torch.equal(dropped, shown["y"] == 10)
+    assert 0.05 < dropped.float().mean() < 0.15
+    assert torch.equal(shown["context_mask"][dropped], mask.expand(int(dropped.sum()), -1))
+    null = module.null_condition()
+    assert torch.equal(null["context"], nothing)
+    assert torch.equal(null["y"], torch.tensor([10]))
+    assert not (module.condition(content, drop=False)["context"] == nothing).all(dim=2).all(dim=1).any()
+
+
+def test_clipping_begins_after_its_steps(tmp_path: Path) -> None:
+    norms: list[float] = []
+
+    class Watch(pl.Callback):
+        def on_before_zero_grad(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
+            found = [p.grad for p in pl_module.net.parameters() if p.grad is not None]
+            if found:
+                norms.append(torch.nn.utils.get_total_norm(found).item())
+
+    module = tiny_module(clip=1e-3, clip_after=2)
+    fit(module, tmp_path, Watch(), steps=4, gradient_clip_val=1e-3)
+    assert [norm > 2e-3 for norm in norms] == [True, True, False], (
+        norms
+    )  # a step's gradient is seen when the next begins
+
+
+@pytest.mark.parametrize("residual", sorted(set(RULES) - {"resnet"}))
+def test_gates_alone_train_a_frozen_network(tmp_path: Path, residual: str) -> None:
+    module = tiny_module(residual, max_steps=40)
+    for unit in (u for _, u in units(module.net)):
+        torch.nn.init.ones_(unit.alpha)  # as after loading weights
+    freeze(module.net, "gates")
+    before = {n: p.clone() for n, p in module.net.named_parameters()}
+    same = [batch(range(64))]
+    first = torch.cat([module.losses(b, "val", drop=False)["loss"] for b in same]).mean()
+    fit(module, tmp_path, EMA(decay=0.9), steps=40)
+    last = torch.cat([module.losses(b, "val", drop=False)["loss"] for b in same]).mean()
+    assert last < 0.99 * first
+    moved = {n for n, p in module.net.named_parameters() if not torch.equal(p, before[n])}
+    assert moved == {n for n in before if is_gate(n)}
 
 
 def test_accumulation_trains_the_same_network(tmp_path: Path) -> None:

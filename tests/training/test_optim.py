@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
+from neural_rdm.backbones.dit import DiT
 from neural_rdm.residual import RULES, is_gate
-from neural_rdm.training.optim import Optimizer
+from neural_rdm.training.optim import Optimizer, freeze
 from tests.training.trainer import tiny_module
 
 
@@ -51,3 +52,23 @@ def test_cosine_ends_at_zero() -> None:
     assert optimizer.factor(60, 110) == pytest.approx(0.5)
     assert optimizer.factor(110, 110) == pytest.approx(0.0)
     assert optimizer.factor(35, 110) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
+
+
+def test_gates_and_norms_train_what_norms_scale_and_shift_by() -> None:
+    net = DiT(8, 4, 1, 32, 2, 4, num_classes=10, qk_norm=True)
+    freeze(net, "gates+norms")
+    trained = {n for n, p in net.named_parameters() if p.requires_grad}
+    assert "blocks.0.adaLN_modulation.1.bias" in trained
+    assert "blocks.1.attn.q_norm.weight" in trained
+    assert "final_layer.adaLN_modulation.1.bias" in trained
+    assert {n for n in trained if n.endswith((".alpha", ".beta"))} == {
+        n for n, _ in net.named_parameters() if is_gate(n)
+    }
+    assert not any(n.endswith(("adaLN_modulation.1.weight", "qkv.weight", "fc1.bias")) for n in trained)
+
+
+def test_nothing_to_train_is_refused() -> None:
+    with pytest.raises(ValueError, match="has no gates"):
+        freeze(DiT(8, 4, 1, 32, 2, 4, residual="resnet"), "gates")
+    with pytest.raises(ValueError, match="not one of all, gates"):
+        freeze(DiT(8, 4, 1, 32, 2, 4), "gate")

@@ -176,7 +176,7 @@ def preflight(config_name: str, arguments: Arguments, prepare: Prepare | None = 
             composed.cfg = resume.merge(run, composed.cfg, parse(arguments.overrides))
     if run.config is not None:
         composed.sources = Sources((run.folder / "config.yaml",))
-    _check(composed, config_name)
+    _check(composed, config_name, resumed=True)
     # Lightning repeats sys.argv for the other ranks: they find the same run by its folder.
     folder = written(str(run.folder))
     arguments.overrides = [*arguments.overrides, f"resume={folder}", f"hydra.run.dir={folder}"]
@@ -229,11 +229,16 @@ def _jobs(arguments: Arguments, parsed: list[Override]) -> list[list[str]]:
     return [first] + [[*first[:i], v, *first[i + 1 :]] for i, values in enumerate(options) for v in values[1:]]
 
 
-def _check(composed: Composed, config_name: str) -> None:
+def _check(composed: Composed, config_name: str, resumed: bool = False) -> None:
     validate(composed.cfg, config_name, composed.sources)
-    data = composed.cfg.get("data")
+    cfg = composed.cfg
+    data, pretrained = cfg.get("data"), cfg.get("pretrained")
     if data is not None and data.get("root") is not None:
         check_root(data.root)
+    if pretrained is not None and pretrained.path is not None and not resumed and not Path(pretrained.path).exists():
+        raise ConfigError(
+            f"pretrained.path={pretrained.path}: no such file or folder ({Path(pretrained.path).resolve()})"
+        )
 
 
 def is_finished(run: resume.Run, arguments: Arguments) -> bool:

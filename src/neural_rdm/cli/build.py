@@ -18,10 +18,12 @@ from torch import nn
 
 from neural_rdm.core.errors import ConfigError, UserError
 from neural_rdm.data.base import DataModule
+from neural_rdm.surgery.official import load_official
 from neural_rdm.training.checkpoints import Checkpoints, StreamedCheckpointIO
 from neural_rdm.training.guards import FiniteLoss, StopOnSignal
 from neural_rdm.training.logging import Metrics
 from neural_rdm.training.module import NeuralRDM, NeuralRDMF
+from neural_rdm.training.optim import freeze
 from neural_rdm.training.progress import StepBar
 
 
@@ -47,6 +49,11 @@ def network(cfg: DictConfig) -> nn.Module:
     return build(cfg.backbone, "backbone", residual=build(cfg.residual, "residual"))
 
 
+def text(cfg: DictConfig) -> Any:
+    """The text encoder, not loaded before its first use; None for a network without a text."""
+    return None if cfg.condition is None else build(cfg.condition, "condition")
+
+
 def data(cfg: DictConfig) -> DataModule:
     """The data module, not yet set up."""
     module: DataModule = build(cfg.data, "data")
@@ -54,14 +61,29 @@ def data(cfg: DictConfig) -> DataModule:
     return module
 
 
-def module(cfg: DictConfig, space: str) -> NeuralRDM:
-    """The LightningModule; `space` is what the data are: "pixels" (to be encoded) or "latents"."""
-    first_stage = build(cfg.first_stage, "first_stage")
+def module(cfg: DictConfig, space: str, begins: bool = True) -> NeuralRDM:
+    """The LightningModule.
+
+    Args:
+        space: what the data are: "pixels" (to be encoded) or "latents".
+        begins: start from `pretrained.path`, if there is one; a run that goes on takes all weights from its checkpoint.
+
+    Raises:
+        UserError: weights that do not fit, or nothing to train.
+    """
+    first_stage, net = build(cfg.first_stage, "first_stage"), network(cfg)
+    if cfg.pretrained.path is not None and begins:
+        load_official(net, cfg.pretrained.path, cfg.pretrained.reinit)
+    try:
+        freeze(net, cfg.train_only)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     return NeuralRDMF(
-        network(cfg),
+        net,
         build(cfg.diffusion, "diffusion"),
         build(cfg.optimizer, "optimizer"),
         first_stage,
+        text(cfg),
         seed=cfg.seed,
         max_steps=cfg.trainer.max_steps,
         encode=space == "pixels" and first_stage.downsample > 1,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from neural_rdm.conditioning.text import TextEncoder
     from neural_rdm.data.base import DataModule
     from neural_rdm.diffusion.process import DDPM
     from neural_rdm.diffusion.samplers import Sampler
@@ -141,6 +142,7 @@ class LoadedRun:
         net: the network in eval mode, float32, on `device`.
         process: the diffusion process that it was trained on.
         data: its data module, not set up: the data need not be on this machine.
+        text: its text encoder, or None.
         decode: latents [B, C, H, W] -> pixels, or None where the network works on the data as they are.
         device: where samples are drawn.
     """
@@ -153,6 +155,7 @@ class LoadedRun:
     net: nn.Module
     process: DDPM
     data: DataModule
+    text: TextEncoder | None
     decode: Callable[[Tensor], Tensor] | None
     device: torch.device
 
@@ -164,7 +167,7 @@ class LoadedRun:
     def draw(
         self,
         sampler: Sampler,
-        labels: Tensor | None,
+        condition: dict[str, Tensor],
         count: int,
         seed: int,
         batch_size: int,
@@ -173,16 +176,16 @@ class LoadedRun:
         """Draw samples 0 ... count - 1 with a progress bar; sample i depends on (seed, i) alone, as in training.
 
         Args:
-            labels: int64 [count], or None for an unconditional network.
+            condition: [count, ...] each, see `diffusion.guidance.Condition`; empty for an unconditional network.
             finish: makes the result of each batch [B, *shape] (float32, on `device`) that is kept.
 
         Raises:
             ConfigError: the sampler does not fit the network or its process.
         """
         from neural_rdm.diffusion.samplers import sample
+        from neural_rdm.training.module import null_condition
         from neural_rdm.training.sampling import input_shape
 
-        null_class = getattr(self.net, "null_class", None)
         shape = input_shape(self)  # type: ignore[arg-type]  # it reads `.net` alone
         try:
             sampler.scheduler(self.process)
@@ -193,8 +196,8 @@ class LoadedRun:
                 shape,
                 count,
                 seed,
-                labels,
-                null_class,
+                condition,
+                null_condition(self.net, self.text),
                 batch_size=batch_size,
                 device=self.device,
                 finish=finish,
@@ -258,6 +261,7 @@ def load_run(folder: Path, weights: str = "ema", accelerator: str = "auto") -> L
         net.to(device).eval().requires_grad_(False),
         build.build(config.diffusion, "diffusion").process,
         data,
+        build.text(config),
         first_stage.decode if encodes else None,
         device,
     )

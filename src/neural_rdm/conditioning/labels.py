@@ -29,8 +29,9 @@ def dropout_mask(seed: int, positions: Sequence[int] | Tensor, p: float) -> Tens
 
 
 def drop_labels(y: Tensor, drop: Tensor, null_class: int) -> Tensor:
-    """Labels [B] with `null_class` wherever `drop` (bool [B], on the device of y) is True; y itself is not changed.
+    """Labels [B] (or [B, 1 + I], a clip's and its I images') with `null_class` in every row where `drop` (bool [B], on
+    the device of y) is True; y itself is not changed.
 
     Source: LabelEmbedder.token_drop of the official DiT code.
     """
-    return y.masked_fill(drop, null_class)
+    return y.masked_fill(drop.view(-1, *[1] * (y.ndim - 1)), null_class)

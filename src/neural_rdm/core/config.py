@@ -205,17 +205,20 @@ def _check_across(cfg: DictConfig, sources: Sources) -> None:
             f"first_stage.channels={channels} but backbone.in_channels={backbone.in_channels}; pass "
             f"backbone.in_channels={channels}{sources.where('backbone.in_channels')}"
         )
-    classes = data.get("num_classes")
-    if (
-        classes
-        and backbone.get("num_classes")
-        and backbone.get("num_classes") is not None
-        and classes != backbone.num_classes
-    ):
+    classes, labels = data.get("num_classes"), _labels(backbone)
+    if classes and labels and classes != labels:
         raise ConfigError(
             f"data.num_classes={classes} but backbone.num_classes={backbone.num_classes}; "
             f"pass backbone.num_classes={classes}{sources.where('backbone.num_classes')}"
         )
+    frames, clip = backbone.get("num_frames"), data.get("num_frames")
+    if frames is not None and clip is not None and frames != clip:
+        raise ConfigError(
+            f"data.num_frames={clip} but backbone.num_frames={frames}; pass data.num_frames={frames} or "
+            f"backbone.num_frames={clip}{sources.where('data.num_frames')}"
+        )
+    _check_text(cfg, sources)
+    _check_gates(cfg, sources)
     _check_sampler(cfg, sources)
     size = _latent_size(cfg)
     if size is not None and backbone.get("input_size") is not None and size != backbone.input_size:
@@ -226,13 +229,74 @@ def _check_across(cfg: DictConfig, sources: Sources) -> None:
         )
 
 
+def _labels(backbone: DictConfig) -> int:
+    """The classes that a backbone is conditioned on; 0 for none. Latte says by `extras` whether it is."""
+    if backbone.get("extras", "class") not in ("class", 2):
+        return 0
+    return backbone.get("num_classes") or 0
+
+
+def _check_text(cfg: DictConfig, sources: Sources) -> None:
+    """A network that reads a text and the encoder of that text go together."""
+    reads, condition = cfg.backbone.get("context_dim"), cfg.condition
+    if cfg.backbone.get("extras") in ("text", 78):
+        reads = 768  # 77 tokens of CLIP, as in the official Latte
+    if (reads is None) != (condition is None):
+        key = "backbone.context_dim" if condition is None else "condition"
+        advice = "condition=clip, t5 or minilm" if condition is None else "backbone.context_dim=${condition.dim}"
+        raise ConfigError(
+            f"{key} is set, but a text needs both an encoder and a network that reads it; pass {advice} too"
+            f"{sources.where(key)}"
+        )
+    if reads is None:
+        return
+    if condition.get("dim") is not None and condition.dim != reads:
+        raise ConfigError(
+            f"backbone.context_dim={reads} but condition.dim={condition.dim}; pass backbone.context_dim={condition.dim}"
+            f"{sources.where('backbone.context_dim')}"
+        )
+    if _labels(cfg.backbone):
+        raise ConfigError(
+            f"backbone.context_dim={reads} with backbone.num_classes={cfg.backbone.num_classes}: no data have captions "
+            f"and classes; pass backbone.num_classes=0{sources.where('backbone.num_classes')}"
+        )
+
+
+#: rules whose gates the supervision cannot reach, and why
+UNSUPERVISED = {
+    "adaln": "the norm behind its alpha cancels the scale of alpha",
+    "resnet": "it has no gates",
+}
+
+
+def _check_gates(cfg: DictConfig, sources: Sources) -> None:
+    """What is asked of the gates, of a rule that has them."""
+    rule = cfg.residual.get("rule")
+    if cfg.train_only != "all" and rule == "resnet":
+        raise ConfigError(
+            f"train_only={cfg.train_only} with residual=resnet: this rule has no gates; pass train_only=all or another "
+            f"residual{sources.where('train_only')}"
+        )
+    if cfg.gamma > 0 and rule in UNSUPERVISED:
+        raise ConfigError(
+            f"gamma={cfg.gamma} with residual={rule}: its sensitivity can be measured but not supervised, since "
+            f"{UNSUPERVISED[rule]}; pass gamma=0{sources.where('gamma')}"
+        )
+    if cfg.pretrained.reinit and cfg.pretrained.path is None:
+        raise ConfigError(
+            f"pretrained.reinit={list(cfg.pretrained.reinit)} without pretrained.path: there is nothing to leave out"
+            f"{sources.where('pretrained.reinit')}"
+        )
+
+
 def _check_sampler(cfg: DictConfig, sources: Sources) -> None:
     """What would otherwise come to light at the first preview, hours into a run."""
     backbone, sampler, process = cfg.backbone, cfg.sampler, cfg.diffusion.get("process") or {}
     guided = sampler.get("cfg_scale", 1) != 1
-    if guided and (backbone.get("num_classes") == 0 or backbone.get("class_dropout_prob") == 0):
+    conditional = backbone.get("num_classes") is None or _labels(backbone) or cfg.condition is not None
+    if guided and (not conditional or backbone.get("class_dropout_prob") == 0):
         raise ConfigError(
-            f"sampler.cfg_scale={sampler.cfg_scale} needs backbone.num_classes and class_dropout_prob above 0; "
+            f"sampler.cfg_scale={sampler.cfg_scale} needs a class or a text, and backbone.class_dropout_prob above 0; "
             f"pass sampler.cfg_scale=1{sources.where('sampler.cfg_scale')}"
         )
     channels, width = sampler.get("channels"), backbone.get("in_channels")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
-from neural_rdm.core.fields import between, node, nodes, one_of, positive
-from neural_rdm.core.schema import Checkpoint, Trainer
+from neural_rdm.core.fields import at_least, between, node, nodes, one_of, positive
+from neural_rdm.core.schema import Checkpoint, Pretrained, Trainer
 
 
 @dataclass
@@ -18,12 +18,16 @@ class Train:
     resume: Optional[str] = field()
     #: the group choices that made this configuration; written into a run's config.yaml, never typed
     choices: Optional[dict[str, str]] = field()
+    pretrained: Pretrained = field()
+    train_only: str = one_of("all", "gates", "gates+norms")
+    gamma: float = at_least(0)
     checkpoint: Checkpoint = field()
     trainer: Trainer = field()
     backbone: Any = node()
     residual: Any = node()
     diffusion: Any = node()
     first_stage: Any = node()
+    condition: Any = node(optional=True)
     data: Any = node()
     optimizer: Any = node()
     strategy: Any = node()
@@ -43,6 +47,7 @@ class Sample:
     weights: str = one_of("ema", "raw")
     per_class: int = positive()
     classes: Optional[list[int]] = field()
+    prompts: Optional[list[str]] = field()
     seed: int = between(0, 2**63 - 1)
     batch_size: int = positive()
     accelerator: str = one_of("auto", "cpu", "gpu")

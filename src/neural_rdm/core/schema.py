@@ -31,7 +31,15 @@ class DiT:
     class_dropout_prob: float = between(0, 1)
     num_classes: int = at_least(0)
     learn_sigma: bool = field()
+    context_dim: Optional[int] = positive()
     adaln_gate_init: Optional[float] = field()
+    adaln: str = one_of("block", "single")
+    qk_norm: bool = field()
+    norm: str = one_of("layer", "rms")
+    mlp: str = one_of("gelu", "swiglu")
+    positions: str = one_of("sincos", "rope")
+    register_tokens: int = at_least(0)
+    attention: str = one_of("auto", "math", "flash", "efficient", "cudnn")
 
     def check(self) -> list[Problem]:
         problems = []
@@ -48,6 +56,24 @@ class DiT:
             problems.append(("hidden_size", problem))
         if self.input_size % self.patch_size:
             problems.append(("patch_size", f"{self.patch_size} does not divide input_size={self.input_size}"))
+        if self.positions == "rope" and (self.hidden_size // self.num_heads) % 4:
+            problem = f"rope turns a head's channels in fours; {self.hidden_size} / {self.num_heads} has none"
+            problems.append(("positions", problem))
+        return problems
+
+
+@dataclass
+class Latte(DiT):
+    num_frames: int = positive()
+    extras: Any = one_of("unconditional", "class", "text", 1, 2, 78)
+
+    def check(self) -> list[Problem]:
+        problems = super().check()
+        if self.depth % 2:
+            problem = f"{self.depth} is odd; spatial and temporal blocks take turns: pass {self.depth + 1}"
+            problems.append(("depth", problem))
+        if self.extras in ("text", 78) and self.context_dim is not None:
+            problems.append(("context_dim", "extras=text reads its own text; pass context_dim=null"))
         return problems
 
 
@@ -170,6 +196,7 @@ class Optimizer:
     eps: float = positive()
     gate_lr_scale: float = at_least(0)
     clip: Optional[float] = positive()
+    clip_after: int = at_least(0)
     warmup_steps: int = at_least(0)
     schedule: str = one_of("constant", "cosine")
 
@@ -216,6 +243,12 @@ class Trainer:
     accumulate_grad_batches: int = positive()
     compile: bool = field()
     num_threads: Optional[int] = positive()
+
+
+@dataclass
+class Pretrained:
+    path: Optional[str] = field()
+    reinit: list[str] = field()
 
 
 @dataclass
@@ -286,6 +319,7 @@ class WandbLogger:
 #: `_target_` -> what its node may hold
 TARGETS: dict[str, type] = {
     "neural_rdm.backbones.dit.DiT": DiT,
+    "neural_rdm.backbones.latte.Latte": Latte,
     "neural_rdm.residual.Residual": Residual,
     "neural_rdm.diffusion.objectives.EpsilonObjective": EpsilonObjective,
     "neural_rdm.diffusion.process.DDPM": DDPM,

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 Predict = Callable[[Tensor, Tensor], Tensor]  # (x, t) -> network output
+#: what a network is shown beside x and t, by the names of its arguments, one row a sample: labels `y` [B], a text's
+#: `context` [B, L, E] and `context_mask` [B, L]
+Condition = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -38,40 +40,41 @@ class Guidance:
 
 
 def guided_model(
-    model: Callable[..., Tensor], guidance: Guidance, y: Tensor | None = None, null_class: int | None = None
+    model: Callable[..., Tensor], guidance: Guidance, condition: Condition | None = None, null: Condition | None = None
 ) -> Predict:
-    """The network with its labels and guidance bound: (x, t) -> output, all that a sampler needs.
+    """The network with its condition and guidance bound: (x, t) -> output, all that a sampler needs.
 
     Where guidance acts, conditional and unconditional halves run as one batch of 2B; elsewhere only the conditional B
     runs. Unguided channels and the learned variance come from the conditional half.
 
     Args:
-        model: `model(x, t, y=None)` for x [B, C, H, W] or [B, F, C, H, W] and t int64 [B]; its output has C or 2C
-            channels at dimension -3.
-        y: class labels int64 [B]; None for an unconditional network.
-        null_class: the label that stands for "no class".
+        model: `model(x, t, **condition)` for x [B, C, H, W] or [B, F, C, H, W] and t int64 [B]; its output has C or
+            2C channels at dimension -3.
+        condition: see `Condition`; None or empty for an unconditional network.
+        null: what stands for "no condition", under the same names, one row for all samples; None where the network was
+            not trained without its condition.
 
     Returns:
         A function of x and t [B]. Leave t on the CPU, as the samplers do: whether it lies in the interval is then known
         without waiting for the device. It gives outputs in x's dtype.
 
     Raises:
-        ValueError: guidance without labels or without a null class, or (when called) on more channels than x has.
+        ValueError: guidance without a condition or without a null one, or (when called) on more channels than x has.
     """
-    if guidance.cfg_scale != 1 and (y is None or null_class is None):
-        missing = "class labels y" if y is None else "a null class (train with class_dropout_prob > 0)"
+    condition = condition or {}
+    if guidance.cfg_scale != 1 and not (condition and null):
+        missing = "a null condition (train with class_dropout_prob > 0)" if condition else "labels or a text"
         raise ValueError(f"cfg_scale={guidance.cfg_scale} needs {missing}; use cfg_scale=1 for this network")
+    both = {k: torch.cat([v, null[k].to(v).expand_as(v)]) for k, v in condition.items()} if null else {}
 
-    def conditional(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
-        arguments: dict[str, Any] = {} if y is None else {"y": y}
-        return model(x, t.to(x.device, non_blocking=True), **arguments).to(x.dtype)
+    def run(x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        return model(x, t.to(x.device, non_blocking=True), **condition).to(x.dtype)
 
     def predict(x: Tensor, t: Tensor) -> Tensor:
         inside = _inside(t, guidance)
-        if y is None or null_class is None or not inside.any():
-            return conditional(x, t, y)
-        both = torch.cat([y, torch.full_like(y, null_class)])
-        cond, uncond = conditional(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
+        if not inside.any():
+            return run(x, t, condition)
+        cond, uncond = run(torch.cat([x, x]), torch.cat([t, t]), both).chunk(2)
         output = _combine(cond, uncond, guidance, x.shape[-3])
         if inside.all():
             return output

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from neural_rdm.core.seeding import keys, normal
-from neural_rdm.diffusion.guidance import Guidance, Predict, guided_model
+from neural_rdm.diffusion.guidance import Condition, Guidance, Predict, guided_model
 from neural_rdm.diffusion.process import DDPM, even_timesteps, split_output
 
 SAMPLERS = ("ddim", "dpm++", "ddpm")
@@ -154,8 +154,8 @@ def sample(
     shape: Sequence[int],
     positions: int | Sequence[int],
     seed: int = 0,
-    y: Tensor | None = None,
-    null_class: int | None = None,
+    condition: Condition | None = None,
+    null: Condition | None = None,
     *,
     batch_size: int = 32,
     device: torch.device | str | None = None,
@@ -165,12 +165,12 @@ def sample(
     """Draw samples; the one numbered p is the same whatever else is drawn with it.
 
     Args:
-        model: `model(x, t, y=None)`; a module runs in eval mode and gets its own modes back.
+        model: `model(x, t, **condition)`; a module runs in eval mode and gets its own modes back.
         shape: of one sample: (C, H, W) or (F, C, H, W).
         positions: the samples' numbers, or how many to draw (0, 1, ...).
         seed: of the noise. A CPU and a GPU draw different noise from one seed.
-        y: labels int64 [N], one per position; None for an unconditional network.
-        null_class: the label of no class, needed for guidance.
+        condition: what the network is shown, tensors [N, ...], one row per position; None for an unconditional network.
+        null: the same of no condition, tensors [1, ...], needed for guidance.
         batch_size: samples at a time; guidance runs twice as many through the network.
         device: where to draw and step; the module's own device if None.
         finish: applied to each finished batch before it is kept: decode and round to bytes, say, to save memory.
@@ -180,13 +180,14 @@ def sample(
         [N, *shape] float32, or whatever `finish` makes of it, in the order of `positions`.
 
     Raises:
-        ValueError: no positions, labels of another number, too many steps, guidance without labels or null class.
+        ValueError: no positions, conditions of another number, too many steps, guidance without one or without a null.
     """
     numbers = list(range(positions)) if isinstance(positions, int) else [int(p) for p in positions]
     if not numbers or batch_size < 1:
         raise ValueError(f"nothing to sample: {len(numbers)} positions in batches of {batch_size}")
-    if y is not None and len(y) != len(numbers):
-        raise ValueError(f"{len(y)} labels y for {len(numbers)} samples")
+    for name, value in (condition or {}).items():
+        if len(value) != len(numbers):
+            raise ValueError(f"{len(value)} rows of {name} for {len(numbers)} samples")
     if device is None:
         parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
         device = "cpu" if parameter is None else parameter.device
@@ -194,10 +195,10 @@ def sample(
     parts = []
     with _evaluating(model), _bar(len(batches) * sampler.steps, progress) as advance:
         for batch in batches:
-            part, labels = numbers[batch], None if y is None else y[batch].to(device)
+            part, shown = numbers[batch], {k: v[batch].to(device) for k, v in (condition or {}).items()}
             noise = normal(seed, "sample", part, shape, device)
             generators = _generators(seed, part, device) if sampler.stochastic else None
-            predict = guided_model(model, sampler.guidance, labels, null_class)
+            predict = guided_model(model, sampler.guidance, shown, null)
             samples = denoise(predict, process, sampler, noise, generators, advance)
             parts.append(samples if finish is None else finish(samples))
     return torch.cat(parts)

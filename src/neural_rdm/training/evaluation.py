@@ -78,7 +78,7 @@ class DigitsReport:
     ) -> tuple[dict[str, float], list[Path]]:
         """Draw the samples, measure them, write `metrics.{md,csv,json}`; every rank must call it."""
         with averaged(trainer, module.net) as weights:
-            drawn = draw(module, sampler, input_shape(module), self.labels, len(self.labels), progress=True)
+            drawn = draw(module, sampler, input_shape(module), {"y": self.labels}, len(self.labels), progress=True)
         if not trainer.is_global_zero:
             return {}, []
         metric = self.metric(trainer.datamodule)
@@ -97,7 +97,9 @@ def finish(
     if report is not None:
         numbers, tables = report(trainer, module, sampler, folder)
         grids = [c for c in trainer.callbacks if isinstance(c, SampleGrid)]
-        paths += [g.save(trainer, module, folder / "samples" / "final.png", progress=False) for g in grids] + tables
+        for grid in grids:
+            paths += grid.save(trainer, module, folder / "samples" / "final.png", progress=False)
+        paths += tables
     if not trainer.is_global_zero:
         return numbers, paths
     for callback in trainer.callbacks:

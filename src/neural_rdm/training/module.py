@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
@@ -17,15 +17,19 @@ from neural_rdm.latents.first_stage import KL, Identity
 from neural_rdm.training import parallel
 from neural_rdm.training.optim import Optimizer
 
+if TYPE_CHECKING:
+    from neural_rdm.conditioning.text import TextEncoder
+
 
 class NeuralRDM(pl.LightningModule):
     """Training of a residual diffusion network.
 
     Args:
-        net: `net(x, t, y) -> prediction`.
+        net: `net(x, t, y, context, context_mask) -> prediction`, the last three only where it takes them.
         objective: the diffusion process and its loss.
         optimizer: see `Optimizer`.
         first_stage: encodes pixels; not used where the data are latents.
+        text: encodes captions, for a network with a text context; None for any other.
         seed: keys every draw together with a sample's position in the run.
         max_steps: optimizer steps of the run, for the schedule (`trainer.estimated_stepping_batches` would reset a
             stateful loader).
@@ -39,6 +43,7 @@ class NeuralRDM(pl.LightningModule):
         objective: EpsilonObjective,
         optimizer: Optimizer,
         first_stage: Identity | KL,
+        text: TextEncoder | None = None,
         seed: int = 0,
         max_steps: int = 400_000,
         encode: bool = False,
@@ -46,7 +51,7 @@ class NeuralRDM(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.net = net
-        self.objective, self.optimizer, self.first_stage = objective, optimizer, first_stage
+        self.objective, self.optimizer, self.first_stage, self.text = objective, optimizer, first_stage, text
         self.seed, self.max_steps, self.encode, self.compile_blocks = seed, max_steps, encode, compile_blocks
 
     def configure_model(self) -> None:
@@ -68,7 +73,7 @@ class NeuralRDM(pl.LightningModule):
         return self.losses(batch, "val", drop=False)
 
     def losses(self, batch: Batch, stage: str, drop: bool) -> dict[str, Tensor]:
-        """Per-sample losses [B]; noise, timesteps and label dropout are keyed by (seed, stage, position)."""
+        """Per-sample losses [B]; noise, timesteps and dropout are keyed by (seed, stage, position)."""
         x, position = batch["x"], batch["position"]
         if self.encode:
             x = self.first_stage.encode(x, self.seed, position)
@@ -76,15 +81,37 @@ class NeuralRDM(pl.LightningModule):
         t = self.objective.timesteps(u).to(x.device, non_blocking=True)
         noise = seeding.normal(self.seed, f"{stage} noise", position, x.shape[1:], x.device)
         xt = self.objective.process.q_sample(x, t, noise)
-        return self.objective.loss(self.net(xt, t, self.labels(batch, drop)), x, xt, t, noise)
+        return self.objective.loss(self.net(xt, t, **self.condition(batch, drop)), x, xt, t, noise)
 
-    def labels(self, batch: Batch, drop: bool) -> Tensor | None:
-        """The labels [B] that the network is shown, some replaced by the null class when `drop`."""
-        y = batch.get("y") if getattr(self.net, "num_classes", 0) else None
-        if y is None or not drop or self.net.null_class is None:
-            return y
-        mask = dropout_mask(self.seed, batch["position"], self.net.class_dropout_prob)
-        return drop_labels(y, mask.to(y.device, non_blocking=True), self.net.null_class)
+    def condition(self, batch: Batch, drop: bool) -> dict[str, Tensor]:
+        """What the network is shown beside x and t; when `drop`, nothing at all for some of the samples.
+
+        Whether a sample loses its condition is drawn once for everything that conditions the network.
+        """
+        rate = self.net.class_dropout_prob if drop else 0.0
+        dropped = dropout_mask(self.seed, batch["position"], rate)
+        shown: dict[str, Tensor] = {}
+        if getattr(self.net, "num_classes", 0) and "y" in batch:
+            y, null = batch["y"], self.net.null_class
+            shown["y"] = y if null is None else drop_labels(y, dropped.to(y.device, non_blocking=True), null)
+        if self.text is not None:
+            captions = ["" if gone else text for text, gone in zip(batch["caption"], dropped.tolist(), strict=True)]
+            shown |= encoded(self.text, captions, batch["x"].device)
+        return shown
+
+    def null_condition(self) -> dict[str, Tensor]:
+        """What stands for "no condition" in guidance, one row; empty where the network was never trained without."""
+        return null_condition(self.net, self.text)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the Trainer was told, once `optimizer.clip_after` steps are done."""
+        if self.trainer.global_step >= self.optimizer.clip_after:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def configure_optimizers(self) -> Any:
         """The optimizer and its per-step schedule."""
@@ -96,4 +123,20 @@ class NeuralRDM(pl.LightningModule):
 
 
 class NeuralRDMF(NeuralRDM):
-    """Neural-RDM-F: flow-shaped networks (DiT; paper, Sec. 2.2), whose units follow one another without long skips."""
+    """Neural-RDM-F: flow-shaped networks (DiT, Latte; paper, Sec. 2.2), units in a row without long skips."""
+
+
+def encoded(text: TextEncoder, captions: list[str], device: torch.device | str) -> dict[str, Tensor]:
+    """The arguments by which a network takes a text: `context` [B, L, E] and `context_mask` [B, L]."""
+    context, mask = text.encode(captions)
+    return {"context": context.to(device, non_blocking=True), "context_mask": mask.to(device, non_blocking=True)}
+
+
+def null_condition(net: Any, text: TextEncoder | None) -> dict[str, Tensor]:
+    """What stands for "no condition" in guidance, one row: the null class, the empty text; empty where the network was
+    never trained without its condition.
+    """
+    if not net.class_dropout_prob:
+        return {}
+    nothing = {} if getattr(net, "null_class", None) is None else {"y": torch.tensor([net.null_class])}
+    return nothing if text is None else nothing | encoded(text, [""], "cpu")

@@ -1,4 +1,4 @@
-"""The optimizer: AdamW whose gates get no weight decay and a learning rate of their own, and its schedule."""
+"""What is trained and how: AdamW whose gates get no weight decay and a learning rate of their own, and its schedule."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ class Optimizer:
         eps: AdamW's.
         gate_lr_scale: learning rate of the gates over `lr`.
         clip: largest norm of the gradient; None for no clipping.
+        clip_after: optimizer steps before clipping begins (Latte: 20 000 on SkyTimelapse, 100 000 on UCF-101).
         warmup_steps: linear warm-up from 0.
         schedule: `constant`, or `cosine` down to 0 at the run's last step.
     """
@@ -34,6 +35,7 @@ class Optimizer:
     eps: float = 1e-8
     gate_lr_scale: float = 1.0
     clip: float | None = None
+    clip_after: int = 0
     warmup_steps: int = 0
     schedule: str = "constant"
 
@@ -65,3 +67,35 @@ class Optimizer:
             return 1.0
         progress = (step - self.warmup_steps) / max(1, max_steps - self.warmup_steps)
         return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+
+
+TRAIN_ONLY = ("all", "gates", "gates+norms")
+
+
+def freeze(net: nn.Module, train_only: str) -> None:
+    """Let only a part of `net` train: fine-tuning of pretrained weights (paper, Sec. 2.1 [P]: the gates "can be
+    independently trained or fine-tuned without considering the parameters of the feature mapping network").
+
+    `gates` are alpha and beta of every residual unit. `gates+norms` adds what normalisation layers scale and shift by:
+    their own weights and biases and, where adaLN makes scale and shift out of the condition, the bias of that layer,
+    which is their constant part.
+
+    Raises:
+        ValueError: an unknown choice, or a network whose rule has no gates.
+    """
+    if train_only not in TRAIN_ONLY:
+        raise ValueError(f"train_only={train_only} is not one of {', '.join(TRAIN_ONLY)}")
+    if train_only == "all":
+        return
+    trained = {name for name, _ in net.named_parameters() if is_gate(name)}
+    if not trained:
+        raise ValueError(f"train_only={train_only}: this network's residual rule has no gates; use train_only=all")
+    if train_only == "gates+norms":
+        for name, module in net.named_modules():
+            norm = "norm" in type(module).__name__.lower()
+            adaln = "adaLN_modulation" in name.split(".")
+            trained |= {
+                f"{name}.{p}" for p, _ in module.named_parameters(recurse=False) if norm or (adaln and p == "bias")
+            }
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and name in trained)

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
 from neural_rdm.core.errors import CheckpointError
+from neural_rdm.diffusion.guidance import Condition
 from neural_rdm.diffusion.samplers import Sampler, sample
 from neural_rdm.reports.grids import save_grid
 from neural_rdm.training.ema import averaged
-from neural_rdm.training.module import NeuralRDM
+from neural_rdm.training.module import NeuralRDM, encoded
 from neural_rdm.training.steps import StepCallback
+
+if TYPE_CHECKING:
+    from neural_rdm.conditioning.text import TextEncoder
 
 
 def draw(
-    module: NeuralRDM, sampler: Sampler, shape: tuple[int, ...], labels: Tensor | None, count: int, progress: bool
+    module: NeuralRDM, sampler: Sampler, shape: tuple[int, ...], condition: Condition, count: int, progress: bool
 ) -> Tensor:
-    """Latents or pixels [count, *shape] (float32, CPU), one for each label [count] (or unconditional).
+    """Latents or pixels [count, *shape] (float32, CPU), one for each row of `condition` (empty: unconditional).
 
     Sample i depends on (seed, i) alone. The ranks share the work; every rank must call it, and every rank gets the
     result.
@@ -38,8 +43,8 @@ def draw(
             shape,
             mine,
             seed=module.seed,
-            y=None if labels is None else labels[mine],
-            null_class=getattr(module.net, "null_class", None),
+            condition={name: rows[mine] for name, rows in condition.items()},
+            null=module.null_condition(),
             batch_size=min(64, share),
             device=module.device,
             finish=lambda x: x.float().cpu(),
@@ -51,9 +56,11 @@ def draw(
     return drawn[:count]
 
 
-def class_labels(num_classes: int, per_class: int, max_classes: int) -> Tensor | None:
-    """Labels of a grid with one row a class, for the first `max_classes` classes; None for an unconditional network."""
-    return torch.arange(min(num_classes, max_classes)).repeat_interleave(per_class) if num_classes else None
+def rows_of(shown: Sequence[int | str], columns: int, text: TextEncoder | None = None) -> dict[str, Tensor]:
+    """The condition of a grid whose rows are classes (numbers) or texts: `columns` samples of each, row by row."""
+    if text is not None:
+        return encoded(text, [str(prompt) for prompt in shown for _ in range(columns)], "cpu")
+    return {"y": torch.tensor(shown).repeat_interleave(columns)}
 
 
 class SampleGrid(StepCallback):
@@ -61,8 +68,9 @@ class SampleGrid(StepCallback):
 
     Args:
         every_n_steps: optimizer steps between two grids.
-        per_class: samples of each class.
-        max_classes: classes shown, from the first; an unconditional network shows as many rows.
+        per_class: samples of each class (or text).
+        max_classes: classes shown, from the first (or texts, the data's own validation prompts); an unconditional
+            network shows as many rows.
     """
 
     def __init__(self, every_n_steps: int = 10_000, per_class: int = 4, max_classes: int = 8) -> None:
@@ -79,18 +87,33 @@ class SampleGrid(StepCallback):
             trainer, pl_module, Path(trainer.default_root_dir) / "samples" / f"step={step:09d}.png", progress=False
         )
 
-    def save(self, trainer: pl.Trainer, module: NeuralRDM, path: Path, progress: bool) -> Path:
-        """Draw one grid with the averaged weights and write it; every rank must call it."""
-        data: Any = trainer.datamodule
-        num_classes = getattr(module.net, "num_classes", 0)
-        labels = class_labels(num_classes, self.per_class, self.max_classes)
-        count = self.per_class * self.max_classes if labels is None else len(labels)
+    def save(self, trainer: pl.Trainer, module: NeuralRDM, path: Path, progress: bool) -> list[Path]:
+        """Draw one grid with the averaged weights and write it, a clip's also as a GIF; every rank must call it.
+
+        Returns:
+            The files, the one to look at first.
+        """
+        shown, names = self.rows(module, trainer.datamodule)
+        condition = {} if shown is None else rows_of(shown, self.per_class, module.text)
+        count = self.per_class * (self.max_classes if shown is None else len(shown))
         with averaged(trainer, module.net):
-            drawn = draw(module, self.sampler, input_shape(module), labels, count, progress)
+            drawn = draw(module, self.sampler, input_shape(module), condition, count, progress)
+        clips = drawn.ndim == 5
         if trainer.is_global_zero:
-            names = None if labels is None else [_name(data.class_names, c) for c in labels[:: self.per_class].tolist()]
-            save_grid(self.decode(module, drawn), path, columns=self.per_class, row_labels=names)
-        return path
+            pixels = self.decode(module, drawn)
+            if clips:
+                save_grid(pixels, path.with_suffix(".gif"), columns=self.per_class, row_labels=names)
+                pixels = pixels[:: self.per_class]  # the frames of a clip are a row of their own: one clip of each
+            save_grid(pixels, path, columns=self.per_class, row_labels=names)
+        return [path.with_suffix(".gif"), path] if clips else [path]
+
+    def rows(self, module: NeuralRDM, data: Any) -> tuple[list[Any] | None, list[str] | None]:
+        """The classes or texts that the grid shows, and their names; None twice for an unconditional network."""
+        if module.text is not None:
+            prompts = data.prompts(self.max_classes)
+            return prompts, prompts
+        classes = list(range(min(getattr(module.net, "num_classes", 0), self.max_classes)))
+        return (classes, [_name(data.class_names, c) for c in classes]) if classes else (None, None)
 
     def decode(self, module: NeuralRDM, latents: Tensor) -> Tensor:
         """Pixels where the run has a first stage for its latents; otherwise the latents themselves, saying so once."""
@@ -110,9 +133,8 @@ class SampleGrid(StepCallback):
 
 
 def input_shape(module: NeuralRDM) -> tuple[int, ...]:
-    """[C, H, W] of what the network denoises."""
-    net: Any = module.net
-    return (net.in_channels, net.input_size, net.input_size)
+    """[C, H, W] or [F, C, H, W] of what the network denoises."""
+    return tuple(module.net.input_shape)
 
 
 def _name(names: list[str] | None, label: int) -> str:
