@@ -28,7 +28,7 @@ from neural_rdm.cli.launcher import register
 from neural_rdm.core.config import Sources, config_dir, validate
 from neural_rdm.core.errors import ConfigError, UserError
 from neural_rdm.core.files import write_text
-from neural_rdm.core.layouts import check_root
+from neural_rdm.core.layouts import check_folder, check_root
 from neural_rdm.core.ranks import is_first_rank
 
 Job = Callable[[DictConfig, Path], int]
@@ -234,7 +234,10 @@ def _check(composed: Composed, config_name: str, resumed: bool = False) -> None:
     cfg = composed.cfg
     data, pretrained = cfg.get("data"), cfg.get("pretrained")
     if data is not None and data.get("root") is not None:
-        check_root(data.root)
+        if data._target_.endswith(".ImageFolder"):
+            check_root(data.root)
+        else:
+            check_folder(data.root, "data/README.md shows what it holds.")
     if pretrained is not None and pretrained.path is not None and not resumed and not Path(pretrained.path).exists():
         raise ConfigError(
             f"pretrained.path={pretrained.path}: no such file or folder ({Path(pretrained.path).resolve()})"

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from neural_rdm.core.errors import DataError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"})
+VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v"})
 _SPLITS = {"train", "val", "test"}
 _DRAWING = """Expected layout (one folder a class, images directly inside it):
     {root}/
@@ -96,6 +97,24 @@ def check_root(root: str | os.PathLike[str] | None, num_classes: int | None = No
     if val is not None:
         _check_val(val, train, classes, drawing)
     return ImageTree(train, val, classes)
+
+
+def check_folder(root: str | os.PathLike[str] | None, layout: str) -> Path:
+    """The absolute path of the folder `root`.
+
+    Args:
+        layout: what it should hold, for the message.
+
+    Raises:
+        DataError: it is not there.
+    """
+    if root is None or not os.fspath(root):
+        raise DataError(f"data.root is not set: which folder holds the data set?\n{layout}")
+    base = Path(os.path.abspath(os.path.expanduser(root)))
+    if not base.is_dir():
+        problem = f"{base} is a file, not a folder (unpack an archive first)" if base.exists() else f"no folder {base}"
+        raise DataError(f"data.root: {problem}. Pass it with data.root=/path/to/it\n{layout}".rstrip())
+    return base
 
 
 def _check_val(val: Path, train: Path, classes: list[str], drawing: str) -> None:

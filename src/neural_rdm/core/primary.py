@@ -76,5 +76,24 @@ class Report:
     runs: str
 
 
+@dataclass
+class Deepen:
+    """The primary configuration of `python -m neural_rdm.deepen`."""
+
+    checkpoint: str
+    #: see Sample
+    experiment: Optional[str]
+    depth: int = positive()
+    placement: str = one_of("interleave", "append", "prepend", "middle")
+    operator: str = one_of("identity", "duplicate", "stack", "halved")
+    max_steps: Optional[int] = positive()
+
+
 #: primary configuration -> its class
-COMMANDS: dict[str, type] = {"train": Train, "sample": Sample, "evaluate": Evaluate, "report": Report}
+COMMANDS: dict[str, type] = {
+    "train": Train,
+    "sample": Sample,
+    "evaluate": Evaluate,
+    "report": Report,
+    "deepen": Deepen,
+}

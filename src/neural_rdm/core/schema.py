@@ -84,6 +84,7 @@ class Residual:
     granularity: str = one_of("channel", "scalar")
     time_conditioned: bool = field()
     beta_form: str = one_of("additive", "linear")
+    gamma: float = at_least(0)
 
     def check(self) -> list[Problem]:
         if self.beta_form == "linear" and self.rule != "gated":
@@ -164,6 +165,17 @@ class Digits:
 
 
 @dataclass
+class DigitsVideo:
+    _target_: str
+    image_size: int = at_least(8)
+    num_frames: int = positive()
+    image_frames: int = at_least(0)
+    batch_size: int = positive()
+    num_workers: int = at_least(0)
+    limit: Optional[int] = positive()
+
+
+@dataclass
 class Synthetic:
     _target_: str
     shape: list[int]
@@ -185,6 +197,50 @@ class ImageFolder:
     batch_size: int = positive()
     num_workers: int = at_least(0)
     limit: Optional[int] = positive()
+
+
+@dataclass
+class Captioned:
+    """COCO and JourneyDB."""
+
+    _target_: str
+    root: str
+    image_size: int = positive()
+    flip: bool = field()
+    batch_size: int = positive()
+    num_workers: int = at_least(0)
+    limit: Optional[int] = positive()
+
+
+@dataclass
+class TextEncoder:
+    _target_: str
+    kind: str = one_of("clip", "t5", "minilm")
+    path: Optional[str] = field()
+    dim: int = positive()
+    max_length: int = positive()
+    cache: Optional[str] = field()
+
+
+@dataclass
+class Clips:
+    """SkyTimelapse and Taichi-HD."""
+
+    _target_: str
+    root: str
+    image_size: int = positive()
+    num_frames: int = positive()
+    frame_interval: int = positive()
+    flip: bool = field()
+    image_frames: int = at_least(0)
+    batch_size: int = positive()
+    num_workers: int = at_least(0)
+    limit: Optional[int] = positive()
+
+
+@dataclass
+class UCF101(Clips):
+    split: int = one_of(1, 2, 3)
 
 
 @dataclass
@@ -327,8 +383,15 @@ TARGETS: dict[str, type] = {
     "neural_rdm.latents.first_stage.Identity": IdentityStage,
     "neural_rdm.latents.first_stage.KL": KLStage,
     "neural_rdm.data.digits.Digits": Digits,
+    "neural_rdm.data.digits_video.DigitsVideo": DigitsVideo,
     "neural_rdm.data.synthetic.Synthetic": Synthetic,
     "neural_rdm.data.image_folder.ImageFolder": ImageFolder,
+    "neural_rdm.conditioning.text.TextEncoder": TextEncoder,
+    "neural_rdm.data.captions.COCO": Captioned,
+    "neural_rdm.data.captions.JourneyDB": Captioned,
+    "neural_rdm.data.video.SkyTimelapse": Clips,
+    "neural_rdm.data.video.TaichiHD": Clips,
+    "neural_rdm.data.video.UCF101": UCF101,
     "neural_rdm.training.optim.Optimizer": Optimizer,
     "neural_rdm.training.parallel.single": Strategy,
     "neural_rdm.training.parallel.ddp": DDP,
@@ -340,6 +403,7 @@ TARGETS: dict[str, type] = {
     "neural_rdm.training.sensitivity.SensitivityLog": SensitivityLog,
     "neural_rdm.training.logging.Throughput": Throughput,
     "neural_rdm.training.evaluation.DigitsReport": DigitsReport,
+    "neural_rdm.training.evaluation.DigitsVideoReport": DigitsReport,
     "neural_rdm.training.logging.CSVLogger": CSVLogger,
     "lightning.pytorch.loggers.TensorBoardLogger": TensorBoardLogger,
     "lightning.pytorch.loggers.WandbLogger": WandbLogger,

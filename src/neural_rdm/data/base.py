@@ -18,12 +18,15 @@ class Batch(TypedDict, total=False):
     """A collated batch of this rank's micro-batch of B samples.
 
     x: float32 [B, C, H, W] images or [B, F, C, H, W] clips; pixels are in [-1, 1], latents have unit scale.
-    y: int64 [B] class labels in 0 ... num_classes - 1; absent where the data have no labels.
+    y: int64 [B] class labels in 0 ... num_classes - 1, or [B, 1 + I] where I images follow each clip; absent where the
+        data have no labels.
+    caption: a text for each sample; absent where the data have none.
     position: int64 [B], ordinal number of the sample in the whole run (in validation: its index in the data set).
     """
 
     x: Tensor
     y: Tensor
+    caption: list[str]
     position: Tensor
 
 
@@ -111,6 +114,10 @@ class DataModule(LightningDataModule):
         if self.train_set is None:
             self.load_datasets()
 
+    def prompts(self, count: int) -> list[str] | None:
+        """`count` texts to draw previews of; None where the data have no captions."""
+        return None
+
     @property
     def train_size(self) -> int:
         """Number of training samples that are used."""
@@ -155,7 +162,7 @@ class DataModule(LightningDataModule):
         device.
         """
         return {
-            name: value if name == "position" else value.to(device, non_blocking=True) for name, value in batch.items()
+            name: value.to(device, non_blocking=True) if name in ("x", "y") else value for name, value in batch.items()
         }
 
     def _used(self, source: Source) -> int:

@@ -73,16 +73,21 @@ class KL:
     def encode(self, x: Tensor, seed: int, positions: Tensor) -> Tensor:
         """Pixels [B, 3, H, W] in [-1, 1] -> a posterior sample, scaled: [B, channels, H/downsample, W/downsample].
 
-        The sample's noise is keyed by (seed, position), so that it is the same on any number of ranks.
+        Clips [B, F, 3, H, W] are encoded frame by frame, one clip at a time, to bound memory. The sample's noise is
+        keyed by (seed, position), so that it is the same on any number of ranks.
         """
-        posterior = self._on(x.device).encode(x).latent_dist
-        noise = seeding.normal(seed, "posterior", positions, posterior.mean.shape[1:], x.device)
-        return (posterior.mean + posterior.std * noise - self.shift) * self.scale
+        vae = self._on(x.device)
+        posteriors = [vae.encode(part).latent_dist for part in (x if x.ndim == 5 else [x])]
+        mean, std = (torch.stack([getattr(p, name) for p in posteriors]) for name in ("mean", "std"))
+        mean, std = (mean, std) if x.ndim == 5 else (mean[0], std[0])
+        noise = seeding.normal(seed, "posterior", positions, mean.shape[1:], x.device)
+        return (mean + std * noise - self.shift) * self.scale
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
-        """Scaled latents [B, channels, h, w] -> pixels [B, 3, H, W], about [-1, 1]; one sample at a time, to bound
-        memory.
+        """Scaled latents [B, channels, h, w] (or [B, F, ...]) -> pixels [B, 3, H, W], about [-1, 1]; one image or frame
+        at a time, to bound memory.
         """
-        vae = self._on(z.device)
-        return torch.cat([vae.decode(one / self.scale + self.shift).sample for one in z.split(1)])
+        vae, flat = self._on(z.device), z.reshape(-1, *z.shape[-3:])
+        pixels = torch.cat([vae.decode(one / self.scale + self.shift).sample for one in flat.split(1)])
+        return pixels.reshape(*z.shape[:-3], *pixels.shape[-3:])

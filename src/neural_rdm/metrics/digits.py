@@ -58,6 +58,11 @@ class DigitsEvaluation(Metric):
         self.add_state("pixel_outer", torch.zeros(DIM, DIM, dtype=torch.float64), dist_reduce_fx="sum")
 
     @property
+    def classifier(self) -> str:
+        """What decides on a sample's class."""
+        return f"SVC(rbf, gamma={GAMMA:g}, C={C:g}), trained on {self._train_count} real digits"
+
+    @property
     def protocol(self) -> str:
         """One line that says what the numbers are; it belongs beside every table that shows them."""
         return (
@@ -109,8 +114,11 @@ class DigitsEvaluation(Metric):
         finite = pixels.isfinite().all(1)
         if not bool(finite.any()):
             return 0
-        predicted = self._classifier.predict(pixels[finite].numpy())
-        return int((torch.from_numpy(predicted) == y[finite]).sum())
+        return int((self.predict(pixels[finite]) == y[finite]).sum())
+
+    def predict(self, pixels: Tensor) -> Tensor:
+        """The classes [B] that the classifier sees in finite pixels [B, 64] (float64)."""
+        return torch.from_numpy(self._classifier.predict(pixels.numpy()))
 
 
 def _pixels(name: str, x: Tensor, y: Tensor) -> Tensor:

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from neural_rdm.core.errors import ConfigError, DataError
+from neural_rdm.data.digits_video import DigitsVideo
 from neural_rdm.diffusion.samplers import Sampler
 from neural_rdm.metrics.digits import DigitsEvaluation
+from neural_rdm.metrics.digits_video import DigitsVideoEvaluation
 from neural_rdm.reports.plots import plot_losses
 from neural_rdm.reports.tables import GENERATED, write_metrics
 from neural_rdm.training.ema import averaged
@@ -36,7 +38,7 @@ class DigitsReport:
         """The classes [10 * per_class] to draw samples of, sorted."""
         return torch.arange(10).repeat_interleave(self.per_class)
 
-    def metric(self, data: Any) -> DigitsEvaluation:
+    def metric(self, data: Any) -> Any:
         """The metric, with the real digits of a data module that has been set up.
 
         Raises:
@@ -50,7 +52,7 @@ class DigitsReport:
 
     def write(
         self,
-        metric: DigitsEvaluation,
+        metric: Any,
         drawn: Tensor,
         sampler: Sampler,
         weights: str,
@@ -58,7 +60,7 @@ class DigitsReport:
         seed: int,
         folder: Path,
     ) -> tuple[dict[str, float], list[Path]]:
-        """Measure the samples [10 * per_class, 1, 8, 8] of `labels` and write `metrics.{md,csv,json}` into `folder`.
+        """Measure the samples [10 * per_class, ...] of `labels` and write `metrics.{md,csv,json}` into `folder`.
 
         Args:
             weights, step, seed: of the network and the samples, for the protocol line.
@@ -83,6 +85,31 @@ class DigitsReport:
             return {}, []
         metric = self.metric(trainer.datamodule)
         return self.write(metric, drawn, sampler, weights, trainer.global_step, module.seed, folder / "report")
+
+
+class DigitsVideoReport(DigitsReport):
+    """Accuracy, consistency and motion of generated clips of moving digits, beside real ones held out, in `report/`.
+
+    Args:
+        per_class: clips drawn of each digit.
+    """
+
+    def metric(self, data: Any) -> Any:
+        """The metric, with the real digits and clips of a data module that has been set up.
+
+        Raises:
+            ConfigError: the data are not the moving digits.
+        """
+        if not isinstance(data, DigitsVideo):
+            raise ConfigError(
+                f"metric=digits_video needs data=digits_video, not {type(data).__name__}; leave it out with ~metric"
+            )
+        assert data.digits.train_set is not None
+        clips = DigitsVideo(1, image_size=data.image_size, num_frames=data.num_frames)
+        clips.setup()
+        held_out = [clips.val_set.load(i, i) for i in range(clips.val_size)]  # type: ignore[union-attr]
+        x, y = torch.stack([c["x"] for c in held_out]), torch.tensor([c["y"] for c in held_out])
+        return DigitsVideoEvaluation(data.digits.train_set.x, data.digits.train_set.y, x, y, sync_on_compute=False)
 
 
 def finish(

@@ -41,23 +41,25 @@ class Optimizer:
 
     def build(self, net: nn.Module) -> torch.optim.AdamW:
         """AdamW over the trainable parameters of `net`, fused, in two groups: the network and its gates."""
-        named = [(n, p) for n, p in net.named_parameters() if p.requires_grad]
-        groups: list[dict[str, Any]] = [
-            {
-                "name": "net",
-                "params": [p for n, p in named if not is_gate(n)],
-                "lr": self.lr,
-                "weight_decay": self.weight_decay,
-            },
-            {
-                "name": "gates",
-                "params": [p for n, p in named if is_gate(n)],
-                "lr": self.lr * self.gate_lr_scale,
-                "weight_decay": 0.0,
-            },
-        ]
-        groups = [g for g in groups if g["params"]]
+        parameters = dict(net.named_parameters())
+        groups: list[dict[str, Any]] = []
+        for names in self.names(net):
+            gates = is_gate(names[0])
+            groups.append(
+                {
+                    "name": "gates" if gates else "net",
+                    "params": [parameters[name] for name in names],
+                    "lr": self.lr * self.gate_lr_scale if gates else self.lr,
+                    "weight_decay": 0.0 if gates else self.weight_decay,
+                }
+            )
         return torch.optim.AdamW(groups, lr=self.lr, betas=(self.betas[0], self.betas[1]), eps=self.eps, fused=True)
+
+    def names(self, net: nn.Module) -> list[list[str]]:
+        """The trainable parameters' names, group by group, in the optimizer's order: the network's, then its gates'."""
+        trainable = [name for name, p in net.named_parameters() if p.requires_grad]
+        groups = [[n for n in trainable if not is_gate(n)], [n for n in trainable if is_gate(n)]]
+        return [group for group in groups if group]
 
     def factor(self, step: int, max_steps: int) -> float:
         """The learning rate at `step` (0-based) over its base value."""

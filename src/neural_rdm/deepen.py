@@ -1,0 +1,184 @@
+"""`python -m neural_rdm.deepen`: a run's network, deeper, with the same output, as a run that training continues.
+
+python -m neural_rdm.deepen checkpoint=outputs/train/dit_xl_gated/TIME depth=56
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from neural_rdm.cli.app import main, print_paths
+from neural_rdm.cli.compose import parse
+from neural_rdm.cli.grammar import written
+from neural_rdm.cli.runs import read_config
+from neural_rdm.core.errors import CheckpointError, ConfigError
+from neural_rdm.core.files import link_atomically, load_tensors, save_tensors, write_text
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from neural_rdm.surgery.grow import Growth
+
+
+def run_of(checkpoint: str) -> Path:
+    """The run folder that `checkpoint=` means: itself, or the one around a file in its `checkpoints`."""
+    path = Path(checkpoint)
+    return path.parent.parent if path.is_file() else path
+
+
+def prepare(overrides: list[str]) -> list[str]:
+    """Name the output folder after the run's experiment; refuse what is no run before torch is loaded."""
+    found = [str(o.value()) for o in parse(overrides) if o.key_or_group == "checkpoint"]
+    if not found:
+        raise ConfigError("which network? Pass checkpoint=DIR, a run folder, or checkpoint=DIR/checkpoints/FILE.ckpt")
+    folder = run_of(found[-1])
+    experiment = (read_config(folder).choices or {}).get("exp") or folder.resolve().name
+    return [f"++experiment={written(experiment)}", *overrides]
+
+
+def deepen(cfg: DictConfig, folder: Path) -> int:
+    """Write the new run folder into `folder`; return the exit code 0.
+
+    Kept tensors keep their optimizer moments and step. New ones have none, so that they start at step 0: with a kept
+    step Adam's bias correction would be done, and the first update 3.2 times too large (1 / sqrt(1 - 0.999) over 1 /
+    (1 - 0.9), for the usual betas).
+
+    Raises:
+        UserError: no usable run, or a network that cannot grow as asked.
+    """
+    import torch
+
+    from neural_rdm.cli import build
+    from neural_rdm.surgery.grow import grown, grown_state, plan
+    from neural_rdm.training.checkpoints import newest_readable, path_of
+    from neural_rdm.training.ema import KEY
+    from neural_rdm.training.optim import freeze
+
+    config, source = read_config(run_of(cfg.checkpoint)), Path(cfg.checkpoint)
+    if not source.is_file():
+        source = newest_readable(source / "checkpoints") or source
+    content: dict[str, Any] = dict(load_tensors(source))
+    net = build.network(config)
+    freeze(net, config.train_only)
+    try:
+        net.load_state_dict({k.removeprefix("net."): v for k, v in content["state_dict"].items()})
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{source} does not fit the network of its config.yaml: {error}") from error
+    try:
+        growth = plan(net, cfg.depth, cfg.placement, cfg.operator)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    deep = grown(net, growth)
+    for (_, old), (name, new) in zip(_matched(net, deep, growth), deep.named_parameters(), strict=True):
+        assert name
+        new.requires_grad_(old.requires_grad)
+
+    moved = {"raw": difference(net, deep)}
+    content["state_dict"] = {f"net.{k}": v for k, v in deep.state_dict().items()}
+    if KEY in content:
+        averages = content[KEY]["weights"]
+        grown_averages = grown_state(net, growth, averages)
+        content[KEY] = {**content[KEY], "weights": grown_averages}
+        net.load_state_dict(net.state_dict() | averages)
+        averaged = grown(net, growth)
+        averaged.load_state_dict(averaged.state_dict() | grown_averages)
+        moved["ema"] = difference(net, averaged)
+    optimizer = build.build(config.optimizer, "optimizer")
+    content["optimizer_states"] = [
+        grown_optimizer(state, optimizer.names(net), optimizer.names(deep), growth)
+        for state in content["optimizer_states"]
+    ]
+
+    config.backbone.depth = cfg.depth
+    if cfg.max_steps is not None:
+        config.trainer.max_steps = cfg.max_steps
+    target = path_of(folder / "checkpoints", int(content["global_step"]))
+    save_tensors(target, content)
+    link_atomically(target, target.with_name("last.ckpt"))
+    manifest = {
+        "source": str(source),
+        "step": int(content["global_step"]),
+        "depth": {"from": len(net.blocks), "to": cfg.depth},
+        "placement": cfg.placement if cfg.operator != "stack" else "stack",
+        "operator": cfg.operator,
+        "new_blocks": growth.added,
+        "copied_from": [growth.origins[i][0] for i in growth.added],
+        "parameters": {"from": _count(net), "to": _count(deep)},
+        "max_output_difference": moved,
+        "torch": torch.__version__,
+    }
+    write_text(target.with_name("deepen.json"), json.dumps(manifest, indent=2) + "\n")
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(config))
+    print(f"{len(net.blocks)} blocks -> {cfg.depth}; the output moved by at most {max(moved.values()):.3g}")
+    print("wrote:")
+    print_paths([target, target.with_name("deepen.json"), folder / "config.yaml"])
+    more = "" if cfg.max_steps else " trainer.max_steps=..."
+    print(f"Continue with: python -m neural_rdm.train resume={os.path.relpath(folder)}{more}")
+    return 0
+
+
+def _count(net: nn.Module) -> int:
+    return sum(p.numel() for p in net.parameters())
+
+
+def _matched(net: nn.Module, deep: nn.Module, growth: Growth) -> list[tuple[str, nn.Parameter]]:
+    """For every parameter of the grown network the old one that it stems from."""
+    old = dict(net.named_parameters())
+    sources = growth.sources([name for name, _ in deep.named_parameters()])
+    return [(name, old[name]) for name, _ in sources.values()]
+
+
+def difference(net: nn.Module, deep: nn.Module) -> float:
+    """The largest difference of both networks' outputs for two random inputs."""
+    import torch
+
+    from neural_rdm.core.seeding import normal
+
+    net.eval()
+    deep.eval()
+    x, t = normal(0, "deepen", [0, 1], net.input_shape), torch.tensor([20, 700])
+    condition: dict[str, Any] = {}
+    if net.num_classes:
+        condition["y"] = torch.tensor([0, net.num_classes - 1])
+    if net.context_dim is not None:
+        condition["context"] = normal(0, "deepen text", [0, 1], (77, net.context_dim))
+    with torch.no_grad():
+        return (net(x, t, **condition) - deep(x, t, **condition)).abs().max().item()
+
+
+def grown_optimizer(
+    state: dict[str, Any], old_names: list[list[str]], new_names: list[list[str]], growth: Growth
+) -> dict[str, Any]:
+    """AdamW's state of the grown network: kept parameters keep theirs, new ones have none.
+
+    Args:
+        old_names, new_names: parameter names of each group, in the optimizer's order.
+
+    Raises:
+        CheckpointError: a state that is not numbered, as sharded training writes it.
+    """
+    if any(isinstance(key, str) for key in state["state"]):
+        raise CheckpointError(
+            "this checkpoint was written by sharded training (fsdp2), whose optimizer state goes by names; resume it "
+            "for a step with strategy=single or ddp, then deepen that"
+        )
+    number = {name: i for i, name in enumerate(n for group in old_names for n in group)}
+    flat = [name for group in new_names for name in group]
+    kept = {}
+    for i, (old, new) in enumerate(growth.sources(flat).values()):
+        if not new and number[old] in state["state"]:
+            kept[i] = state["state"][number[old]]
+    groups, start = [], 0
+    for group, names in zip(state["param_groups"], new_names, strict=True):
+        groups.append({**group, "params": list(range(start, start + len(names)))})
+        start += len(names)
+    return {**state, "state": kept, "param_groups": groups}
+
+
+if __name__ == "__main__":
+    main("deepen", deepen, prepare)

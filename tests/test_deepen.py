@@ -1,0 +1,85 @@
+"""The deepen command: a run grows, and training goes on in the grown one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from neural_rdm.core.files import load_tensors
+from tests.end_to_end.commands import TINY, checkpoint, run
+
+pytestmark = pytest.mark.end_to_end
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run of a clip network, gates and averages included."""
+    folder = tmp_path_factory.mktemp("deepen")
+    code, output = run(
+        "exp=digits_video_gated", *TINY, "~metric", "trainer.max_steps=3", "optimizer.schedule=constant",
+        "optimizer.warmup_steps=0", "hydra.run.dir=run", cwd=folder,
+    )  # fmt: skip
+    assert code == 0, output
+    return folder
+
+
+def test_a_run_grows_and_goes_on(trained: Path) -> None:
+    code, output = run(
+        "checkpoint=run", "depth=4", "max_steps=5", "hydra.run.dir=deep", cwd=trained, module="deepen"
+    )  # fmt: skip
+    assert code == 0, output
+    assert "2 blocks -> 4; the output moved by at most 0" in output
+    manifest = json.loads((trained / "deep/checkpoints/deepen.json").read_text())
+    assert manifest["max_output_difference"] == {"raw": 0.0, "ema": 0.0}
+    assert (manifest["new_blocks"], manifest["copied_from"]) == ([2, 3], [0, 1])
+    old, new = checkpoint(trained / "run"), checkpoint(trained / "deep")
+    assert new["global_step"] == old["global_step"] == 3
+    assert torch.equal(
+        new["ema"]["weights"]["blocks.2.attn.qkv.weight"], old["ema"]["weights"]["blocks.0.attn.qkv.weight"]
+    )
+    assert not new["ema"]["weights"]["blocks.2.attn_unit.alpha"].any()
+    before, after = old["optimizer_states"][0], new["optimizer_states"][0]
+    assert len(after["state"]) == len(before["state"])  # of the kept tensors; the new ones have none
+    held = sum(len(g["params"]) for g in after["param_groups"])
+    assert held == len(before["state"]) + 2 * 12  # a block: 8 weights and biases of its branches, and 4 gates
+    moments = sorted(float(s["exp_avg"].sum()) for s in before["state"].values())
+    assert moments == sorted(float(s["exp_avg"].sum()) for s in after["state"].values())
+
+    code, output = run("resume=deep", cwd=trained)
+    assert code == 0, output
+    assert "continuing after step 3" in output
+    grown = checkpoint(trained / "deep")
+    steps = {float(s["step"]) for s in grown["optimizer_states"][0]["state"].values()}
+    assert steps == {5.0, 2.0}  # kept moments go on, new ones began at 0
+    lr = 3e-3
+    alpha = load_tensors(trained / "deep/checkpoints/step=000000005.ckpt")["state_dict"]["net.blocks.2.attn_unit.alpha"]
+    assert 0 < alpha.abs().max() <= 2 * lr * 1.01  # two of Adam's first updates, not 3.2 times that
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("depth=4",), "which network? Pass checkpoint=DIR"),
+        (("checkpoint=nowhere", "depth=4"), "no such folder"),
+        (("checkpoint=run", "depth=2"), "the network has 2 blocks; give more than 2 and even"),
+        (("checkpoint=run", "depth=4", "placement=between"), "not one of interleave"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_done_is_one_message(trained: Path, arguments: tuple[str, ...], word: str) -> None:
+    code, output = run(*arguments, cwd=trained, module="deepen")
+    assert code == 2
+    assert word in output
+    assert "Traceback" not in output
+
+
+def test_other_operators_say_how_far_they_move_the_output(trained: Path) -> None:
+    code, output = run(
+        "checkpoint=run/checkpoints/last.ckpt", "depth=4", "operator=duplicate", "hydra.run.dir=twice",
+        cwd=trained, module="deepen",
+    )  # fmt: skip
+    assert code == 0, output
+    moved = json.loads((trained / "twice/checkpoints/deepen.json").read_text())["max_output_difference"]
+    assert moved["raw"] > 0
