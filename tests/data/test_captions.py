@@ -1,0 +1,123 @@
+"""Captioned images: COCO's and JourneyDB's layouts, and what is missing from them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from neural_rdm.core.errors import DataError
+from neural_rdm.data.captions import COCO, JourneyDB, without_flags
+from tests.helpers import shared
+
+
+def coco(root: Path, split: str = "train2017", count: int = 4, captions: int = 5) -> Path:
+    (root / split).mkdir(parents=True)
+    (root / "annotations").mkdir(exist_ok=True)
+    images = [{"id": 7 * i, "file_name": f"{i:012d}.jpg"} for i in range(count)]
+    for i, image in enumerate(images):
+        Image.new("RGB", (24, 20), (10 * i, 0, 0)).save(root / split / image["file_name"])
+    said = [
+        {"id": 100 * i + j, "image_id": 7 * i, "caption": f" picture {i}, said {j} "}
+        for i in range(count)
+        for j in reversed(range(captions))
+    ]
+    (root / "annotations" / f"captions_{split}.json").write_text(json.dumps({"images": images, "annotations": said}))
+    return root
+
+
+def test_one_of_five_captions_is_drawn_by_position(tmp_path: Path) -> None:
+    coco(coco(tmp_path), "val2017", 3)
+    data = COCO(tmp_path, image_size=8, batch_size=2)
+    data.configure(seed=1)
+    assert (data.train_size, data.val_size) == (4, 3)
+    drawn = [data.train_set.load(2, key)["caption"] for key in range(60)]
+    assert set(drawn) == {f"picture 2, said {j}" for j in range(5)}
+    assert data.train_set.load(2, 5)["caption"] == drawn[5]
+    sample = data.val_set.load(1, 17)
+    assert sample["caption"] == "picture 1, said 0"
+    assert sample["x"].shape == (3, 8, 8)
+    batch = next(iter(data.train_dataloader()))
+    assert isinstance(batch["caption"], list)
+    assert len(batch["caption"]) == 2
+    moved = data.transfer_batch_to_device(batch, torch.device("cpu"), 0)
+    assert moved["caption"] == batch["caption"]
+
+
+def test_prompts_are_fixed_validation_captions(tmp_path: Path) -> None:
+    coco(coco(tmp_path), "val2017", 30)
+    prompts = []
+    for seed in (0, 9):
+        data = COCO(tmp_path, image_size=8, batch_size=2)
+        data.configure(seed=seed)
+        prompts.append(data.prompts(6))
+    assert prompts[0] == prompts[1]
+    assert len(set(prompts[0])) == 6
+    assert all(p.endswith("said 0") for p in prompts[0])
+
+
+def test_a_few_missing_images_are_left_out_and_many_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coco(tmp_path, count=200, captions=1)
+    (tmp_path / "train2017" / f"{3:012d}.jpg").unlink()
+    data = COCO(tmp_path, image_size=8, batch_size=2)
+    assert data.train_size == 199
+    assert "1 of 200 annotated images are not in" in capsys.readouterr().out
+    for i in range(4, 8):
+        (tmp_path / "train2017" / f"{i:012d}.jpg").unlink()
+    with pytest.raises(DataError, match=r"5 of 200 annotated images are not in .*such as 000000000003\.jpg"):
+        COCO(tmp_path, image_size=8, batch_size=2).setup()
+
+
+def test_journeydb_prefers_the_caption_and_removes_flags(tmp_path: Path) -> None:
+    folder = tmp_path / "train"
+    (folder / "imgs" / "000").mkdir(parents=True)
+    lines: list[dict[str, Any]] = [
+        {"img_path": "./000/a.jpg", "prompt": "a cat --ar 3:2 --v 4", "Task2": {"Caption": "A cat sits."}},
+        {"img_path": "./000/b.jpg", "prompt": "a dog, oil --ar 16:9 --v 5"},
+    ]
+    (folder / "train_anno.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
+    for name in "ab":
+        Image.new("RGB", (9, 9)).save(folder / "imgs" / "000" / f"{name}.jpg")
+    data = JourneyDB(tmp_path, image_size=8, batch_size=1)
+    data.setup()
+    assert [data.train_set.load(i, 0)["caption"] for i in range(2)] == ["A cat sits.", "a dog, oil"]
+    assert data.prompts(5) is not None
+    (folder / "train_anno.jsonl").write_text('{"img_path": 3}')
+    with pytest.raises(DataError, match=r"train_anno\.jsonl, line 1 is not an annotation of JourneyDB"):
+        JourneyDB(tmp_path, batch_size=1).setup()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "plain"),
+    [
+        ("a fox --v 4 --ar 3:2", "a fox"), ("a well-known fox", "a well-known fox"), ("--test x", ""),
+        ("fox—like creature", "fox—like creature"), ("fox —ar 2:3", "fox"), ("a -- b", "a -- b"),
+    ],
+)  # fmt: skip
+def test_flags(prompt: str, plain: str) -> None:
+    assert without_flags(prompt) == plain
+
+
+@pytest.mark.parametrize("kind", [COCO, JourneyDB])
+def test_wrong_roots_show_the_layout(kind: type[Any], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"(?s)no folder .*ROOT/train"):
+        kind(tmp_path / "absent")
+    with pytest.raises(DataError, match=r"(?s)ROOT/train"):
+        kind(tmp_path).setup()
+
+
+def test_real_coco_images() -> None:
+    data = COCO(shared("data/coco"), image_size=64, batch_size=8)
+    data.setup()
+    assert (data.train_size, data.val_size) == (80, 79)
+    sample = data.train_set.load(0, 0)
+    assert sample["x"].shape == (3, 64, 64)
+    assert sample["x"].std() > 0.1
+    assert len(sample["caption"].split()) > 4
+    assert len(set(data.prompts(10) or [])) == 10

@@ -1,0 +1,195 @@
+"""Clips: which frames, from what layouts, equal for every split of the work; and what broken ones say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from neural_rdm.core.errors import ConfigError, DataError
+from neural_rdm.data.base import BrokenSample
+from neural_rdm.data.clips import Decord, FrameFolder, find_videos, frame_numbers, natural, open_video
+from neural_rdm.data.video import UCF101, SkyTimelapse, TaichiHD
+from tests.helpers import shared
+
+
+def frames(folder: Path, count: int, size: tuple[int, int] = (20, 16), first: int = 0) -> Path:
+    """A folder of frames whose grey level is 10 times their number."""
+    folder.mkdir(parents=True)
+    for i in range(count):
+        Image.new("RGB", size, (10 * (first + i),) * 3).save(folder / f"frame_{i}.png")
+    return folder
+
+
+def levels(x: torch.Tensor) -> list[int]:
+    """The numbers of the frames of a clip made of `frames`."""
+    return [round((127.5 * v + 127.5) / 10) for v in x.mean(dim=(1, 2, 3)).tolist()]
+
+
+@given(st.integers(1, 200), st.integers(1, 20), st.integers(1, 5), st.floats(0, 1, exclude_max=True))
+def test_chosen_frames_exist_ascend_and_keep_the_interval_where_it_fits(
+    length: int, count: int, interval: int, u: float
+) -> None:
+    chosen = frame_numbers(length, count, interval, u)
+    assert len(chosen) == count
+    assert chosen.min() >= 0
+    assert chosen.max() < length
+    steps = np.diff(chosen)
+    if (count - 1) * interval < length:
+        assert (steps == interval).all()
+    elif count <= length:
+        assert len(set(steps.tolist())) <= 1
+        assert (steps >= 1).all()
+    else:
+        assert (steps >= 0).all()
+        assert chosen.tolist() == sorted(chosen.tolist())
+
+
+def test_every_start_is_possible() -> None:
+    starts = {int(frame_numbers(10, 3, 3, u)[0]) for u in np.linspace(0, 0.999, 50)}
+    assert starts == {0, 1, 2, 3}
+
+
+def test_frames_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    video = FrameFolder(frames(tmp_path / "v", 12))
+    assert video.names[:3] == ["frame_0.png", "frame_1.png", "frame_2.png"]
+    assert video.names[-1] == "frame_11.png"
+    assert [np.asarray(f)[0, 0, 0] for f in video.frames([11, 2])] == [110, 20]
+    assert natural("a10b2") > natural("a9b3")
+
+
+@pytest.fixture
+def sky(tmp_path: Path) -> Path:
+    for i in range(3):
+        frames(tmp_path / "sky_train" / f"v{i}" / f"v{i}_1", 20)
+    frames(tmp_path / "sky_test" / "w" / "w_1", 20)
+    return tmp_path
+
+
+def test_sky_training_clips_differ_by_position_and_validation_is_fixed(sky: Path) -> None:
+    data = SkyTimelapse(sky, image_size=8, num_frames=4, frame_interval=3, batch_size=2)
+    data.configure(seed=1)
+    assert (data.train_size, data.val_size) == (3, 1)
+    assert data.sample_shape == (4, 3, 8, 8)
+    train = data.train_set
+    clips = [train.load(0, key)["x"] for key in range(20)]
+    assert all(c.shape == (4, 3, 8, 8) and c.dtype == torch.float32 for c in clips)
+    assert all(np.diff(levels(c)).tolist() == [3, 3, 3] for c in clips)
+    assert len({levels(c)[0] for c in clips}) > 4
+    assert torch.equal(train.load(0, 7)["x"], clips[7])
+    assert levels(data.val_set.load(0, 3)["x"]) == levels(data.val_set.load(0, 9)["x"]) == [5, 8, 11, 14]
+    assert "y" not in train.load(0, 0)
+
+
+def test_one_frame_is_an_image(sky: Path) -> None:
+    data = SkyTimelapse(sky, image_size=8, num_frames=1, batch_size=2)
+    data.setup()
+    assert data.sample_shape == (3, 8, 8) == tuple(data.train_set.load(1, 5)["x"].shape)
+
+
+def test_images_for_joint_training_follow_the_clip_and_come_from_anywhere(tmp_path: Path) -> None:
+    for i, first in enumerate((0, 12)):
+        frames(tmp_path / "train" / f"v{i}", 12, first=first)
+    data = TaichiHD(tmp_path, image_size=8, num_frames=3, frame_interval=1, image_frames=5, batch_size=2, flip=False)
+    data.setup()
+    assert data.sample_shape == (8, 3, 8, 8)
+    seen: set[int] = set()
+    for key in range(12):
+        numbers = levels(data.train_set.load(0, key)["x"])
+        assert np.diff(numbers[:3]).tolist() == [1, 1]
+        assert max(numbers[:3]) < 12
+        seen |= set(numbers[3:])
+    assert min(seen) < 12 <= max(seen)
+
+
+def test_ucf_reads_the_official_lists_with_their_line_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    real = shared("data/ucf101/videos/v_ApplyEyeMakeup_g01_c01.avi")
+    lists = tmp_path / "ucfTrainTestlist"
+    lists.mkdir()
+    (lists / "classInd.txt").write_bytes(b"1 ApplyEyeMakeup\r\n2 Archery\r\n")
+    (lists / "trainlist01.txt").write_bytes(b"Archery/v_Archery_g01_c01.avi 2\r\nApplyEyeMakeup/absent.avi 1\r\n")
+    (lists / "testlist01.txt").write_bytes(b"ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi\r\n")
+    videos = tmp_path / "UCF-101"
+    videos.mkdir()
+    for name in ("v_Archery_g01_c01.avi", "v_ApplyEyeMakeup_g01_c01.avi"):
+        (videos / name).symlink_to(real)
+    data = UCF101(tmp_path, image_size=32, num_frames=4, image_frames=1, batch_size=2)
+    data.setup()
+    assert "1 of 2 videos are there" in capsys.readouterr().out
+    sample = data.train_set.load(0, 0)
+    assert sample["x"].shape == (5, 3, 32, 32)
+    assert sample["y"].tolist() == [1, 1]
+    assert data.val_set.load(0, 0)["y"] == 0
+    assert (sample["x"].min() >= -1, sample["x"].max() <= 1) == (True, True)
+    assert sample["x"].std() > 0.1
+
+
+def test_official_ucf_lists_in_full() -> None:
+    root = Path(shared("data/ucf101"))
+    data = UCF101(root, image_size=32, num_frames=4, batch_size=2)
+    with pytest.raises(DataError, match="no video of trainlist01"):  # its one clip belongs to the test list
+        data.setup()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_real_videos_come_through_workers(workers: int, tmp_path: Path) -> None:
+    real = Path(shared("data/taichi/lia_driving1.mp4"))
+    (tmp_path / "train").mkdir()
+    for i in range(3):
+        (tmp_path / "train" / f"{i}.mp4").symlink_to(real)
+    data = TaichiHD(tmp_path, image_size=32, num_frames=4, batch_size=2, num_workers=workers)
+    data.configure(seed=3)
+    batches = iter(data.train_dataloader())
+    found = [next(batches)["x"] for _ in range(3)]
+    assert found[0].shape == (2, 4, 3, 32, 32)
+    if workers:
+        alone = TaichiHD(tmp_path, image_size=32, num_frames=4, batch_size=2)
+        alone.configure(seed=3)
+        assert torch.equal(next(iter(alone.train_dataloader()))["x"], found[0])
+
+
+def test_decord_reads_the_frames_that_are_asked_for() -> None:
+    video = Decord(shared("data/ucf101/videos/v_ApplyEyeMakeup_g01_c01.avi"))
+    assert video.length() == 164
+    all_three = video.frames([0, 50, 163])
+    assert all_three[0].size == (320, 240)
+    alone = open_video(video.path).frames([50])[0]
+    assert np.abs(np.asarray(alone, int) - np.asarray(all_three[1], int)).mean() < 1
+    video.close()
+
+
+def test_broken_videos_are_one_sentence_with_their_path(tmp_path: Path) -> None:
+    pytest.importorskip("decord")
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "bad.mp4").write_bytes(b"not a video" * 100)
+    data = TaichiHD(tmp_path, image_size=8, batch_size=1)
+    data.setup()
+    with pytest.raises(BrokenSample, match=r"cannot decode the video .*bad\.mp4"):
+        data.train_set.load(0, 0)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert FrameFolder(empty).length() == 0
+
+
+@pytest.mark.parametrize("kind", [SkyTimelapse, TaichiHD, UCF101])
+def test_wrong_roots_show_the_layout(kind: type[Any], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"(?s)no folder .*ROOT/"):
+        kind(tmp_path / "absent")
+    with pytest.raises(DataError, match=r"(?s)ROOT/"):
+        kind(tmp_path).setup()
+    with pytest.raises(ConfigError, match="images follow clips"):
+        kind(tmp_path, num_frames=1, image_frames=2)
+
+
+def test_hidden_files_are_passed_over(tmp_path: Path) -> None:
+    frames(tmp_path / "a", 2)
+    frames(tmp_path / ".cache", 2)
+    (tmp_path / "b.mp4").touch()
+    (tmp_path / "._b.mp4").touch()
+    assert [p.name for p in find_videos(tmp_path)] == ["a", "b.mp4"]
