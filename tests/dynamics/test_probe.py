@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 import torch
@@ -84,9 +85,10 @@ def test_rows_are_the_squared_norms_of_entry_and_exit(rule: str, dtype: torch.dt
         loss(net(*inputs(dtype))).backward()
     with probe(net) as rows:
         loss(net(*inputs(dtype))).backward()
-    assert rows.grad.dtype == torch.float32
+    assert rows.grad.dtype == dtype
     assert (seen.norms() > 0).all()
-    torch.testing.assert_close(rows.grad.double(), seen.norms(), rtol=2e-5 if dtype == torch.float32 else 2e-7, atol=0)
+    tolerance = 2e-5 if dtype == torch.float32 else 1e-12
+    torch.testing.assert_close(rows.grad.double(), seen.norms(), rtol=tolerance, atol=0)
     torch.testing.assert_close(
         rows.grad[1:, 0], rows.grad[:-1, 1], rtol=1e-6, atol=0
     )  # one stream: exit i is entry i+1
@@ -134,7 +136,7 @@ def test_under_activation_checkpointing(inside: bool) -> None:
     with probe(net) as expected:
         loss(net(*inputs())).backward()
     for block in net.blocks:
-        block.forward = lambda z, c, e, run=block.forward: checkpoint(run, z, c, e, use_reentrant=False)
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     with probe(net) as rows:
         total = loss(net(*inputs()))
         if inside:
@@ -221,3 +223,16 @@ def test_sensitivities_take_roots_and_ratios() -> None:
     assert [s.norm for s in found] == [4.0, 2.0, 0.0, 1.0]
     assert [s.normalized for s in found] == [1.0, 0.5, 0.0, 0.25]
     assert [s.gain for s in found] == [2.0, None, None, 1.0]
+    assert found == sensitivities(net, torch.cat([squared, torch.ones(4, 2)], dim=1))  # a probe with legs
+
+
+@pytest.mark.parametrize("rule", list(RULES))
+def test_sensitivities_tell_the_gates(rule: str) -> None:
+    net = random_dit(rule)
+    for found, (_, unit) in zip(sensitivities(net, torch.ones(4, 2)), units(net), strict=True):
+        if not unit.has_alpha:
+            assert (found.alpha_mean, found.alpha_std) == (None, None)
+        else:
+            assert found.alpha_mean == pytest.approx(unit.alpha.mean().item(), rel=1e-5)
+            assert found.alpha_std == pytest.approx(unit.alpha.std(correction=0).item(), rel=1e-5)
+        assert found.beta_norm == (pytest.approx(unit.beta.norm().item(), rel=1e-5) if unit.has_beta else None)

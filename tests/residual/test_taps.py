@@ -65,3 +65,26 @@ def test_a_unit_with_a_probe_taps_its_entry_and_its_exit(rule: str) -> None:
     measured.backward(upstream)
     expected = torch.stack([gradient(z).square().sum(), upstream.square().sum()])
     torch.testing.assert_close(gradient(unit.probe), expected)
+
+
+CASES = [*((rule, {}) for rule in RULES), ("gated", {"beta_form": "linear"})]
+
+
+@pytest.mark.parametrize("shortcut", [False, True], ids=["", "shortcut"])
+@pytest.mark.parametrize(("rule", "form"), CASES)
+def test_four_rows_also_measure_both_ways_from_the_exit_to_the_entry(rule: str, form: dict, shortcut: bool) -> None:
+    torch.manual_seed(0)
+    dim_out = 6 if shortcut else 4
+    unit, branch = RULES[rule](4, dim_out, **form).double(), torch.nn.Linear(4, dim_out).double()
+    way = torch.nn.Linear(4, 6).double() if shortcut else None
+    for parameter in unit.parameters():
+        torch.nn.init.normal_(parameter)
+    z, upstream = torch.randn(2, 3, 4, dtype=torch.float64), torch.randn(2, 3, dim_out, dtype=torch.float64)
+    by_branch, by_stream = z.clone().requires_grad_(), z.clone().requires_grad_()
+    unit.write(by_stream if way is None else way(by_stream), branch(unit.read(by_branch))).backward(upstream)
+    g_br, leg = gradient(by_branch), gradient(by_stream)
+    unit.probe = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+    unit(z.requires_grad_(), branch, shortcut=way).backward(upstream)
+    torch.testing.assert_close(gradient(z), g_br + leg)
+    expected = torch.stack([part.square().sum() for part in (g_br + leg, upstream, g_br, leg)])
+    torch.testing.assert_close(gradient(unit.probe), expected, rtol=1e-12, atol=0)

@@ -22,7 +22,7 @@ from neural_rdm.training.checkpoints import Checkpoints
 from neural_rdm.training.ema import EMA
 from neural_rdm.training.guards import FiniteLoss, StopOnSignal
 from neural_rdm.training.logging import CSVLogger, Metrics, Throughput
-from neural_rdm.training.sampling import SampleGrid, class_labels, draw
+from neural_rdm.training.sampling import SampleGrid, draw, rows_of
 from neural_rdm.training.sensitivity import COLUMNS, SensitivityLog
 from neural_rdm.training.validation import Validation
 from tests.training.trainer import fit, tiny_module
@@ -137,12 +137,11 @@ def test_sample_grid_shows_the_averaged_network_one_row_a_class(tmp_path: Path) 
     picture = Image.open(tmp_path / "samples" / "step=000000003.png")
     assert picture.width > 2 * 48
     assert picture.height > 4 * 48
-    labels = class_labels(10, 2, 4)
-    assert labels is not None
-    assert labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    condition = rows_of(range(4), 2)
+    assert condition["y"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     with ema.applied(module.net):
-        all_of_them = draw(module, grid.sampler, (1, 8, 8), labels, 8, progress=False)
-        first = draw(module, grid.sampler, (1, 8, 8), labels[:3], 3, progress=False)
+        all_of_them = draw(module, grid.sampler, (1, 8, 8), condition, 8, progress=False)
+        first = draw(module, grid.sampler, (1, 8, 8), {"y": condition["y"][:3]}, 3, progress=False)
     torch.testing.assert_close(all_of_them[:3], first, atol=1e-5, rtol=1e-5)
     grid.save(trainer, module, tmp_path / "again.png", progress=False)
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "samples" / "step=000000003.png").read_bytes()

@@ -48,7 +48,6 @@ def fit(
         max_steps=steps,
         accumulate_grad_batches=accumulate,
         callbacks=list(callbacks),
-        plugins=[StreamedCheckpointIO()],
         default_root_dir=folder,
         use_distributed_sampler=False,
         limit_val_batches=0,
@@ -56,6 +55,7 @@ def fit(
         enable_model_summary=False,
         **{
             "logger": False,
+            "plugins": [StreamedCheckpointIO()],
             "enable_checkpointing": any(isinstance(c, pl.callbacks.Checkpoint) for c in callbacks),
             **options,
         },

@@ -25,6 +25,7 @@ from neural_rdm.training.logging import Metrics
 from neural_rdm.training.module import NeuralRDM, NeuralRDMF
 from neural_rdm.training.optim import freeze
 from neural_rdm.training.progress import StepBar
+from neural_rdm.training.supervision import Supervision
 
 
 def build(node: DictConfig, key: str, **extra: Any) -> Any:
@@ -100,6 +101,8 @@ def trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
     for callback in chosen:
         if hasattr(callback, "sampler"):
             callback.sampler = sampler
+    # before the metrics, so that the norm that they log is of the whole gradient
+    supervision = [Supervision(cfg.gamma)] if cfg.gamma > 0 else []
     metrics = Metrics(cfg.log_every_n_steps)
     always = [
         StepBar(metrics),
@@ -124,7 +127,7 @@ def trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
         max_steps=options.max_steps,
         accumulate_grad_batches=options.accumulate_grad_batches,
         gradient_clip_val=cfg.optimizer.get("clip"),
-        callbacks=[metrics, *_in_order(chosen), *always],
+        callbacks=[*supervision, metrics, *_in_order(chosen), *always],
         logger=[
             build(node, f"logger.{name}", save_dir=str(folder), **_run_id(node, folder))
             for name, node in (cfg.logger or {}).items()

@@ -89,6 +89,17 @@ class Deepen:
     max_steps: Optional[int] = positive()
 
 
+@dataclass
+class Convert:
+    """The primary configuration of `python -m neural_rdm.convert`."""
+
+    run: str
+    #: see Sample
+    experiment: Optional[str]
+    to: str = one_of("official", "diffusers")
+    weights: str = one_of("ema", "raw")
+
+
 #: primary configuration -> its class
 COMMANDS: dict[str, type] = {
     "train": Train,
@@ -96,4 +107,5 @@ COMMANDS: dict[str, type] = {
     "evaluate": Evaluate,
     "report": Report,
     "deepen": Deepen,
+    "convert": Convert,
 }

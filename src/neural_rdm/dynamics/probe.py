@@ -19,20 +19,30 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from neural_rdm.residual import units
+from neural_rdm.residual import Unit, units
 
 
 @contextmanager
-def probe(model: nn.Module) -> Iterator[Tensor]:
-    """Switch the taps of every unit of `model` on, and yield their rows [units, 2] (float32 zeros on the model's
-    device).
+def probe(model: nn.Module, legs: bool = False) -> Iterator[Tensor]:
+    """Switch the taps of every unit of `model` on, and yield their rows (zeros on the model's device; float64 for a
+    model in float64, else float32).
 
-    After the backward pass `rows.grad[:, 0]` holds `||s_i||^2` (the gradient where the stream enters unit i) and
-    `rows.grad[:, 1]` holds `||s_{i+1}||^2` (where it leaves). The backward pass may run after the context has closed.
+    After the backward pass, which may run after the context has closed, `rows.grad` holds squared norms of gradients:
+
+    | column | where                                                              |
+    |--------|--------------------------------------------------------------------|
+    | 0      | entry: `s_i`, where the stream enters unit i                       |
+    | 1      | exit: `s_{i+1}`, all that the stream behind the unit is used for   |
+    | 2      | branch entrance: `g_br`, the part of `s_i` that came by the branch |
+    | 3      | identity leg: `s_i - g_br`, the rest, before any shortcut          |
+
+    Args:
+        legs: take columns 2 and 3 as well, rows [units, 4]; otherwise rows are [units, 2].
     """
     found = [unit for _, unit in units(model)]
-    device = next(model.parameters()).device
-    rows = torch.zeros(len(found), 2, device=device, requires_grad=True)
+    first = next(model.parameters())
+    dtype = torch.promote_types(first.dtype, torch.float32)
+    rows = torch.zeros(len(found), 4 if legs else 2, dtype=dtype, device=first.device, requires_grad=True)
     try:
         for unit, row in zip(found, rows.unbind(), strict=True):
             unit.probe = row
@@ -50,6 +60,9 @@ class Sensitivity:
         norm: `||s_i||`, of the gradient of the loss averaged over the global batch.
         normalized: `norm` over the largest of the stack (Fig. 5); None where all are 0.
         gain: `||s_i|| / ||s_{i+1}||`; None where either is 0. A gain of 1 everywhere is dynamical isometry.
+        alpha_mean: mean of the static alpha over its channels; None for a rule without.
+        alpha_std: its standard deviation over them.
+        beta_norm: Euclidean norm of the static beta; None for a rule without.
     """
 
     unit: int
@@ -57,18 +70,47 @@ class Sensitivity:
     norm: float
     normalized: float | None
     gain: float | None
+    alpha_mean: float | None
+    alpha_std: float | None
+    beta_norm: float | None
 
 
 def sensitivities(model: nn.Module, squared: Tensor) -> list[Sensitivity]:
-    """Turn the squared norms [units, 2] of a probe (`rows.grad`) into one `Sensitivity` a unit, in run order."""
-    entry, exit_ = squared.detach().double().cpu().sqrt().unbind(dim=1)
-    largest = max(entry.max().item(), 0.0)
-    result = []
-    for i, (name, _) in enumerate(units(model)):
-        norm, after = entry[i].item(), exit_[i].item()
-        result.append(
-            Sensitivity(
-                i, name, norm, norm / largest if largest > 0 else None, norm / after if norm > 0 and after > 0 else None
-            )
+    """Turn the squared norms [units, 2 or 4] of a probe (`rows.grad`) into one `Sensitivity` a unit, in run order.
+
+    Every rank must call it where the gates are sharded.
+    """
+    found = list(units(model))
+    norms = squared.detach()[:, :2].double().cpu().sqrt().tolist()
+    gates = torch.stack([_gates(unit, squared.device) for _, unit in found]).cpu().tolist()
+    largest = max(norm for norm, _ in norms)
+    return [
+        Sensitivity(
+            i,
+            name,
+            norm,
+            norm / largest if largest > 0 else None,
+            norm / after if norm > 0 and after > 0 else None,
+            alpha_mean=mean if unit.has_alpha else None,
+            alpha_std=std if unit.has_alpha else None,
+            beta_norm=size if unit.has_beta else None,
         )
+        for i, ((name, unit), (norm, after), (mean, std, size)) in enumerate(zip(found, norms, gates, strict=True))
+    ]
+
+
+@torch.no_grad()
+def _gates(unit: Unit, device: torch.device) -> Tensor:
+    """Mean and standard deviation of alpha, norm of beta: [3], 0 where the rule has none."""
+    result = torch.zeros(3, dtype=torch.float64, device=device)
+    if unit.has_alpha:
+        alpha = _whole(unit.alpha).double()
+        result[0], result[1] = alpha.mean(), alpha.std(correction=0)
+    if unit.has_beta:
+        result[2] = _whole(unit.beta).double().norm()
     return result
+
+
+def _whole(gate: Tensor) -> Tensor:
+    """A gate's values, put together from all ranks where it is sharded."""
+    return gate.full_tensor() if hasattr(gate, "full_tensor") else gate

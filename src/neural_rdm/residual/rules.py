@@ -67,6 +67,8 @@ class Unit(nn.Module):
     alpha_start = 1.0
     #: whether alpha multiplies the branch, so that alpha = 0 and beta = 0 leave the stream as it is
     scales_branch = False
+    #: whether alpha multiplies the stream itself
+    scales_stream = False
     #: what the unit computes at its start: `plain` (z + F) or `identity` (z)
     start: Literal["plain", "identity"] = "plain"
 
@@ -92,7 +94,9 @@ class Unit(nn.Module):
             self.alpha_time = nn.Parameter(torch.zeros(gate_dim, time_dim))
             if self.has_beta:
                 self.beta_time = nn.Parameter(torch.zeros(gate_dim, time_dim))
-        #: set by `dynamics.probe` for one step: the zero tensor [2] whose gradient collects entry and exit norms
+        #: whether the stream enters the sum as it is, so that its gradient there is the unit's exit gradient itself
+        self.adds_to_stream = not self.scales_stream and beta_form == "additive"
+        #: set by `dynamics.probe` for one step: the zero tensor [2] or [4] whose gradient collects squared norms
         self.probe: Tensor | None = None
 
     def _gate_dim(self) -> int:
@@ -120,9 +124,29 @@ class Unit(nn.Module):
     ) -> Tensor:
         """`write(shortcut(z), branch(read(z)))`; the shapes of `z` and of the result differ only through `shortcut`."""
         if self.probe is not None:
-            z = tap(z, self.probe[0])
-        out = self.write(z if shortcut is None else shortcut(z), branch(self.read(z, e)), g, e)
-        return out if self.probe is None else tap(out, self.probe[1])
+            return self._measured(z, branch, g, e, shortcut, self.probe.unbind())
+        return self.write(z if shortcut is None else shortcut(z), branch(self.read(z, e)), g, e)
+
+    def _measured(
+        self,
+        z: Tensor,
+        branch: Callable[[Tensor], Tensor],
+        g: Tensor | None,
+        e: Tensor | None,
+        shortcut: Callable[[Tensor], Tensor] | None,
+        rows: tuple[Tensor, ...],
+    ) -> Tensor:
+        """The same unit with its taps: entry and exit, and with four rows the two ways between them as well."""
+        entry, exits, legs = rows[0], rows[1:2], rows[3:]
+        z = stream = tap(z, entry)
+        if legs:
+            z = tap(z, rows[2])
+            if shortcut is None and self.adds_to_stream:
+                exits += legs  # one gradient, measured once
+            else:
+                stream = tap(stream, *legs)
+        out = self.write(stream if shortcut is None else shortcut(stream), branch(self.read(z, e)), g, e)
+        return tap(out, *exits)
 
     # -- gates
 
@@ -196,7 +220,7 @@ class AdaLN(Unit):
 class Skip(Unit):
     """Variant-2: `alpha * z + F(z) + beta` [O]."""
 
-    has_alpha = has_beta = True
+    has_alpha = has_beta = scales_stream = True
 
     def write(self, z: Tensor, f: Tensor, g: Tensor | None = None, e: Tensor | None = None) -> Tensor:
         z = torch.addcmul(self._spread(self.effective("beta", e), z), self._spread(self.effective("alpha", e), z), z)

@@ -16,6 +16,8 @@ class Residual:
         granularity: `channel` or `scalar`.
         time_conditioned: gates are `static + W e(t)`, W = 0 at the start.
         beta_form: `additive` or `linear` (`gated` only).
+        gamma: weight of the sensitivity supervision that goes with this rule (the paper's 0.35 where the gates can be
+            supervised); used where an experiment sets `gamma: ${residual.gamma}`, by no unit.
 
     Raises:
         ValueError: an unknown rule or value, naming the choices.
@@ -25,6 +27,7 @@ class Residual:
     granularity: Granularity = "channel"
     time_conditioned: bool = False
     beta_form: BetaForm = "additive"
+    gamma: float = 0.0
 
     def __post_init__(self) -> None:
         for key, choices in {

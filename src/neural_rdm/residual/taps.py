@@ -16,16 +16,19 @@ from torch import Tensor
 
 class _Tap(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, z: Tensor, row: Tensor) -> Tensor:
-        ctx.row_dtype = row.dtype
+    def forward(ctx: Any, z: Tensor, *rows: Tensor) -> Tensor:
+        ctx.row_dtypes = [row.dtype for row in rows]
         return z.view_as(z)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         norm = torch.linalg.vector_norm(grad, dtype=torch.promote_types(grad.dtype, torch.float32))
-        return grad, norm.square().to(ctx.row_dtype)
+        squared = norm.square()
+        return grad, *(squared.to(dtype) for dtype in ctx.row_dtypes)
 
 
-def tap(z: Tensor, row: Tensor) -> Tensor:
-    """Return `z` [any shape] unchanged; after the backward pass `row.grad` (0-d) has grown by `||dL/dz||^2`."""
-    return _Tap.apply(z, row)
+def tap(z: Tensor, *rows: Tensor) -> Tensor:
+    """Return `z` [any shape] unchanged; after the backward pass the gradient of each of `rows` (0-d) has grown by
+    `||dL/dz||^2`.
+    """
+    return _Tap.apply(z, *rows)

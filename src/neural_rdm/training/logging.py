@@ -91,6 +91,10 @@ class Metrics(StepCallback):
         super().on_train_start(trainer, pl_module)
         self.sums = {k: v.to(pl_module.device) for k, v in self.sums.items()}
 
+    def add(self, name: str, value: Tensor) -> None:
+        """Let a value [] of this micro-batch count in the mean that is logged as `train/name`."""
+        self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
+
     def _due(self, step: int, trainer: pl.Trainer) -> bool:
         return step % self.every_n_steps == 0 or step == trainer.max_steps
 
@@ -104,8 +108,7 @@ class Metrics(StepCallback):
         for name, value in outputs.items():
             # Lightning hands back the loss divided by the number of micro-steps; the parts are means of the
             # micro-batch.
-            value = value.detach() * (trainer.accumulate_grad_batches if name == "loss" else 1)
-            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
+            self.add(name, value.detach() * (trainer.accumulate_grad_batches if name == "loss" else 1))
         self.count += 1
         super().on_train_batch_end(trainer, pl_module)
 

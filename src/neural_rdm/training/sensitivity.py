@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from torch import Tensor
 
 from neural_rdm.core.records import StepRecords
-from neural_rdm.dynamics.probe import probe, sensitivities
+from neural_rdm.dynamics.probe import sensitivities
 from neural_rdm.reports.plots import plot_sensitivity
-from neural_rdm.training import parallel
+from neural_rdm.training.supervision import Measurement, Supervision
 
-COLUMNS = ("step", "unit", "name", "norm", "normalized", "gain")
+COLUMNS = ("step", "unit", "name", "norm", "normalized", "gain", "alpha_mean", "alpha_std", "beta_norm")
 
 
 class SensitivityLog(pl.Callback):
     """`sensitivity/sensitivity.csv` and its plot over depth, from the backward pass of ordinary training steps.
 
-    The norms are those of the gradient of the loss averaged over the whole global batch: squared norms are summed over
-    micro-batches and ranks, and divided by the square of the number of ranks, since each rank averages over its share
-    only.
+    The norms are those of the gradient of the loss averaged over the whole global batch. Where the sensitivity is
+    supervised as well, its measurement is used; else there is one of its own.
 
     Args:
         every_n_steps: optimizer steps between two measurements; the last step is measured too. (The first step of a
@@ -31,47 +29,38 @@ class SensitivityLog(pl.Callback):
 
     def __init__(self, every_n_steps: int = 1000) -> None:
         self.every_n_steps = every_n_steps
-        self._stack: ExitStack | None = None
-        self._rows: Tensor | None = None
+        self._supervision: Supervision | None = None
+        self._measurement: Measurement | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Open the file (a resumed run appends to it)."""
         self.folder = Path(trainer.default_root_dir) / "sensitivity"
         self._records = StepRecords(self.folder / "sensitivity.csv", COLUMNS)
+        self._supervision = next((c for c in trainer.callbacks if isinstance(c, Supervision)), None)
+
+    def _due(self, trainer: pl.Trainer) -> bool:
+        step = trainer.global_step + 1
+        return step == trainer.max_steps or step % self.every_n_steps == 0
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Switch the taps on for every micro-step of an optimizer step that is measured."""
-        step = trainer.global_step + 1
-        if self._stack is None and (step == trainer.max_steps or step % self.every_n_steps == 0):
-            self._stack = ExitStack()
-            self._rows = self._stack.enter_context(probe(pl_module.net))
+        if self._supervision is None and self._measurement is None and self._due(trainer):
+            self._measurement = Measurement(pl_module, legs=False)
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
         """All micro-batches are done: write one row a unit."""
-        if self._stack is None or self._rows is None:
+        if not self._due(trainer):
             return
-        self._stack.close()
-        rows, self._stack, self._rows = self._rows.grad, None, None
-        assert rows is not None, "no unit of the network was reached by the backward pass"
-        scale = getattr(getattr(trainer.precision_plugin, "scaler", None), "get_scale", lambda: 1.0)()
-        squared = parallel.sum_over_ranks(rows) / (trainer.world_size * scale) ** 2
+        if self._supervision is not None:
+            squared = self._supervision.squared(trainer)
+        else:
+            assert self._measurement is not None
+            squared, self._measurement = self._measurement.read(trainer), None
+        found = sensitivities(pl_module.net, squared)
         if trainer.is_global_zero:
-            step = trainer.global_step + 1
-            self._records.append(
-                [
-                    {
-                        "step": step,
-                        "unit": s.unit,
-                        "name": s.name,
-                        "norm": s.norm,
-                        "normalized": s.normalized,
-                        "gain": s.gain,
-                    }
-                    for s in sensitivities(pl_module.net, squared)
-                ]
-            )
+            self._records.append([{"step": trainer.global_step + 1, **asdict(sensitivity)} for sensitivity in found])
 
     def plot(self) -> Path | None:
         """Draw the file as normalised sensitivity over depth; None if nothing was measured."""

@@ -1,0 +1,150 @@
+"""Explicit supervision of the gates (paper, Sec. 3.3 [P]: weight gamma = 0.35; its formula is lost, this is ours [O]).
+
+`L = L_denoise + gamma * L_sens` with `L_sens = 1/N * sum_i 1/2 * (log r_i)^2`, `r_i = ||s_i|| / ||s_{i+1}||` the gain
+of unit i: 0 where every unit hands the gradient on at its size (`isometry`); `floor` counts only gains below 1.
+
+`L_sens` is a function of gradients. Instead of differentiating twice, the objective is taken *locally*: the stream z_i,
+the gradient s_{i+1} behind the unit and the branch's Jacobian are held fixed. Then s_i is linear in the unit's gates,
+and its derivative along a common scaling of theta_i (alpha, with W_alpha where gates are time-conditioned) follows
+from the four norms of a probe with legs, by polarisation:
+
+    q_i = d log||s_i|| / d log(scale of theta_i) = <s_i, g_br> / ||s_i||^2          alpha scales the branch
+                                                   <s_i, s_i - g_br> / ||s_i||^2    alpha scales the stream (`skip`)
+
+and the gradient added to the gates is `gamma/N * log r_i * q_i * theta_i / ||theta_i||^2`: for a scalar gate the whole
+gradient of the local objective, for one gate a channel its projection on theta_i.
+
+It is *not* the gradient of L_sens through the whole network (`sensitivity_loss` with `torch.autograd.grad` is): an
+earlier unit's s_i also changes with every later gate, and the stream with every earlier one. On small networks
+the two had cosines of 0.75 to 0.9 for scalar gates, and of 0 to 0.3 for one gate a channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from neural_rdm.residual import Unit, units
+
+Target = Literal["isometry", "floor"]
+
+
+def check_supervision(model: nn.Module, gamma: float, target: str) -> None:
+    """Refuse what cannot be supervised.
+
+    Raises:
+        ValueError: a negative gamma, an unknown target, or gates whose scale the gain does not depend on.
+    """
+    if target not in get_args(Target):
+        raise ValueError(f"target={target} is not one of {', '.join(get_args(Target))}")
+    if gamma < 0:
+        raise ValueError(f"gamma={gamma} is below 0: it would drive the gains apart")
+    for name, unit in units(model):
+        if not (unit.scales_branch or unit.scales_stream):
+            reason = "the norm behind its alpha cancels the scale of alpha" if unit.has_alpha else "it has no gates"
+            raise ValueError(
+                f"gamma={gamma} needs gates that scale the branch or the stream; the rule "
+                f"{type(unit).__name__} of {name} is measured only, since {reason}: pass gamma=0"
+            )
+
+
+@torch.no_grad()
+def supervise(
+    model: nn.Module, squared: Tensor, gamma: float, target: Target = "isometry", grad_scale: Tensor | float = 1.0
+) -> Tensor:
+    """Add the gradient of `gamma * L_sens` to the gradients of the gates, before clipping, and return `L_sens` [].
+
+    Tensor operations only: no host synchronisation. Call it on every rank, with the same norms. Units where the gates,
+    the entry or the exit have norm 0 have no gain and do not count in N, nor do those that change the stream's width.
+
+    Args:
+        squared: squared norms [units, 4] of `probe(model, legs=True)`, of the loss averaged over the global batch
+            (summed over micro-batches and ranks, free of any loss scale).
+        gamma: weight of `L_sens`.
+        target: `isometry`, or `floor`: only gains below 1 are pulled up.
+        grad_scale: what the gradients of the gates are multiplied by, where an optimizer divides it out itself.
+    """
+    pairs = [
+        (unit, row) for (_, unit), row in zip(units(model), squared.unbind(), strict=True) if unit.dim == unit.dim_out
+    ]
+    gates = [_scaling(unit) for unit, _ in pairs]
+    size = _squared_norms(gates).to(squared.dtype)
+    entry, exit_ = torch.stack([row[:2] for _, row in pairs]).unbind(dim=1)
+    scaled = torch.stack([row[2 if unit.scales_branch else 3] for unit, row in pairs])  # the way on which the gates act
+    other = torch.stack([row[3 if unit.scales_branch else 2] for unit, row in pairs])
+    counted = (entry > 0) & (exit_ > 0) & (size > 0)
+    log_r = _log_gain(entry, exit_, counted, target)
+    q = (entry + scaled - other) / (2 * entry)
+    n = counted.sum().clamp(min=1)
+    weight = torch.where(counted, gamma * grad_scale / n * log_r * q / size, 0.0)
+    for parameters, w in zip(gates, weight.unbind(), strict=True):
+        for parameter in parameters:
+            if parameter.grad is not None:
+                grad = _local(parameter.grad)
+                grad.addcmul_(_local(parameter), w.to(grad.dtype))
+    return 0.5 * log_r.square().sum() / n
+
+
+def sensitivity_loss(model: nn.Module, loss: Callable[[], Tensor], target: Target = "isometry") -> Tensor:
+    """`L_sens` [] as a differentiable function of all parameters: the slow reference (`supervision=exact`).
+
+    It runs the forward pass and a backward pass that can itself be differentiated, under the MATH attention kernel,
+    since the fused ones have no second derivative.
+
+    Args:
+        model: a network whose units are called in eager mode.
+        loss: runs the network and returns the loss, a mean over the whole batch.
+    """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    entries: list[Tensor] = []
+    exits: list[Tensor] = []
+
+    def enter(unit: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        entries.append(arguments[0].view_as(arguments[0]))  # what flows through this unit, not all that reads z_i
+        return entries[-1], *arguments[1:]
+
+    def leave(unit: nn.Module, arguments: tuple[Tensor, ...], out: Tensor) -> None:
+        exits.append(out)
+
+    hooks = [unit.register_forward_pre_hook(enter) for _, unit in units(model)]
+    hooks += [unit.register_forward_hook(leave) for _, unit in units(model)]
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            value = loss()
+            gradients = torch.autograd.grad(value, entries + exits, create_graph=True)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    entry, exit_ = torch.stack([g.square().sum() for g in gradients]).view(2, -1)
+    counted = (entry > 0) & (exit_ > 0)
+    log_r = _log_gain(entry, exit_, counted, target)
+    return 0.5 * log_r.square().sum() / counted.sum().clamp(min=1)
+
+
+def _log_gain(entry: Tensor, exit_: Tensor, counted: Tensor, target: Target) -> Tensor:
+    """log r [units] from squared norms, 0 where a unit does not count."""
+    ratio = torch.where(counted, entry, 1.0) / torch.where(counted, exit_, 1.0)
+    log_r = 0.5 * ratio.log()
+    return log_r.clamp(max=0) if target == "floor" else log_r
+
+
+def _scaling(unit: Unit) -> list[nn.Parameter]:
+    """theta_i: what scales the branch (the stream, in `skip`) together."""
+    return [unit.alpha, unit.alpha_time] if unit.time_conditioned else [unit.alpha]
+
+
+def _squared_norms(gates: list[list[nn.Parameter]]) -> Tensor:
+    """||theta_i||^2 [units], of whole gates where they are sharded (then a collective call)."""
+    parts = torch.stack([torch.stack([_local(p).square().sum() for p in parameters]).sum() for parameters in gates])
+    if hasattr(gates[0][0], "device_mesh"):
+        torch.distributed.all_reduce(parts, group=gates[0][0].device_mesh.get_group())
+    return parts
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This rank's shard of a sharded tensor, or the tensor itself."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor

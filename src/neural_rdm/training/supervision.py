@@ -1,0 +1,102 @@
+"""Supervises the gains of all residual units while a network trains (paper, Sec. 3.3)."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.strategies import DeepSpeedStrategy
+from torch import Tensor
+
+from neural_rdm.core.errors import ConfigError
+from neural_rdm.dynamics.probe import probe
+from neural_rdm.dynamics.supervision import Target, check_supervision, supervise
+from neural_rdm.training import parallel
+from neural_rdm.training.logging import Metrics
+
+
+class Measurement:
+    """The squared norms of one optimizer step, from the first micro-batch to `read`."""
+
+    def __init__(self, pl_module: Any, legs: bool) -> None:
+        self._stack = ExitStack()
+        self._rows = self._stack.enter_context(probe(pl_module.net, legs))
+
+    def read(self, trainer: pl.Trainer) -> Tensor:
+        """Switch the taps off; squared norms [units, 2 or 4] of the gradient of the loss averaged over the whole global
+        batch. Every rank must call it.
+
+        They are summed over micro-batches (whose losses Lightning has divided by their number) and ranks, and divided
+        by the squares of the loss scale and of the number of ranks, since each rank averages over its share only.
+        """
+        self._stack.close()
+        rows = self._rows.grad
+        assert rows is not None, "no unit of the network was reached by the backward pass"
+        return parallel.sum_over_ranks(rows.clone()) / (trainer.world_size * loss_scale(trainer, rows)) ** 2
+
+
+def loss_scale(trainer: pl.Trainer, like: Tensor) -> Tensor:
+    """The factor [] by which 16-mixed precision multiplies the loss; it stays on the device."""
+    one = torch.ones((), dtype=like.dtype, device=like.device)
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return one if scaler is None else scaler.scale(one)
+
+
+class Supervision(pl.Callback):
+    """Adds the gradient of `gamma * L_sens` to the gates before every optimizer step and logs `train/sens_loss`.
+
+    It runs after the backward pass and before clipping, on the norms of the whole global batch, so that gradient
+    accumulation, loss scaling and any number of ranks give the same result. See `dynamics.supervision`.
+
+    Args:
+        gamma: weight of `L_sens` (the paper: 0.35).
+        target: `isometry` (every gain to 1) or `floor` (only gains below 1).
+    """
+
+    def __init__(self, gamma: float = 0.35, target: Target = "isometry") -> None:
+        self.gamma, self.target = gamma, target
+        self._measurement: Measurement | None = None
+        self._squared: Tensor | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse what cannot be supervised.
+
+        Raises:
+            ConfigError: a rule whose gains are measured only, or a strategy that hides the gates' gradients.
+        """
+        try:
+            check_supervision(pl_module.net, self.gamma, self.target)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        if isinstance(trainer.strategy, DeepSpeedStrategy):
+            raise ConfigError(
+                f"gamma={self.gamma} with DeepSpeed: it keeps the gradients of the gates to itself; use strategy=fsdp2 "
+                f"or strategy=ddp, or pass gamma=0"
+            )
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Switch the taps on for all micro-steps of an optimizer step."""
+        if self._measurement is None:
+            self._measurement, self._squared = Measurement(pl_module, legs=True), None
+
+    def squared(self, trainer: pl.Trainer) -> Tensor:
+        """This step's squared norms [units, 4], for every callback that asks; the first one to ask reads them."""
+        if self._measurement is not None:
+            self._measurement, self._squared = None, self._measurement.read(trainer)
+        assert self._squared is not None, "asked for before the backward pass"
+        return self._squared
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
+        """All micro-batches are done: supervise."""
+        squared = self.squared(trainer)
+        # A fused optimizer divides by the loss scale itself; until then the gradients still carry it.
+        scaled = getattr(optimizer, "_step_supports_amp_scaling", False)
+        scale = loss_scale(trainer, squared) if scaled else 1.0
+        loss = supervise(pl_module.net, squared, self.gamma, self.target, scale)
+        for callback in trainer.callbacks:
+            if isinstance(callback, Metrics):
+                callback.add("sens_loss", loss * trainer.accumulate_grad_batches)  # one value for all micro-batches

@@ -1,0 +1,222 @@
+"""The supervised gradient against autograd: of the local objective exactly, of the whole network by its direction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
+
+from neural_rdm.backbones.dit import DiT
+from neural_rdm.dynamics import check_supervision, probe, sensitivity_loss, supervise
+from neural_rdm.residual import Residual, is_gate, units
+from tests.dynamics.test_probe import SIZE, inputs, loss, random_dit, watched
+
+GAMMA = 0.35
+RULES = {
+    "gated": Residual("gated"),
+    "linear": Residual("gated", beta_form="linear"),
+    "skip": Residual("skip"),
+    "rezero": Residual("rezero"),
+    "gated-scalar": Residual("gated", granularity="scalar"),
+    "skip-scalar": Residual("skip", granularity="scalar"),
+    "gated-timed": Residual("gated", time_conditioned=True),
+    "skip-timed": Residual("skip", granularity="scalar", time_conditioned=True),
+}
+
+
+def measured(net: nn.Module, dtype: torch.dtype = torch.float64, run: Callable[..., Tensor] | None = None) -> Tensor:
+    """One backward pass: squared norms [units, 4]; gradients of the loss stay in the parameters."""
+    net.zero_grad()
+    with probe(net, legs=True) as rows:
+        loss((net if run is None else run)(*inputs(dtype))).backward()
+    assert rows.grad is not None
+    return rows.grad
+
+
+def added(net: nn.Module, *arguments: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """L_sens, and what `supervise` adds to the gradient of every parameter."""
+    before = {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+    value = supervise(net, *arguments)
+    return value, {n: p.grad - before[n] for n, p in net.named_parameters() if n in before and p.grad is not None}
+
+
+def local_gradients(net: nn.Module) -> tuple[Tensor, list[Tensor]]:
+    """Of every unit, autograd's gradient of gamma * L_sens in theta_i, with z_i and s_{i+1} held fixed."""
+    with watched(net) as seen, sdpa_kernel(SDPBackend.MATH):
+        loss(net(*inputs(torch.float64))).backward(retain_graph=True)
+        found, total, gradients = list(units(net)), torch.zeros((), dtype=torch.float64), []
+        for (_, unit), (z, branch, *rest), after in zip(found, seen.arguments, seen.exits, strict=True):
+            stream, s_next = z.detach().requires_grad_(), after.grad
+            out = type(unit).forward(unit, stream, branch, *rest)
+            (s,) = torch.autograd.grad(out, stream, s_next, create_graph=True)
+            log_r = (s.norm() / s_next.norm()).log()
+            value = 0.5 * log_r.square() / len(found)
+            theta = [unit.alpha, unit.alpha_time] if unit.time_conditioned else [unit.alpha]
+            parts = torch.autograd.grad(GAMMA * value, theta, retain_graph=True)
+            gradients.append(torch.cat([part.flatten() for part in parts]))
+            total += value.detach()
+    return total, gradients
+
+
+@pytest.mark.parametrize("name", list(RULES))
+def test_it_is_the_gradient_of_the_local_objective_along_the_gates(name: str) -> None:
+    net = random_dit(RULES[name], torch.float64)
+    expected_value, expected = local_gradients(net)
+    value, changes = added(net, measured(net), GAMMA)
+    torch.testing.assert_close(value, expected_value, rtol=1e-9, atol=0)
+    pairs = zip(units(net), expected, strict=True)
+    assert any(full.norm() > 1e-4 for full in expected)
+    for (unit_name, unit), full in pairs:
+        names = ["alpha", "alpha_time"] if unit.time_conditioned else ["alpha"]
+        theta = torch.cat([getattr(unit, n).detach().flatten() for n in names])
+        change = torch.cat([changes[f"{unit_name}.{n}"].flatten() for n in names])
+        torch.testing.assert_close(change, (full @ theta) / (theta @ theta) * theta, rtol=1e-7, atol=1e-12)
+        if len(theta) == 1:
+            torch.testing.assert_close(change, full, rtol=1e-7, atol=1e-12)
+    assert all(not change.any() for n, change in changes.items() if n.rsplit(".", 1)[-1] not in ("alpha", "alpha_time"))
+
+
+def test_floor_only_lifts_gains_below_one() -> None:
+    net = random_dit(dtype=torch.float64)
+    squared = measured(net)
+    squared[:, 1] = squared[:, 0] * torch.tensor([0.5, 2.0, 0.5, 1.0])
+    _, isometry = added(net, squared, GAMMA, "isometry")
+    value, floor = added(net, squared, GAMMA, "floor")
+    assert value.item() == pytest.approx(0.5 * (0.5 * math.log(2)) ** 2 / 4)
+    assert [n for n, change in floor.items() if change.any()] == ["blocks.0.mlp_unit.alpha"]
+    torch.testing.assert_close(floor["blocks.0.mlp_unit.alpha"], isometry["blocks.0.mlp_unit.alpha"])
+
+
+def test_the_direction_beside_true_double_backward() -> None:
+    """They are not the same (see the docstring of the module); for scalar gates they point the same way."""
+    cosines = {}
+    for granularity in ("scalar", "channel"):
+        net = random_dit(Residual("gated", granularity=granularity), torch.float64)
+        alphas = [unit.alpha for _, unit in units(net)]
+        exact = sensitivity_loss(net, lambda net=net: loss(net(*inputs(torch.float64))))
+        slow = torch.cat(torch.autograd.grad(exact, alphas))
+        value, changes = added(net, measured(net), 1.0)
+        torch.testing.assert_close(value, exact.detach())
+        fast = torch.cat([change for n, change in changes.items() if n.endswith(".alpha")])
+        cosines[granularity] = torch.cosine_similarity(slow, fast, dim=0).item()
+    assert cosines["scalar"] > 0.5
+
+
+def test_l_sens_falls_on_a_deep_stack_that_is_too_loud() -> None:
+    torch.manual_seed(0)
+    net = DiT(**{**SIZE, "depth": 8})
+    for name, parameter in net.named_parameters():
+        if not is_gate(name) and parameter.requires_grad:
+            nn.init.normal_(parameter, std=0.2)
+    for _, unit in units(net):
+        nn.init.constant_(unit.alpha, 2.0)  # every branch too loud
+    gates = [unit.alpha for _, unit in units(net)]
+    optimizer, values = torch.optim.SGD(gates, lr=20.0), []
+    for _ in range(30):
+        squared = measured(net, torch.float32)
+        net.zero_grad()
+        for gate in gates:
+            gate.grad = torch.zeros_like(gate)
+        values.append(supervise(net, squared, 1.0).item())
+        optimizer.step()
+    assert values[-1] < 0.3 * values[0], values
+
+
+def gate_gradients(net: nn.Module, squared: Tensor) -> dict[str, Tensor]:
+    supervise(net, squared, GAMMA)
+    return {n: p.grad.clone() for n, p in net.named_parameters() if is_gate(n) and p.grad is not None}
+
+
+@pytest.mark.parametrize("residual", ["gated", "skip", "rezero"])
+@pytest.mark.parametrize("mode", ["checkpointed", "compiled", "blocks compiled"])
+def test_equal_numbers_however_the_network_runs(mode: str, residual: str) -> None:
+    net = random_dit(residual)
+    expected = gate_gradients(net, measured(net, torch.float32))
+    run: Callable[..., Tensor] = net
+    torch._dynamo.reset()
+    if mode == "compiled":
+        run = torch.compile(net, backend="aot_eager", fullgraph=True)
+    for block in net.blocks:
+        if mode == "checkpointed":
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        elif mode == "blocks compiled":
+            block.compile(backend="aot_eager", fullgraph=True)
+    found = gate_gradients(net, measured(net, torch.float32, run))
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("rule", [*RULES])
+def test_four_taps_leave_outputs_and_gradients_bit_equal(rule: str) -> None:
+    net = random_dit(RULES[rule])
+    plain = net(*inputs())
+    loss(plain).backward()
+    gradients = {n: p.grad.clone() for n, p in net.named_parameters() if p.grad is not None}
+    measured(net, torch.float32)
+    assert all(torch.equal(p.grad, gradients[n]) for n, p in net.named_parameters() if p.grad is not None)
+
+
+def test_under_bf16_autocast_the_numbers_stay_close() -> None:
+    net = random_dit()
+    exact = supervise(net, measured(net, torch.float32), GAMMA)
+    with probe(net, legs=True) as rows, torch.autocast("cpu", torch.bfloat16):
+        loss(net(*inputs()).float()).backward()
+    assert rows.grad is not None
+    assert rows.grad.dtype == torch.float32
+    torch.testing.assert_close(supervise(net, rows.grad, GAMMA), exact, rtol=0.1, atol=0)
+
+
+def test_a_loss_scale_that_the_optimizer_removes_itself_is_carried() -> None:
+    net = random_dit(dtype=torch.float64)
+    squared = measured(net)
+    _, plain = added(net, squared, GAMMA, "isometry")
+    _, scaled = added(net, squared, GAMMA, "isometry", torch.tensor(1024.0))
+    torch.testing.assert_close(scaled["blocks.0.attn_unit.alpha"], 1024 * plain["blocks.0.attn_unit.alpha"])
+
+
+def test_zero_and_not_nan_where_there_is_no_gain() -> None:
+    torch.manual_seed(0)
+    fresh = DiT(**SIZE)  # its last layer is zero: no gradient reaches any unit
+    value, changes = added(fresh, measured(fresh, torch.float32), GAMMA)
+    assert value == 0
+    assert not any(change.any() for change in changes.values())
+
+    net = random_dit("rezero", torch.float64)
+    first = next(units(net))[1]
+    with torch.no_grad():
+        first.alpha.zero_()
+    squared = measured(net)
+    _, changes = added(net, squared, GAMMA)
+    assert not changes["blocks.0.attn_unit.alpha"].any()
+    assert all(change.isfinite().all() for change in changes.values())
+    others = 0.5 * (squared[1:, 0] / squared[1:, 1]).log()
+    torch.testing.assert_close(supervise(net, squared, GAMMA), 0.5 * others.square().mean())  # it does not count in N
+
+
+def test_frozen_and_unused_gates_are_left_alone() -> None:
+    net = random_dit()
+    next(units(net))[1].alpha.requires_grad_(False)
+    value, changes = added(net, measured(net, torch.float32), GAMMA)
+    assert value > 0
+    assert "blocks.0.attn_unit.alpha" not in changes
+
+
+@pytest.mark.parametrize(
+    ("rule", "gamma", "target", "words"),
+    [
+        ("adaln", 0.35, "isometry", "cancels the scale"),
+        ("resnet", 0.35, "isometry", "no gates"),
+        ("gated", -1.0, "isometry", "below 0"),
+        ("gated", 0.35, "ceiling", "isometry, floor"),
+    ],
+)
+def test_what_cannot_be_supervised_is_refused(rule: str, gamma: float, target: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        check_supervision(DiT(**SIZE, residual=rule), gamma, target)
