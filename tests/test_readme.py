@@ -52,9 +52,11 @@ def test_every_training_command_composes(command: str, tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "train" / "cat" / "1.png")
     module, *arguments = python_command(command)
     assert module == "neural_rdm.train"
-    arguments = [a.replace("/path/to/imagenet", str(tmp_path)) for a in arguments]
-    if any(str(tmp_path) in a for a in arguments):
+    arguments = [re.sub(r"/path/to/\w+", str(tmp_path), a) for a in arguments]
+    if any(str(tmp_path) in a for a in arguments) and not any("latte" in a for a in arguments):
         arguments.append("backbone.num_classes=1")
+    (tmp_path / "weights.pt").touch()
+    arguments = [re.sub(r"(pretrained.path)=.+", rf"\1={tmp_path}/weights.pt", a) for a in arguments]
     assert preflight("train", Arguments.parse(arguments)) is None
 
 

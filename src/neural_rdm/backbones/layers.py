@@ -148,7 +148,7 @@ class RotaryAttention(Attention):
         self.register_buffer("cos", angles.cos().float(), persistent=False)
         self.register_buffer("sin", angles.sin().float(), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # no mask, nothing causal
         """x [B, N, D] -> [B, N, D]."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
         q, k = self.turn(self.q_norm(q)), self.turn(self.k_norm(k))

@@ -55,10 +55,10 @@ class TextEncoder:
             CheckpointError: the encoder cannot be loaded, or is of another width.
         """
         known = {text: self._recall(text) for text in dict.fromkeys(captions)}
-        missing = [text for text, tokens in known.items() if tokens is None]
-        for text, tokens in zip(missing, self._run(missing) if missing else [], strict=True):
-            known[text] = tokens
-            self._keep(text, tokens)
+        missing = [text for text, kept in known.items() if kept is None]
+        for text, made in zip(missing, self._run(missing) if missing else [], strict=True):
+            known[text] = made
+            self._keep(text, made)
         context = torch.zeros(len(captions), self.max_length, self.dim)
         mask = torch.zeros(len(captions), self.max_length, dtype=torch.bool)
         for row, text in enumerate(captions):

@@ -127,7 +127,7 @@ def from_diffusers(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> di
         for kind in ("weight", "bias"):
             parts = [state.get(f"transformer_blocks.{block}.attn1.to_{p}.{kind}") for p in "qkv"]
             if all(part is not None for part in parts):
-                renamed[f"blocks.{block}.attn.qkv.{kind}"] = torch.cat(parts)  # type: ignore[arg-type]
+                renamed[f"blocks.{block}.attn.qkv.{kind}"] = torch.cat(parts)
     if "pos_embed" in own:
         renamed["pos_embed"] = own["pos_embed"]
     return renamed

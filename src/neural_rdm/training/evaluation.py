@@ -107,7 +107,7 @@ class DigitsVideoReport(DigitsReport):
         assert data.digits.train_set is not None
         clips = DigitsVideo(1, image_size=data.image_size, num_frames=data.num_frames)
         clips.setup()
-        held_out = [clips.val_set.load(i, i) for i in range(clips.val_size)]  # type: ignore[union-attr]
+        held_out = [clips.val_set.load(i, i) for i in range(clips.val_size)]
         x, y = torch.stack([c["x"] for c in held_out]), torch.tensor([c["y"] for c in held_out])
         return DigitsVideoEvaluation(data.digits.train_set.x, data.digits.train_set.y, x, y, sync_on_compute=False)
 
