@@ -15,3 +15,19 @@ def shared(relative: str) -> Path:
     if not path.exists():
         pytest.skip(f"needs {relative} of the team's folder 'shared', which is not beside this checkout")
     return path
+
+
+def save_word_tokenizer(folder: Path, words: list[str]) -> None:
+    """A tokenizer of whole words in transformers' layout; the first four are [PAD] [UNK] [CLS] [SEP]."""
+    transformers = pytest.importorskip("transformers", reason="text needs the extra `text`")
+    tokenizers = pytest.importorskip("tokenizers", reason="text needs the extra `text`")
+    pad, unknown, begin, end = words[:4]
+    numbers = {word: i for i, word in enumerate(words)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(numbers, unk_token=unknown))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single=f"{begin} $A {end}", special_tokens=[(begin, 2), (end, 3)]
+    )
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=pad, unk_token=unknown, cls_token=begin, sep_token=end
+    ).save_pretrained(folder)

@@ -10,8 +10,8 @@ import torch
 
 from neural_rdm.conditioning.text import TextEncoder
 from neural_rdm.core.errors import CheckpointError, ConfigError
+from tests.helpers import save_word_tokenizer
 
-tokenizers = pytest.importorskip("tokenizers", reason="the text encoders need the extra `text`")
 transformers = pytest.importorskip("transformers", reason="the text encoders need the extra `text`")
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "blue", "kite", "dog", "seven"]
@@ -21,14 +21,7 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "blue", "kite", "dog", 
 def encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TextEncoder:
     """A tiny random encoder of each kind, saved and loaded as a user's would be."""
     folder = tmp_path_factory.mktemp(request.param)
-    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
-    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    words.post_processor = tokenizers.processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
-    ).save_pretrained(folder)
+    save_word_tokenizer(folder, WORDS)
     torch.manual_seed(0)
     if request.param == "clip":
         model = transformers.CLIPTextModel(

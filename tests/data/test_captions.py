@@ -107,7 +107,7 @@ def test_flags(prompt: str, plain: str) -> None:
 @pytest.mark.parametrize("kind", [COCO, JourneyDB])
 def test_wrong_roots_show_the_layout(kind: type[Any], tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"(?s)no folder .*ROOT/train"):
-        kind(tmp_path / "absent")
+        kind(tmp_path / "absent").setup()
     with pytest.raises(DataError, match=r"(?s)ROOT/train"):
         kind(tmp_path).setup()
 

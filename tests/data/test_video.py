@@ -180,7 +180,7 @@ def test_broken_videos_are_one_sentence_with_their_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [SkyTimelapse, TaichiHD, UCF101])
 def test_wrong_roots_show_the_layout(kind: type[Any], tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"(?s)no folder .*ROOT/"):
-        kind(tmp_path / "absent")
+        kind(tmp_path / "absent").setup()
     with pytest.raises(DataError, match=r"(?s)ROOT/"):
         kind(tmp_path).setup()
     with pytest.raises(ConfigError, match="images follow clips"):

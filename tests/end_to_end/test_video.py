@@ -12,6 +12,7 @@ from PIL import Image
 from tests.data.test_captions import coco
 from tests.data.test_video import frames
 from tests.end_to_end.commands import TINY, checkpoint, run
+from tests.helpers import save_word_tokenizer
 
 pytestmark = pytest.mark.end_to_end
 
@@ -71,7 +72,6 @@ def test_frame_folders_train_a_latte(tmp_path: Path, more: tuple[str, ...]) -> N
 
 
 def test_captions_train_a_text_to_image_network(tmp_path: Path) -> None:
-    """With a cache in place of the encoder, which hubs alone could give."""
     coco(coco(tmp_path / "coco"), "val2017", 3)
     code, output = run(
         "exp=dit_xl_gated_t2i", *SMALL, "data.root=coco", f"condition.path={encoder(tmp_path / 'clip')}",
@@ -92,16 +92,7 @@ def test_captions_train_a_text_to_image_network(tmp_path: Path) -> None:
 def encoder(folder: Path) -> Path:
     """A tiny CLIP text encoder in transformers' layout."""
     transformers = pytest.importorskip("transformers", reason="text needs the extra `text`")
-    tokenizers = pytest.importorskip("tokenizers", reason="text needs the extra `text`")
-    words = {w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "kite", "dog", "picture"])}
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
-    ).save_pretrained(folder)
+    save_word_tokenizer(folder, ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "kite", "dog", "picture"])
     torch.manual_seed(0)
     transformers.CLIPTextModel(
         transformers.CLIPTextConfig(

@@ -88,9 +88,14 @@ class Captioned(DataModule):
         super().__init__(batch_size, num_workers, limit)
         if image_size < 1:
             raise ConfigError(f"data.image_size must be at least 1, not {image_size}.")
-        self.root = check_folder(root, type(self).__doc__ or "")
+        self.root = Path(os.path.expanduser(root or ""))  # looked at by `setup`: sampling needs no data
         self.image_size, self.flip = image_size, flip
         self.sample_shape = (3, image_size, image_size)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Check the folder, then read its annotations unless they are read; may be called without a Trainer."""
+        self.root = check_folder(self.root, type(self).__doc__ or "")
+        super().setup(stage)
 
     def prompts(self, count: int) -> list[str] | None:
         """`count` captions of the validation images (of the training images without any), the same for every seed."""

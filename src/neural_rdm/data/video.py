@@ -54,7 +54,7 @@ class Clips(DataModule):
             )
         if num_frames == 1 and image_frames:
             raise ConfigError(f"data.image_frames={image_frames} with data.num_frames=1: images follow clips only")
-        self.root = check_folder(root, type(self).__doc__ or "")
+        self.root = Path(os.path.expanduser(root or ""))  # looked at by `setup`: sampling needs no data
         self.image_size, self.num_frames, self.frame_interval = image_size, num_frames, frame_interval
         self.flip, self.image_frames = flip, image_frames
         frames, image = num_frames + image_frames, (3, image_size, image_size)
@@ -76,6 +76,11 @@ class Clips(DataModule):
     def _split(self, *names: str) -> Path | None:
         """The first of these folders that exists."""
         return next((self.root / name for name in names if (self.root / name).is_dir()), None)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Check the folder, then list its videos unless they are listed; may be called without a Trainer."""
+        self.root = check_folder(self.root, type(self).__doc__ or "")
+        super().setup(stage)
 
     def load_datasets(self) -> None:
         """List the videos of both splits; frames are decoded when they are drawn."""
