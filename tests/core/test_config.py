@@ -16,6 +16,14 @@ DIT = {
     "_target_": "neural_rdm.backbones.dit.DiT", "input_size": 8, "patch_size": 2, "in_channels": 1, "hidden_size": 16,
     "depth": 2, "num_heads": 2, "mlp_ratio": 4.0, "class_dropout_prob": 0.1, "num_classes": 10, "learn_sigma": True,
     "adaln_gate_init": None,
+    "context_dim": None,
+    "adaln": "block",
+    "qk_norm": False,
+    "norm": "layer",
+    "mlp": "gelu",
+    "positions": "sincos",
+    "register_tokens": 0,
+    "attention": "auto",
 }  # fmt: skip
 
 
@@ -171,7 +179,7 @@ def test_a_backbone_of_ones_own_is_let_through(tmp_path: Path) -> None:
         (["residual=gate"], ["residual=gate", "Did you mean gated?", "adaln, gated, resnet, rezero, skip"]),
         (["exp=digit_gated"], ["exp=digit_gated", "Did you mean digits_gated?"]),
         (["metric=null"], ["metric=null", "digits", "~metric leaves it out"]),
-        (["data=null"], ["data=null", "digits, image_folder, imagenet, synthetic"]),
+        (["data=null"], ["data=null", "coco, digits, digits_video, image_folder, imagenet"]),
         (["backbone=3"], ["backbone=3", "dit, dit_b, dit_l, dit_s, dit_xl"]),
         (["trainer={max_steps:3}"], ["trainer={max_steps:3}", "auto, cpu, debug, gpu"]),
         (["residual=gated,skip"], ["residual=gated,skip", "--multirun"]),

@@ -55,8 +55,6 @@ NEEDS = {
     "data=ucf101": [*VIDEO, *PIXELS, "backbone.num_classes=101"],
     **{f"backbone=latte{size}": ["backbone.extras=class"] for size in ("", "_s", "_b", "_l", "_xl")},
     **{f"condition={kind}": TEXT for kind in ("clip", "t5", "minilm")},
-    "exp=dit_xl_gated_finetune": ["pretrained.path=DiT-XL-2-256x256.pt"],
-    "exp=latte_xl_gated_finetune": ["pretrained.path=skytimelapse.pt"],
 }
 #: trainable and frozen parameters of the official networks (DiT-S/2 to XL/2 with 1000 classes), without gates
 OFFICIAL = {

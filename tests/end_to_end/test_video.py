@@ -138,7 +138,7 @@ def test_pretrained_weights_gates_alone_and_supervision(tmp_path: Path) -> None:
         (("gamma=0.35", "residual=resnet"), ("gamma=0",)),
         (("pretrained.reinit=[y_embedder]",), ("without pretrained.path",)),
         (("backbone.context_dim=16",), ("needs both an encoder", "condition=clip")),
-        (("exp=dit_xl_gated_finetune", "data=synthetic"), ("pretrained.path", "pass pretrained.path=...")),
+        (("exp=dit_xl_gated_finetune", "data=synthetic"), ("pretrained.path=DiT-XL-2-256x256.pt", "no such file")),
         (("exp=digits_video_gated", "data.num_frames=4"), ("backbone.num_frames=8",)),
         (("exp=digits_video_gated", "backbone.depth=3"), ("odd",)),
         (("exp=latte_s_gated", "data.root=absent"), ("no folder",)),

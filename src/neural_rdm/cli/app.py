@@ -240,7 +240,8 @@ def _check(composed: Composed, config_name: str, resumed: bool = False) -> None:
             check_folder(data.root, "data/README.md shows what it holds.")
     if pretrained is not None and pretrained.path is not None and not resumed and not Path(pretrained.path).exists():
         raise ConfigError(
-            f"pretrained.path={pretrained.path}: no such file or folder ({Path(pretrained.path).resolve()})"
+            f"pretrained.path={pretrained.path}: no such file or folder "
+            f"({Path(pretrained.path).resolve()}). Pass the weights that you have with pretrained.path=FILE"
         )
 
 

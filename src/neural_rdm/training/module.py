@@ -88,7 +88,7 @@ class NeuralRDM(pl.LightningModule):
 
         Whether a sample loses its condition is drawn once for everything that conditions the network.
         """
-        rate = self.net.class_dropout_prob if drop else 0.0
+        rate = getattr(self.net, "class_dropout_prob", 0.0) if drop else 0.0
         dropped = dropout_mask(self.seed, batch["position"], rate)
         shown: dict[str, Tensor] = {}
         if getattr(self.net, "num_classes", 0) and "y" in batch:
@@ -136,7 +136,7 @@ def null_condition(net: Any, text: TextEncoder | None) -> dict[str, Tensor]:
     """What stands for "no condition" in guidance, one row: the null class, the empty text; empty where the network was
     never trained without its condition.
     """
-    if not net.class_dropout_prob:
+    if not getattr(net, "class_dropout_prob", 0.0):
         return {}
     nothing = {} if getattr(net, "null_class", None) is None else {"y": torch.tensor([net.null_class])}
     return nothing if text is None else nothing | encoded(text, [""], "cpu")
