@@ -54,7 +54,7 @@ def test_the_video_default_shows_the_digits_that_are_asked_for(tmp_path: Path) -
     code, output = run("exp=digits_video_gated", "hydra.run.dir=run", cwd=tmp_path, timeout=1500)
     assert code == 0, output
     rows = report(tmp_path / "run")
-    assert rows["generated"]["accuracy"] >= 0.8
+    assert rows["generated"]["accuracy"] >= 0.75
     assert rows["generated"]["motion"] > 0.6
     assert rows["generated"]["frechet_pixels"] < 4
 

@@ -202,7 +202,8 @@ class Gated(Unit):
         alpha, beta = self.effective("alpha", e), self.effective("beta", e)
         out = _add_scaled(z, self._spread(alpha if g is None else g * alpha, z), f)
         beta = self._spread(beta, z)
-        return out + beta if self.beta_form == "additive" else torch.addcmul(out, beta, z)
+        # in place: nothing keeps what addcmul returned, and a second tensor of the stream's size is one too many
+        return out.add_(beta) if self.beta_form == "additive" else torch.addcmul(out, beta, z)
 
 
 class AdaLN(Unit):
