@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Any
 
+#: (key below a node, what is wrong and what to type): what a node's `check` returns
+Problem = tuple[str, str]
+
 
 def _ranged(**limits: Any) -> Any:
     return field(metadata=limits)
