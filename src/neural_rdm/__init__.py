@@ -14,10 +14,13 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "DiT": "neural_rdm.backbones.dit",
     "Latte": "neural_rdm.backbones.latte",
+    "UNet": "neural_rdm.backbones.unet",
+    "fold": "neural_rdm.surgery.folding",
+    "gate": "neural_rdm.residual.gating",
     "grow": "neural_rdm.surgery.grow",
     "load_official": "neural_rdm.surgery.official",
 }
-__all__ = ["DiT", "Latte", "grow", "load_official"]
+__all__ = ["DiT", "Latte", "UNet", "fold", "gate", "grow", "load_official"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,8 @@ from torch import Tensor
 from neural_rdm.backbones.dit import DiT
 from neural_rdm.backbones.latte import Latte
 from neural_rdm.core.errors import ConfigError
-from neural_rdm.residual import Unit, is_gate, units
+from neural_rdm.residual import is_gate
+from neural_rdm.surgery.folding import fold
 
 if TYPE_CHECKING:
     from neural_rdm.surgery.diffusers_dit import OfficialDiTTransformer2DModel
@@ -26,48 +27,15 @@ def to_official(model: DiT) -> dict[str, Tensor]:
     Raises:
         ConfigError: a gate that the plain network cannot express, naming the unit, or parts that it does not have.
     """
-    names = {unit: name for name, unit in units(model)}
-    state = {k: v.detach().clone() for k, v in model.state_dict().items() if not is_gate(k)}
-    if new := [k for k in state if _ours(k)]:
+    if new := [k for k in model.state_dict() if not is_gate(k) and _ours(k)]:
         raise ConfigError(f"the official network has no {new[0]}: only one with the default options can be exported")
-    layers = {m: n for n, m in model.named_modules()}
-    for block in model.blocks:
-        for unit, last in block.last_layers():
-            alpha = _folded(unit, names[unit])
-            if alpha is not None:
-                state[f"{layers[last]}.weight"] *= alpha.reshape(-1, 1)
-                state[f"{layers[last]}.bias"] *= alpha
-    return state
+    return fold(model).state_dict()
 
 
 def _ours(key: str) -> bool:
     """Whether the official networks have no such parameter."""
     new = ("cross_attn", "registers", "modulation", "fc1_g", "q_norm", "k_norm")  # `modulation`: of adaln=single
     return any(part in new for part in key.split("."))
-
-
-def _folded(unit: Unit, name: str) -> Tensor | None:
-    """What the branch's last layer is multiplied by, or None for nothing.
-
-    Raises:
-        ConfigError: the unit is not `z + alpha * F(z)`.
-    """
-    gates = {n: p.detach() for n, p in unit.named_parameters()}
-    for gate, value in gates.items():
-        if gate != "alpha" and value.any():
-            raise ConfigError(
-                f"{name}.{gate} is not 0 (largest {value.abs().max():.3g}): a plain network cannot express it behind "
-                "its adaLN gate. Keep the run folder, or train with residual=rezero or resnet for an exportable network"
-            )
-    alpha = gates.get("alpha")
-    if alpha is None or bool((alpha == 1).all()):
-        return None
-    if not unit.scales_branch:
-        raise ConfigError(
-            f"{name}.alpha is not 1 (it moves by {(alpha - 1).abs().max():.3g}): under this rule it scales the stream, "
-            "which no layer of a plain network does"
-        )
-    return alpha
 
 
 @torch.no_grad()

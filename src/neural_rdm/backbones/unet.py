@@ -1,0 +1,306 @@
+"""The U-Nets of latent diffusion (LDM) and guided diffusion (ADM) on gated residual units: Neural-RDM-U.
+
+The networks are diffusers' `UNet2DConditionModel` (with a context) and `UNet2DModel`, which compute exactly what the
+official `UNetModel` does; the arguments are the official ones. Every ResBlock, self-attention, cross-attention and
+feed-forward addition and the transformers' outer ones are units, so that the read-in branch (the way down), the middle
+and the read-out branch (the way up) each carry their own gates (theory, section 1, Eq. 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from neural_rdm.residual import Residual, Unit
+from neural_rdm.residual.gating import gate
+
+#: the published networks (their parameters without gates and class embedder: 400.9, 395.0, 274.1, 872.3, 553.8 M)
+UNETS: dict[str, dict[str, Any]] = {
+    "LDM-4": {
+        "image_size": 64, "in_channels": 3, "out_channels": 3, "model_channels": 192, "channel_mult": (1, 2, 3, 5),
+        "attention_resolutions": (8, 4, 2), "num_heads": 1, "use_spatial_transformer": True, "context_dim": 512,
+    },
+    "LDM-8": {
+        "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 256, "channel_mult": (1, 2, 4),
+        "attention_resolutions": (4, 2, 1), "num_head_channels": 32, "use_spatial_transformer": True,
+        "context_dim": 512,
+    },
+    "LDM-4-unconditional": {
+        "image_size": 64, "in_channels": 3, "out_channels": 3, "model_channels": 224, "channel_mult": (1, 2, 3, 4),
+        "attention_resolutions": (8, 4, 2), "num_head_channels": 32,
+    },
+    "LDM-text-to-image": {
+        "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "channel_mult": (1, 2, 4, 4),
+        "attention_resolutions": (4, 2, 1), "num_heads": 8, "use_spatial_transformer": True, "context_dim": 1280,
+    },
+    "ADM-256": {
+        "image_size": 256, "in_channels": 3, "out_channels": 6, "model_channels": 256,
+        "channel_mult": (1, 1, 2, 2, 4, 4), "attention_resolutions": (32, 16, 8), "num_head_channels": 64,
+        "num_classes": 1000, "use_scale_shift_norm": True, "resblock_updown": True,
+    },
+}  # fmt: skip
+
+
+class UNet(nn.Module):
+    """U-Net for square images or latents.
+
+    Args:
+        image_size: side of the input; a multiple of 2 to the number of levels less one.
+        in_channels, out_channels: channels of input and output; twice as many out as in is a learned variance.
+        model_channels: width of the first level.
+        attention_resolutions: the downsampling factors (1, 2, 4, ...) at which there is attention; the middle always
+            has it.
+        num_res_blocks: ResBlocks of each level on the way down; one more on the way up.
+        channel_mult: width of each level over `model_channels`.
+        num_heads, num_head_channels: attention heads, or channels of each; give one of them.
+        use_spatial_transformer: transformer blocks that attend to a context, instead of bare self-attention.
+        transformer_depth: transformer blocks of each spatial transformer.
+        context_dim: width of the context's tokens; needs `use_spatial_transformer`.
+        num_classes: classes whose embedding is added to the timestep's (ADM); None for none.
+        use_scale_shift_norm: the timestep scales and shifts the second norm of a ResBlock (ADM).
+        resblock_updown: ResBlocks change the resolution (ADM), instead of convolutions.
+        dropout: rate inside the ResBlocks.
+        residual: the residual rule, by name or as a `Residual`.
+        num_context_classes: classes whose embedding is the one token of the context (LDM's class embedder); None where
+            the context comes from outside.
+        class_dropout_prob: the rate at which it is trained without its condition; above 0 a class table has one more
+            row, the null class.
+        norm_num_groups: groups of every group norm.
+
+    Raises:
+        ValueError: sizes that do not fit, options that the two networks do not have together.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        in_channels: int,
+        out_channels: int,
+        model_channels: int,
+        attention_resolutions: Sequence[int],
+        num_res_blocks: int = 2,
+        channel_mult: Sequence[int] = (1, 2, 4, 8),
+        num_heads: int | None = None,
+        num_head_channels: int | None = None,
+        use_spatial_transformer: bool = False,
+        transformer_depth: int = 1,
+        context_dim: int | None = None,
+        num_classes: int | None = None,
+        use_scale_shift_norm: bool = False,
+        resblock_updown: bool = False,
+        dropout: float = 0.0,
+        residual: str | Residual = "gated",
+        *,
+        num_context_classes: int | None = None,
+        class_dropout_prob: float = 0.0,
+        norm_num_groups: int = 32,
+    ) -> None:
+        super().__init__()
+        residual = Residual.of(residual)
+        widths = [model_channels * m for m in channel_mult]
+        _refuse(
+            image_size, widths, (num_heads, num_head_channels), use_spatial_transformer, context_dim,
+            (num_classes, num_context_classes), resblock_updown, norm_num_groups,
+        )  # fmt: skip
+        null = class_dropout_prob > 0
+        attends = [2**level in attention_resolutions for level in range(len(widths))]
+        common: dict[str, Any] = {
+            "sample_size": image_size, "in_channels": in_channels, "out_channels": out_channels,
+            "block_out_channels": tuple(widths), "layers_per_block": num_res_blocks, "dropout": dropout,
+            "norm_num_groups": norm_num_groups, "norm_eps": 1e-5,
+            "num_class_embeds": None if num_classes is None else num_classes + null,
+            "resnet_time_scale_shift": "scale_shift" if use_scale_shift_norm else "default",
+        }  # fmt: skip
+        if use_spatial_transformer:
+            plain = _conditional(common, attends, widths, num_heads, num_head_channels, transformer_depth, context_dim)
+        else:
+            plain = _unconditional(common, attends, widths, num_heads, num_head_channels, resblock_updown)
+        self.net = gate(plain, residual, plain=False)
+        if num_context_classes is not None:
+            assert context_dim is not None
+            self.class_embedder = ClassEmbedder(num_context_classes + null, context_dim)
+        self.image_size, self.in_channels, self.out_channels = image_size, in_channels, out_channels
+        self.num_classes = num_classes or num_context_classes or 0
+        self.class_dropout_prob, self.learn_sigma = class_dropout_prob, out_channels == 2 * in_channels
+        self.reads_context = use_spatial_transformer and num_context_classes is None
+        self.context_dim = context_dim if self.reads_context else None
+        self.residual, self.rule = residual, residual.unit_class
+        self.initialize_weights()
+
+    @classmethod
+    def named(cls, name: str, **arguments: Any) -> UNet:
+        """A published network by its name, one of `UNETS`; further arguments replace its own.
+
+        Raises:
+            ValueError: no such network.
+        """
+        if name not in UNETS:
+            raise ValueError(f"{name!r} is not one of {', '.join(UNETS)}")
+        return cls(**{**UNETS[name], **arguments})
+
+    @property
+    def null_class(self) -> int | None:
+        """The label that stands for "no class" in guidance, or None where the network has none."""
+        return self.num_classes if self.num_classes > 0 and self.class_dropout_prob > 0 else None
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of one sample."""
+        return self.in_channels, self.image_size, self.image_size
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """What is compiled and sharded as one: the levels on the way down, the middle, the levels on the way up."""
+        net: Any = self.net
+        return [*net.down_blocks, net.mid_block, *net.up_blocks]
+
+    def unit_order(self) -> Iterator[tuple[str, Unit]]:
+        """(name, unit) in run order: down, middle, up; outer units before the ones inside them."""
+        for name, unit in self.net.unit_order():
+            yield f"net.{name}", unit
+
+    def initialize_weights(self) -> None:
+        """The official zeros: the last convolution of every ResBlock, the last projection of every attention and of
+        every spatial transformer start at 0 (where the rule itself starts at 0 they do not: two zeros in series would
+        never learn), and so does the network's last convolution.
+        """
+        from neural_rdm.residual.diffusers_blocks import GatedBasicTransformerBlock, gated_blocks
+
+        if self.rule.start == "plain":
+            for _, _, block in gated_blocks(self.net):
+                if isinstance(block, GatedBasicTransformerBlock):
+                    continue
+                for _, last in block.last_layers():
+                    nn.init.zeros_(last.weight)
+                    nn.init.zeros_(last.bias)
+        nn.init.zeros_(self.net.conv_out.weight)
+        nn.init.zeros_(self.net.conv_out.bias)
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor | None = None,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Predict the noise (and, with a learned variance, its interpolation) of a noisy batch.
+
+        Args:
+            x: [B, in_channels, image_size, image_size].
+            t: timesteps [B], 0 to 999.
+            y: class labels [B], 0 to num_classes (the null class); None for a network without labels.
+            context: tokens [B, L, context_dim]; None for a network without, or whose class is its context.
+            context_mask: bool [B, L], True for its tokens and False for padding; None where there is no padding.
+
+        Returns:
+            [B, out_channels, image_size, image_size].
+        """
+        if (y is None) != (self.num_classes == 0):
+            given = "without" if y is None else "with"
+            raise ValueError(f"UNet with {self.num_classes} classes was called {given} labels y")
+        if (context is not None) != self.reads_context:
+            given = "without" if context is None else "with"
+            raise ValueError(f"UNet with context_dim={self.context_dim} was called {given} a context")
+        if hasattr(self, "class_embedder"):
+            context, y = self.class_embedder(y), None
+        if context is None:
+            return self.net(x, t, class_labels=y, return_dict=False)[0]
+        return self.net(
+            x, t, encoder_hidden_states=context, encoder_attention_mask=context_mask, class_labels=y, return_dict=False
+        )[0]
+
+
+class ClassEmbedder(nn.Module):
+    """Labels [B] -> a context of one token [B, 1, D]: LDM's ClassEmbedder, trained with the network."""
+
+    def __init__(self, rows: int, dim: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(rows, dim)
+
+    def forward(self, y: Tensor) -> Tensor:
+        return self.embedding(y)[:, None]
+
+
+def _refuse(
+    image_size: int,
+    widths: list[int],
+    heads: tuple[int | None, int | None],
+    transformer: bool,
+    context_dim: int | None,
+    classes: tuple[int | None, int | None],
+    resblock_updown: bool,
+    groups: int,
+) -> None:
+    """Refuse what no official network is."""
+    if image_size % 2 ** (len(widths) - 1):
+        raise ValueError(
+            f"image_size={image_size} must be a multiple of {2 ** (len(widths) - 1)}: channel_mult has {len(widths)} "
+            "levels"
+        )
+    if (heads[0] is None) == (heads[1] is None):
+        raise ValueError(f"give one of num_heads={heads[0]} and num_head_channels={heads[1]}")
+    divisor = heads[0] or heads[1] or 1
+    for width in widths:
+        if width % groups:
+            raise ValueError(f"norm_num_groups={groups} does not divide a level of {width} channels")
+        if width % divisor:
+            raise ValueError(f"a level of {width} channels does not split into heads by {divisor}")
+    if transformer != (context_dim is not None):
+        raise ValueError(f"use_spatial_transformer={transformer} and context_dim={context_dim}: give both or neither")
+    if classes[1] is not None and context_dim is None:
+        raise ValueError("num_context_classes needs use_spatial_transformer=true and context_dim")
+    if classes[0] is not None and classes[1] is not None:
+        raise ValueError("num_classes (added to the timestep) and num_context_classes (a token): give one")
+    if transformer and resblock_updown:
+        raise ValueError("resblock_updown=true is ADM's, which has no spatial transformer")
+
+
+def _conditional(
+    common: dict[str, Any],
+    attends: list[bool],
+    widths: list[int],
+    num_heads: int | None,
+    num_head_channels: int | None,
+    transformer_depth: int,
+    context_dim: int | None,
+) -> nn.Module:
+    from diffusers import UNet2DConditionModel
+
+    heads = tuple(num_heads if num_heads is not None else width // (num_head_channels or 1) for width in widths)
+    return UNet2DConditionModel(
+        **common,
+        down_block_types=tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attends),
+        up_block_types=tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
+        attention_head_dim=heads,  # diffusers' misnomer: it is the number of heads
+        transformer_layers_per_block=transformer_depth,
+        cross_attention_dim=context_dim,
+    )
+
+
+def _unconditional(
+    common: dict[str, Any],
+    attends: list[bool],
+    widths: list[int],
+    num_heads: int | None,
+    num_head_channels: int | None,
+    resblock_updown: bool,
+) -> nn.Module:
+    from diffusers import UNet2DModel
+
+    if num_head_channels is None and num_heads != 1 and len(set(widths)) > 1:
+        raise ValueError(
+            f"num_heads={num_heads} without a spatial transformer: levels differ in width; give num_head_channels"
+        )
+    kind = "Resnet{}sampleBlock2D" if resblock_updown else "{}Block2D"
+    return UNet2DModel(
+        **common,
+        down_block_types=tuple("AttnDownBlock2D" if a else kind.format("Down") for a in attends),
+        up_block_types=tuple("AttnUpBlock2D" if a else kind.format("Up") for a in reversed(attends)),
+        attention_head_dim=num_head_channels or (None if num_heads == 1 else widths[0] // (num_heads or 1)),
+        attn_norm_num_groups=common["norm_num_groups"],
+        downsample_type="resnet" if resblock_updown else "conv",
+        upsample_type="resnet" if resblock_updown else "conv",
+    )

@@ -1,0 +1,134 @@
+"""Gates into the weights: a gated network as the plain one of the original architecture (theory, section 7 [O]).
+
+A unit whose branch ends in an affine layer `W h + b` with nothing behind it computes `z + alpha * (W h + b) + beta`:
+alpha and beta go into that layer, exactly. Where a block's own adaLN gate stands behind the layer (DiT, Latte), alpha
+still does and beta cannot.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from neural_rdm.backbones.dit import DiT
+from neural_rdm.core.errors import ConfigError
+from neural_rdm.residual import Residual, Unit, units
+
+
+@torch.no_grad()
+def fold(model: nn.Module) -> nn.Module:
+    """The plain network that computes what `model` computes, to float32 rounding; `model` stays as it is.
+
+    Args:
+        model: a DiT, Latte, UViT or UNet, or a model that `gate` has put gates into.
+
+    Returns:
+        The same class with `residual="resnet"`; for a gated model of diffusers, and for a UNet, diffusers' own class,
+        which `save_pretrained` writes for stock diffusers. (A UNet's class embedder is not part of that network.)
+
+    Raises:
+        ConfigError: a unit that cannot fold, naming it and why.
+        ValueError: a network without gates of ours.
+    """
+    if not any(isinstance(module, Unit) for module in model.modules()):
+        raise ValueError(f"this {type(model).__name__} has no residual units; there is nothing to fold")
+    changes = [
+        (unit, last, *_folded(unit, name, _gated_behind(block, unit))) for name, block, unit, last in _pairs(model)
+    ]
+    plain = copy.deepcopy(model)
+    # the same layers of the copy, by their order in the network
+    twins = dict(zip(model.modules(), plain.modules(), strict=True))
+    for _, last, scale, shift in changes:
+        _apply(twins[last], scale, shift)
+    return _stripped(plain)
+
+
+def _pairs(model: nn.Module) -> Iterator[tuple[str, nn.Module, Unit, nn.Module]]:
+    """(unit's name, its block, unit, last affine layer of its branch) of every unit of a network."""
+    names = {unit: name for name, unit in units(model)}
+    for block in model.modules():
+        if hasattr(block, "last_layers"):
+            yield from ((names[unit], block, unit, last) for unit, last in block.last_layers())
+
+
+def _gated_behind(block: nn.Module, unit: Unit) -> bool:
+    """Whether the block multiplies the branch by an adaLN gate of its own, behind its last layer."""
+    return hasattr(block, "adaLN_modulation") and unit is not getattr(block, "cross_unit", None)
+
+
+def _folded(unit: Unit, name: str, gated_behind: bool) -> tuple[Tensor | None, Tensor | None]:
+    """What the last layer's output is multiplied by and what is added to it; None for nothing.
+
+    Raises:
+        ConfigError: the unit is not `z + alpha * F(z) + beta` with gates that fit there.
+    """
+    gates = {n: p.detach() for n, p in unit.named_parameters()}
+    scale, shift = gates.pop("alpha", None), gates.pop("beta", None)
+    advice = "Keep the run folder, or train with residual=rezero or resnet for a network that folds"
+    for gate, value in gates.items():  # alpha_time, beta_time
+        if value.any():
+            raise ConfigError(f"{name} cannot fold: its gates depend on time ({gate} is not 0). {advice}")
+    if scale is not None and bool((scale == 1).all()):
+        scale = None
+    if shift is not None and not shift.any():
+        shift = None
+    if scale is not None and not unit.scales_branch:
+        raise ConfigError(
+            f"{name} cannot fold: under its rule alpha, which is not 1 (it moves by {(scale - 1).abs().max():.3g}), "
+            f"scales the stream, which no layer of a plain network does. {advice}"
+        )
+    if shift is not None:
+        reason = None
+        if unit.beta_form == "linear":
+            reason = "is multiplied by the stream"
+        elif not (unit.scales_branch or unit.scales_stream):
+            reason = "stands in front of the branch's norm"
+        elif gated_behind:
+            reason = "stands behind the block's adaLN gate, which a plain network cannot express"
+        if reason is not None:
+            raise ConfigError(
+                f"{name} cannot fold: its beta, which is not 0 (largest {shift.abs().max():.3g}), {reason}. {advice}"
+            )
+    return scale, shift
+
+
+def _apply(last: nn.Module, scale: Tensor | None, shift: Tensor | None) -> None:
+    """Fold into weight and bias of an affine layer, in float64."""
+    weight, bias = last.weight, last.bias
+    if scale is not None:
+        scale = scale.double().reshape(-1)
+        weight.copy_((weight.double() * scale.view(-1, *[1] * (weight.ndim - 1))).to(weight))
+        if bias is not None:
+            bias.copy_((bias.double() * scale).to(bias))
+    if shift is not None:
+        added = shift.double().expand(weight.shape[0])
+        last.bias = nn.Parameter((added if bias is None else bias.double() + added).to(weight))
+
+
+def _stripped(plain: nn.Module) -> nn.Module:
+    """Without its gates: plain units in our networks, diffusers' own classes in its."""
+    inner = getattr(plain, "net", None)
+    plain = inner if isinstance(inner, nn.Module) else plain  # a UNet holds diffusers' network
+    residual = Residual("resnet")
+    for module in list(plain.modules()):
+        if hasattr(module, "slots"):
+            from neural_rdm.residual.diffusers_blocks import unswap
+
+            unswap(module)
+            continue
+        for name, child in list(module.named_children()):
+            if isinstance(child, Unit):
+                setattr(module, name, residual.unit(child.dim, child.dim_out, child.channel_axis))
+    if hasattr(plain, "register_to_config"):
+        from neural_rdm.residual.diffusers_blocks import unswap_model
+
+        unswap_model(plain)
+    elif hasattr(plain, "rule"):
+        vars(plain).update(residual=residual, rule=residual.unit_class)
+        for module in plain.modules():
+            if isinstance(module, DiT):
+                module.gate_init = 0.0
+    return plain
