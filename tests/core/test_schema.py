@@ -28,6 +28,7 @@ LIGHTNINGS = [target for target in schema.TARGETS if target not in OURS]
 SUPPLIED = {
     "neural_rdm.backbones.dit.DiT": {"residual"},
     "neural_rdm.backbones.latte.Latte": {"residual"},
+    "neural_rdm.backbones.unet.UNet": {"residual"},
     "neural_rdm.training.logging.CSVLogger": {"save_dir"},
     **{f"neural_rdm.training.parallel.{n}": {"devices", "num_nodes"} for n in ("single", "ddp", "fsdp2", "deepspeed")},
 }
@@ -55,6 +56,26 @@ NEEDS = {
     "data=ucf101": [*VIDEO, *PIXELS, "backbone.num_classes=101"],
     **{f"backbone=latte{size}": ["backbone.extras=class"] for size in ("", "_s", "_b", "_l", "_xl")},
     **{f"condition={kind}": TEXT for kind in ("clip", "t5", "minilm")},
+    # their keys are not those of the default experiment's network
+    **{f"backbone={name}": ["exp=digits_unet_gated"] for name in ("unet", "ldm8")},
+    "backbone=ldm4_unconditional": ["exp=digits_unet_gated", "sampler.cfg_scale=1"],
+    "backbone=adm": [
+        "exp=digits_unet_gated",
+        "sampler.cfg_scale=1",
+        "backbone.num_context_classes=null",
+        "backbone.context_dim=null",
+        "backbone.use_spatial_transformer=false",
+    ],
+    "backbone=ldm4": ["exp=digits_unet_gated", "backbone.num_heads=null"],
+    "backbone=ldm_t2i": [
+        "exp=digits_unet_gated",
+        "backbone.num_heads=null",
+        "condition=minilm",
+        "backbone.context_dim=384",
+        "backbone.num_context_classes=null",
+    ],
+    "diffusion=ldm": ["backbone.learn_sigma=false"],
+    "diffusion=sd": ["backbone.learn_sigma=false"],
 }
 #: trainable and frozen parameters of the official networks (DiT-S/2 to XL/2 with 1000 classes), without gates
 OFFICIAL = {
@@ -62,6 +83,8 @@ OFFICIAL = {
     "dit_l": (458_102_816, 1024, 24), "dit_xl": (675_129_632, 1152, 28),
     "latte_s": (32_585_120, 384, 12), "latte_b": (129_755_936, 768, 12), "latte_xl": (673_994_912, 1152, 28),
 }  # fmt: skip
+#: the same of the U-shaped ones, class embedders included
+OFFICIAL_U = {"ldm4": 400_920_579 + 512_512, "ldm8": 394_984_196 + 512_512}
 
 
 def composed(*overrides: str) -> Composed:
@@ -146,7 +169,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], str]:
 
     def make(cfg: Any) -> str:
         root = tmp_path_factory.mktemp("images")
-        for i in range(max(1, cfg.backbone.num_classes)):
+        for i in range(cfg.data.get("num_classes") or 1):
             (root / f"n{i:08d}").mkdir()
         (root / "n00000000" / "a.JPEG").touch()
         return str(root)
@@ -163,11 +186,12 @@ def test_every_experiment_is_what_it_says(name: str, images: Callable[[Any], str
         net = build.network(cfg)
     total = sum(p.numel() for p in net.parameters())
     gates = sum(p.numel() for n, p in net.named_parameters() if is_gate(n))
-    width, depth = cfg.backbone.hidden_size, cfg.backbone.depth
-    assert (
-        gates == 2 * width * len(list(units(net))) == sum(p.numel() for n, p in net.named_parameters() if "_unit." in n)
-    )
+    width, depth = cfg.backbone.get("hidden_size"), cfg.backbone.get("depth")
+    inside = sum(p.numel() for n, p in net.named_parameters() if n.rpartition(".")[0].endswith("unit"))
+    assert gates == sum(2 * unit.dim_out for _, unit in units(net)) == inside > 0
     size = name.removesuffix("_finetune").removesuffix("_gated")
+    if size in OFFICIAL_U:
+        assert total - gates == OFFICIAL_U[size]
     if size in OFFICIAL:
         assert (total - gates, width, depth) == OFFICIAL[size]
         million = round((total - gates) / 1e6)

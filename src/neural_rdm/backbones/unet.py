@@ -73,6 +73,9 @@ class UNet(nn.Module):
         ValueError: sizes that do not fit, options that the two networks do not have together.
     """
 
+    #: joined by long skips: Neural-RDM-U
+    u_shaped = True
+
     def __init__(
         self,
         image_size: int,

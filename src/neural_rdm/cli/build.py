@@ -22,7 +22,7 @@ from neural_rdm.surgery.official import load_official
 from neural_rdm.training.checkpoints import Checkpoints, StreamedCheckpointIO
 from neural_rdm.training.guards import FiniteLoss, StopOnSignal
 from neural_rdm.training.logging import Metrics
-from neural_rdm.training.module import NeuralRDM, NeuralRDMF
+from neural_rdm.training.module import NeuralRDM, module_class
 from neural_rdm.training.optim import freeze
 from neural_rdm.training.progress import StepBar
 from neural_rdm.training.supervision import Supervision
@@ -79,7 +79,7 @@ def module(cfg: DictConfig, space: str, begins: bool = True) -> NeuralRDM:
         freeze(net, cfg.train_only)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    return NeuralRDMF(
+    return module_class(net)(
         net,
         build(cfg.diffusion, "diffusion"),
         build(cfg.optimizer, "optimizer"),

@@ -68,3 +68,51 @@ class Latte(DiT):
         if self.extras in ("text", 78) and self.context_dim is not None:
             problems.append(("context_dim", "extras=text reads its own text; pass context_dim=null"))
         return problems
+
+
+@dataclass
+class UNet:
+    _target_: str
+    image_size: int = positive()
+    in_channels: int = positive()
+    out_channels: int = positive()
+    model_channels: int = positive()
+    attention_resolutions: list[int] = field()
+    num_res_blocks: int = positive()
+    channel_mult: list[int] = field()
+    num_heads: Optional[int] = positive()
+    num_head_channels: Optional[int] = positive()
+    use_spatial_transformer: bool = field()
+    transformer_depth: int = positive()
+    context_dim: Optional[int] = positive()
+    num_classes: Optional[int] = positive()
+    num_context_classes: Optional[int] = positive()
+    class_dropout_prob: float = between(0, 1)
+    use_scale_shift_norm: bool = field()
+    resblock_updown: bool = field()
+    dropout: float = between(0, 1)
+    norm_num_groups: int = positive()
+
+    def check(self) -> list[Problem]:
+        problems = []
+        levels, widths = len(self.channel_mult), [self.model_channels * m for m in self.channel_mult]
+        if self.image_size % 2 ** (levels - 1):
+            problem = f"{self.image_size} is not a multiple of {2 ** (levels - 1)}: channel_mult has {levels} levels"
+            problems.append(("image_size", problem))
+        if (self.num_heads is None) == (self.num_head_channels is None):
+            problems.append(("num_heads", "give one of num_heads and num_head_channels, and null for the other"))
+        for width in widths:
+            if width % self.norm_num_groups:
+                problems.append(("norm_num_groups", f"{self.norm_num_groups} does not divide a level of {width}"))
+            elif width % (self.num_heads or self.num_head_channels or 1):
+                key = "num_heads" if self.num_heads else "num_head_channels"
+                problems.append((key, f"a level of {width} channels does not split by it"))
+        if self.use_spatial_transformer != (self.context_dim is not None):
+            problems.append(("context_dim", "use_spatial_transformer=true and context_dim go together"))
+        if self.num_classes is not None and self.num_context_classes is not None:
+            problems.append(("num_context_classes", "num_classes (ADM) is set too; one of them must be null"))
+        if self.num_context_classes is not None and self.context_dim is None:
+            problems.append(("num_context_classes", "a class as context needs use_spatial_transformer and context_dim"))
+        if self.use_spatial_transformer and self.resblock_updown:
+            problems.append(("resblock_updown", "true is ADM's, which has no spatial transformer"))
+        return problems

@@ -126,6 +126,23 @@ class NeuralRDMF(NeuralRDM):
     """Neural-RDM-F: flow-shaped networks (DiT, Latte; paper, Sec. 2.2), units in a row without long skips."""
 
 
+class NeuralRDMU(NeuralRDM):
+    """Neural-RDM-U: U-shaped networks (LDM and ADM U-Nets, U-ViT; paper, Sec. 2.2, Eq. 3), whose read-in units are
+    joined to their read-out units by long skips.
+    """
+
+    def configure_model(self) -> None:
+        """Also keep convolutions in the memory layout that is fastest for them, channels last."""
+        net: Any = self.net
+        net.to(memory_format=torch.channels_last)
+        super().configure_model()
+
+
+def module_class(net: nn.Module) -> type[NeuralRDM]:
+    """The module for a network: a U-shaped one says so in its attribute `u_shaped`."""
+    return NeuralRDMU if getattr(net, "u_shaped", False) else NeuralRDMF
+
+
 def encoded(text: TextEncoder, captions: list[str], device: torch.device | str) -> dict[str, Tensor]:
     """The arguments by which a network takes a text: `context` [B, L, E] and `context_mask` [B, L]."""
     context, mask = text.encode(captions)

@@ -1,0 +1,201 @@
+"""What the groups of a training configuration must agree on: sizes, classes, texts, gates, samplers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from neural_rdm.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from neural_rdm.core.config import Sources
+
+
+def check_across(cfg: DictConfig, sources: Sources) -> None:
+    """Rules between groups; names are looked up softly: a backbone or data set of one's own need not have them.
+
+    Raises:
+        ConfigError: two choices that do not fit together, saying what to type.
+    """
+    backbone, data, trainer = cfg.backbone, cfg.data, cfg.trainer
+    parts = trainer.devices * trainer.num_nodes * trainer.accumulate_grad_batches
+    if data.get("batch_size") and data.batch_size % parts:
+        raise ConfigError(
+            f"data.batch_size={data.batch_size} is the global batch (samples per optimizer step) and must be a "
+            f"multiple of trainer.devices * trainer.num_nodes * trainer.accumulate_grad_batches = {parts}; "
+            f"nearest: data.batch_size={max(1, round(data.batch_size / parts)) * parts}"
+        )
+    if cfg.strategy._target_ == "neural_rdm.training.parallel.single" and trainer.devices * trainer.num_nodes > 1:
+        raise ConfigError(
+            f"trainer.devices={trainer.devices} and trainer.num_nodes={trainer.num_nodes} need a parallel strategy: "
+            "add strategy=ddp (or fsdp2, deepspeed_zero2, deepspeed_zero3)"
+        )
+    learned = _learns_variance(backbone)
+    if learned is False and cfg.diffusion.get("loss") == "hybrid":
+        needs = "out_channels twice its in_channels" if "out_channels" in backbone else "learn_sigma=true"
+        raise ConfigError(
+            f"diffusion.loss=hybrid learns the variance and needs backbone.{needs}; or pass diffusion.loss=simple"
+        )
+    if cfg.residual.get("rule") == "rezero" and backbone.get("adaln_gate_init") == 0:
+        raise ConfigError(
+            "backbone.adaln_gate_init=0 with residual=rezero: alpha starts at 0 too, and two zeros in series never "
+            f"learn; pass backbone.adaln_gate_init=null{sources.where('backbone.adaln_gate_init')}"
+        )
+    channels, (key, width) = cfg.first_stage.get("channels"), _called(backbone, CHANNELS)
+    if channels is not None and width is not None and channels != width:
+        raise ConfigError(
+            f"first_stage.channels={channels} but {key}={width}; pass {key}={channels}{sources.where(key)}"
+        )
+    classes, labels = data.get("num_classes"), _labels(backbone)
+    if classes and labels and classes != labels:
+        key, rows = _called(backbone, CLASSES)
+        raise ConfigError(
+            f"data.num_classes={classes} but {key}={rows}; pass {key}={rows + classes - labels}{sources.where(key)}"
+        )
+    frames, clip = backbone.get("num_frames"), data.get("num_frames")
+    if frames is not None and clip is not None and frames != clip:
+        raise ConfigError(
+            f"data.num_frames={clip} but backbone.num_frames={frames}; pass data.num_frames={frames} or "
+            f"backbone.num_frames={clip}{sources.where('data.num_frames')}"
+        )
+    _check_text(cfg, sources)
+    _check_gates(cfg, sources)
+    _check_sampler(cfg, sources)
+    size, (key, side) = _latent_size(cfg), _called(backbone, SIZES)
+    if size is not None and side is not None and size != side:
+        raise ConfigError(
+            f"data.image_size={data.image_size} becomes {size} x {size} behind this first stage, but {key}={side}; "
+            f"pass {key}={size} or another data.image_size{sources.where(key)}"
+        )
+
+
+#: what the official codes of DiT and Latte, LDM and ADM, and U-ViT call one and the same
+SIZES = ("input_size", "image_size", "img_size")
+CHANNELS = ("in_channels", "in_chans")
+CLASSES = ("num_context_classes", "num_classes")
+TEXTS = ("context_dim", "clip_dim")
+
+
+def _called(backbone: DictConfig, names: tuple[str, ...]) -> tuple[str, Any]:
+    """(full key, value) of the first of these names that a backbone has a value for; the last name and None if none."""
+    found = [name for name in names if backbone.get(name) is not None]
+    return (f"backbone.{found[0]}", backbone[found[0]]) if found else (f"backbone.{names[-1]}", None)
+
+
+def _labels(backbone: DictConfig) -> int:
+    """The classes that a backbone is conditioned on; 0 for none. Latte says by `extras` whether it is; a U-ViT counts
+    the rows of its table, the null class among them, and writes -1 for none.
+    """
+    if backbone.get("extras", "class") not in ("class", 2):
+        return 0
+    classes = _called(backbone, CLASSES)[1] or 0
+    null = "img_size" in backbone and backbone.get("class_dropout_prob", 0) > 0
+    return max(0, classes - null)
+
+
+def _reads(backbone: DictConfig) -> tuple[str, int | None]:
+    """(full key, width) of the text that a backbone reads; None for no text. An LDM's context may be its class."""
+    if backbone.get("extras") in ("text", 78):
+        return "backbone.context_dim", 768  # 77 tokens of CLIP, as in the official Latte
+    key, width = _called(backbone, TEXTS)
+    return key, None if backbone.get("num_context_classes") is not None else width
+
+
+def _check_text(cfg: DictConfig, sources: Sources) -> None:
+    """A network that reads a text and the encoder of that text go together."""
+    (name, reads), condition = _reads(cfg.backbone), cfg.condition
+    if (reads is None) != (condition is None):
+        key = name if condition is None else "condition"
+        advice = "condition=clip, t5 or minilm" if condition is None else f"{name}=${{condition.dim}}"
+        raise ConfigError(
+            f"{key} is set, but a text needs both an encoder and a network that reads it; pass {advice} too"
+            f"{sources.where(key)}"
+        )
+    if reads is None:
+        return
+    if condition.get("dim") is not None and condition.dim != reads:
+        raise ConfigError(
+            f"{name}={reads} but condition.dim={condition.dim}; pass {name}={condition.dim}{sources.where(name)}"
+        )
+    tokens, length = cfg.backbone.get("num_clip_token"), condition.get("max_length")
+    if tokens is not None and length is not None and tokens != length:
+        raise ConfigError(
+            f"backbone.num_clip_token={tokens} but condition.max_length={length}; pass condition.max_length={tokens}"
+            f"{sources.where('backbone.num_clip_token')}"
+        )
+    if _labels(cfg.backbone):
+        raise ConfigError(
+            f"{name}={reads} with {_called(cfg.backbone, CLASSES)[0]}={_labels(cfg.backbone)}: no data have captions "
+            f"and classes; pass backbone.num_classes=0{sources.where('backbone.num_classes')}"
+        )
+
+
+#: rules whose gates the supervision cannot reach, and why
+UNSUPERVISED = {
+    "adaln": "the norm behind its alpha cancels the scale of alpha",
+    "resnet": "it has no gates",
+}
+
+
+def _check_gates(cfg: DictConfig, sources: Sources) -> None:
+    """What is asked of the gates, of a rule that has them."""
+    rule = cfg.residual.get("rule")
+    if cfg.train_only != "all" and rule == "resnet":
+        raise ConfigError(
+            f"train_only={cfg.train_only} with residual=resnet: this rule has no gates; pass train_only=all or another "
+            f"residual{sources.where('train_only')}"
+        )
+    if cfg.gamma > 0 and rule in UNSUPERVISED:
+        raise ConfigError(
+            f"gamma={cfg.gamma} with residual={rule}: its sensitivity can be measured but not supervised, since "
+            f"{UNSUPERVISED[rule]}; pass gamma=0{sources.where('gamma')}"
+        )
+    if cfg.pretrained.reinit and cfg.pretrained.path is None:
+        raise ConfigError(
+            f"pretrained.reinit={list(cfg.pretrained.reinit)} without pretrained.path: there is nothing to leave out"
+            f"{sources.where('pretrained.reinit')}"
+        )
+
+
+def _check_sampler(cfg: DictConfig, sources: Sources) -> None:
+    """What would otherwise come to light at the first preview, hours into a run."""
+    backbone, sampler, process = cfg.backbone, cfg.sampler, cfg.diffusion.get("process") or {}
+    guided = sampler.get("cfg_scale", 1) != 1
+    conditional = "num_classes" not in backbone or _labels(backbone) or cfg.condition is not None
+    if guided and (not conditional or backbone.get("class_dropout_prob") == 0):
+        raise ConfigError(
+            f"sampler.cfg_scale={sampler.cfg_scale} needs a class or a text, and backbone.class_dropout_prob above 0; "
+            f"pass sampler.cfg_scale=1{sources.where('sampler.cfg_scale')}"
+        )
+    channels, (key, width) = sampler.get("channels"), _called(backbone, CHANNELS)
+    if isinstance(channels, int) and width is not None and channels > width:
+        raise ConfigError(
+            f"sampler.channels={channels} but {key}={width}; pass sampler.channels=all"
+            f"{sources.where('sampler.channels')}"
+        )
+    total = process.get("num_timesteps")
+    most = None if total is None else total - (sampler.get("name") == "dpm++" or sampler.get("steps_offset", 0))
+    if most is not None and sampler.get("steps", 1) > most:
+        raise ConfigError(
+            f"sampler.steps={sampler.steps} but diffusion.process.num_timesteps={total}; pass sampler.steps={most} or "
+            f"fewer{sources.where('sampler.steps')}"
+        )
+    untrained = cfg.diffusion.get("loss") == "simple" and _learns_variance(backbone) is True
+    if untrained and sampler.get("name") == "ddpm":
+        raise ConfigError(
+            "diffusion.loss=simple leaves a learned variance untrained, and sampler.name=ddpm would draw with it; pass "
+            "backbone.learn_sigma=false"
+        )
+
+
+def _learns_variance(backbone: DictConfig) -> bool | None:
+    """Whether a backbone predicts the variance too; None where its configuration does not say."""
+    if "out_channels" in backbone and "in_channels" in backbone:
+        return bool(backbone.out_channels == 2 * backbone.in_channels)
+    return False if "img_size" in backbone else backbone.get("learn_sigma")  # a U-ViT has no such output
+
+
+def _latent_size(cfg: DictConfig) -> int | None:
+    size = cfg.data.get("image_size")
+    return None if size is None else size // cfg.first_stage.get("downsample", 1)
