@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from neural_rdm import DiT, load_official
-from neural_rdm.surgery.reading import read_weights
+from neural_rdm.core.weights import read_weights
 from tests.end_to_end.commands import TINY, run
 
 pytestmark = pytest.mark.end_to_end

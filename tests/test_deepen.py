@@ -34,7 +34,8 @@ def test_a_run_grows_and_goes_on(trained: Path) -> None:
     assert "2 blocks -> 4; the output moved by at most 0" in output
     manifest = json.loads((trained / "deep/checkpoints/deepen.json").read_text())
     assert manifest["max_output_difference"] == {"raw": 0.0, "ema": 0.0}
-    assert (manifest["new_blocks"], manifest["copied_from"]) == ([2, 3], [0, 1])
+    assert manifest["new_blocks"] == ["blocks.2", "blocks.3"]
+    assert manifest["copied_from"] == ["blocks.0", "blocks.1"]
     old, new = checkpoint(trained / "run"), checkpoint(trained / "deep")
     assert new["global_step"] == old["global_step"] == 3
     assert torch.equal(

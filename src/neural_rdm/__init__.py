@@ -15,12 +15,13 @@ _EXPORTS = {
     "DiT": "neural_rdm.backbones.dit",
     "Latte": "neural_rdm.backbones.latte",
     "UNet": "neural_rdm.backbones.unet",
+    "UViT": "neural_rdm.backbones.uvit",
     "fold": "neural_rdm.surgery.folding",
     "gate": "neural_rdm.residual.gating",
     "grow": "neural_rdm.surgery.grow",
     "load_official": "neural_rdm.surgery.official",
 }
-__all__ = ["DiT", "Latte", "UNet", "fold", "gate", "grow", "load_official"]
+__all__ = ["DiT", "Latte", "UNet", "UViT", "fold", "gate", "grow", "load_official"]
 
 
 def __getattr__(name: str) -> Any:

@@ -54,7 +54,7 @@ def deepen(cfg: DictConfig, folder: Path) -> int:
     import torch
 
     from neural_rdm.cli import build
-    from neural_rdm.surgery.grow import grown, grown_state, plan
+    from neural_rdm.surgery.grow import depth_of, grown, grown_state, plan
     from neural_rdm.training.checkpoints import newest_readable, path_of
     from neural_rdm.training.ema import KEY
     from neural_rdm.training.optim import freeze
@@ -103,18 +103,18 @@ def deepen(cfg: DictConfig, folder: Path) -> int:
     manifest = {
         "source": str(source),
         "step": int(content["global_step"]),
-        "depth": {"from": len(net.blocks), "to": cfg.depth},
+        "depth": {"from": depth_of(net), "to": cfg.depth},
         "placement": cfg.placement if cfg.operator != "stack" else "stack",
         "operator": cfg.operator,
-        "new_blocks": growth.added,
-        "copied_from": [growth.origins[i][0] for i in growth.added],
+        "new_blocks": list(growth.added),
+        "copied_from": list(growth.added.values()),
         "parameters": {"from": _count(net), "to": _count(deep)},
         "max_output_difference": moved,
         "torch": torch.__version__,
     }
     write_text(target.with_name("deepen.json"), json.dumps(manifest, indent=2) + "\n")
     write_text(folder / "config.yaml", OmegaConf.to_yaml(config))
-    print(f"{len(net.blocks)} blocks -> {cfg.depth}; the output moved by at most {max(moved.values()):.3g}")
+    print(f"{depth_of(net)} blocks -> {cfg.depth}; the output moved by at most {max(moved.values()):.3g}")
     print("wrote:")
     print_paths([target, target.with_name("deepen.json"), folder / "config.yaml"])
     more = "" if cfg.max_steps else " trainer.max_steps=..."
@@ -146,7 +146,8 @@ def difference(net: nn.Module, deep: nn.Module) -> float:
     if net.num_classes:
         condition["y"] = torch.tensor([0, net.num_classes - 1])
     if net.context_dim is not None:
-        condition["context"] = normal(0, "deepen text", [0, 1], (77, net.context_dim))
+        tokens = getattr(net, "num_clip_token", 77)
+        condition["context"] = normal(0, "deepen text", [0, 1], (tokens, net.context_dim))
     with torch.no_grad():
         return (net(x, t, **condition) - deep(x, t, **condition)).abs().max().item()
 

@@ -29,6 +29,7 @@ SUPPLIED = {
     "neural_rdm.backbones.dit.DiT": {"residual"},
     "neural_rdm.backbones.latte.Latte": {"residual"},
     "neural_rdm.backbones.unet.UNet": {"residual"},
+    "neural_rdm.backbones.uvit.UViT": {"residual"},
     "neural_rdm.training.logging.CSVLogger": {"save_dir"},
     **{f"neural_rdm.training.parallel.{n}": {"devices", "num_nodes"} for n in ("single", "ddp", "fsdp2", "deepspeed")},
 }
@@ -74,6 +75,7 @@ NEEDS = {
         "backbone.context_dim=384",
         "backbone.num_context_classes=null",
     ],
+    **{f"backbone={name}": ["exp=uvit_h_gated"] for name in ("uvit", "uvit_s", "uvit_l", "uvit_h")},
     "diffusion=ldm": ["backbone.learn_sigma=false"],
     "diffusion=sd": ["backbone.learn_sigma=false"],
 }
@@ -84,7 +86,10 @@ OFFICIAL = {
     "latte_s": (32_585_120, 384, 12), "latte_b": (129_755_936, 768, 12), "latte_xl": (673_994_912, 1152, 28),
 }  # fmt: skip
 #: the same of the U-shaped ones, class embedders included
-OFFICIAL_U = {"ldm4": 400_920_579 + 512_512, "ldm8": 394_984_196 + 512_512}
+OFFICIAL_U = {
+    "ldm4": 400_920_579 + 512_512, "ldm8": 394_984_196 + 512_512,
+    "uvit_h": 500_832_016, "uvit_s_gated_coco": 44_692_644,
+}  # fmt: skip
 
 
 def composed(*overrides: str) -> Composed:

@@ -9,24 +9,30 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neural_rdm import DiT, Latte, grow
+from neural_rdm import DiT, Latte, UViT, grow
 from neural_rdm.diffusion.process import DDPM
 from neural_rdm.diffusion.samplers import Sampler, sample
-from neural_rdm.residual import RULES, Residual, units
-from neural_rdm.surgery.grow import PLACEMENTS, grown_state, plan
+from neural_rdm.residual import RULES, Residual
+from neural_rdm.surgery.grow import PLACEMENTS, depth_of, grown_state, plan
 
 TINY: dict[str, Any] = {
     "input_size": 4, "patch_size": 2, "in_channels": 2, "hidden_size": 16, "depth": 4, "num_heads": 2, "num_classes": 3
 }  # fmt: skip
-NETWORKS = ["dit", "dit_text", "dit_single", "dit_time", "latte"]
+UVIT: dict[str, Any] = {
+    "img_size": 4, "patch_size": 2, "in_chans": 2, "embed_dim": 16, "depth": 4, "num_heads": 2, "num_classes": 4
+}  # fmt: skip
+NETWORKS = ["dit", "dit_text", "dit_single", "dit_time", "latte", "uvit", "uvit_text", "uvit_time", "uvit_skipless"]
 
 
-def network(kind: str, rule: str = "gated") -> DiT:
+def network(kind: str, rule: str = "gated") -> DiT | UViT:
     """A small network, every value of it random: the gates too."""
     torch.manual_seed(0)
-    residual = Residual(rule, time_conditioned=kind == "dit_time")
+    residual = Residual(rule, time_conditioned=kind.endswith("time"))
     if kind == "latte":
-        net: DiT = Latte(**TINY, num_frames=3, extras=2, residual=residual)
+        net: DiT | UViT = Latte(**TINY, num_frames=3, extras=2, residual=residual)
+    elif kind.startswith("uvit"):
+        changed = {"num_classes": -1, "clip_dim": 5, "num_clip_token": 6} if kind == "uvit_text" else {}
+        net = UViT(**UVIT | changed, skip=kind != "uvit_skipless", residual=residual)
     else:
         options = {"dit_text": {"context_dim": 5}, "dit_single": {"adaln": "single"}}.get(kind, {})
         net = DiT(**TINY, **options, residual=residual)
@@ -37,11 +43,12 @@ def network(kind: str, rule: str = "gated") -> DiT:
     return net
 
 
-def inputs(net: DiT, batch: int = 2) -> tuple[Any, ...]:
+def inputs(net: DiT | UViT, batch: int = 2) -> tuple[Any, ...]:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(batch, *net.input_shape, generator=generator)
     context = None if net.context_dim is None else torch.randn(batch, 6, net.context_dim, generator=generator)
-    return x, torch.linspace(5, 900, batch), torch.arange(batch) % 3, context
+    y = torch.arange(batch) % 3 if net.num_classes else None
+    return x, torch.linspace(5, 900, batch), y, context
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
@@ -54,16 +61,19 @@ def test_output_does_not_move_by_one_bit_and_new_units_learn_at_once(rule: str, 
             grow(net, 8, placement)
         return
     deep = grow(net, 8, placement)
-    assert len(deep.blocks) == 8
-    assert len(list(units(deep))) == 2 * len(list(units(net)))
+    assert (depth_of(net), depth_of(deep)) == (4, 8)
+    assert len(deep.blocks) - len(net.blocks) == 4
     out = deep(*inputs(net))
     assert torch.equal(out, net(*inputs(net)))
     out.square().mean().backward()
-    for i in plan(net, 8, placement).added:
-        for unit, last in deep.blocks[i].last_layers():
+    for name in plan(net, 8, placement).added:
+        block = deep.get_submodule(name)
+        if getattr(block, "skip_linear", None) is not None:
+            assert block.skip_linear.weight.grad[:, 16:].abs().max() > 0, name  # what it may learn to take of its skip
+        for unit, last in block.last_layers():
             learns = unit.alpha if unit.scales_branch else last.weight
             assert learns.grad is not None
-            assert learns.grad.abs().max() > 0, f"block {i}"
+            assert learns.grad.abs().max() > 0, name
 
 
 @settings(max_examples=25, deadline=None)
@@ -76,17 +86,17 @@ def test_any_depth(depth: int, more: int, placement: str, rule: str) -> None:
     deep = grow(net, depth + more, placement)
     assert torch.equal(deep(*inputs(net)[:3]), net(*inputs(net)[:3]))
     growth = plan(net, depth + more, placement)
-    kept = [old for old, new in growth.origins if not new]
+    kept = [old for old, new in growth.origins["blocks"] if not new]
     assert kept == list(range(depth))
     assert len(growth.added) == more
 
 
 def test_interleaved_copies_stand_behind_their_originals_and_are_evenly_spread() -> None:
     net = network("dit")
-    doubled = plan(net, 8).origins
+    doubled = plan(net, 8).origins["blocks"]
     assert doubled == tuple((i // 2, bool(i % 2)) for i in range(8))
-    assert [old for old, new in plan(net, 6).origins if new] == [0, 2]
-    latte = plan(network("latte"), 8).origins
+    assert [old for old, new in plan(net, 6).origins["blocks"] if new] == [0, 2]
+    latte = plan(network("latte"), 8).origins["blocks"]
     assert latte == ((0, False), (1, False), (0, True), (1, True), (2, False), (3, False), (2, True), (3, True))
 
 
@@ -99,13 +109,53 @@ def test_copies_are_copies_of_their_neighbours() -> None:
         assert not deep.blocks[new].attn_unit.alpha.any()
 
 
+@pytest.mark.parametrize(
+    ("placement", "ins"),
+    [
+        ("interleave", [(0, False), (0, True), (1, False), (1, True)]),
+        ("append", [(0, False), (1, False), (0, True), (1, True)]),
+        ("prepend", [(0, True), (1, True), (0, False), (1, False)]),
+        ("middle", [(0, False), (0, True), (1, True), (1, False)]),
+    ],
+)
+def test_a_u_vit_grows_in_pairs_that_one_skip_joins(placement: str, ins: list[tuple[int, bool]]) -> None:
+    net = network("uvit")
+    origins = plan(net, 8, placement).origins
+    assert list(origins["in_blocks"]) == ins
+    # the last block in is the partner of the first block out: copies stand opposite to copies, of partners
+    assert list(origins["out_blocks"]) == [(1 - old, new) for old, new in reversed(ins)]
+    deep = grow(net, 8, placement)
+    assert isinstance(deep, UViT)
+    assert deep.depth == 8
+    assert UViT(**UVIT | {"depth": 8}).state_dict().keys() == deep.state_dict().keys()
+    for i, (old, new) in enumerate(origins["out_blocks"]):
+        mix, old_mix = deep.out_blocks[i].skip_linear, net.out_blocks[old].skip_linear
+        expected = torch.cat([torch.eye(16), torch.zeros(16, 16)], dim=1) if new else old_mix.weight
+        assert torch.equal(mix.weight, expected)
+        assert torch.equal(mix.bias, torch.zeros(16) if new else old_mix.bias)
+        assert torch.equal(deep.out_blocks[i].attn.qkv.weight, net.out_blocks[old].attn.qkv.weight)
+
+
+def test_a_u_vit_without_blocks_in_pairs_cannot_grow_but_a_fresh_one_can() -> None:
+    fresh = UViT(**UVIT)
+    assert torch.equal(grow(fresh, 6)(*inputs(fresh)[:3]), fresh(*inputs(fresh)[:3]))
+    with pytest.raises(ValueError, match="UViT grows in pairs"):
+        grow(fresh, 7)
+    for operator in ("stack", "halved"):
+        with pytest.raises(ValueError, match="mix a skip into their stream"):
+            grow(fresh, 8, operator=operator)
+    copied = grow(network("uvit"), 8, operator="duplicate")
+    assert not torch.equal(copied(*inputs(copied)), network("uvit")(*inputs(copied)))
+    assert torch.equal(copied.out_blocks[1].skip_linear.weight, copied.out_blocks[0].skip_linear.weight)
+
+
 @pytest.mark.parametrize("operator", ["duplicate", "stack", "halved"])
 def test_other_operators_move_the_output(operator: str) -> None:
     net = network("dit")
     deep = grow(net, 8, operator=operator)
     assert not torch.equal(deep(*inputs(net)), net(*inputs(net)))
     if operator == "stack":
-        assert [old for old, _ in plan(net, 8, operator=operator).origins] == [0, 1, 2, 3, 0, 1, 2, 3]
+        assert [old for old, _ in plan(net, 8, operator=operator).origins["blocks"]] == [0, 1, 2, 3, 0, 1, 2, 3]
     if operator == "halved":
         assert torch.equal(deep.blocks[0].attn_unit.alpha, net.blocks[0].attn_unit.alpha / 2)
         assert torch.equal(deep.blocks[1].mlp_unit.beta, net.blocks[0].mlp_unit.beta / 2)

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from neural_rdm import DiT, Latte, load_official
 from neural_rdm.core.errors import CheckpointError, ConfigError
+from neural_rdm.core.weights import read_weights
 from neural_rdm.residual import RULES, units
 from neural_rdm.surgery.export import constructor, to_diffusers, to_official
-from neural_rdm.surgery.reading import read_weights
 from tests.helpers import shared
 
 TINY: dict[str, Any] = {

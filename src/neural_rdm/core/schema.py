@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from neural_rdm.core.fields import Problem, at_least, between, node, one_of, positive
-from neural_rdm.core.schema_networks import DiT, Latte, UNet
+from neural_rdm.core.schema_networks import DiT, Latte, UNet, UViT
 
 # OmegaConf 2.3 reads the annotations of these classes at run time and does not know `X | None`.
 
@@ -316,6 +316,7 @@ TARGETS: dict[str, type] = {
     "neural_rdm.backbones.dit.DiT": DiT,
     "neural_rdm.backbones.latte.Latte": Latte,
     "neural_rdm.backbones.unet.UNet": UNet,
+    "neural_rdm.backbones.uvit.UViT": UViT,
     "neural_rdm.residual.Residual": Residual,
     "neural_rdm.diffusion.objectives.EpsilonObjective": EpsilonObjective,
     "neural_rdm.diffusion.process.DDPM": DDPM,

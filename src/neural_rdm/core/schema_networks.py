@@ -116,3 +116,36 @@ class UNet:
         if self.use_spatial_transformer and self.resblock_updown:
             problems.append(("resblock_updown", "true is ADM's, which has no spatial transformer"))
         return problems
+
+
+@dataclass
+class UViT:
+    _target_: str
+    img_size: int = positive()
+    patch_size: int = positive()
+    in_chans: int = positive()
+    embed_dim: int = positive()
+    depth: int = positive()
+    num_heads: int = positive()
+    mlp_ratio: float = positive()
+    qkv_bias: bool = field()
+    mlp_time_embed: bool = field()
+    num_classes: int = at_least(-1)
+    conv: bool = field()
+    skip: bool = field()
+    clip_dim: Optional[int] = positive()
+    num_clip_token: Optional[int] = positive()
+    class_dropout_prob: float = between(0, 1)
+
+    def check(self) -> list[Problem]:
+        problems = []
+        if self.embed_dim % self.num_heads or self.embed_dim % 2:
+            problem = f"{self.embed_dim} must be even and a multiple of num_heads={self.num_heads}"
+            problems.append(("embed_dim", problem))
+        if self.img_size % self.patch_size:
+            problems.append(("patch_size", f"{self.patch_size} does not divide img_size={self.img_size}"))
+        if self.depth % 2:
+            problems.append(("depth", f"{self.depth} is odd; blocks go in and out in pairs: pass {self.depth + 1}"))
+        if (self.clip_dim is None) != (self.num_clip_token is None):
+            problems.append(("num_clip_token", "clip_dim and num_clip_token go together; null for both is no text"))
+        return problems

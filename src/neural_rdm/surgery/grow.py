@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from neural_rdm.backbones.dit import DiT
 from neural_rdm.backbones.latte import Latte
+from neural_rdm.backbones.uvit import UViT
 
 PLACEMENTS = ("interleave", "append", "prepend", "middle")
 #: `identity` leaves the output as it is; the others are what the literature does, and move it
@@ -28,33 +29,52 @@ class Growth:
     """Where the blocks of a grown network come from.
 
     Attributes:
-        origins: for every new block, in order, the number of the old block and whether it is a new copy of it.
+        origins: for every list of blocks by its name (`blocks`; `in_blocks` and `out_blocks` of a U-ViT), for every new
+            block in order, the number of the old block and whether it is a new copy of it.
         operator: see `OPERATORS`.
     """
 
-    origins: tuple[tuple[int, bool], ...]
+    origins: Mapping[str, tuple[tuple[int, bool], ...]]
     operator: str
 
     @property
-    def added(self) -> list[int]:
-        """Numbers, in the grown network, of the blocks that are new."""
-        return [i for i, (_, new) in enumerate(self.origins) if new]
+    def added(self) -> dict[str, str]:
+        """The new blocks, by their names in the grown network, with the names of those that they were copied from."""
+        return {
+            f"{blocks}.{i}": f"{blocks}.{old}"
+            for blocks, origins in self.origins.items()
+            for i, (old, new) in enumerate(origins)
+            if new
+        }
+
+    def place(self, name: str) -> tuple[str, int, str] | None:
+        """(list of blocks, number, name inside the block) of a parameter; None for one outside of these lists."""
+        match = re.match(r"(\w+)\.(\d+)\.(.+)", name)
+        return (match[1], int(match[2]), match[3]) if match and match[1] in self.origins else None
 
     def sources(self, names: list[str]) -> dict[str, tuple[str, bool]]:
         """For parameter names of the grown network, the old name and whether the parameter is new."""
         result = {}
         for name in names:
-            match = re.match(r"blocks\.(\d+)\.(.+)", name)
-            if match is None:
+            place = self.place(name)
+            if place is None:
                 result[name] = (name, False)
                 continue
-            old, new = self.origins[int(match[1])]
-            result[name] = (f"blocks.{old}.{match[2]}", new)
+            blocks, number, inner = place
+            old, new = self.origins[blocks][number]
+            result[name] = (f"{blocks}.{old}.{inner}", new)
         return result
 
 
+def depth_of(model: nn.Module) -> int:
+    """What the network's argument `depth` counts: its blocks, the middle one of a U-ViT left out."""
+    return len(model.blocks) - isinstance(model, UViT)
+
+
 def plan(model: nn.Module, depth: int, placement: str = "interleave", operator: str = "identity") -> Growth:
-    """Decide where new blocks go: a DiT grows by blocks, a Latte by pairs of a spatial and a temporal one.
+    """Decide where new blocks go: a DiT grows by blocks, a Latte by pairs of a spatial and a temporal one, a U-ViT by
+    pairs of a block on the way in and its twin on the way out, placed in the order of the way in (`append` puts them
+    next to the middle block, `prepend` outermost).
 
     Args:
         depth: blocks of the grown network.
@@ -71,26 +91,31 @@ def plan(model: nn.Module, depth: int, placement: str = "interleave", operator: 
             ("placement", placement, PLACEMENTS) if placement not in PLACEMENTS else ("operator", operator, OPERATORS)
         )
         raise ValueError(f"{key}={value} is not one of {', '.join(choices)}")
-    if not isinstance(model, DiT):
+    if not isinstance(model, (DiT, UViT)):
         reason = "its blocks change width and join long skips, so none fits anywhere else"
-        raise ValueError(f"a {type(model).__name__} cannot grow: {reason}; DiT and Latte can")
+        raise ValueError(f"a {type(model).__name__} cannot grow: {reason}; DiT, Latte and UViT can")
     if isinstance(model, Latte) and model.num_frames == 1:
         raise ValueError(
             "an image Latte (num_frames=1) keeps the numbers of its spatial blocks; grow it as a DiT or as clips"
         )
-    step = 2 if isinstance(model, Latte) else 1
-    old = len(model.blocks)
+    step = 1 if type(model) is DiT else 2
+    old = depth_of(model)
     if depth <= old or (depth - old) % step:
-        advice = f"more than {old}" + (" and even: Latte grows in pairs" if step == 2 else "")
+        advice = f"more than {old}" + (f" and even: {type(model).__name__} grows in pairs" if step == 2 else "")
         raise ValueError(f"depth={depth}: the network has {old} blocks; give {advice}")
     if operator == "halved" and not model.rule.scales_branch:
         raise ValueError("operator=halved halves alpha, which multiplies the branch under gated and rezero only")
-    if step == 2 and placement == "prepend":
+    if isinstance(model, Latte) and placement == "prepend":
         raise ValueError(
             "placement=prepend: a Latte's frames get their table before its first temporal block, which must stay the "
             "first; use interleave, middle or append"
         )
-    if operator in ("identity", "halved"):
+    if isinstance(model, UViT) and operator in ("stack", "halved"):
+        raise ValueError(
+            f"operator={operator}: a U-ViT's out blocks first mix a skip into their stream, so neither half of one nor "
+            "the network behind itself means anything; use identity or duplicate"
+        )
+    if operator in ("identity", "halved") and isinstance(model, DiT):
         _refuse_dead(model)
     groups, wanted = old // step, (depth - old) // step
     origins: list[tuple[int, bool]] = []
@@ -106,9 +131,12 @@ def plan(model: nn.Module, depth: int, placement: str = "interleave", operator: 
         sequence = [(g, False) for g in range(at)]
         sequence += [(g, True) for g in copied]
         sequence += [(g, False) for g in range(at, groups)]
+    if isinstance(model, UViT):  # the twin of block g on the way in is block groups - 1 - g on the way out
+        out = tuple((groups - 1 - group, new) for group, new in reversed(sequence))
+        return Growth({"in_blocks": tuple(sequence), "out_blocks": out}, operator)
     for group, new in sequence:
         origins += [(group * step + k, new) for k in range(step)]
-    return Growth(tuple(origins), operator)
+    return Growth({"blocks": tuple(origins)}, operator)
 
 
 def grow(model: nn.Module, depth: int, placement: str = "interleave", operator: str = "identity") -> nn.Module:
@@ -123,8 +151,11 @@ def grow(model: nn.Module, depth: int, placement: str = "interleave", operator: 
 def grown(model: nn.Module, growth: Growth) -> nn.Module:
     """A copy of `model` with the blocks of `growth`."""
     result = copy.deepcopy(model)
-    blocks = list(model.blocks)
-    result.blocks = nn.ModuleList(copy.deepcopy(blocks[old]) for old, _ in growth.origins)
+    for name, origins in growth.origins.items():
+        blocks = list(getattr(model, name))
+        setattr(result, name, nn.ModuleList(copy.deepcopy(blocks[old]) for old, _ in origins))
+    if isinstance(result, UViT):
+        result.depth = sum(map(len, growth.origins.values()))
     result.load_state_dict(grown_state(model, growth, model.state_dict()))
     return result
 
@@ -136,32 +167,36 @@ def grown_state(model: nn.Module, growth: Growth, state: Mapping[str, Tensor]) -
         model: the network before it grows: its rule and its layers, not its values.
     """
     start = _start(model) if growth.operator == "identity" else {}
-    halved = {old for old, new in growth.origins if new} if growth.operator == "halved" else set()
-    result: dict[str, Tensor] = {}
-    inner: dict[int, list[str]] = {}
-    for name in state:
-        match = re.match(r"blocks\.(\d+)\.(.+)", name)
-        if match is None:
-            result[name] = state[name]
-        else:
-            inner.setdefault(int(match[1]), []).append(match[2])
-    for i, (old, new) in enumerate(growth.origins):
-        for rest in inner.get(old, []):
-            value = state[f"blocks.{old}.{rest}"].clone()
-            if new and rest in start:
-                value.fill_(start[rest])
-            elif old in halved and rest.rpartition(".")[2] in _GATES:
-                value *= 0.5
-            result[f"blocks.{i}.{rest}"] = value
+    result = {name: value for name, value in state.items() if growth.place(name) is None}
+    for blocks, origins in growth.origins.items():
+        halved = {old for old, new in origins if new} if growth.operator == "halved" else set()
+        inner: dict[int, list[str]] = {}
+        for name in state:
+            place = growth.place(name)
+            if place is not None and place[0] == blocks:
+                inner.setdefault(place[1], []).append(place[2])
+        for i, (old, new) in enumerate(origins):
+            for rest in inner.get(old, []):
+                value = state[f"{blocks}.{old}.{rest}"].clone()
+                if new and rest in start:
+                    value.copy_(start[rest])
+                elif old in halved and rest.rpartition(".")[2] in _GATES:
+                    value *= 0.5
+                result[f"{blocks}.{i}.{rest}"] = value
     return result
 
 
 _GATES = ("alpha", "beta", "alpha_time", "beta_time")
 
 
-def _start(model: nn.Module) -> dict[str, float]:
-    """Values, by their names inside a block, that make the units of a new one the identity."""
-    start: dict[str, float] = {}
+def _start(model: nn.Module) -> dict[str, Tensor]:
+    """Values, by their names inside a block, that make a new one the identity: its units, and a U-ViT's `skip_linear`,
+    which reads the stream and not the skip, [I, 0].
+    """
+    start: dict[str, Tensor | float] = {}
+    if isinstance(model, UViT):
+        eye = torch.eye(model.embed_dim)
+        start |= {"skip_linear.weight": torch.cat([eye, torch.zeros_like(eye)], dim=1), "skip_linear.bias": 0.0}
     for block in model.blocks:
         names = {module: name for name, module in block.named_modules()}
         for unit, last in block.last_layers():
@@ -171,7 +206,7 @@ def _start(model: nn.Module) -> dict[str, float]:
                 start |= {f"{names[last]}.weight": 0.0, f"{names[last]}.bias": 0.0}
                 # `skip` scales the stream itself; to `adaln`, whose gates stand before the branch, this is its start
                 start |= {f"{names[unit]}.{gate}": float(gate == "alpha") for gate in _GATES}
-    return start
+    return {name: torch.as_tensor(value) for name, value in start.items()}
 
 
 def _refuse_dead(model: DiT) -> None:

@@ -1,4 +1,4 @@
-"""Official weights into our networks: DiT (official and diffusers' layout) and Latte.
+"""Official weights into our networks: DiT (official and diffusers' layout), Latte, U-ViT and the U-Nets (see `ldm`).
 
 Parameter names of the official code never change here, so loading is a comparison: the gates are what a file lacks, and
 they are set so that every unit computes `z + F(z)`, which leaves the network's output as it was, to the last bit.
@@ -14,14 +14,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from neural_rdm.backbones.dit import DiT
+from neural_rdm.backbones.unet import UNet
+from neural_rdm.backbones.uvit import UViT
 from neural_rdm.core.errors import CheckpointError
+from neural_rdm.core.weights import read_weights
 from neural_rdm.residual import Unit, is_gate
-from neural_rdm.surgery.reading import read_weights
+from neural_rdm.surgery import ldm
 
 #: fixed tables, which `reinit` fits to another size instead of dropping them
 TABLES = ("pos_embed", "temp_embed")
-#: how the weights of networks that are neither DiT nor Latte give themselves away
-STRANGERS = {
+#: how the weights of each network give themselves away
+NETWORKS = {
+    "blocks.": "a DiT or a Latte",
+    "x_embedder.": "a DiT or a Latte",
     "temporal_transformer_blocks.": (
         "diffusers' LatteTransformer3DModel, a text-to-video network of another architecture (shared modulation, "
         "cross-attention in every block) than the class-conditional Latte; use the official Latte files"
@@ -42,11 +48,11 @@ def load_official(model: nn.Module, source: str | Path | Mapping[str, Tensor], r
     (num_frames = 1) takes the spatial blocks of a video checkpoint. A file of ours brings its own gates.
 
     Args:
-        model: a DiT or a Latte.
-        source: a file, a folder (see `reading.read_weights`) or a state dict.
-        reinit: beginnings of parameter names that keep this network's own values, such as `y_embedder` for another
-            number of classes; `pos_embed` (another resolution) and `temp_embed` (another number of frames) are
-            interpolated instead.
+        model: a DiT, Latte, UViT or UNet.
+        source: a file, a folder (see `core.weights.read_weights`) or a state dict.
+        reinit: beginnings of parameter names that keep this network's own values, such as `y_embedder` (`label_emb`,
+            `class_embedder`) for another number of classes; `pos_embed` (another resolution) and `temp_embed` (another
+            number of frames) are interpolated instead.
 
     Returns:
         `model`.
@@ -58,7 +64,7 @@ def load_official(model: nn.Module, source: str | Path | Mapping[str, Tensor], r
     state = dict(source) if isinstance(source, Mapping) else read_weights(source)
     name = "the state dict" if isinstance(source, Mapping) else str(source)
     own = model.state_dict()
-    state = _official_layout(state, name, own)
+    state = _official_layout(state, name, model, own)
     found = dict(state)
     if getattr(model, "num_frames", 2) == 1:
         state = {k: v for k, v in state.items() if not _temporal(k)}
@@ -70,7 +76,8 @@ def load_official(model: nn.Module, source: str | Path | Mapping[str, Tensor], r
                 f"pretrained.reinit: there is no {start!r} in this network or in {name}; parts: {parts}"
             )
         for key in matching & set(state):
-            table = _fitted(state[key], own[key]) if key in TABLES and key in own else None
+            extras = model.extras if isinstance(model, UViT) else 0
+            table = _fitted(state[key], own[key], extras) if key in TABLES and key in own else None
             state.pop(key)
             if table is not None:
                 state[key] = table
@@ -86,21 +93,33 @@ def load_official(model: nn.Module, source: str | Path | Mapping[str, Tensor], r
         "misshaped": sorted(k for k in set(own) & set(state) if own[k].shape != state[k].shape),
     }
     if any(problems.values()):
-        raise CheckpointError(_message(name, problems, own, found))
+        hints = _hints if isinstance(model, DiT) else _uvit_hints if isinstance(model, UViT) else ldm.hints
+        raise CheckpointError(_message(name, problems, own, found, hints(problems, own, found)))
     model.load_state_dict(state)
     return model
 
 
-def _official_layout(state: dict[str, Tensor], name: str, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict under official names; `own` lends the position table, which diffusers does not store."""
-    if any(k.startswith("transformer_blocks.0.norm1.emb.") for k in state):
-        return from_diffusers(state, own)
-    for start, network in STRANGERS.items():
-        if any(k.startswith(start) for k in state):
-            raise CheckpointError(f"{name} holds the weights of {network}, and not of a DiT or a Latte")
-    if not any(k.startswith(("blocks.", "x_embedder.")) for k in state):
+def _official_layout(
+    state: dict[str, Tensor], name: str, model: nn.Module, own: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The state dict under our names; `own` lends a DiT the position table, which diffusers does not store."""
+    starts: tuple[str, ...]
+    if isinstance(model, UNet):
+        starts, wanted = ("down_blocks.", "input_blocks.", "model.diffusion_model."), "a U-Net"
+    elif isinstance(model, UViT):
+        starts, wanted = ("in_blocks.",), "a U-ViT"
+    else:
+        starts, wanted = ("blocks.", "x_embedder."), "a DiT or a Latte"
+        if any(k.startswith("transformer_blocks.0.norm1.emb.") for k in state):
+            return from_diffusers(state, own)
+    for start, network in NETWORKS.items():
+        if start not in starts and any(k.startswith(start) for k in state):
+            raise CheckpointError(f"{name} holds the weights of {network}, and not of {wanted}")
+    if isinstance(model, UNet):
+        return ldm.to_ours(state, model, name)
+    if not any(k.startswith(starts) for k in state):
         shown = ", ".join(sorted(state)[:4])
-        raise CheckpointError(f"{name} holds neither a DiT nor a Latte: its first keys are {shown}")
+        raise CheckpointError(f"{name} holds no weights of {wanted}: its first keys are {shown}")
     return state
 
 
@@ -153,12 +172,19 @@ def _temporal(key: str) -> bool:
     return key == "temp_embed" or (block is not None and int(block[1]) % 2 == 1)
 
 
-def _fitted(table: Tensor, own: Tensor) -> Tensor | None:
-    """A position table [1, T, D] interpolated to the size of `own`, or None where its width is another's."""
+def _fitted(table: Tensor, own: Tensor, extras: int = 0) -> Tensor | None:
+    """A position table [1, T, D] interpolated to the size of `own`, or None where its width is another's.
+
+    Args:
+        extras: tokens in front of the patches, whose rows stay as they are.
+    """
     if table.shape == own.shape:
         return table
-    if table.ndim != 3 or table.shape[-1] != own.shape[-1]:
+    if table.ndim != 3 or table.shape[-1] != own.shape[-1] or table.shape[1] <= extras:
         return None
+    if extras:
+        patches = _fitted(table[:, extras:], own[:, extras:])
+        return None if patches is None else torch.cat([table[:, :extras], patches.to(table.dtype)], dim=1)
     old, new = table.shape[1], own.shape[1]
     side, new_side = math.isqrt(old), math.isqrt(new)
     channels = table.float().transpose(1, 2)
@@ -170,7 +196,9 @@ def _fitted(table: Tensor, own: Tensor) -> Tensor | None:
 
 def _new_units(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Unit]:
     """The units whose branch a file does not know, by name."""
-    new = {}
+    new: dict[str, Unit] = {}
+    if not isinstance(model, DiT):
+        return new
     for name, block in model.blocks.named_children():
         for unit, last in block.last_layers():
             branch = next(n for n, m in block.named_modules() if m is last)
@@ -203,7 +231,11 @@ def _idle(model: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tenso
 
 
 def _message(
-    name: str, problems: Mapping[str, list[str]], own: Mapping[str, Tensor], found: Mapping[str, Tensor]
+    name: str,
+    problems: Mapping[str, list[str]],
+    own: Mapping[str, Tensor],
+    found: Mapping[str, Tensor],
+    hints: list[str],
 ) -> str:
     """One message: every key, by kind, and what probably happened."""
     lines = [f"{name} does not fit this network:"]
@@ -217,14 +249,13 @@ def _message(
             for k in _shortened(keys)
         ]
         lines.append(f"  {kind} ({len(keys)}): {', '.join(shown)}")
-    hints = _hints(problems, own, found)
     lines += [f"  {hint}" for hint in hints]
     return "\n".join(lines)
 
 
 def _shortened(keys: list[str], most: int = 8) -> list[str]:
     """Every key, where blocks repeat one another the first block's."""
-    first = {re.sub(r"\bblocks\.\d+\.", "blocks.N.", k): k for k in reversed(keys)}
+    first = {re.sub(r"(blocks|resnets|attentions)\.\d+\.", r"\1.N.", k): k for k in reversed(keys)}
     kept = sorted(first.values())
     return kept if len(kept) <= most else [*kept[:most], f"and {len(kept) - most} more of the kind"]
 
@@ -282,5 +313,38 @@ def _hints(problems: Mapping[str, list[str]], own: Mapping[str, Tensor], found: 
     return hints
 
 
-def _depth(state: Mapping[str, Tensor]) -> int:
-    return 1 + max((int(m[1]) for k in state if (m := re.match(r"blocks\.(\d+)\.", k))), default=-1)
+def _uvit_hints(problems: Mapping[str, list[str]], own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    missing, unexpected, misshaped = (set(problems[k]) for k in ("missing", "unexpected", "misshaped"))
+    hints, depth, file_depth = [], 2 * _depth(own, "in_blocks"), 2 * _depth(found, "in_blocks")
+    if "norm.weight" in misshaped:
+        width, own_width = len(found["norm.weight"]), len(own["norm.weight"])
+        return [f"another width: the file's embed_dim is {width}, the network's {own_width}; set backbone.embed_dim"]
+    if depth != file_depth:
+        hints.append(
+            f"another depth: the file has {file_depth} blocks, the network {depth}; pass backbone.depth={file_depth}"
+        )
+    if "label_emb.weight" in misshaped:
+        hints.append(
+            f"another number of classes: {len(found['label_emb.weight'])} rows against {len(own['label_emb.weight'])}; "
+            "pass pretrained.reinit=[label_emb] for a fresh table, or set backbone.num_classes"
+        )
+    if "label_emb.weight" in missing | unexpected:
+        hints.append("one of both has classes and the other has none: pass pretrained.reinit=[label_emb,pos_embed]")
+    if "patch_embed.proj.weight" in misshaped:
+        hints.append("another input: set backbone.patch_size and in_chans")
+    if "pos_embed" in misshaped and "label_emb.weight" not in missing | unexpected:
+        hints.append("another resolution: pass pretrained.reinit=[pos_embed] to interpolate the position table, or set "
+                     "backbone.img_size")  # fmt: skip
+    for key, option in (("final_layer.weight", "conv"), ("time_embed.0.weight", "mlp_time_embed"),
+                        ("context_embed.weight", "clip_dim and num_clip_token")):  # fmt: skip
+        if key in missing | unexpected | misshaped:
+            hints.append(f"{key} differs: set backbone.{option} as the file's")
+    if any(k.endswith("qkv.bias") for k in missing | unexpected):
+        hints.append("the bias of queries, keys and values differs: set backbone.qkv_bias")
+    if any(is_gate(k) for k in unexpected):
+        hints.append("the file holds gates of another residual rule; choose the one that it was trained with")
+    return hints
+
+
+def _depth(state: Mapping[str, Tensor], blocks: str = "blocks") -> int:
+    return 1 + max((int(m[1]) for k in state if (m := re.match(rf"{blocks}\.(\d+)\.", k))), default=-1)

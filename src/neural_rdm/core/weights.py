@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The state dict in a file or folder; averaged weights (EMA) where it holds both.
 
     Read are: a bare state dict (`.pt`, `.pth`, `.bin`, `.safetensors`), the training checkpoints of DiT and Latte
-    (`model`, `ema`, `opt`, `args`), a folder in diffusers' layout, and this project's checkpoints and run folders.
-    Only tensors and plain values are loaded (`weights_only=True`); the one class let through is `argparse.Namespace`,
-    which the official training scripts put beside the weights.
+    (`model`, `ema`, `opt`, `args`), those of latent diffusion (`state_dict`), a folder in diffusers' layout, and this
+    project's checkpoints and run folders.
+    Only tensors and plain values are loaded (`weights_only=True`). What else a checkpoint holds (the arguments of a
+    training script, the callbacks of an old trainer) is neither imported nor run: inert placeholders stand in for it.
 
     Returns:
         Tensors on the CPU, memory-mapped where the format allows.
@@ -66,15 +66,37 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"cannot read {path}: {_what(path) or _first_line(error)}") from error
 
 
+class _Inert:
+    """Stands for an object of a class that is not loaded: takes any arguments and any state, and keeps nothing."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
 def _pickled(path: Path) -> Any:
+    def load(mmap: bool) -> Any:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(_placeholders(path)):
             try:
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+                return load(mmap=True)
             except RuntimeError:  # the format of torch before 1.6 cannot be mapped
-                return torch.load(path, map_location="cpu", weights_only=True)
+                return load(mmap=False)
     except Exception as error:
         raise CheckpointError(f"cannot read {path}: {_what(path) or _first_line(error)}") from error
+
+
+def _placeholders(path: Path) -> list[Any]:
+    """An inert class for every name that the file wants to import and that is not torch's own for tensors."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except (ValueError, RuntimeError):  # not an archive: `load` says what it is
+        return []
+    return [(type(name.rpartition(".")[2], (_Inert,), {}), name) for name in names]
 
 
 def _what(path: Path) -> str:

@@ -1,0 +1,251 @@
+"""U-ViT (Bao et al., "All are Worth Words") on gated residual units: Neural-RDM-U as a transformer.
+
+Everything is a token: the timestep, the class or the words of a text, the patches. Every block of the second half first
+joins the stream of its partner in the first half (a long skip). Parameter names, initialisation and arithmetic are
+those of the official `libs/uvit.py` and `libs/uvit_t2i.py`; both additions of a block go through one `Unit` each, so
+that the read-in and the read-out branch carry their own gates (theory, section 1, Eq. 3).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from timm.layers import Attention, Mlp
+from torch import Tensor, nn
+
+from neural_rdm.backbones.layers import PatchEmbed, unpatchify
+from neural_rdm.residual import Residual, Unit
+
+#: embed_dim, depth and num_heads of the published sizes; the patch size (2, 4) is the second half of their names
+UVIT_SIZES: dict[str, dict[str, int]] = {
+    "S": {"embed_dim": 512, "depth": 12, "num_heads": 8},
+    "S-Deep": {"embed_dim": 512, "depth": 16, "num_heads": 8},
+    "M": {"embed_dim": 768, "depth": 16, "num_heads": 12},
+    "L": {"embed_dim": 1024, "depth": 20, "num_heads": 16},
+    "H": {"embed_dim": 1152, "depth": 28, "num_heads": 16},
+}
+
+
+def timestep_embedding(t: Tensor, dim: int) -> Tensor:
+    """Timesteps [B], whole or not -> float32 [B, dim]: cosines, then sines, of dim / 2 geometric frequencies."""
+    half = dim // 2
+    frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+    angles = t[:, None].float() * frequencies[None]
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class UViTBlock(nn.Module):
+    """Two residual units, attention and MLP; a block of the second half first mixes its skip into the stream."""
+
+    def __init__(
+        self, dim: int, num_heads: int, mlp_ratio: float, qkv_bias: bool, skip: bool, residual: Residual
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = Attention(dim, num_heads=num_heads, qkv_bias=qkv_bias)
+        self.attn_unit = residual.unit(dim, time_dim=dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.mlp_unit = residual.unit(dim, time_dim=dim)
+        self.skip_linear = nn.Linear(2 * dim, dim) if skip else None
+
+    def forward(self, z: Tensor, e: Tensor, skip: Tensor | None = None) -> Tensor:
+        """z [B, N, D], e = timestep embedding [B, D], skip [B, N, D] (only where it has a skip) -> [B, N, D]."""
+        if self.skip_linear is not None and skip is not None:
+            mix = self.skip_linear
+            z = type(self.attn_unit).map(z, lambda h: mix(torch.cat([h, skip], dim=-1)))
+        z = self.attn_unit(z, lambda h: self.attn(self.norm1(h)), None, e)
+        return self.mlp_unit(z, lambda h: self.mlp(self.norm2(h)), None, e)
+
+    def last_layers(self) -> list[tuple[Unit, nn.Module]]:
+        """Every unit, in run order, with the last affine layer of its branch."""
+        return [(self.attn_unit, self.attn.proj), (self.mlp_unit, self.mlp.fc2)]
+
+
+class UViT(nn.Module):
+    """U-ViT for square images or latents: unconditional, with class labels, or with a text (`clip_dim`).
+
+    Args:
+        img_size: side of the input, in pixels or latent cells; a multiple of `patch_size`.
+        patch_size: side of a token's patch.
+        in_chans: channels of input and output.
+        embed_dim: width D of the residual stream; even, and a multiple of `num_heads`.
+        depth: blocks beside the middle one, half of them before it and half behind it, rounded down to pairs.
+        num_heads: attention heads.
+        mlp_ratio: width of the MLP over D.
+        qkv_bias: biases in the projections to queries, keys and values.
+        mlp_time_embed: the timestep's embedding goes through an MLP.
+        num_classes: rows of the label table, the null class among them (1001 for ImageNet); -1 for no labels. The
+            attribute of this name holds the classes of the data.
+        conv: a 3 x 3 convolution behind the patches.
+        skip: long skips between the two halves.
+        clip_dim: width of the tokens of a text; None for no text.
+        num_clip_token: how many tokens every text has; goes with `clip_dim`.
+        class_dropout_prob: the rate at which it is trained without its condition; above 0 the last row of the label
+            table is the null class. The dropout itself belongs to the training step (`conditioning.labels`).
+        residual: the residual rule, by name or as a `Residual`.
+
+    Raises:
+        ValueError: sizes that do not divide, labels together with a text, an unknown rule.
+    """
+
+    #: joined by long skips: Neural-RDM-U
+    u_shaped = True
+    learn_sigma = False
+
+    def __init__(
+        self,
+        img_size: int = 224,
+        patch_size: int = 16,
+        in_chans: int = 3,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = False,
+        mlp_time_embed: bool = False,
+        num_classes: int = -1,
+        conv: bool = True,
+        skip: bool = True,
+        clip_dim: int | None = None,
+        num_clip_token: int | None = None,
+        *,
+        class_dropout_prob: float = 0.1,
+        residual: str | Residual = "gated",
+    ) -> None:
+        super().__init__()
+        if embed_dim % num_heads or embed_dim % 2:
+            raise ValueError(f"embed_dim={embed_dim} must be even and a multiple of num_heads={num_heads}")
+        if img_size % patch_size:
+            raise ValueError(f"img_size={img_size} must be a multiple of patch_size={patch_size}")
+        if (clip_dim is None) != (num_clip_token is None):
+            raise ValueError(f"clip_dim={clip_dim} and num_clip_token={num_clip_token}: give both or neither")
+        if clip_dim is not None and num_classes > 0:
+            raise ValueError(f"num_classes={num_classes} and clip_dim={clip_dim}: labels or a text, not both")
+        if num_classes == 1 and class_dropout_prob > 0:
+            raise ValueError("num_classes=1 counts the null class of class_dropout_prob > 0: no class is left")
+        residual = Residual.of(residual)
+        self.img_size, self.patch_size, self.in_chans, self.out_channels = img_size, patch_size, in_chans, in_chans
+        self.embed_dim, self.depth, self.num_heads, self.mlp_ratio = embed_dim, depth, num_heads, mlp_ratio
+        self.class_dropout_prob = class_dropout_prob
+        self.num_classes = max(num_classes, 0) - (num_classes > 0 and class_dropout_prob > 0)
+        self.context_dim, self.num_clip_token = clip_dim, num_clip_token
+        self.residual, self.rule = residual, residual.unit_class
+        #: tokens in front of the patches: the timestep's, and a label's or a text's
+        self.extras = 1 + (num_classes > 0) + (num_clip_token or 0)
+
+        self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim, bias=True)
+        self.time_embed: nn.Module = nn.Identity()
+        if mlp_time_embed:
+            self.time_embed = nn.Sequential(
+                nn.Linear(embed_dim, 4 * embed_dim), nn.SiLU(), nn.Linear(4 * embed_dim, embed_dim)
+            )
+        if num_classes > 0:
+            self.label_emb = nn.Embedding(num_classes, embed_dim)
+        if clip_dim is not None:
+            self.context_embed = nn.Linear(clip_dim, embed_dim)
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.extras + (img_size // patch_size) ** 2, embed_dim))
+
+        def block(skip: bool = False) -> UViTBlock:
+            return UViTBlock(embed_dim, num_heads, mlp_ratio, qkv_bias, skip, residual)
+
+        self.in_blocks = nn.ModuleList(block() for _ in range(depth // 2))
+        self.mid_block = block()
+        self.out_blocks = nn.ModuleList(block(skip) for _ in range(depth // 2))
+        self.norm = nn.LayerNorm(embed_dim)
+        self.decoder_pred = nn.Linear(embed_dim, patch_size**2 * in_chans)
+        self.final_layer = nn.Conv2d(in_chans, in_chans, 3, padding=1) if conv else nn.Identity()
+        self.initialize_weights()
+
+    @classmethod
+    def named(cls, name: str, **arguments: Any) -> UViT:
+        """A published size by its name, e.g. `UViT.named("UViT-H/2", img_size=32, in_chans=4, num_classes=1001,
+        conv=False)`.
+
+        Raises:
+            ValueError: no such size.
+        """
+        size, _, patch = name.removeprefix("UViT-").partition("/")
+        if size not in UVIT_SIZES or patch not in ("2", "4"):
+            raise ValueError(f"{name!r} is not UViT-{{{','.join(UVIT_SIZES)}}}/{{2,4}}")
+        return cls(patch_size=int(patch), **UVIT_SIZES[size], **arguments)
+
+    @property
+    def null_class(self) -> int | None:
+        """The label that stands for "no class" in guidance, or None where the network has none."""
+        return self.num_classes if self.num_classes > 0 and self.class_dropout_prob > 0 else None
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of one sample."""
+        return self.in_chans, self.img_size, self.img_size
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """Every block, in run order."""
+        return [*self.in_blocks, self.mid_block, *self.out_blocks]
+
+    def initialize_weights(self) -> None:
+        """The official initialisation: position table and linear layers truncated N(0, 0.02), biases 0."""
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor | None = None,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Predict the noise of a noisy batch.
+
+        Args:
+            x: [B, in_chans, img_size, img_size].
+            t: timesteps [B], 0 to 999, whole or not.
+            y: class labels [B], 0 to num_classes (the null class); None for a network without labels.
+            context: a text's tokens [B, num_clip_token, clip_dim]; None for a network without a text.
+            context_mask: which of them are no padding; accepted as other networks do, and not used: padding (zeros,
+                from our encoders) is attended to like any other token, since the official network knows no mask.
+
+        Returns:
+            [B, in_chans, img_size, img_size].
+
+        Raises:
+            ValueError: a condition that this network does not take, or the lack of one that it does.
+        """
+        self._refuse(y, context)
+        e = self.time_embed(timestep_embedding(t, self.embed_dim).to(self.pos_embed.dtype))
+        tokens = [e[:, None], self.patch_embed(x)]
+        if y is not None:
+            tokens.insert(0, self.label_emb(y)[:, None])
+        if context is not None:
+            tokens.insert(1, self.context_embed(context))
+        z = self.rule.open(torch.cat(tokens, dim=1) + self.pos_embed)
+        skips = []
+        for block in self.in_blocks:
+            z = block(z, e)
+            skips.append(self.rule.close(z))
+        z = self.mid_block(z, e)
+        for block in self.out_blocks:
+            z = block(z, e, skips.pop())
+        patches = self.decoder_pred(self.norm(self.rule.close(z)))[:, self.extras :]
+        return self.final_layer(unpatchify(patches, self.patch_size, self.in_chans))
+
+    def _refuse(self, y: Tensor | None, context: Tensor | None) -> None:
+        if (y is None) != (self.num_classes == 0):
+            given = "without" if y is None else "with"
+            raise ValueError(f"UViT with {self.num_classes} classes was called {given} labels y")
+        if (context is None) != (self.context_dim is None):
+            given = "without" if context is None else "with"
+            raise ValueError(f"UViT with clip_dim={self.context_dim} was called {given} a text, context")
+        if context is not None and context.shape[1] != self.num_clip_token:
+            raise ValueError(
+                f"UViT with num_clip_token={self.num_clip_token} was given texts of {context.shape[1]} tokens"
+            )

@@ -1,0 +1,71 @@
+"""Checkpoints of others hold more than tensors; none of it is imported, let alone run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from neural_rdm.core.errors import CheckpointError
+from neural_rdm.core.weights import read_weights
+
+
+class Trainer:
+    """Stands for a class of somebody's training code; it tells when it is made or given a state."""
+
+    touched = False
+
+    def __init__(self, **values: Any) -> None:
+        self.__dict__.update(values)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Trainer.touched = True
+
+
+def scream(path: str) -> None:
+    Path(path).touch()
+
+
+class Evil:
+    """Runs a function of this module when it is unpickled as pickles are."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return scream, (str(self.path),)
+
+
+class Worse:
+    """The same with one of the system's."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch evil",)
+
+
+def test_classes_of_a_trainer_are_passed_over(tmp_path: Path) -> None:
+    weights = {"a.weight": torch.arange(6.0).view(2, 3), "b.weight": torch.ones(2, dtype=torch.float16)}
+    content = {
+        "state_dict": weights, "callbacks": {Trainer: Trainer(best=1.0)}, "hyper_parameters": Trainer(lr=1e-4),
+        "args": argparse.Namespace(model="x"), "path": Path("somewhere"),
+    }  # fmt: skip
+    torch.save(content, tmp_path / "model.ckpt")
+    Trainer.touched = False
+    state = read_weights(tmp_path / "model.ckpt")
+    assert state.keys() == weights.keys()
+    assert all(torch.equal(state[k], v) for k, v in weights.items())
+    assert not Trainer.touched
+
+
+def test_functions_in_a_file_are_not_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": {"a": torch.ones(1)}, "x": Evil(tmp_path / "evil")}, tmp_path / "evil.ckpt")
+    assert read_weights(tmp_path / "evil.ckpt").keys() == {"a"}
+    torch.save({"state_dict": {"a": torch.ones(1)}, "x": Worse()}, tmp_path / "worse.ckpt")
+    with pytest.raises(CheckpointError, match="more than tensors"):
+        read_weights(tmp_path / "worse.ckpt")
+    assert not (tmp_path / "evil").exists()
