@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from neural_rdm.cli.app import main, print_paths
 from neural_rdm.core.files import write_text
 from neural_rdm.core.ranks import is_first_rank
+
+if TYPE_CHECKING:
+    from neural_rdm.data.base import DataModule
+    from neural_rdm.training.module import NeuralRDM
 
 
 def train(cfg: DictConfig, folder: Path) -> int:
@@ -64,6 +69,8 @@ def train(cfg: DictConfig, folder: Path) -> int:
         if len(shape) != 4:
             raise ConfigError("data.image_frames needs a network of clips (backbone=latte, num_frames above 1)")
         shape = (shape[0] + images, *shape[1:])
+    if module.encode and module.first_stage.scale is None:
+        _measure_scale(module, data, cfg, folder)
     if not module.encode and data.sample_shape != shape:
         raise ConfigError(
             f"the data are {list(data.sample_shape)} but the network takes {list(shape)}; "
@@ -99,6 +106,22 @@ def train(cfg: DictConfig, folder: Path) -> int:
         print(f"finished {trainer.global_step} steps. Look at:")
         print_paths([*paths, folder / "checkpoints" / "last.ckpt"])
     return 0
+
+
+def _measure_scale(module: NeuralRDM, data: DataModule, cfg: DictConfig, folder: Path) -> None:
+    """Measure the scale of the latents on the first training batch, the same on every rank, and write it down: from now
+    on it is a number of this run's configuration.
+    """
+    from omegaconf import OmegaConf
+
+    from neural_rdm.latents.first_stage import measured_scale
+
+    x, positions = data.first_batch(most=64)
+    scale = measured_scale(module.first_stage, x, module.seed, positions)
+    module.first_stage.scale = cfg.first_stage.scale = scale
+    if is_first_rank():
+        print(f"first_stage.scale={scale:.6g}, measured on {len(x)} training samples", flush=True)
+        write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg))
 
 
 def _announce(cfg: DictConfig, net: object, samples: int, folder: Path, checkpoint: Path | None, step: int) -> None:

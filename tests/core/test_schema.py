@@ -47,7 +47,8 @@ PIXELS = ["backbone.input_size=32", "backbone.in_channels=3", "data.image_size=3
 NEEDS = {
     "data=imagenet": ["backbone.input_size=32", "first_stage=kl_f8", "backbone.in_channels=4"],
     "sampler=paper_dit": ["sampler.channels=1"],
-    "first_stage=kl_f8": ["backbone.in_channels=4"],
+    **{f"first_stage={name}": ["backbone.in_channels=4"] for name in ("kl_f8", "vq_f8", "tiny")},
+    "first_stage=vq_f4": ["backbone.in_channels=3"],
     "data=image_folder": ["backbone.input_size=32", "data.image_size=32"],
     "data=coco": [*PIXELS, *TEXT, "condition=minilm"],
     "data=journeydb": [*PIXELS, *TEXT, "condition=minilm"],

@@ -6,9 +6,13 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
+from PIL import Image
 
 from tests.end_to_end.commands import checkpoint, run
+from tests.latents.test_first_stage import tiny_vq
 
 pytestmark = pytest.mark.end_to_end
 pytest.importorskip("diffusers", reason="the U-Nets are diffusers'")
@@ -43,3 +47,33 @@ def test_the_default_reaches_95_percent(tmp_path: Path) -> None:
     assert code == 0, output
     assert generated(tmp_path / "run")["accuracy"] >= 0.95
     assert generated(tmp_path / "run")["frechet_pixels"] < 1.5
+
+
+def test_the_official_recipe_on_pictures_with_a_measured_scale(tmp_path: Path) -> None:
+    """LDM-4's experiment, small: a VQ autoencoder whose scale is measured when the run begins and kept on resume."""
+    for name in ("cat", "dog"):
+        (tmp_path / "pictures" / "train" / name).mkdir(parents=True)
+        for i in range(4):
+            pixels = np.random.default_rng(i).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pictures" / "train" / name / f"{i}.png")
+    tiny_vq(tmp_path / "vq")
+    small = (
+        "first_stage.path=vq", "first_stage.subfolder=null", "first_stage.downsample=2", "first_stage.scale=null",
+        "backbone.image_size=8", "backbone.model_channels=32", "backbone.channel_mult=[1,2]",
+        "backbone.num_res_blocks=1",
+        "backbone.attention_resolutions=[2]", "backbone.context_dim=8", "backbone.num_context_classes=2",
+        "data=image_folder", "data.root=pictures", "data.image_size=16", "data.batch_size=4", "data.num_workers=0",
+        "callbacks.samples.every_n_steps=2", "sampler.steps=2",
+    )  # fmt: skip
+    code, output = run("exp=ldm4_gated", *small, "trainer.max_steps=2", "hydra.run.dir=run", cwd=tmp_path)
+    assert code == 0, output
+    assert "measured on 4 training samples" in output
+    scale = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["first_stage"]["scale"]
+    assert f"first_stage.scale={scale:.6g}" in output
+    assert not [k for k in checkpoint(tmp_path / "run")["state_dict"] if not k.startswith("net.")]
+    code, output = run("resume=run", "trainer.max_steps=3", cwd=tmp_path)
+    assert code == 0, output
+    assert "measured" not in output
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["first_stage"]["scale"] == scale
+    assert checkpoint(tmp_path / "run")["global_step"] == 3
+    assert Image.open(tmp_path / "run" / "samples" / "step=000000002.png").mode == "RGB"

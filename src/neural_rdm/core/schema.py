@@ -85,14 +85,24 @@ class IdentityStage:
 
 
 @dataclass
-class KLStage:
+class AutoencoderStage:
+    """KL, VQ and Tiny."""
+
     _target_: str
     path: str
     subfolder: Optional[str]
-    scale: float = positive()
+    scale: Optional[float] = positive()
     shift: float = field()
     downsample: int = positive()
     channels: int = positive()
+    dtype: str = one_of("float32", "bfloat16", "float16")
+    tile: bool = field()
+    chunk: int = positive()
+
+    def check(self) -> list[Problem]:
+        if self.tile and self._target_.endswith(".VQ"):
+            return [("tile", "a VQ autoencoder has no tiles; pass tile=false and a smaller chunk")]
+        return []
 
 
 @dataclass
@@ -322,7 +332,9 @@ TARGETS: dict[str, type] = {
     "neural_rdm.diffusion.process.DDPM": DDPM,
     "neural_rdm.diffusion.samplers.Sampler": Sampler,
     "neural_rdm.latents.first_stage.Identity": IdentityStage,
-    "neural_rdm.latents.first_stage.KL": KLStage,
+    "neural_rdm.latents.first_stage.KL": AutoencoderStage,
+    "neural_rdm.latents.first_stage.VQ": AutoencoderStage,
+    "neural_rdm.latents.first_stage.Tiny": AutoencoderStage,
     "neural_rdm.data.digits.Digits": Digits,
     "neural_rdm.data.digits_video.DigitsVideo": DigitsVideo,
     "neural_rdm.data.synthetic.Synthetic": Synthetic,

@@ -141,6 +141,14 @@ class DataModule(LightningDataModule):
         )
         return self._loader(self.train_set, batch_sampler=sampler)
 
+    def first_batch(self, most: int) -> tuple[Tensor, Tensor]:
+        """Samples x [N, ...] and positions [N] of the run's first batch, at most `most`; the same on all ranks."""
+        size = self.train_size
+        assert self.train_set is not None
+        draws = next(iter(StepBatchSampler(size, self.batch_size, self.seed, 0, 1)))[:most]
+        samples = [self.train_set.load(draw.index, draw.position)["x"] for draw in draws]
+        return torch.stack(samples), torch.tensor([draw.position for draw in draws])
+
     def val_dataloader(self) -> DataLoader[dict[str, Any]] | list[Any]:
         """Loader of this rank's share of the validation set, in order; [] without one.
 

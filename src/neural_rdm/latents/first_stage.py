@@ -5,6 +5,7 @@ A first stage is not an `nn.Module`, so that a LightningModule that holds one ne
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from neural_rdm.core import seeding
 from neural_rdm.core.errors import CheckpointError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Identity:
@@ -28,66 +31,197 @@ class Identity:
         return z
 
 
-class KL:
-    """A KL autoencoder of diffusers (`AutoencoderKL`), as DiT, SiT, Latte and LDM use it.
+class Autoencoder:
+    """What `KL`, `VQ` and `Tiny` share: an autoencoder of diffusers, loaded at its first use.
 
     Args:
-        path: a hub name or a local folder written by `save_pretrained`.
+        path: a hub name, a local folder written by `save_pretrained`, or an official file (`.ckpt`, `.pt`,
+            `.safetensors`) of latent diffusion: an autoencoder's own, or a diffusion model's that holds one.
         subfolder: the folder inside `path` that holds the autoencoder, or None.
-        scale: latents are `(sample - shift) * scale`; 0.18215 for the Stable Diffusion autoencoder.
+        scale: latents are `(latent - shift) * scale`; 0.18215 for the Stable Diffusion autoencoder. None: 1 over the
+            standard deviation of the latents of the first training batch (LDM's `scale_by_std`), measured once when a
+            run begins and written into its config.yaml.
         shift: see `scale`.
         downsample: pixels per latent cell along a side.
         channels: channels of the latent.
+        dtype: what the autoencoder computes in, `float32`, `bfloat16` or `float16`, whatever surrounds it.
+        tile: cut large images into overlapping tiles, to bound memory (`KL` and `Tiny` only).
+        chunk: images, or frames of clips, that go through at a time.
+
+    Raises:
+        ValueError: an unknown dtype, or tiles where diffusers has none.
     """
+
+    #: the class of diffusers
+    kind = ""
+    tiles = True
 
     def __init__(
         self,
         path: str,
         subfolder: str | None = None,
-        scale: float = 0.18215,
+        scale: float | None = 1.0,
         shift: float = 0.0,
         downsample: int = 8,
         channels: int = 4,
+        dtype: str = "float32",
+        tile: bool = False,
+        chunk: int = 16,
     ) -> None:
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype={dtype} is not one of {', '.join(DTYPES)}")
+        if tile and not self.tiles:
+            raise ValueError(f"tile=true: {self.kind} has no tiles; pass tile=false and a smaller chunk")
         self.path, self.subfolder, self.scale, self.shift = path, subfolder, scale, shift
         self.downsample, self.channels = downsample, channels
+        self.dtype, self.tile, self.chunk = DTYPES[dtype], tile, chunk
         self._vae: Any = None
+
+    # -- what differs between the three
+
+    def _encoded(self, vae: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Mean and standard deviation of the latents, or the latents themselves and None."""
+        raise NotImplementedError
+
+    def _latent(self, vae: Any) -> tuple[int, int]:
+        """(channels, pixels per cell) of a loaded autoencoder."""
+        return vae.config.latent_channels, 2 ** (len(vae.config.block_out_channels) - 1)
+
+    # -- the interface
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, seed: int, positions: Tensor) -> Tensor:
+        """Pixels [B, 3, H, W] in [-1, 1] -> latents, scaled, float32 [B, channels, H/downsample, W/downsample].
+
+        Clips [B, F, 3, H, W] are encoded frame by frame. A posterior is sampled with noise that is keyed by (seed,
+        position), so that it is the same on any number of ranks.
+        """
+        mean, std = self.moments(x)
+        z = mean if std is None else mean + std * seeding.normal(seed, "posterior", positions, mean.shape[1:], x.device)
+        return (z - self.shift) * (1.0 if self.scale is None else self.scale)
+
+    @torch.no_grad()
+    def moments(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Pixels as in `encode` -> mean and standard deviation of the unscaled posterior, float32; None as the second
+        where the latents are not random.
+        """
+        vae = self._on(x.device)
+        with torch.autocast(x.device.type, enabled=False):  # it computes in its own dtype
+            encoded = [self._encoded(vae, part) for part in self._parts(x)]
+        mean = torch.cat([m.float() for m, _ in encoded]).reshape(*x.shape[:-3], *encoded[0][0].shape[-3:])
+        deviations = [s.float() for _, s in encoded if s is not None]
+        return mean, torch.cat(deviations).reshape(mean.shape) if deviations else None
+
+    @torch.no_grad()
+    def decode(self, z: Tensor) -> Tensor:
+        """Scaled latents [B, channels, h, w] (or [B, F, ...]) -> float32 pixels [B, 3, H, W], about [-1, 1].
+
+        Raises:
+            CheckpointError: the scale is not known yet.
+        """
+        if self.scale is None:
+            raise CheckpointError("first_stage.scale is to be measured by training; this run has no number for it")
+        vae, scaled = self._on(z.device), z.float() / self.scale + self.shift
+        with torch.autocast(z.device.type, enabled=False):
+            pixels = torch.cat([vae.decode(part).sample.float() for part in self._parts(scaled)])
+        return pixels.reshape(*z.shape[:-3], *pixels.shape[-3:])
+
+    def _parts(self, x: Tensor) -> list[Tensor]:
+        return list(x.reshape(-1, *x.shape[-3:]).to(self.dtype).split(self.chunk))
+
+    # -- loading
 
     def _on(self, device: torch.device) -> Any:
         """The autoencoder, loaded at its first use and moved to `device`."""
         if self._vae is None:
-            from diffusers import AutoencoderKL
-
-            try:
-                vae = AutoencoderKL.from_pretrained(self.path, subfolder=self.subfolder, use_safetensors=None)
-            except (OSError, ValueError) as error:
+            vae = self._load()
+            found = self._latent(vae)
+            if found != (self.channels, self.downsample):
                 raise CheckpointError(
-                    f"first_stage.path={self.path}: cannot load the autoencoder ({str(error).splitlines()[0]}). "
-                    "Pass a local folder in diffusers' layout with first_stage.path=DIR, or data=synthetic to train "
-                    "without pictures."
-                ) from error
-            self._vae = vae.eval().requires_grad_(False)
+                    f"{self.path} has {found[0]} channels and {found[1]} pixels a cell; pass first_stage.channels="
+                    f"{found[0]} and first_stage.downsample={found[1]}"
+                )
+            if self.tile:
+                vae.enable_tiling()
+            self._vae = vae.eval().requires_grad_(False).to(self.dtype)
         return self._vae.to(device)
 
-    @torch.no_grad()
-    def encode(self, x: Tensor, seed: int, positions: Tensor) -> Tensor:
-        """Pixels [B, 3, H, W] in [-1, 1] -> a posterior sample, scaled: [B, channels, H/downsample, W/downsample].
+    def _load(self) -> Any:
+        import diffusers
 
-        Clips [B, F, 3, H, W] are encoded frame by frame, one clip at a time, to bound memory. The sample's noise is
-        keyed by (seed, position), so that it is the same on any number of ranks.
-        """
-        vae = self._on(x.device)
-        posteriors = [vae.encode(part).latent_dist for part in (x if x.ndim == 5 else [x])]
-        mean, std = (torch.stack([getattr(p, name) for p in posteriors]) for name in ("mean", "std"))
-        mean, std = (mean, std) if x.ndim == 5 else (mean[0], std[0])
-        noise = seeding.normal(seed, "posterior", positions, mean.shape[1:], x.device)
-        return (mean + std * noise - self.shift) * self.scale
+        if Path(self.path).is_file():
+            from neural_rdm.latents.official import autoencoder
 
-    @torch.no_grad()
-    def decode(self, z: Tensor) -> Tensor:
-        """Scaled latents [B, channels, h, w] (or [B, F, ...]) -> pixels [B, 3, H, W], about [-1, 1]; one image or frame
-        at a time, to bound memory.
-        """
-        vae, flat = self._on(z.device), z.reshape(-1, *z.shape[-3:])
-        pixels = torch.cat([vae.decode(one / self.scale + self.shift).sample for one in flat.split(1)])
-        return pixels.reshape(*z.shape[:-3], *pixels.shape[-3:])
+            return autoencoder(self.path, self.kind)
+        try:
+            return getattr(diffusers, self.kind).from_pretrained(
+                self.path, subfolder=self.subfolder, use_safetensors=None
+            )
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"first_stage.path={self.path}: cannot load the autoencoder ({str(error).splitlines()[0]}). "
+                "Pass a local folder in diffusers' layout or an official file with first_stage.path=..., or "
+                "data=synthetic to train without pictures."
+            ) from error
+
+
+class KL(Autoencoder):
+    """A KL autoencoder (`AutoencoderKL`), as DiT, SiT, Latte, U-ViT and LDM use it: its posterior is sampled.
+
+    Arguments: see `Autoencoder`.
+    """
+
+    kind = "AutoencoderKL"
+
+    def _encoded(self, vae: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        posterior = vae.encode(x).latent_dist
+        return posterior.mean, posterior.std
+
+
+class VQ(Autoencoder):
+    """A VQ autoencoder (`VQModel`), as LDM-4 and LDM-8 use it: latents are taken before quantisation, which belongs to
+    decoding.
+
+    Arguments: see `Autoencoder`.
+    """
+
+    kind = "VQModel"
+    tiles = False
+
+    def _encoded(self, vae: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        return vae.encode(x).latents, None
+
+    def _latent(self, vae: Any) -> tuple[int, int]:
+        return vae.config.vq_embed_dim or vae.config.latent_channels, 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+class Tiny(Autoencoder):
+    """A distilled tiny autoencoder (`AutoencoderTiny`, TAESD): fast, for previews and small machines.
+
+    Arguments: see `Autoencoder`.
+    """
+
+    kind = "AutoencoderTiny"
+
+    def _encoded(self, vae: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        return vae.encode(x).latents, None
+
+    def _latent(self, vae: Any) -> tuple[int, int]:
+        return vae.config.latent_channels, 2 ** (len(vae.config.encoder_block_out_channels) - 1)
+
+
+def measured_scale(stage: Autoencoder, x: Tensor, seed: int, positions: Tensor) -> float:
+    """1 over the standard deviation of the unscaled latents of pixels x: LDM's `scale_by_std`.
+
+    Args:
+        x, positions: the first training batch, whole, so that every rank measures the same number.
+
+    Raises:
+        CheckpointError: latents that do not vary.
+    """
+    mean, std = stage.moments(x)
+    z = mean if std is None else mean + std * seeding.normal(seed, "posterior", positions, mean.shape[1:], x.device)
+    deviation = z.double().std().item()
+    if not deviation > 0:
+        raise CheckpointError(f"first_stage.scale=null: the latents of {stage.path} do not vary; pass a number")
+    return 1 / deviation

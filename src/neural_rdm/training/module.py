@@ -13,7 +13,7 @@ from neural_rdm.conditioning.labels import drop_labels, dropout_mask
 from neural_rdm.core import seeding
 from neural_rdm.data.base import Batch
 from neural_rdm.diffusion.objectives import EpsilonObjective
-from neural_rdm.latents.first_stage import KL, Identity
+from neural_rdm.latents.first_stage import Autoencoder, Identity
 from neural_rdm.training import parallel
 from neural_rdm.training.optim import Optimizer
 
@@ -42,7 +42,7 @@ class NeuralRDM(pl.LightningModule):
         net: nn.Module,
         objective: EpsilonObjective,
         optimizer: Optimizer,
-        first_stage: Identity | KL,
+        first_stage: Identity | Autoencoder,
         text: TextEncoder | None = None,
         seed: int = 0,
         max_steps: int = 400_000,
