@@ -31,6 +31,11 @@ def convert(cfg: DictConfig, folder: Path) -> int:
     if cfg.to == "diffusers":
         to_diffusers(run.net).save_pretrained(folder)
         paths = [folder / "config.json", folder / "diffusion_pytorch_model.safetensors"]
+        if hasattr(run.net, "class_embedder"):
+            # LDM's class embedder: rows [classes, context_dim], one of them is the context that the network reads
+            table = save({"embedding.weight": run.net.class_embedder.embedding.weight.contiguous()})
+            paths.append(folder / "class_embedder.safetensors")
+            write_atomically(paths[-1], lambda file: file.write(table))
     else:
         content = save({name: tensor.contiguous() for name, tensor in to_official(run.net).items()})
         paths = [folder / "weights.safetensors", folder / "config.json"]

@@ -36,7 +36,9 @@ def evaluate(cfg: DictConfig, folder: Path) -> int:
     run.data.setup()
     metric, labels = report.metric(run.data), report.labels
     print(f"{len(labels)} samples from {run.checkpoint} (step {run.step}, {run.weights} weights)", flush=True)
-    drawn = run.draw(sampler, {"y": labels}, len(labels), cfg.seed, cfg.batch_size, lambda x: x.float().cpu())
+    drawn = run.draw(
+        sampler, report.condition(run.text), len(labels), cfg.seed, cfg.batch_size, lambda x: x.float().cpu()
+    )
     _, paths = report.write(metric, drawn, sampler, run.weights, run.step, cfg.seed, folder / "report")
 
     used = run.config.copy()

@@ -64,6 +64,8 @@ def train(cfg: DictConfig, folder: Path) -> int:
         )
     if module.text is not None and data.prompts(1) is None:
         raise ConfigError(f"condition needs data with captions (data=coco or journeydb), not {type(data).__name__}")
+    if module.text is not None:
+        module.text.encode([""])  # an encoder that cannot be loaded is found now
     shape = input_shape(module)
     if images := getattr(data, "image_frames", 0):  # joint training: independent images behind the clip's frames
         if len(shape) != 4:

@@ -80,12 +80,31 @@ def test_the_cache_answers_without_the_network(
     assert torch.equal(first, second)
     assert torch.equal(mask, second_mask)
     files[0].write_bytes(files[0].read_bytes()[:20])  # a damaged entry is made anew
-    third, _ = again.encode(["a dog", "", "a dog"])
+    third, _ = TextEncoder(encoder.kind, encoder.path, 16, 9, cache=str(tmp_path)).encode(["a dog", "", "a dog"])
     torch.testing.assert_close(third, first)
     assert not list(tmp_path.rglob("*.tmp"))
     other = TextEncoder(encoder.kind, encoder.path, 16, 8, cache=str(tmp_path))
     other.encode(["a dog"])
     assert len(list(tmp_path.rglob("*.safetensors"))) == 3  # another length is another entry
+
+
+def test_what_was_just_encoded_is_remembered_and_the_rest_forgotten(
+    encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from neural_rdm.conditioning import text
+
+    monkeypatch.setattr(text, "RECENT", 3)
+    fresh, asked = TextEncoder(encoder.kind, encoder.path, 16, 9), []
+    compute = fresh._run
+    monkeypatch.setattr(fresh, "_run", lambda captions: asked.extend(captions) or compute(captions))
+    first, _ = fresh.encode(["", "a dog", "a kite"])
+    again, _ = fresh.encode(["a kite", "a dog", ""])
+    assert torch.equal(again, first.flip(0))
+    assert asked == ["", "a dog", "a kite"]
+    fresh.encode(["red"])
+    fresh.encode(["blue"])
+    fresh.encode(["", "a kite"])
+    assert asked == ["", "a dog", "a kite", "red", "blue", "a kite"]  # the null prompt stays
 
 
 def test_mistakes_are_one_sentence(encoder: TextEncoder, tmp_path: Path) -> None:

@@ -52,6 +52,8 @@ NEEDS = {
     "data=image_folder": ["backbone.input_size=32", "data.image_size=32"],
     "data=coco": [*PIXELS, *TEXT, "condition=minilm"],
     "data=journeydb": [*PIXELS, *TEXT, "condition=minilm"],
+    "data=digits_text": [*TEXT, "condition=minilm", "metric=digits_text"],
+    "metric=digits_text": [*TEXT, "condition=minilm", "data=digits_text"],
     "data=digits_video": [*VIDEO, "backbone.input_size=12", "backbone.num_frames=8"],
     "data=sky": [*VIDEO, *PIXELS],
     "data=taichi": [*VIDEO, *PIXELS],

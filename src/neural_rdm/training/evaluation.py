@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
 from neural_rdm.core.errors import ConfigError, DataError
+from neural_rdm.data.digits_text import HELD_OUT, PHRASINGS, DigitsText, caption
 from neural_rdm.data.digits_video import DigitsVideo
 from neural_rdm.diffusion.samplers import Sampler
 from neural_rdm.metrics.digits import DigitsEvaluation
@@ -18,9 +19,12 @@ from neural_rdm.metrics.digits_video import DigitsVideoEvaluation
 from neural_rdm.reports.plots import plot_losses
 from neural_rdm.reports.tables import GENERATED, write_metrics
 from neural_rdm.training.ema import averaged
-from neural_rdm.training.module import NeuralRDM
+from neural_rdm.training.module import NeuralRDM, encoded
 from neural_rdm.training.sampling import SampleGrid, draw, input_shape
 from neural_rdm.training.sensitivity import SensitivityLog
+
+if TYPE_CHECKING:
+    from neural_rdm.conditioning.text import TextEncoder
 
 
 class DigitsReport:
@@ -37,6 +41,10 @@ class DigitsReport:
     def labels(self) -> Tensor:
         """The classes [10 * per_class] to draw samples of, sorted."""
         return torch.arange(10).repeat_interleave(self.per_class)
+
+    def condition(self, text: TextEncoder | None) -> dict[str, Tensor]:
+        """What the network is shown for each of the samples, see `diffusion.guidance.Condition`."""
+        return {"y": self.labels}
 
     def metric(self, data: Any) -> Any:
         """The metric, with the real digits of a data module that has been set up.
@@ -65,26 +73,84 @@ class DigitsReport:
         Args:
             weights, step, seed: of the network and the samples, for the protocol line.
         """
-        metric.update(drawn, self.labels)
-        numbers = metric.compute()
+        rows = self.rows(metric, drawn)
         protocol = (
             f"{metric.protocol} Sampler {sampler.name}, {sampler.steps} steps, cfg_scale {sampler.cfg_scale:g} on "
             f"channels {sampler.channels}, interval {sampler.interval}; {self.per_class} samples a class; "
             f"weights {weights}; step {step}; seed {seed}."
         )
-        rows = [{"name": GENERATED, **numbers}, {"name": "real, held out", **metric.reference()}]
-        return numbers, write_metrics(folder, rows, protocol)
+        paths = write_metrics(folder, [*rows, {"name": "real, held out", **metric.reference()}], protocol)
+        return {key: value for key, value in rows[0].items() if key != "name"}, paths
+
+    def rows(self, metric: Any, drawn: Tensor) -> list[dict[str, Any]]:
+        """The numbers of the samples, a row of the table each; the first is the run's own."""
+        metric.update(drawn, self.labels)
+        return [{"name": GENERATED, **metric.compute()}]
 
     def __call__(
         self, trainer: pl.Trainer, module: NeuralRDM, sampler: Sampler, folder: Path
     ) -> tuple[dict[str, float], list[Path]]:
         """Draw the samples, measure them, write `metrics.{md,csv,json}`; every rank must call it."""
         with averaged(trainer, module.net) as weights:
-            drawn = draw(module, sampler, input_shape(module), {"y": self.labels}, len(self.labels), progress=True)
+            shown = self.condition(module.text)
+            drawn = draw(module, sampler, input_shape(module), shown, len(self.labels), progress=True)
         if not trainer.is_global_zero:
             return {}, []
         metric = self.metric(trainer.datamodule)
         return self.write(metric, drawn, sampler, weights, trainer.global_step, module.seed, folder / "report")
+
+
+class DigitsTextReport(DigitsReport):
+    """Do generated digits show what a text asked for? In phrasings that were trained on, and in others.
+
+    Args:
+        per_class: samples drawn of each digit, for either kind of phrasing.
+    """
+
+    @property
+    def labels(self) -> Tensor:
+        """The digits [20 * per_class] that the texts speak of: those in trained phrasings first."""
+        return super().labels.repeat(2)
+
+    def prompts(self) -> list[str]:
+        """A text for each of `labels`; the phrasings take turns."""
+        return [
+            caption(phrasings[i % len(phrasings)], digit)
+            for phrasings in (PHRASINGS, HELD_OUT)
+            for digit in range(10)
+            for i in range(self.per_class)
+        ]
+
+    def condition(self, text: TextEncoder | None) -> dict[str, Tensor]:
+        """The texts as tokens.
+
+        Raises:
+            ConfigError: a network that reads none.
+        """
+        if text is None:
+            raise ConfigError("metric=digits_text needs a network that reads a text; leave it out with ~metric")
+        return encoded(text, self.prompts(), "cpu")
+
+    def metric(self, data: Any) -> Any:
+        """The metric, with the real digits of a data module that has been set up.
+
+        Raises:
+            ConfigError: the data are not the captioned digits.
+        """
+        if not isinstance(data, DigitsText):
+            raise ConfigError(
+                f"metric=digits_text needs data=digits_text, not {type(data).__name__}; leave it out with ~metric"
+            )
+        return super().metric(data)
+
+    def rows(self, metric: Any, drawn: Tensor) -> list[dict[str, Any]]:
+        """A row for the trained phrasings and one for those held out."""
+        rows, half = [], len(drawn) // 2
+        for name, part in ((GENERATED, slice(0, half)), ("generated, phrasings held out", slice(half, None))):
+            metric.reset()
+            metric.update(drawn[part], self.labels[part])
+            rows.append({"name": name, **metric.compute()})
+        return rows
 
 
 class DigitsVideoReport(DigitsReport):
