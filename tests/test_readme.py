@@ -87,6 +87,18 @@ def test_the_python_example_runs() -> None:
     assert names["unit"].norm > 0  # type: ignore[attr-defined]
 
 
+def test_the_example_of_a_foreign_network_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    diffusers = pytest.importorskip("diffusers", reason="the network is diffusers'")
+    monkeypatch.chdir(tmp_path)
+    example = next(block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "diffusers" in block)
+    names: dict[str, object] = {}
+    exec(example, names)
+    plain = diffusers.UNet2DConditionModel.from_pretrained("outputs/plain")
+    given = torch.randn(1, 4, 8, 8), torch.tensor([3]), torch.randn(1, 5, 24)
+    gated = names["unet"].eval()(*given).sample  # type: ignore[attr-defined]
+    torch.testing.assert_close(plain(*given).sample, gated, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize(("exp", "millions"), re.findall(r"\| `(\w+)` \|.*?\| ([\d.]+) M \|", README))
 def test_the_table_of_experiments_is_right(exp: str, millions: str) -> None:
     cfg = compose_config("train", [f"exp={exp}", "data=synthetic"]).cfg

@@ -197,6 +197,19 @@ def test_another_resolution_keeps_the_rows_of_the_other_tokens() -> None:
         load_official(net, {"blocks.0.attn.qkv.weight": torch.zeros(1)})
 
 
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_label_less_or_more_leaves_every_other_row_in_its_place(labelled: bool) -> None:
+    torch.manual_seed(0)
+    without = {**TINY, "num_classes": -1}
+    source = shaken(UViT(**(TINY if labelled else without), residual="resnet"))
+    net = UViT(**(without if labelled else TINY))
+    own = net.pos_embed.detach().clone()
+    load_official(net, source.state_dict(), reinit=["label_emb", "pos_embed"])
+    assert torch.equal(net.pos_embed[:, -5:], source.pos_embed[:, -5:])  # the timestep's and four patches'
+    if not labelled:
+        assert torch.equal(net.pos_embed[:, :1], own[:, :1])
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

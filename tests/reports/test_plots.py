@@ -13,7 +13,14 @@ from PIL import Image
 
 from neural_rdm.core.errors import DataError
 from neural_rdm.reports import plots
-from neural_rdm.reports.plots import plot_curves, plot_losses, plot_sensitivity, read_sensitivity, read_series
+from neural_rdm.reports.plots import (
+    plot_curves,
+    plot_losses,
+    plot_sensitivity,
+    read_sensitivity,
+    read_series,
+    short_name,
+)
 
 HEADER = "step,unit,name,norm,normalized,gain\n"
 
@@ -176,3 +183,18 @@ def test_no_global_figure_is_left_behind(tmp_path):
     plot_sensitivity(record(tmp_path / "s.csv", [0], 3), tmp_path / "s.png")
     pyplot = sys.modules.get("matplotlib.pyplot")
     assert pyplot is None or not pyplot.get_fignums()
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        ("blocks.3.attn_unit", "blocks.3.attn"),
+        ("net.down_blocks.0.resnets.1.unit", "down.0.res.1"),
+        ("net.mid_block.attentions.0.unit", "mid.attn.0"),
+        ("net.mid_block.attentions.0.unit/transformer_blocks.0.attn2_unit", "· attn2"),
+        ("net.up_blocks.1.attentions.0.unit/transformer_blocks.3.ff_unit", "· transformer.3.ff"),
+        ("in_blocks.0.mlp_unit", "in.0.mlp"),
+    ],
+)
+def test_names_fit_an_axis(name: str, short: str) -> None:
+    assert short_name(name) == short

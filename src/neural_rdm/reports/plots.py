@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,7 +48,7 @@ def plot_sensitivity(csv_path: str | Path, png_path: str | Path) -> Path:
     _log_if_wide(axes, [value for step in steps for value in stages[step].values()], decades=2)
     _colourbar(figure, axes, steps, colours)
     if len(names) <= MAX_NAMED_UNITS:
-        labels = [names[unit].removesuffix("_unit").removesuffix(".unit") for unit in units]
+        labels = [short_name(names[unit]) for unit in units]
         axes.set_xticks(units, labels, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
         axes.set_xlabel("unit, in the order in which they run")
     else:
@@ -70,6 +71,20 @@ def plot_losses(metrics_csv: str | Path, png_path: str | Path) -> Path:
     if not curves["train/loss"][0]:
         raise DataError(f"{metrics_csv} holds no value in a column train/loss; nothing to plot.")
     return plot_curves(curves, png_path, ylabel="loss", title="Loss")
+
+
+#: a U-Net's names are as long as its structure is deep
+_SHORTER = (
+    (r"[._]unit$", ""), (r"^net\.", ""), (r"^.*\.unit/transformer_blocks\.0\.", "· "), (r"^.*\.unit/", "· "),
+    (r"_blocks?\b", ""), (r"resnets", "res"), (r"attentions", "attn"),
+)  # fmt: skip
+
+
+def short_name(name: str) -> str:
+    """A unit's name for an axis; one inside another stands behind it, marked by a dot."""
+    for pattern, short in _SHORTER:
+        name = re.sub(pattern, short, name)
+    return name
 
 
 def plot_curves(curves: Mapping[str, Series], png_path: str | Path, ylabel: str, title: str) -> Path:

@@ -6,7 +6,6 @@ they are set so that every unit computes `z + F(z)`, which leaves the network's 
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,9 +20,8 @@ from neural_rdm.core.errors import CheckpointError
 from neural_rdm.core.weights import read_weights
 from neural_rdm.residual import Unit, is_gate
 from neural_rdm.surgery import ldm
+from neural_rdm.surgery.tables import TABLES, fitted, uvit_fitted
 
-#: fixed tables, which `reinit` fits to another size instead of dropping them
-TABLES = ("pos_embed", "temp_embed")
 #: how the weights of each network give themselves away
 NETWORKS = {
     "blocks.": "a DiT or a Latte",
@@ -76,8 +74,11 @@ def load_official(model: nn.Module, source: str | Path | Mapping[str, Tensor], r
                 f"pretrained.reinit: there is no {start!r} in this network or in {name}; parts: {parts}"
             )
         for key in matching & set(state):
-            extras = model.extras if isinstance(model, UViT) else 0
-            table = _fitted(state[key], own[key], extras) if key in TABLES and key in own else None
+            table = None
+            if key in TABLES and key in own and isinstance(model, UViT):
+                table = uvit_fitted(state[key], own[key], found, model)
+            elif key in TABLES and key in own:
+                table = fitted(state[key], own[key])
             state.pop(key)
             if table is not None:
                 state[key] = table
@@ -170,28 +171,6 @@ def _temporal(key: str) -> bool:
     """Whether a Latte's key belongs to what only clips need."""
     block = re.match(r"blocks\.(\d+)\.", key)
     return key == "temp_embed" or (block is not None and int(block[1]) % 2 == 1)
-
-
-def _fitted(table: Tensor, own: Tensor, extras: int = 0) -> Tensor | None:
-    """A position table [1, T, D] interpolated to the size of `own`, or None where its width is another's.
-
-    Args:
-        extras: tokens in front of the patches, whose rows stay as they are.
-    """
-    if table.shape == own.shape:
-        return table
-    if table.ndim != 3 or table.shape[-1] != own.shape[-1] or table.shape[1] <= extras:
-        return None
-    if extras:
-        patches = _fitted(table[:, extras:], own[:, extras:])
-        return None if patches is None else torch.cat([table[:, :extras], patches.to(table.dtype)], dim=1)
-    old, new = table.shape[1], own.shape[1]
-    side, new_side = math.isqrt(old), math.isqrt(new)
-    channels = table.float().transpose(1, 2)
-    if side**2 == old and new_side**2 == new and own.shape[1] != 1:
-        grid = channels.unflatten(2, (side, side))
-        return nn.functional.interpolate(grid, (new_side, new_side), mode="bicubic").flatten(2).transpose(1, 2)
-    return nn.functional.interpolate(channels, new, mode="linear").transpose(1, 2)
 
 
 def _new_units(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Unit]:
