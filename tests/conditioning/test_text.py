@@ -66,6 +66,17 @@ def test_a_caption_does_not_depend_on_its_neighbours(encoder: TextEncoder) -> No
     assert mask.all()  # cut to max_length
 
 
+def test_padding_can_count_as_tokens(encoder: TextEncoder, tmp_path: Path) -> None:
+    whole = TextEncoder(encoder.kind, encoder.path, 16, 9, cache=str(tmp_path), keep_padding=True)
+    context, mask = whole.encode(["a red kite", ""])
+    assert mask.all()
+    assert context[0, 5:].abs().sum() > 0
+    if encoder.kind == "clip":  # it looks back only: what stands behind the tokens does not change them
+        torch.testing.assert_close(context[0, :5], encoder.encode(["a red kite"])[0][0, :5], atol=1e-5, rtol=1e-5)
+    TextEncoder(encoder.kind, encoder.path, 16, 9, cache=str(tmp_path)).encode([""])
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 3, "they share no entries of the cache"
+
+
 def test_the_cache_answers_without_the_network(
     encoder: TextEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -122,7 +122,7 @@ def test_clips_go_through_frame_by_frame_whatever_the_chunk(chunk: int, tmp_path
 def test_it_computes_in_its_own_dtype_whatever_surrounds_it(tmp_path: Path) -> None:
     folder = str(tiny_autoencoder(tmp_path))
     x, positions = torch.rand(2, 3, 8, 8) * 2 - 1, torch.arange(2)
-    full, half = KL(folder, downsample=2), KL(folder, downsample=2, dtype="bfloat16")
+    full, half, small = (KL(folder, downsample=2, dtype=d) for d in ("float32", "bfloat16", "float16"))
     z = full.encode(x, 0, positions)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(full.encode(x, 0, positions), z, rtol=0, atol=0)
@@ -131,6 +131,8 @@ def test_it_computes_in_its_own_dtype_whatever_surrounds_it(tmp_path: Path) -> N
     assert rounded.dtype == torch.float32
     assert not torch.equal(rounded, z)
     torch.testing.assert_close(rounded, z, rtol=0.1, atol=0.1)
+    torch.testing.assert_close(small.encode(x, 0, positions), z, rtol=0.02, atol=0.02)
+    assert small.decode(z).isfinite().all()
     with pytest.raises(ValueError, match="dtype=half is not one of float32"):
         KL(folder, dtype="half")
 
@@ -145,8 +147,9 @@ def test_large_images_are_tiled(tmp_path: Path) -> None:
     assert other.shape == z.shape
     assert not torch.equal(other, z)
     assert tiled.decode(z).shape == x.shape
-    with pytest.raises(ValueError, match="VQModel has no tiles"):
-        VQ(folder, tile=True)
+    for kind in (VQ, Tiny):
+        with pytest.raises(ValueError, match=f"{kind.kind} has no tiles"):
+            kind(folder, tile=True)
 
 
 def test_the_scale_can_be_measured(tmp_path: Path) -> None:
@@ -171,6 +174,13 @@ def test_what_does_not_fit_says_what_to_pass(tmp_path: Path) -> None:
         KL(str(tiny_autoencoder(tmp_path / "kl"))).encode(x, 0, torch.zeros(1))
     with pytest.raises(CheckpointError, match=r"pass first_stage\.channels=3 and first_stage\.downsample=2"):
         VQ(str(tiny_vq(tmp_path / "vq"))).encode(x, 0, torch.zeros(1))
+    for stage in (
+        Tiny(str(tmp_path / "kl"), downsample=8),
+        VQ(str(tmp_path / "kl"), downsample=2),
+        KL(str(tmp_path / "vq"), downsample=2, channels=3),
+    ):
+        with pytest.raises(CheckpointError, match=r"is no Auto|cannot load the autoencoder"):
+            stage.encode(x, 0, torch.zeros(1))
 
 
 class TinyBlock(nn.Module):

@@ -168,3 +168,16 @@ def test_blocks_compile_in_place(tmp_path: Path) -> None:
     fit(plain, tmp_path, steps=2)
     for name, weight in plain.state_dict().items():
         torch.testing.assert_close(module.state_dict()[name], weight, atol=1e-4, rtol=1e-4)
+
+
+def test_u_shaped_networks_get_their_own_module_and_channels_last() -> None:
+    from neural_rdm import DiT, UNet, UViT
+    from neural_rdm.training.module import NeuralRDMF, NeuralRDMU, module_class
+
+    unet = UNet(8, 1, 1, 8, [2], 1, [1, 2], num_head_channels=8, norm_num_groups=4)
+    uvit = UViT(8, 4, 1, 16, 2, 2)
+    assert module_class(unet) is module_class(uvit) is NeuralRDMU
+    assert module_class(DiT(8, 4, 1, 16, 1, 2)) is NeuralRDMF
+    module = NeuralRDMU(unet, None, None, None)  # type: ignore[arg-type]
+    module.configure_model()
+    assert unet.net.conv_in.weight.is_contiguous(memory_format=torch.channels_last)

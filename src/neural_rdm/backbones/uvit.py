@@ -211,8 +211,9 @@ class UViT(nn.Module):
             t: timesteps [B], 0 to 999, whole or not.
             y: class labels [B], 0 to num_classes (the null class); None for a network without labels.
             context: a text's tokens [B, num_clip_token, clip_dim]; None for a network without a text.
-            context_mask: which of them are no padding; accepted as other networks do, and not used: padding (zeros,
-                from our encoders) is attended to like any other token, since the official network knows no mask.
+            context_mask: which of them are no padding; accepted as other networks do, and not used: the official
+                network knows no mask and attends to padding like to any other token. It was trained on the encoder's
+                states there (`TextEncoder`, keep_padding=True).
 
         Returns:
             [B, in_chans, img_size, img_size].

@@ -33,24 +33,34 @@ class TextEncoder:
         dim: width E of a token; checked when the encoder is loaded.
         max_length: tokens L that every caption is cut or padded to.
         cache: a folder that keeps each caption's tokens under a hash of (encoder, caption); None for no cache.
+        keep_padding: padding counts as tokens, encoded without a mask, as the official U-ViT and Stable Diffusion were
+            trained: a caption has `max_length` tokens then.
 
     Raises:
         ConfigError: an unknown kind, or no path.
     """
 
-    def __init__(self, kind: str, path: str | None, dim: int, max_length: int = 77, cache: str | None = None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        path: str | None,
+        dim: int,
+        max_length: int = 77,
+        cache: str | None = None,
+        keep_padding: bool = False,
+    ) -> None:
         if kind not in MODELS:
             raise ConfigError(f"condition.kind={kind} is not one of {', '.join(MODELS)}")
         if path is None and kind != "minilm":
             raise ConfigError(f"condition.path is not set: give a hub name or a folder of a {kind} encoder")
         self.kind, self.path, self.dim, self.max_length = kind, path, dim, max_length
-        self.cache = None if cache is None else Path(cache)
+        self.cache, self.keep_padding = None if cache is None else Path(cache), keep_padding
         self._loaded: tuple[Any, Any] | None = None
         #: the tokens of the captions that were used last; the null prompt is never forgotten
         self._recent: OrderedDict[str, Tensor] = OrderedDict()
 
     def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Captions [B] -> context float32 [B, L, dim], zero behind a caption's tokens, and mask bool [B, L].
+        """Captions [B] -> context float32 [B, L, dim], zero behind a caption's tokens, and bool mask [B, L] of them.
 
         The empty caption is the null prompt of guidance. A caption's tokens do not depend on its neighbours.
 
@@ -80,8 +90,10 @@ class TextEncoder:
             captions, padding="max_length", truncation=True, max_length=self.max_length, return_tensors="pt"
         )
         model.to(device)
-        hidden = model(input_ids=inputs.input_ids.to(device), attention_mask=inputs.attention_mask.to(device))
-        states = hidden.last_hidden_state.float().cpu()
+        mask = {} if self.keep_padding else {"attention_mask": inputs.attention_mask.to(device)}
+        states = model(input_ids=inputs.input_ids.to(device), **mask).last_hidden_state.float().cpu()
+        if self.keep_padding:
+            return list(states)
         return [state[real.bool()] for state, real in zip(states, inputs.attention_mask, strict=True)]
 
     def _load(self) -> tuple[Any, Any]:
@@ -114,7 +126,8 @@ class TextEncoder:
     def _file(self, text: str) -> Path | None:
         if self.cache is None:
             return None
-        key = hashlib.sha256("\0".join([self.kind, str(self.path), str(self.max_length), text]).encode()).hexdigest()
+        parts = [self.kind, str(self.path), str(self.max_length), *["padding"] * self.keep_padding, text]
+        key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
         return self.cache / key[:2] / f"{key}.safetensors"
 
     def _recall(self, text: str) -> Tensor | None:

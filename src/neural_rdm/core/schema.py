@@ -100,8 +100,8 @@ class AutoencoderStage:
     chunk: int = positive()
 
     def check(self) -> list[Problem]:
-        if self.tile and self._target_.endswith(".VQ"):
-            return [("tile", "a VQ autoencoder has no tiles; pass tile=false and a smaller chunk")]
+        if self.tile and not self._target_.endswith(".KL"):
+            return [("tile", "only a KL autoencoder has tiles; pass tile=false and a smaller chunk")]
         return []
 
 
@@ -169,6 +169,7 @@ class TextEncoder:
     dim: int = positive()
     max_length: int = positive()
     cache: Optional[str] = field()
+    keep_padding: bool = field()
 
 
 @dataclass

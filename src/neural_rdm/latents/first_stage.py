@@ -40,12 +40,13 @@ class Autoencoder:
         subfolder: the folder inside `path` that holds the autoencoder, or None.
         scale: latents are `(latent - shift) * scale`; 0.18215 for the Stable Diffusion autoencoder. None: 1 over the
             standard deviation of the latents of the first training batch (LDM's `scale_by_std`), measured once when a
-            run begins and written into its config.yaml.
+            run begins, on 64 samples at most, and written into its config.yaml.
         shift: see `scale`.
         downsample: pixels per latent cell along a side.
         channels: channels of the latent.
         dtype: what the autoencoder computes in, `float32`, `bfloat16` or `float16`, whatever surrounds it.
-        tile: cut large images into overlapping tiles, to bound memory (`KL` and `Tiny` only).
+        tile: cut large images into overlapping tiles, to bound memory (`KL` only: diffusers has none for the others, or
+            for four channels alone).
         chunk: images, or frames of clips, that go through at a time.
 
     Raises:
@@ -54,7 +55,7 @@ class Autoencoder:
 
     #: the class of diffusers
     kind = ""
-    tiles = True
+    tiles = False
 
     def __init__(
         self,
@@ -154,15 +155,21 @@ class Autoencoder:
 
             return autoencoder(self.path, self.kind)
         try:
-            return getattr(diffusers, self.kind).from_pretrained(
-                self.path, subfolder=self.subfolder, use_safetensors=None
+            vae, info = getattr(diffusers, self.kind).from_pretrained(
+                self.path, subfolder=self.subfolder, use_safetensors=None, output_loading_info=True
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise CheckpointError(
                 f"first_stage.path={self.path}: cannot load the autoencoder ({str(error).splitlines()[0]}). "
                 "Pass a local folder in diffusers' layout or an official file with first_stage.path=..., or "
                 "data=synthetic to train without pictures."
             ) from error
+        if info["missing_keys"]:  # diffusers would go on with random numbers
+            first = sorted(info["missing_keys"])[0]
+            raise CheckpointError(
+                f"first_stage.path={self.path} is no {self.kind} (it lacks {first}); choose its own first_stage"
+            )
+        return vae
 
 
 class KL(Autoencoder):
@@ -172,6 +179,7 @@ class KL(Autoencoder):
     """
 
     kind = "AutoencoderKL"
+    tiles = True
 
     def _encoded(self, vae: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
         posterior = vae.encode(x).latent_dist
@@ -186,7 +194,6 @@ class VQ(Autoencoder):
     """
 
     kind = "VQModel"
-    tiles = False
 
     def _encoded(self, vae: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
         return vae.encode(x).latents, None
@@ -214,7 +221,7 @@ def measured_scale(stage: Autoencoder, x: Tensor, seed: int, positions: Tensor) 
     """1 over the standard deviation of the unscaled latents of pixels x: LDM's `scale_by_std`.
 
     Args:
-        x, positions: the first training batch, whole, so that every rank measures the same number.
+        x, positions: of the first global training batch, so that every rank measures the same number.
 
     Raises:
         CheckpointError: latents that do not vary.
