@@ -11,10 +11,16 @@ from typing import Any
 
 import torch
 
-from benchmarks import depth, residual, step, supervision
+from benchmarks import depth, residual, step, supervision, unet
 from neural_rdm.core.files import write_text
 
-BENCHMARKS = {"residual": residual.run, "step": step.run, "supervision": supervision.run, "depth": depth.run}
+BENCHMARKS = {
+    "residual": residual.run,
+    "step": step.run,
+    "supervision": supervision.run,
+    "depth": depth.run,
+    "unet": unet.run,
+}
 RESULTS = Path(__file__).parent / "results"
 
 

@@ -179,7 +179,7 @@ def test_a_backbone_of_ones_own_is_let_through(tmp_path: Path) -> None:
         (["residual=gate"], ["residual=gate", "Did you mean gated?", "adaln, gated, resnet, rezero, skip"]),
         (["exp=digit_gated"], ["exp=digit_gated", "Did you mean digits_gated?"]),
         (["metric=null"], ["metric=null", "digits", "~metric leaves it out"]),
-        (["data=null"], ["data=null", "coco, digits, digits_video, image_folder, imagenet"]),
+        (["data=null"], ["data=null", "coco, digits, digits_text, digits_video, image_folder, imagenet"]),
         (["backbone=3"], ["backbone=3", "dit, dit_b, dit_l, dit_s, dit_xl"]),
         (["trainer={max_steps:3}"], ["trainer={max_steps:3}", "auto, cpu, debug, gpu"]),
         (["residual=gated,skip"], ["residual=gated,skip", "--multirun"]),

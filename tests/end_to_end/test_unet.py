@@ -12,11 +12,17 @@ import yaml
 from PIL import Image
 
 from tests.end_to_end.commands import checkpoint, run
+from tests.end_to_end.test_parallel import assert_close
 from tests.latents.test_first_stage import tiny_vq
 
 pytestmark = pytest.mark.end_to_end
 pytest.importorskip("diffusers", reason="the U-Nets are diffusers'")
 EXP = "exp=digits_unet_gated"
+SUPERVISED = (
+    EXP, "backbone.model_channels=16", "backbone.num_head_channels=16", "backbone.context_dim=8", "data.batch_size=16",
+    "gamma=0.35", "sampler.steps=2", "metric.per_class=2", "callbacks.samples.per_class=1", "logger=csv",
+    "trainer.max_steps=4", "log_every_n_steps=2", "callbacks.sensitivity.every_n_steps=2",
+)  # fmt: skip
 
 
 def generated(folder: Path) -> dict[str, float]:
@@ -77,3 +83,22 @@ def test_the_official_recipe_on_pictures_with_a_measured_scale(tmp_path: Path) -
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["first_stage"]["scale"] == scale
     assert checkpoint(tmp_path / "run")["global_step"] == 3
     assert Image.open(tmp_path / "run" / "samples" / "step=000000002.png").mode == "RGB"
+
+
+@pytest.fixture(scope="module")
+def supervised(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few steps in one process, with the sensitivity supervised."""
+    folder = tmp_path_factory.mktemp("one")
+    code, output = run(*SUPERVISED, "hydra.run.dir=run", cwd=folder)
+    assert code == 0, output
+    return folder / "run"
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_train_what_one_trains(strategy: str, supervised: Path, tmp_path: Path) -> None:
+    code, output = run(*SUPERVISED, f"strategy={strategy}", "trainer.devices=2", "hydra.run.dir=run", cwd=tmp_path)
+    assert code == 0, output
+    assert_close(supervised, tmp_path / "run", 2e-3)
+    with (supervised / "metrics.csv").open(newline="") as file:
+        assert float(list(csv.DictReader(file))[-1]["train/sens_loss"]) > 0

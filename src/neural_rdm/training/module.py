@@ -132,9 +132,10 @@ class NeuralRDMU(NeuralRDM):
     """
 
     def configure_model(self) -> None:
-        """Also keep convolutions in the memory layout that is fastest for them, channels last."""
+        """Also keep convolutions in the layout that is fastest for them, channels last (FSDP2 shards none in it)."""
         net: Any = self.net
-        net.to(memory_format=torch.channels_last)
+        if not parallel.shards(self):
+            net.to(memory_format=torch.channels_last)
         super().configure_model()
 
 

@@ -53,10 +53,20 @@ def deepspeed(devices: int = 1, num_nodes: int = 1, stage: int = 2, offload_opti
         raise ConfigError('strategy=deepspeed_zero2/3 needs DeepSpeed: pip install "neural-rdm[deepspeed]"') from error
 
 
+def shards(module: pl.LightningModule) -> bool:
+    """Whether `shard` will shard this module's network."""
+    return _sharding(module) is not None
+
+
+def _sharding(module: pl.LightningModule) -> Any:
+    strategy = module.trainer.strategy if module._trainer is not None else None
+    return strategy if isinstance(strategy, ModelParallelStrategy) and strategy.device_mesh is not None else None
+
+
 def shard(module: pl.LightningModule) -> None:
     """Shard `module.net` block by block where the strategy is FSDP2; otherwise, and the second time, do nothing."""
-    strategy = module.trainer.strategy if module._trainer is not None else None
-    if not isinstance(strategy, ModelParallelStrategy) or strategy.device_mesh is None:
+    strategy = _sharding(module)
+    if strategy is None:
         return
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
