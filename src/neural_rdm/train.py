@@ -63,7 +63,9 @@ def train(cfg: DictConfig, folder: Path) -> int:
             f"pass backbone.num_classes={data.num_classes}"
         )
     if module.text is not None and data.prompts(1) is None:
-        raise ConfigError(f"condition needs data with captions (data=coco or journeydb), not {type(data).__name__}")
+        raise ConfigError(
+            f"condition needs data with captions (data=coco, journeydb or digits_text), not {type(data).__name__}"
+        )
     if module.text is not None:
         module.text.encode([""])  # an encoder that cannot be loaded is found now
     shape = input_shape(module)

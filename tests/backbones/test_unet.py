@@ -157,7 +157,7 @@ def test_blocks_hold_every_unit_and_names_run_down_then_middle_then_up() -> None
         ({"num_context_classes": 8}, "num_context_classes needs use_spatial_transformer"),
         ({**TEXT, "num_context_classes": 8, "num_classes": 8}, "give one"),
         ({**TEXT, "resblock_updown": True}, "ADM's, which has no spatial transformer"),
-        ({"num_head_channels": None, "num_heads": 2}, "levels differ in width; give num_head_channels"),
+        ({"num_head_channels": None, "num_heads": 2}, "levels of different widths.*only num_head_channels"),
         ({"residual": Residual(time_conditioned=True)}, "time_conditioned=true"),
     ],
 )
@@ -166,3 +166,29 @@ def test_what_no_official_network_is_is_refused(options: dict[str, Any], message
         UNet(**{**TINY, **options})
     with pytest.raises(ValueError, match="'LDM-5' is not one of LDM-4"):
         UNet.named("LDM-5")
+
+
+def test_compiled_and_checkpointed_networks_measure_and_learn_the_same() -> None:
+    torch.manual_seed(0)
+    net, context = UNet(**TINY, **TEXT), torch.randn(2, 4, 24)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(0.05 * torch.randn(p.shape))
+
+    def step(net: UNet) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        net.zero_grad()
+        with probe(net, legs=True) as rows:
+            net(X, T, context=context).square().mean().backward()
+        return rows.grad, [p.grad.clone() for p in net.parameters()]
+
+    rows, gradients = step(net)
+    checkpointed = UNet(**TINY, **TEXT)
+    checkpointed.load_state_dict(net.state_dict())
+    checkpointed.net.enable_gradient_checkpointing()
+    again, others = step(checkpointed)
+    assert torch.equal(again, rows)
+    assert all(torch.equal(a, b) for a, b in zip(others, gradients, strict=True))
+    net.net.mid_block.compile(backend="aot_eager", fullgraph=True)
+    again, others = step(net)
+    torch.testing.assert_close(again, rows, rtol=1e-5, atol=0)
+    torch.testing.assert_close(others, gradients, rtol=1e-4, atol=1e-6)

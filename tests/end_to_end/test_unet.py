@@ -11,7 +11,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from tests.end_to_end.commands import checkpoint, run
+from tests.end_to_end.commands import checkpoint, differences, run
 from tests.end_to_end.test_parallel import assert_close
 from tests.latents.test_first_stage import tiny_vq
 
@@ -102,3 +102,14 @@ def test_two_processes_train_what_one_trains(strategy: str, supervised: Path, tm
     assert_close(supervised, tmp_path / "run", 2e-3)
     with (supervised / "metrics.csv").open(newline="") as file:
         assert float(list(csv.DictReader(file))[-1]["train/sens_loss"]) > 0
+
+
+def test_a_resumed_run_ends_bit_identical(tmp_path: Path) -> None:
+    constant = (*SUPERVISED, "optimizer.schedule=constant")
+    assert run(*constant, "hydra.run.dir=whole", cwd=tmp_path)[0] == 0
+    assert run(*constant, "trainer.max_steps=2", "hydra.run.dir=halves", cwd=tmp_path)[0] == 0
+    code, output = run("resume=halves", "trainer.max_steps=4", cwd=tmp_path)
+    assert code == 0, output
+    whole, halves = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "halves")
+    for key in ("state_dict", "ema", "optimizer_states"):
+        assert differences(whole[key], halves[key]) == []

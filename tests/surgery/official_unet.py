@@ -1,4 +1,4 @@
-"""The U-Net of guided diffusion and unconditional latent diffusion, restated: names, order, arithmetic."""
+"""The U-Net of guided diffusion and of latent diffusion, restated: names, order, arithmetic."""
 
 from __future__ import annotations
 
@@ -38,11 +38,13 @@ class ResBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """QKVAttentionLegacy: queries, keys and values lie head by head, and both are scaled by ch ** -1/4."""
+    """QKVAttentionLegacy (queries, keys and values lie head by head) or QKVAttention, the new order (all queries, all
+    keys, all values); both are scaled by ch ** -1/4.
+    """
 
-    def __init__(self, channels: int, head_channels: int) -> None:
+    def __init__(self, channels: int, head_channels: int, new_order: bool) -> None:
         super().__init__()
-        self.heads = channels // head_channels
+        self.heads, self.new_order = channels // head_channels, new_order
         self.norm = nn.GroupNorm(32, channels)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.proj_out = nn.Conv1d(channels, channels, 1)
@@ -52,11 +54,66 @@ class AttentionBlock(nn.Module):
         flat = x.reshape(b, c, -1)
         qkv = self.qkv(self.norm(flat))
         ch = c // self.heads
-        q, k, v = qkv.reshape(b * self.heads, 3 * ch, -1).split(ch, dim=1)
+        if self.new_order:
+            q, k, v = (part.reshape(b * self.heads, ch, -1) for part in qkv.chunk(3, dim=1))
+        else:
+            q, k, v = qkv.reshape(b * self.heads, 3 * ch, -1).split(ch, dim=1)
         scale = 1 / math.sqrt(math.sqrt(ch))
         weight = torch.einsum("bct,bcs->bts", q * scale, k * scale).softmax(dim=-1)
         a = torch.einsum("bts,bcs->bct", weight, v).reshape(b, c, -1)
         return (flat + self.proj_out(a)).reshape(b, c, *spatial)
+
+
+class CrossAttention(nn.Module):
+    def __init__(self, dim: int, context_dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q, self.to_k, self.to_v = (nn.Linear(d, dim, bias=False) for d in (dim, context_dim, context_dim))
+        self.to_out = nn.Sequential(nn.Linear(dim, dim), nn.Dropout(0.0))
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        q, k, v = (t.unflatten(-1, (self.heads, -1)) for t in (self.to_q(x), self.to_k(context), self.to_v(context)))
+        weight = (torch.einsum("bihd,bjhd->bhij", q, k) * q.shape[-1] ** -0.5).softmax(dim=-1)
+        return self.to_out(torch.einsum("bhij,bjhd->bihd", weight, v).flatten(2))
+
+
+class GEGLU(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(dim, 8 * dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, gate = self.proj(x).chunk(2, dim=-1)
+        return x * F.gelu(gate)
+
+
+class TransformerBlock(nn.Module):
+    def __init__(self, dim: int, context_dim: int, heads: int) -> None:
+        super().__init__()
+        self.attn1, self.attn2 = CrossAttention(dim, dim, heads), CrossAttention(dim, context_dim, heads)
+        self.ff = nn.Module()
+        self.ff.net = nn.Sequential(GEGLU(dim), nn.Dropout(0.0), nn.Linear(4 * dim, dim))
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(dim) for _ in range(3))
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        h = self.norm1(x)
+        x = self.attn1(h, h) + x
+        x = self.attn2(self.norm2(x), context) + x
+        return self.ff.net(self.norm3(x)) + x
+
+
+class SpatialTransformer(nn.Module):
+    def __init__(self, channels: int, context_dim: int, heads: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(32, channels, eps=1e-6)
+        self.proj_in, self.proj_out = nn.Conv2d(channels, channels, 1), nn.Conv2d(channels, channels, 1)
+        self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, context_dim, heads)])
+        self.context: Tensor | None = None  # set for a forward pass
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.proj_in(self.norm(x))
+        tokens = self.transformer_blocks[0](h.flatten(2).transpose(1, 2), self.context)
+        return self.proj_out(tokens.transpose(1, 2).reshape(h.shape)) + x
 
 
 class Downsample(nn.Module):
@@ -83,7 +140,7 @@ class Conv(nn.Conv2d):
 
 
 class OfficialUNet(nn.Module):
-    """UNetModel of both codes, without a spatial transformer."""
+    """UNetModel of both codes."""
 
     def __init__(
         self,
@@ -93,12 +150,17 @@ class OfficialUNet(nn.Module):
         attention_resolutions: Sequence[int],
         num_res_blocks: int,
         channel_mult: Sequence[int],
-        num_head_channels: int,
+        num_head_channels: int | None = None,
         num_classes: int | None = None,
         use_scale_shift_norm: bool = False,
         resblock_updown: bool = False,
+        num_heads: int | None = None,
+        context_dim: int | None = None,
+        use_spatial_transformer: bool = False,
+        use_new_attention_order: bool = False,
     ) -> None:
         super().__init__()
+        assert use_spatial_transformer == (context_dim is not None)
         self.width, emb = model_channels, 4 * model_channels
         self.time_embed = nn.Sequential(nn.Linear(model_channels, emb), nn.SiLU(), nn.Linear(emb, emb))
         if num_classes is not None:
@@ -106,6 +168,12 @@ class OfficialUNet(nn.Module):
 
         def block(channels: int, out: int, resample: str | None = None) -> ResBlock:
             return ResBlock(channels, emb, out, use_scale_shift_norm, resample)
+
+        def attention(channels: int) -> nn.Module:
+            heads = num_heads or channels // (num_head_channels or channels)
+            if context_dim is not None:
+                return SpatialTransformer(channels, context_dim, heads)
+            return AttentionBlock(channels, channels // heads, use_new_attention_order)
 
         ch, ds = model_channels, 1
         self.input_blocks = nn.ModuleList([nn.ModuleList([Conv(in_channels, ch, 3, padding=1)])])
@@ -115,28 +183,31 @@ class OfficialUNet(nn.Module):
                 layers: list[nn.Module] = [block(ch, mult * model_channels)]
                 ch = mult * model_channels
                 if ds in attention_resolutions:
-                    layers.append(AttentionBlock(ch, num_head_channels))
+                    layers.append(attention(ch))
                 self.input_blocks.append(nn.ModuleList(layers))
                 widths.append(ch)
             if level != len(channel_mult) - 1:
                 self.input_blocks.append(nn.ModuleList([block(ch, ch, "down") if resblock_updown else Downsample(ch)]))
                 widths.append(ch)
                 ds *= 2
-        self.middle_block = nn.ModuleList([block(ch, ch), AttentionBlock(ch, num_head_channels), block(ch, ch)])
+        self.middle_block = nn.ModuleList([block(ch, ch), attention(ch), block(ch, ch)])
         self.output_blocks = nn.ModuleList()
         for level, mult in list(enumerate(channel_mult))[::-1]:
             for i in range(num_res_blocks + 1):
                 layers = [block(ch + widths.pop(), mult * model_channels)]
                 ch = mult * model_channels
                 if ds in attention_resolutions:
-                    layers.append(AttentionBlock(ch, num_head_channels))
+                    layers.append(attention(ch))
                 if level and i == num_res_blocks:
                     layers.append(block(ch, ch, "up") if resblock_updown else Upsample(ch))
                     ds //= 2
                 self.output_blocks.append(nn.ModuleList(layers))
         self.out = nn.Sequential(nn.GroupNorm(32, ch), nn.SiLU(), nn.Conv2d(ch, out_channels, 3, padding=1))
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, context: Tensor | None = None) -> Tensor:
+        for module in self.modules():
+            if isinstance(module, SpatialTransformer):
+                module.context = context
         half = self.width // 2
         angles = t[:, None].float() * torch.exp(-math.log(10000) * torch.arange(half) / half)
         emb = self.time_embed(torch.cat([angles.cos(), angles.sin()], dim=-1))

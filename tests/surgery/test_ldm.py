@@ -12,6 +12,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from neural_rdm import UNet, fold, load_official
+from neural_rdm.backbones.unet import UNETS
 from neural_rdm.core.errors import CheckpointError
 from neural_rdm.residual import RULES, units
 from tests.helpers import shared
@@ -61,14 +62,30 @@ def test_the_golden_network_under_every_rule(rule: str) -> None:
     assert difference(out, given["output"]) < 1e-5
 
 
-@pytest.mark.parametrize("options", [{}, ADM, {"num_res_blocks": 1, "channel_mult": [1, 2, 2]}], ids=str)
+OTHERS = [
+    {}, TEXT, ADM, {**ADM, "use_new_attention_order": True}, {"num_res_blocks": 1, "channel_mult": [1, 2, 2]},
+    {**TEXT, "num_heads": 2, "num_head_channels": None},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", OTHERS, ids=str)
 @pytest.mark.parametrize("rule", ["gated", "rezero"])
-def test_both_codes_without_a_context(options: dict[str, Any], rule: str) -> None:
+def test_both_codes_restated(options: dict[str, Any], rule: str) -> None:
     source = official(**options)
     net = load_official(UNet(image_size=8, **{**SIZES, **options}, residual=rule), source.state_dict())
     x, t = inputs()
     y = torch.tensor([0, 4]) if "num_classes" in options else None
-    assert difference(net(x, t, y), source(x, t, y)) < 1e-5
+    context = torch.randn(2, 3, 24) if "context_dim" in options else None
+    assert difference(net(x, t, y, context), source(x, t, y, context)) < 1e-5
+
+
+def test_the_two_orders_of_attention_have_the_same_names() -> None:
+    """So a file cannot tell, and the configuration has to."""
+    source = official(**ADM, use_new_attention_order=True)
+    net = load_official(UNet(image_size=8, **{**SIZES, **ADM}), source.state_dict())
+    x, t = inputs()
+    y = torch.tensor([0, 4])
+    assert difference(net(x, t, y), source(x, t, y)) > 1e-2
 
 
 def test_the_names_are_those_of_diffusers_own_converter() -> None:
@@ -101,8 +118,7 @@ def lightning(state: dict[str, Tensor], classes: int, averaged: bool) -> dict[st
 
 @pytest.mark.parametrize("averaged", [True, False])
 def test_checkpoints_of_latent_diffusion(averaged: bool, tmp_path: Path) -> None:
-    source = UNet(image_size=8, **SIZES, **TEXT, residual="resnet")
-    state = {k: torch.randn(v.shape) for k, v in _ldm_names(source).items()}
+    state = official(**TEXT).state_dict()
     torch.save(lightning(state, 5, averaged), tmp_path / "model.ckpt")
     net = UNet(image_size=8, **SIZES, **TEXT, num_context_classes=4, class_dropout_prob=0.1)
     load_official(net, tmp_path / "model.ckpt")
@@ -119,41 +135,19 @@ def test_checkpoints_of_latent_diffusion(averaged: bool, tmp_path: Path) -> None
     assert torch.equal(fewer.class_embedder.embedding.weight, own)
 
 
-def _ldm_names(net: UNet) -> dict[str, Tensor]:
-    """Our tensors under the official names."""
-    from neural_rdm.surgery.ldm import _places
-
-    state, renamed = net.net.state_dict(), {}
-    for theirs, ours, _ in _places(net.net):
-        renamed |= {theirs + k.removeprefix(ours): v for k, v in state.items() if k.startswith(f"{ours}.")}
-    assert len(renamed) == len(state)
-    return renamed
-
-
-@pytest.mark.parametrize("name", ["LDM-4", "LDM-8", "LDM-4-unconditional", "ADM-256"])
+@pytest.mark.parametrize("name", list(UNETS))
 def test_every_tensor_of_the_published_networks_has_an_official_name(name: str) -> None:
     from neural_rdm.surgery.ldm import from_official
 
+    tensors = {"LDM-4": 688, "LDM-8": 626, "LDM-4-unconditional": 368, "LDM-text-to-image": 686, "ADM-256": 567}
+    arguments = {k: v for k, v in UNETS[name].items() if k != "image_size"}
     with torch.device("meta"):
         net = UNet.named(name, residual="resnet")
-    tensors = {"LDM-4": 688, "LDM-8": 626, "LDM-4-unconditional": 368, "ADM-256": 567}
-    bare = name in ("LDM-4-unconditional", "ADM-256")
-    if bare:
-        arguments = {k: v for k, v in {**_named(name)}.items() if k not in ("image_size",)}
-        with torch.device("meta"):
-            state = OfficialUNet(**{"num_res_blocks": 2, **arguments}).state_dict()
-    else:
-        state = _ldm_names(net)
+        state = OfficialUNet(**{"num_res_blocks": 2, **arguments}).state_dict()
     assert len(state) == tensors[name]
     assert {k: v.shape for k, v in from_official(state, net.net).items()} == {
         k: v.shape for k, v in net.net.state_dict().items()
     }
-
-
-def _named(name: str) -> dict[str, Any]:
-    from neural_rdm.backbones.unet import UNETS
-
-    return UNETS[name]
 
 
 def test_folders_of_diffusers_and_files_of_ours(tmp_path: Path) -> None:
@@ -170,6 +164,17 @@ def test_folders_of_diffusers_and_files_of_ours(tmp_path: Path) -> None:
     plain.save_pretrained(tmp_path)
     net = load_official(UNet(image_size=8, **SIZES, residual="rezero"), tmp_path)
     assert torch.equal(net(x, t), plain(x, t).sample)
+    old = dict(plain.state_dict())
+    for new, former in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")):
+        old = {k.replace(f".{new}.", f".{former}."): v for k, v in old.items()}
+    assert torch.equal(load_official(UNet(image_size=8, **SIZES), old)(x, t), plain(x, t).sample)
+
+
+def test_a_folder_of_diffusers_that_computes_something_else_is_refused(tmp_path: Path) -> None:
+    plain = fold(UNet(image_size=8, **SIZES))
+    diffusers.UNet2DModel(**{**plain.config, "flip_sin_to_cos": False, "freq_shift": 1}).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"flip_sin_to_cos=False \(here True\), freq_shift=1 \(here 0\)"):
+        load_official(UNet(image_size=8, **SIZES), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -201,6 +206,7 @@ def test_other_networks_are_named() -> None:
     with pytest.raises(CheckpointError, match="holds no U-Net of latent or guided diffusion"):
         load_official(net, {"features.0.weight": torch.zeros(1)})
     context = UNet(image_size=8, **SIZES, **TEXT, residual="resnet")
-    wider = {k: torch.cat([v, v], 1) if k.endswith("attn2.to_k.weight") else v for k, v in _ldm_names(context).items()}
+    state = official(**TEXT).state_dict()
+    wider = {k: torch.cat([v, v], 1) if k.endswith("attn2.to_k.weight") else v for k, v in state.items()}
     with pytest.raises(CheckpointError, match=r"its width is 48 in the file, 24 here; set backbone\.context_dim"):
         load_official(context, wider)

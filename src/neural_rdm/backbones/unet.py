@@ -68,6 +68,8 @@ class UNet(nn.Module):
         class_dropout_prob: the rate at which it is trained without its condition; above 0 a class table has one more
             row, the null class.
         norm_num_groups: groups of every group norm.
+        use_new_attention_order: how official files of bare attention order queries, keys and values: for each head in
+            turn, or (true: ADM's 64 x 64 model) all queries first. It matters to loading alone: no file tells.
 
     Raises:
         ValueError: sizes that do not fit, options that the two networks do not have together.
@@ -99,6 +101,7 @@ class UNet(nn.Module):
         num_context_classes: int | None = None,
         class_dropout_prob: float = 0.0,
         norm_num_groups: int = 32,
+        use_new_attention_order: bool = False,
     ) -> None:
         super().__init__()
         residual = Residual.of(residual)
@@ -130,6 +133,7 @@ class UNet(nn.Module):
         self.reads_context = use_spatial_transformer and num_context_classes is None
         self.context_dim = context_dim if self.reads_context else None
         self.residual, self.rule = residual, residual.unit_class
+        self.use_new_attention_order = use_new_attention_order
         self.initialize_weights()
 
     @classmethod
@@ -295,7 +299,8 @@ def _unconditional(
 
     if num_head_channels is None and num_heads != 1 and len(set(widths)) > 1:
         raise ValueError(
-            f"num_heads={num_heads} without a spatial transformer: levels differ in width; give num_head_channels"
+            f"num_heads={num_heads} without a spatial transformer, on levels of different widths: diffusers' network "
+            "knows only num_head_channels there (it cannot be ADM's 128 x 128 model)"
         )
     kind = "Resnet{}sampleBlock2D" if resblock_updown else "{}Block2D"
     return UNet2DModel(

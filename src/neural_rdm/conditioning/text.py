@@ -55,6 +55,7 @@ class TextEncoder:
             raise ConfigError(f"condition.path is not set: give a hub name or a folder of a {kind} encoder")
         self.kind, self.path, self.dim, self.max_length = kind, path, dim, max_length
         self.cache, self.keep_padding = None if cache is None else Path(cache), keep_padding
+        self._files: list[str] | None = None
         self._loaded: tuple[Any, Any] | None = None
         #: the tokens of the captions that were used last; the null prompt is never forgotten
         self._recent: OrderedDict[str, Tensor] = OrderedDict()
@@ -126,9 +127,18 @@ class TextEncoder:
     def _file(self, text: str) -> Path | None:
         if self.cache is None:
             return None
-        parts = [self.kind, str(self.path), str(self.max_length), *["padding"] * self.keep_padding, text]
+        parts = [self.kind, self._identity(), str(self.max_length), *["padding"] * self.keep_padding, text]
         key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
         return self.cache / key[:2] / f"{key}.safetensors"
+
+    def _identity(self) -> str:
+        """The encoder's name, or its folder and what the files in it look like: other weights are another encoder."""
+        if self.path is None or not Path(self.path).is_dir():
+            return str(self.path)
+        if self._files is None:
+            files = sorted(p for p in Path(self.path).iterdir() if p.is_file())
+            self._files = [f"{p.name}:{p.stat().st_size}:{p.stat().st_mtime_ns}" for p in files]
+        return "|".join([str(Path(self.path).resolve()), *self._files])
 
     def _recall(self, text: str) -> Tensor | None:
         from safetensors import SafetensorError

@@ -92,6 +92,7 @@ class UNet:
     resblock_updown: bool = field()
     dropout: float = between(0, 1)
     norm_num_groups: int = positive()
+    use_new_attention_order: bool = field()
 
     def check(self) -> list[Problem]:
         problems = []

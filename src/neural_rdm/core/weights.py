@@ -111,6 +111,8 @@ def _what(path: Path) -> str:
         return "it is a web page, not weights; the download went wrong"
     if head.startswith(b"PK"):
         return "it is an incomplete or damaged file of torch.save, or it holds more than tensors and plain values"
+    if head.startswith(b"\x80"):
+        return "it was written by torch before 1.6 and holds more than tensors; load and save its state_dict once more"
     return ""
 
 

@@ -6,7 +6,10 @@ in which the official one was built.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,6 +24,15 @@ _RESNET = {
 }  # fmt: skip
 #: parts of a bare attention
 _ATTENTION = {"norm": "group_norm", "proj_out": "to_out.0"}
+#: what diffusers called the parts of an attention before
+_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_FORMER = re.compile(r"(?<=\.)(query|key|value|proj_attn)(?=\.\w+$)")
+#: settings of diffusers that change what a network computes, and no name or shape
+_SILENT = (
+    "flip_sin_to_cos", "freq_shift", "norm_eps", "act_fn", "center_input_sample", "resnet_time_scale_shift",
+    "attention_head_dim", "num_attention_heads", "norm_num_groups", "downsample_padding", "mid_block_scale_factor",
+    "resnet_out_scale_factor", "resnet_skip_time_act", "time_embedding_type", "only_cross_attention",
+)  # fmt: skip
 _LDM, _EMA, _CLASSES = "model.diffusion_model.", "model_ema.", "cond_stage_model.embedding.weight"
 
 
@@ -36,7 +48,7 @@ def to_ours(state: Mapping[str, Tensor], model: UNet, name: str) -> dict[str, Te
     if any(k.startswith("net.") for k in state):
         return dict(state)
     if "conv_in.weight" in state:
-        return {f"net.{k}": v for k, v in state.items()}
+        return {f"net.{_FORMER.sub(lambda m: _NAMES[m[1]], k)}": v for k, v in state.items()}
     found: dict[str, Tensor] = {}
     if any(k.startswith(_LDM) for k in state):
         if _CLASSES in state and hasattr(model, "class_embedder"):
@@ -45,7 +57,7 @@ def to_ours(state: Mapping[str, Tensor], model: UNet, name: str) -> dict[str, Te
     if "input_blocks.0.0.weight" not in state:
         shown = ", ".join(sorted(state)[:4])
         raise CheckpointError(f"{name} holds no U-Net of latent or guided diffusion: its first keys are {shown}")
-    return found | {f"net.{k}": v for k, v in from_official(state, model.net).items()}
+    return found | {f"net.{k}": v for k, v in from_official(state, model.net, model.use_new_attention_order).items()}
 
 
 def _averaged(state: dict[str, Tensor], whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -53,8 +65,36 @@ def _averaged(state: dict[str, Tensor], whole: Mapping[str, Tensor]) -> dict[str
     return {k: whole.get(_EMA + f"diffusion_model{k.replace('.', '')}", v) for k, v in state.items()}
 
 
-def from_official(state: Mapping[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
-    """Official names -> those of `net`, a UNet2DConditionModel or UNet2DModel, gated or not; unknown keys stay."""
+def check_folder(folder: Path, model: UNet) -> None:
+    """Compare the configuration in a folder of diffusers with the network's: what weights alone do not tell.
+
+    Raises:
+        CheckpointError: the folder's network computes something else with the same weights.
+    """
+    try:
+        theirs = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    levels, differences = len(model.net.config["block_out_channels"]), []
+    for key in _SILENT:
+        found, own = theirs.get(key), model.net.config.get(key)
+        if found is None or own is None:
+            continue
+        # a single number stands for every level
+        found, own = ((list(v) if isinstance(v, list | tuple) else [v] * levels) for v in (found, own))
+        if found != own:
+            shown = [v[0] if len(set(v)) == 1 else v for v in (found, own)]
+            differences.append(f"{key}={shown[0]} (here {shown[1]})")
+    if differences:
+        raise CheckpointError(f"{folder} holds a network that computes something else: {', '.join(differences)}")
+
+
+def from_official(state: Mapping[str, Tensor], net: nn.Module, new_order: bool = False) -> dict[str, Tensor]:
+    """Official names -> those of `net`, a UNet2DConditionModel or UNet2DModel, gated or not; unknown keys stay.
+
+    Args:
+        new_order: see `UNet`, use_new_attention_order.
+    """
     rest, renamed = dict(state), {}
     for official, ours, attention in _places(net):
         for key in [k for k in rest if k.startswith(f"{official}.")]:
@@ -62,17 +102,21 @@ def from_official(state: Mapping[str, Tensor], net: nn.Module) -> dict[str, Tens
             if attention is None:
                 renamed[f"{ours}{tail}"] = rest.pop(key)
             else:
-                renamed |= {f"{ours}.{k}": v for k, v in _attention(tail[1:], rest.pop(key), attention).items()}
+                renamed |= {
+                    f"{ours}.{k}": v for k, v in _attention(tail[1:], rest.pop(key), attention, new_order).items()
+                }
     return renamed | rest
 
 
-def _attention(name: str, tensor: Tensor, heads: int) -> dict[str, Tensor]:
-    """A parameter of the official bare AttentionBlock: 1 x 1 convolutions, queries, keys and values head by head."""
+def _attention(name: str, tensor: Tensor, heads: int, new_order: bool) -> dict[str, Tensor]:
+    """A parameter of the official bare AttentionBlock: 1 x 1 convolutions, queries, keys and values head by head
+    (QKVAttentionLegacy) or one after the other (QKVAttention).
+    """
     part, _, kind = name.rpartition(".")
     tensor = tensor.squeeze(-1) if kind == "weight" and part != "norm" else tensor
     if part == "qkv":
-        split = tensor.unflatten(0, (heads, 3, -1)).unbind(dim=1)  # QKVAttentionLegacy
-        return {f"to_{letter}.{kind}": rows.flatten(0, 1) for letter, rows in zip("qkv", split, strict=True)}
+        split = tensor.chunk(3) if new_order else tensor.unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(1, 2)
+        return {f"to_{letter}.{kind}": rows for letter, rows in zip("qkv", split, strict=True)}
     return {f"{_ATTENTION.get(part, part)}.{kind}": tensor}
 
 

@@ -61,6 +61,8 @@ def load_official(model: nn.Module, source: str | Path | Mapping[str, Tensor], r
     """
     state = dict(source) if isinstance(source, Mapping) else read_weights(source)
     name = "the state dict" if isinstance(source, Mapping) else str(source)
+    if isinstance(model, UNet) and not isinstance(source, Mapping) and Path(source).is_dir():
+        ldm.check_folder(Path(source), model)
     own = model.state_dict()
     state = _official_layout(state, name, model, own)
     found = dict(state)
