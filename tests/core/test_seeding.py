@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neural_rdm.core import seeding
-from neural_rdm.core.seeding import generator, keys, normal, uniform
+from neural_rdm.core.seeding import choice, generator, keys, normal, uniform
 
 positions = st.lists(st.integers(0, 2**62), min_size=1, max_size=20)
 
@@ -102,3 +102,9 @@ def test_drawing_leaves_the_global_generator_alone() -> None:
     normal(1, "noise", [1, 2], (4,))
     generator(1, "order")
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_choice_is_keyed_in_range_and_reaches_everything() -> None:
+    drawn = [choice(7, "caption", position, 5) for position in range(100)]
+    assert drawn == [int(key) % 5 for key in keys(7, "caption", range(100)).tolist()]
+    assert set(drawn) == set(range(5))

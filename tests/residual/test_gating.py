@@ -17,26 +17,20 @@ from neural_rdm.residual import RULES, Residual, Unit, is_gate, units
 diffusers = pytest.importorskip("diffusers", reason="gating foreign models needs diffusers")
 
 
-def stable_diffusion() -> tuple[nn.Module, dict[str, Any]]:
+def stable_diffusion(**more: Any) -> tuple[nn.Module, dict[str, Any]]:
     """A small U-Net laid out like Stable Diffusion's, and inputs."""
     torch.manual_seed(0)
     net = diffusers.UNet2DConditionModel(
         sample_size=8, in_channels=4, out_channels=4, block_out_channels=(32, 64), layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=24, attention_head_dim=2,
+        cross_attention_dim=24, attention_head_dim=2, **more,
     )  # fmt: skip
     return net, {"encoder_hidden_states": torch.randn(2, 5, 24)}
 
 
 def linear_projection() -> tuple[nn.Module, dict[str, Any]]:
     """The same as Stable Diffusion 2 writes it."""
-    torch.manual_seed(0)
-    net = diffusers.UNet2DConditionModel(
-        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(32, 64), layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=24, attention_head_dim=2, use_linear_projection=True, only_cross_attention=(True, False),
-    )  # fmt: skip
-    return net, {"encoder_hidden_states": torch.randn(2, 5, 24)}
+    return stable_diffusion(use_linear_projection=True, only_cross_attention=(True, False))
 
 
 def adm() -> tuple[nn.Module, dict[str, Any]]:

@@ -20,6 +20,7 @@ from neural_rdm.backbones.layers import (
     Shift,
     Style,
     TimestepEmbedder,
+    check_given,
     modulate,
     rows,
     sincos_2d,
@@ -278,9 +279,6 @@ class DiT(nn.Module):
     def _refuse(self, y: Tensor | None, context: Tensor | None) -> None:
         """Refuse a condition that this network does not take, and the lack of one that it does."""
         name = type(self).__name__
-        if (y is None) != (self.num_classes <= 0):
-            given = "without" if y is None else "with"
-            raise ValueError(f"{name} with num_classes={self.num_classes} was called {given} labels y")
-        if (context is None) != (self.context_dim is None):
-            given = "without" if context is None else "with"
-            raise ValueError(f"{name} with context_dim={self.context_dim} was called {given} a text, context")
+        check_given(f"{name} with num_classes={self.num_classes}", "labels y", y, self.num_classes > 0)
+        text = f"{name} with context_dim={self.context_dim}"
+        check_given(text, "a text, context", context, self.context_dim is not None)

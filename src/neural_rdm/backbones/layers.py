@@ -27,12 +27,23 @@ __all__ = [
     "Shift",
     "Style",
     "TimestepEmbedder",
+    "check_given",
     "modulate",
     "rows",
     "sincos_1d",
     "sincos_2d",
     "unpatchify",
 ]
+
+
+def check_given(network: str, what: str, given: Tensor | None, takes: bool) -> None:
+    """Refuse a condition that a network does not take, and the lack of one that it does.
+
+    Raises:
+        ValueError: `NETWORK was called with` (or without) `WHAT`.
+    """
+    if (given is not None) != takes:
+        raise ValueError(f"{network} was called {'without' if given is None else 'with'} {what}")
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from neural_rdm.backbones.layers import check_given
 from neural_rdm.residual import Residual, Unit
 from neural_rdm.residual.gating import gate
 
@@ -130,8 +131,8 @@ class UNet(nn.Module):
         self.image_size, self.in_channels, self.out_channels = image_size, in_channels, out_channels
         self.num_classes = num_classes or num_context_classes or 0
         self.class_dropout_prob, self.learn_sigma = class_dropout_prob, out_channels == 2 * in_channels
-        self.reads_context = use_spatial_transformer and num_context_classes is None
-        self.context_dim = context_dim if self.reads_context else None
+        #: of a context from outside
+        self.context_dim = context_dim if num_context_classes is None else None
         self.residual, self.rule = residual, residual.unit_class
         self.use_new_attention_order = use_new_attention_order
         self.initialize_weights()
@@ -205,12 +206,8 @@ class UNet(nn.Module):
         Returns:
             [B, out_channels, image_size, image_size].
         """
-        if (y is None) != (self.num_classes == 0):
-            given = "without" if y is None else "with"
-            raise ValueError(f"UNet with {self.num_classes} classes was called {given} labels y")
-        if (context is not None) != self.reads_context:
-            given = "without" if context is None else "with"
-            raise ValueError(f"UNet with context_dim={self.context_dim} was called {given} a context")
+        check_given(f"UNet with {self.num_classes} classes", "labels y", y, self.num_classes > 0)
+        check_given(f"UNet with context_dim={self.context_dim}", "a context", context, self.context_dim is not None)
         if hasattr(self, "class_embedder"):
             context, y = self.class_embedder(y), None
         if context is None:

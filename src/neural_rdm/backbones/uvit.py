@@ -15,7 +15,7 @@ import torch
 from timm.layers import Attention, Mlp
 from torch import Tensor, nn
 
-from neural_rdm.backbones.layers import PatchEmbed, unpatchify
+from neural_rdm.backbones.layers import PatchEmbed, check_given, unpatchify
 from neural_rdm.residual import Residual, Unit
 
 #: embed_dim, depth and num_heads of the published sizes; the patch size (2, 4) is the second half of their names
@@ -240,12 +240,9 @@ class UViT(nn.Module):
         return self.final_layer(unpatchify(patches, self.patch_size, self.in_chans))
 
     def _refuse(self, y: Tensor | None, context: Tensor | None) -> None:
-        if (y is None) != (self.num_classes == 0):
-            given = "without" if y is None else "with"
-            raise ValueError(f"UViT with {self.num_classes} classes was called {given} labels y")
-        if (context is None) != (self.context_dim is None):
-            given = "without" if context is None else "with"
-            raise ValueError(f"UViT with clip_dim={self.context_dim} was called {given} a text, context")
+        check_given(f"UViT with {self.num_classes} classes", "labels y", y, self.num_classes > 0)
+        text = f"UViT with clip_dim={self.context_dim}"
+        check_given(text, "a text, context", context, self.context_dim is not None)
         if context is not None and context.shape[1] != self.num_clip_token:
             raise ValueError(
                 f"UViT with num_clip_token={self.num_clip_token} was given texts of {context.shape[1]} tokens"

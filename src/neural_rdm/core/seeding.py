@@ -60,6 +60,11 @@ def normal(
     return out
 
 
+def choice(seed: int, purpose: str, position: int, count: int) -> int:
+    """One of 0 ... count - 1 for a position."""
+    return int(keys(seed, purpose, [position])[0] % np.uint64(count))
+
+
 def generator(seed: int, purpose: str, position: int = 0) -> torch.Generator:
     """A CPU generator for draws that do not fit the functions above (a permutation, a crop)."""
     return torch.Generator().manual_seed(int(keys(seed, purpose, [position])[0] >> np.uint64(1)))

@@ -14,7 +14,7 @@ import torch
 
 from neural_rdm.core.errors import ConfigError, DataError
 from neural_rdm.core.layouts import check_folder
-from neural_rdm.core.seeding import keys, uniform
+from neural_rdm.core.seeding import choice, keys, uniform
 from neural_rdm.data.base import DataModule
 from neural_rdm.data.image_folder import adm_crop, read_rgb
 
@@ -53,7 +53,7 @@ class CaptionedImages:
         """
         pixels, which = adm_crop(read_rgb(self.paths[index]), self.image_size), 0
         if self.random:
-            which = int(keys(self.seed, "caption", [key])[0] % np.uint64(len(self.captions[index])))
+            which = choice(self.seed, "caption", key, len(self.captions[index]))
             if self.flip and uniform(self.seed, "flip", [key])[0] < 0.5:
                 pixels = pixels[:, ::-1]
         x = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32))

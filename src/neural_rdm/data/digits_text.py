@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
-from neural_rdm.core.seeding import keys
+from neural_rdm.core.seeding import choice
 from neural_rdm.data.base import DataModule
 from neural_rdm.data.digits import Digits
 
@@ -56,7 +55,7 @@ class CaptionedDigits:
     def load(self, index: int, key: int) -> dict[str, Any]:
         """Sample `index` with a caption."""
         count = len(self.phrasings)
-        which = int(keys(self.seed, "caption", [key])[0] % np.uint64(count)) if self.random else index % count
+        which = choice(self.seed, "caption", key, count) if self.random else index % count
         return {"x": self.x[index], "caption": caption(self.phrasings[which], int(self.y[index]))}
 
 

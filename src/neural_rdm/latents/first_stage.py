@@ -97,9 +97,14 @@ class Autoencoder:
         Clips [B, F, 3, H, W] are encoded frame by frame. A posterior is sampled with noise that is keyed by (seed,
         position), so that it is the same on any number of ranks.
         """
+        return (self.drawn(x, seed, positions) - self.shift) * (1.0 if self.scale is None else self.scale)
+
+    def drawn(self, x: Tensor, seed: int, positions: Tensor) -> Tensor:
+        """The latents of `encode` before shift and scale."""
         mean, std = self.moments(x)
-        z = mean if std is None else mean + std * seeding.normal(seed, "posterior", positions, mean.shape[1:], x.device)
-        return (z - self.shift) * (1.0 if self.scale is None else self.scale)
+        if std is None:
+            return mean
+        return mean + std * seeding.normal(seed, "posterior", positions, mean.shape[1:], x.device)
 
     @torch.no_grad()
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -226,9 +231,7 @@ def measured_scale(stage: Autoencoder, x: Tensor, seed: int, positions: Tensor) 
     Raises:
         CheckpointError: latents that do not vary.
     """
-    mean, std = stage.moments(x)
-    z = mean if std is None else mean + std * seeding.normal(seed, "posterior", positions, mean.shape[1:], x.device)
-    deviation = z.double().std().item()
+    deviation = stage.drawn(x, seed, positions).double().std().item()
     if not deviation > 0:
         raise CheckpointError(f"first_stage.scale=null: the latents of {stage.path} do not vary; pass a number")
     return 1 / deviation

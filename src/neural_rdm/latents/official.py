@@ -12,7 +12,7 @@ from neural_rdm.core.errors import CheckpointError
 from neural_rdm.core.weights import read_weights
 
 _PREFIX = "first_stage_model."  # inside a diffusion model's checkpoint
-_RESNET = {"norm1": "norm1", "conv1": "conv1", "norm2": "norm2", "conv2": "conv2", "nin_shortcut": "conv_shortcut"}
+_RESNET = {"nin_shortcut": "conv_shortcut"}
 _ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 
 

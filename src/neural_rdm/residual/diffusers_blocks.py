@@ -267,22 +267,16 @@ def _children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     yield from ((n, child) for n, child in children.items() if child is not None)
 
 
-def positions(model: nn.Module) -> Iterator[tuple[str, str]]:
-    """(unit name, its parameters' prefix) in run order; a unit inside another is called `outer/inner`."""
+def slots(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, tuple[int, int, int]]]:
+    """(unit name, block, attribute, arguments of `Residual.unit`) of every unit, in run order; a unit inside another is
+    called `outer/inner`.
+    """
     for name, outer, block in gated_blocks(model):
-        for attribute, _ in block.slots():
-            prefix = f"{name}.{attribute}" if name else attribute
+        for attribute, arguments in block.slots():
+            unit = f"{name}.{attribute}" if name else attribute
             if outer:
-                inner = prefix.removeprefix(outer.removesuffix(".unit")).lstrip(".")
-                yield f"{outer}/{inner}", prefix
-            else:
-                yield prefix, prefix
-
-
-def slots(model: nn.Module) -> Iterator[tuple[nn.Module, str, tuple[int, int, int]]]:
-    """(block, attribute, arguments of `Residual.unit`) of every unit, in run order."""
-    for _, _, block in gated_blocks(model):
-        yield from ((block, attribute, arguments) for attribute, arguments in block.slots())
+                unit = f"{outer}/" + unit.removeprefix(outer.removesuffix(".unit")).lstrip(".")
+            yield unit, block, attribute, arguments
 
 
 # -- the whole model
@@ -296,7 +290,7 @@ class Gated:
     def unit_order(self) -> Iterator[tuple[str, Unit]]:
         """(name, unit) in run order."""
         assert isinstance(self, nn.Module)
-        for (name, _), (block, attribute, _) in zip(positions(self), slots(self), strict=True):
+        for name, block, attribute, _ in slots(self):
             yield name, getattr(block, attribute)
 
     def save_pretrained(self, save_directory: Any, **options: Any) -> None:

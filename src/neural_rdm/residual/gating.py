@@ -78,15 +78,15 @@ def gate(
         )
     for module in found.values():
         diffusers_blocks.swap(module)
-    names = [name for name, _ in diffusers_blocks.positions(model)]
+    slots = list(diffusers_blocks.slots(model))
+    names = [name for name, *_ in slots]
     chosen = _chosen(names, units)
     like = next(model.parameters())
-    for name, (block, attribute, arguments) in zip(names, diffusers_blocks.slots(model), strict=True):
+    for name, block, attribute, arguments in slots:
         rule = residual if name in chosen else Residual("resnet")
-        unit = rule.unit(*arguments).to(like.device, like.dtype)
-        if plain and unit.has_alpha:
-            nn.init.ones_(unit.alpha)
-        setattr(block, attribute, unit)
+        setattr(block, attribute, rule.unit(*arguments).to(like.device, like.dtype))
+    if plain:
+        make_plain(model)
     if hasattr(model, "register_to_config"):
         diffusers_blocks.swap_model(model, residual, sorted(chosen) if len(chosen) < len(names) else None)
     return model

@@ -35,13 +35,11 @@ def fold(model: nn.Module) -> nn.Module:
     """
     if not any(isinstance(module, Unit) for module in model.modules()):
         raise ValueError(f"this {type(model).__name__} has no residual units; there is nothing to fold")
-    changes = [
-        (unit, last, *_folded(unit, name, _gated_behind(block, unit))) for name, block, unit, last in _pairs(model)
-    ]
+    changes = [(last, *_folded(unit, name, _gated_behind(block, unit))) for name, block, unit, last in _pairs(model)]
     plain = copy.deepcopy(model)
     # the same layers of the copy, by their order in the network
     twins = dict(zip(model.modules(), plain.modules(), strict=True))
-    for _, last, scale, shift in changes:
+    for last, scale, shift in changes:
         _apply(twins[last], scale, shift)
     return _stripped(plain)
 

@@ -53,7 +53,7 @@ class DigitsReport:
             ConfigError: the data are not the digits.
         """
         if not all(hasattr(s, "x") and hasattr(s, "y") for s in (data.train_set, data.val_set)):
-            raise ConfigError(f"metric=digits needs data=digits, not {type(data).__name__}; leave it out with ~metric")
+            raise _unmeasurable("digits", data)
         return DigitsEvaluation(
             data.train_set.x, data.train_set.y, data.val_set.x, data.val_set.y, sync_on_compute=False
         )
@@ -138,9 +138,7 @@ class DigitsTextReport(DigitsReport):
             ConfigError: the data are not the captioned digits.
         """
         if not isinstance(data, DigitsText):
-            raise ConfigError(
-                f"metric=digits_text needs data=digits_text, not {type(data).__name__}; leave it out with ~metric"
-            )
+            raise _unmeasurable("digits_text", data)
         return super().metric(data)
 
     def rows(self, metric: Any, drawn: Tensor) -> list[dict[str, Any]]:
@@ -167,15 +165,18 @@ class DigitsVideoReport(DigitsReport):
             ConfigError: the data are not the moving digits.
         """
         if not isinstance(data, DigitsVideo):
-            raise ConfigError(
-                f"metric=digits_video needs data=digits_video, not {type(data).__name__}; leave it out with ~metric"
-            )
+            raise _unmeasurable("digits_video", data)
         assert data.digits.train_set is not None
         clips = DigitsVideo(1, image_size=data.image_size, num_frames=data.num_frames)
         clips.setup()
         held_out = [clips.val_set.load(i, i) for i in range(clips.val_size)]
         x, y = torch.stack([c["x"] for c in held_out]), torch.tensor([c["y"] for c in held_out])
         return DigitsVideoEvaluation(data.digits.train_set.x, data.digits.train_set.y, x, y, sync_on_compute=False)
+
+
+def _unmeasurable(name: str, data: Any) -> ConfigError:
+    """What is wrong with the data of another data module than the metric's, which bears its name."""
+    return ConfigError(f"metric={name} needs data={name}, not {type(data).__name__}; leave it out with ~metric")
 
 
 def finish(
