@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from neural_rdm.backbones.dit import DiT
 from neural_rdm.core.seeding import normal, uniform
 from neural_rdm.data.digits import Digits
-from neural_rdm.diffusion.objectives import EpsilonObjective
+from neural_rdm.diffusion.objectives import DDPMObjective
 from neural_rdm.diffusion.process import DDPM
 from neural_rdm.dynamics.probe import probe
 from neural_rdm.reports.tables import markdown_table
@@ -57,7 +57,7 @@ def train(rule: str, depth: int, seed: int, open_gates: bool) -> dict[str, Any]:
             for block in net.blocks:
                 gates = block.adaLN_modulation[1].bias.view(6, -1)
                 gates[[2, 5]] = GATE_STD * torch.randn(2, WIDTH)
-    data, objective = Digits(), EpsilonObjective(DDPM())
+    data, objective = Digits(), DDPMObjective(DDPM())
     data.setup()
     assert data.train_set is not None
     optimizer = torch.optim.AdamW(net.parameters(), lr=LR, weight_decay=0.0, fused=True)

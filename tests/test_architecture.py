@@ -228,11 +228,11 @@ TRAIN_STEP = """
 import torch
 from neural_rdm import DiT
 from neural_rdm.core import seeding
-from neural_rdm.diffusion.objectives import EpsilonObjective
+from neural_rdm.diffusion.objectives import DDPMObjective
 from neural_rdm.diffusion.process import DDPM
 from neural_rdm.dynamics.probe import probe, sensitivities
 net = DiT(input_size=8, in_channels=2, hidden_size=16, depth=2, num_heads=2, num_classes=3, residual="gated")
-objective, optimizer = EpsilonObjective(DDPM()), torch.optim.AdamW(net.parameters(), lr=1e-2)
+objective, optimizer = DDPMObjective(DDPM()), torch.optim.AdamW(net.parameters(), lr=1e-2)
 before = None
 for step in range(12):
     x, position = torch.ones(4, 2, 8, 8), range(4 * step, 4 * step + 4)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from neural_rdm.diffusion.objectives import EpsilonObjective, discretized_log_likelihood, normal_kl
-from neural_rdm.diffusion.process import DDPM
+from neural_rdm.diffusion.objectives import DDPMObjective, FlowObjective, discretized_log_likelihood, normal_kl
+from neural_rdm.diffusion.process import DDPM, Flow
 from tests.diffusion.test_process import GOLDEN, samples, stand_in
 from tests.helpers import shared
 
@@ -24,7 +24,7 @@ def batch(*shape: int, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
 def test_hybrid_equals_the_official_training_losses():
     golden = load_file(shared(GOLDEN))
     x0, xt, t, noise = (golden[name] for name in ("x_start", "x_t", "t", "noise"))
-    losses = EpsilonObjective(DDPM(), "hybrid").loss(stand_in(xt, t), x0, xt, t, noise)
+    losses = DDPMObjective(DDPM(), "hybrid").loss(stand_in(xt, t), x0, xt, t, noise)
     assert set(losses) == {"loss", "mse", "vb"}
     for name, value in losses.items():
         assert value.dtype == torch.float32
@@ -33,17 +33,17 @@ def test_hybrid_equals_the_official_training_losses():
 
 def test_simple_leaves_the_learned_variance_out():
     output, given_ = samples(3, 8, 2, 2), batch(3, 4, 2, 2)
-    losses = EpsilonObjective(DDPM(), "simple").loss(output, **given_)
+    losses = DDPMObjective(DDPM(), "simple").loss(output, **given_)
     assert set(losses) == {"loss", "mse"}
     expected = (output[:, :4] - given_["noise"]).square().mean(dim=(1, 2, 3))
     torch.testing.assert_close(losses["loss"], expected, rtol=1e-12, atol=0)
-    narrow = EpsilonObjective(DDPM(), "simple").loss(output[:, :4], **given_)
+    narrow = DDPMObjective(DDPM(), "simple").loss(output[:, :4], **given_)
     assert torch.equal(narrow["loss"], losses["loss"])
 
 
 def test_the_bound_trains_only_the_variance():
     output = samples(3, 8, 2, 2).requires_grad_()
-    losses = EpsilonObjective(DDPM()).loss(output, **batch(3, 4, 2, 2))
+    losses = DDPMObjective(DDPM()).loss(output, **batch(3, 4, 2, 2))
     (gradient,) = torch.autograd.grad(losses["vb"].sum(), output)
     assert gradient[:, :4].abs().max() == 0
     assert (gradient[:, 4:].abs().amax(dim=(1, 2, 3)) > 0).all()
@@ -54,7 +54,7 @@ def test_the_bound_weighs_as_if_there_were_1000_steps():
     output, t = samples(3, 8, 2, 2), torch.tensor([0, 1, 400])
     x0, noise = samples(3, 4, 2, 2, seed=1), samples(3, 4, 2, 2, seed=2)
     xt = process.q_sample(x0, t, noise)
-    objective = EpsilonObjective(process)
+    objective = DDPMObjective(process)
     losses = objective.loss(output, x0, xt, t, noise)
     torch.testing.assert_close(losses["vb"], objective.bits(output, x0, xt, t) / 2, rtol=1e-12, atol=0)
     torch.testing.assert_close(losses["loss"], losses["mse"] + losses["vb"], rtol=1e-12, atol=0)
@@ -64,12 +64,12 @@ def test_the_bound_is_zero_where_the_prediction_is_exact():
     x0, noise, t = samples(2, 4, 2, 2), samples(2, 4, 2, 2, seed=1), torch.tensor([3, 700])
     xt = DDPM().q_sample(x0, t, noise)
     exact = torch.cat([noise, -torch.ones_like(noise)], dim=1)
-    assert EpsilonObjective(DDPM()).bits(exact, x0, xt, t).abs().max() < 1e-9
+    assert DDPMObjective(DDPM()).bits(exact, x0, xt, t).abs().max() < 1e-9
 
 
 def test_losses_of_bfloat16_outputs_are_float32_and_computed_so():
     output, given_ = samples(3, 8, 2, 2).bfloat16(), batch(3, 4, 2, 2, dtype=torch.float32)
-    objective = EpsilonObjective(DDPM())
+    objective = DDPMObjective(DDPM())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = objective.loss(output, **given_)
     for name, value in objective.loss(output.float(), **given_).items():
@@ -79,7 +79,7 @@ def test_losses_of_bfloat16_outputs_are_float32_and_computed_so():
 
 def test_a_clips_loss_is_the_mean_of_its_frames():
     output, given_ = samples(3, 5, 8, 2, 2), batch(3, 5, 4, 2, 2)
-    objective = EpsilonObjective(DDPM())
+    objective = DDPMObjective(DDPM())
     clip = objective.loss(output, **given_)
     t = given_.pop("t").repeat_interleave(5)
     frames = objective.loss(output.flatten(0, 1), t=t, **{k: v.flatten(0, 1) for k, v in given_.items()})
@@ -90,14 +90,14 @@ def test_a_clips_loss_is_the_mean_of_its_frames():
 @settings(deadline=None)
 @given(count=st.integers(1, 1000), u=st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=20))
 def test_timesteps_are_those_of_the_uniform_numbers(count, u):
-    objective = EpsilonObjective(DDPM(num_timesteps=count))
+    objective = DDPMObjective(DDPM(num_timesteps=count))
     t = objective.timesteps(torch.tensor(u, dtype=torch.float64))
     assert t.dtype == torch.int64
     assert t.tolist() == [min(int(value * count), count - 1) for value in u]
 
 
 def test_each_timestep_gets_an_equal_share_and_float32_cannot_overflow():
-    objective = EpsilonObjective(DDPM(num_timesteps=10))
+    objective = DDPMObjective(DDPM(num_timesteps=10))
     assert objective.timesteps((torch.arange(1000) + 0.5) / 1000).bincount().tolist() == [100] * 10
     assert objective.timesteps(torch.tensor([1.0 - 1e-12], dtype=torch.float32)).tolist() == [9]
 
@@ -133,7 +133,7 @@ def test_the_likelihood_is_near_the_true_normal_one():
 def test_a_training_step_never_waits_for_the_device(loss):
     # meta tensors have no values: whatever would copy one to the host fails on them
     process, x0, u = DDPM(), torch.zeros(3, 4, 2, 2, device="meta"), torch.zeros(3, device="meta")
-    objective = EpsilonObjective(process, loss)
+    objective = DDPMObjective(process, loss)
     t = objective.timesteps(u)
     losses = objective.loss(torch.zeros(3, 8, 2, 2, device="meta"), x0, process.q_sample(x0, t, x0), t, x0)
     assert losses["loss"].shape == (3,)
@@ -141,9 +141,60 @@ def test_a_training_step_never_waits_for_the_device(loss):
 
 def test_hybrid_needs_a_learned_variance():
     with pytest.raises(ValueError, match="learn_sigma=true"):
-        EpsilonObjective(DDPM()).loss(samples(3, 4, 2, 2), **batch(3, 4, 2, 2))
+        DDPMObjective(DDPM()).loss(samples(3, 4, 2, 2), **batch(3, 4, 2, 2))
 
 
 def test_an_unknown_loss_is_refused():
     with pytest.raises(ValueError, match="hybrid, simple"):
-        EpsilonObjective(DDPM(), "huber")
+        DDPMObjective(DDPM(), "huber")
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v", "x0"])
+def test_min_snr_weighs_the_same_error_of_x0_whatever_is_predicted(prediction):
+    """min(SNR, 5) times the squared error of x_0 (Hang et al. 2023, eq. 7)."""
+    process, given_ = DDPM(prediction=prediction), batch(3, 4, 2, 2)
+    output = samples(3, 4, 2, 2, seed=5)
+    loss = DDPMObjective(process, "simple", min_snr_gamma=5.0).loss(output, **given_)["loss"]
+    x0 = process.predict_x0(output, given_["xt"], given_["t"])
+    snr = (process.alphas_cumprod / (1 - process.alphas_cumprod))[given_["t"]]
+    expected = snr.clamp(max=5) * (x0 - given_["x0"]).square().mean(dim=(1, 2, 3))
+    torch.testing.assert_close(loss, expected, rtol=1e-8, atol=0)
+    assert (snr > 5).any()
+    assert (snr < 5).any()
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v", "x0"])
+@pytest.mark.parametrize("loss", ["hybrid", "simple"])
+def test_a_perfect_network_has_no_squared_error(prediction, loss):
+    process, given_ = DDPM(prediction=prediction), batch(3, 4, 2, 2)
+    target = process.target(given_["x0"], given_["t"], given_["noise"])
+    # v = -1 is the posterior's own variance: then the bound is 0 too, but for t = 0
+    losses = DDPMObjective(process, loss).loss(torch.cat([target, -torch.ones_like(target)], dim=1), **given_)
+    assert losses["mse"].max() < 1e-20
+    if loss == "hybrid":
+        assert losses["vb"][1:].abs().max() < 1e-9
+
+
+def test_a_flow_is_trained_on_its_velocity_and_leaves_a_learned_variance_out():
+    x0, noise, t = samples(3, 4, 2, 2, seed=1), samples(3, 4, 2, 2, seed=2), torch.tensor([0.0, 300.0, 999.0])
+    objective, output = FlowObjective(Flow()), samples(3, 8, 2, 2)
+    losses = objective.loss(output, x0, objective.process.q_sample(x0, t, noise), t, noise)
+    torch.testing.assert_close(losses["loss"], (noise - x0 - output[:, :4]).square().mean(dim=(1, 2, 3)))
+
+
+def test_times_of_a_flow_are_logit_normal_or_uniform():
+    u = (torch.arange(10_000) + 0.5) / 10_000
+    assert torch.equal(FlowObjective(Flow(), logit_std=None).timesteps(u), 1000 * u)
+    t = FlowObjective(Flow(), logit_mean=0.5, logit_std=0.8).timesteps(u) / 1000
+    assert torch.logit(t).mean().item() == pytest.approx(0.5, abs=1e-3)
+    assert torch.logit(t).std().item() == pytest.approx(0.8, abs=5e-3)
+    ends = FlowObjective(Flow()).timesteps(torch.tensor([0.0, 1 - 2**-24]))
+    assert ((ends > 0) & (ends < 1000)).all()
+
+
+@pytest.mark.parametrize("arguments", [{"min_snr_gamma": 0.0}, {"loss": "huber"}])
+def test_impossible_objectives_are_refused(arguments):
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        DDPMObjective(DDPM(), **arguments)
+    with pytest.raises(ValueError, match="logit_std"):
+        FlowObjective(Flow(), logit_std=0.0)

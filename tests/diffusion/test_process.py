@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from neural_rdm.diffusion.process import DDPM, even_timesteps, split_output
+from neural_rdm.diffusion.process import DDPM, Flow, even_timesteps, split_output
 from tests.helpers import shared
 
 GOLDEN = "golden/diffusion_dit.safetensors"
@@ -141,7 +141,14 @@ def test_outputs_in_bfloat16_are_read_in_the_samples_precision():
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"schedule": "cosine"}, {"num_timesteps": 0}, {"beta_start": 0.0}, {"beta_start": 0.03}, {"beta_end": 1.0}],
+    [
+        {"schedule": "sigmoid"},
+        {"prediction": "score"},
+        {"num_timesteps": 0},
+        {"beta_start": 0.0},
+        {"beta_start": 0.03},
+        {"beta_end": 1.0},
+    ],
 )
 def test_impossible_schedules_are_refused(arguments):
     with pytest.raises(ValueError, match=next(iter(arguments))):
@@ -157,3 +164,48 @@ def test_impossible_spacings_are_refused(steps):
 def test_an_output_of_strange_width_is_refused():
     with pytest.raises(ValueError, match="learn_sigma"):
         split_output(torch.zeros(1, 5, 2, 2), 4)
+
+
+@pytest.mark.parametrize("end", ["beta_start", "beta_end"])
+def test_the_cosine_schedule_has_no_betas_to_choose(end):
+    with pytest.raises(ValueError, match=f"no {end}"):
+        DDPM("cosine", **{end: 0.01})
+
+
+def test_the_cosine_schedule_is_that_of_improved_ddpm():
+    from diffusers import DDPMScheduler
+
+    theirs = DDPMScheduler(1000, beta_schedule="squaredcos_cap_v2").betas
+    torch.testing.assert_close(DDPM("cosine").betas.float(), theirs, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v", "x0"])
+def test_a_perfect_prediction_is_read_as_the_noise_and_the_sample(prediction):
+    process, x0, noise = DDPM(prediction=prediction), samples(3, 2, 4, 4), samples(3, 2, 4, 4, seed=1)
+    t = torch.tensor([0, 500, 999])
+    xt, target = process.q_sample(x0, t, noise), process.target(x0, t, noise)
+    eps, variance = process.read(torch.cat([target, noise], dim=1), xt, t)
+    torch.testing.assert_close(eps, noise, rtol=1e-9, atol=1e-9)
+    assert torch.equal(variance, noise)
+    torch.testing.assert_close(process.predict_x0(target, xt, t), x0, rtol=1e-9, atol=1e-9)
+    assert process.spaced(10).prediction == prediction
+
+
+def test_v_is_that_of_diffusers():
+    from diffusers import DDIMScheduler
+
+    process, x0, noise = DDPM(prediction="v"), samples(3, 2, 4, 4), samples(3, 2, 4, 4, seed=1)
+    t, scheduler = torch.tensor([0, 500, 999]), DDIMScheduler(trained_betas=DDPM().betas.tolist())
+    scheduler.alphas_cumprod = DDPM().alphas_cumprod
+    torch.testing.assert_close(process.target(x0, t, noise), scheduler.get_velocity(x0, noise, t))
+
+
+def test_a_flow_is_a_straight_path_with_one_velocity():
+    flow, x0, noise = Flow(), samples(3, 2, 4, 4), samples(3, 2, 4, 4, seed=1)
+    t = torch.tensor([0.0, 250.0, 1000.0])
+    xt = flow.q_sample(x0, t, noise)
+    torch.testing.assert_close(xt, torch.stack([x0[0], 0.75 * x0[1] + 0.25 * noise[1], noise[2]]))
+    torch.testing.assert_close(flow.predict_x0(flow.target(x0, t, noise), xt, t), x0)
+    assert flow.schedule.signal(torch.tensor(0.25)) == 0.75
+    with pytest.raises(ValueError, match="num_timesteps"):
+        Flow(0)

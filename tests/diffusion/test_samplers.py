@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from neural_rdm.core.seeding import normal
 from neural_rdm.diffusion.guidance import guided_model
-from neural_rdm.diffusion.process import DDPM
+from neural_rdm.diffusion.process import DDPM, Flow
 from neural_rdm.diffusion.samplers import Sampler, denoise, sample
 from tests.diffusion.test_process import GOLDEN, samples, stand_in
 from tests.helpers import shared
@@ -239,7 +240,7 @@ def test_latent_diffusions_timesteps_start_at_one_and_end_at_the_first_alpha_bar
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"name": "euler"},
+        {"name": "lcm"},
         {"steps": 0},
         {"eta": 1.5},
         {"steps_offset": 2},
@@ -275,3 +276,56 @@ def test_what_cannot_be_sampled_is_refused():
         sample(network, process, Sampler(), (3, 4, 4), 2, condition={"y": torch.zeros(3, dtype=torch.int64)})
     with pytest.raises(ValueError, match="one generator per sample"):
         denoise(network, process, Sampler("ddpm"), torch.zeros(2, 3, 4, 4))
+
+
+def exact_flow(mean: Tensor, variance: Tensor):
+    """The velocity E[eps - x_0 | x_t] for data N(mean, variance), with t in [0, 1000]."""
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        t = t.view(-1, 1, 1, 1).to(x.dtype) / 1000
+        total = (1 - t) ** 2 * variance + t**2
+        centred = x - (1 - t) * mean
+        return t * centred / total - mean - (1 - t) * variance * centred / total
+
+    return velocity
+
+
+def test_euler_and_heun_follow_a_flow_at_first_and_second_order() -> None:
+    mean, variance = torch.tensor([1.0, -0.5]).view(2, 1, 1), torch.tensor([0.2, 2.0]).view(2, 1, 1)
+    noise = samples(4, 2, 3, 3).double()
+    exact = mean + variance.sqrt() * noise  # a Gaussian keeps its standard score along the PF-ODE
+    errors = {
+        name: [
+            (denoise(exact_flow(mean, variance), Flow(), Sampler(name, steps=n), noise) - exact).abs().max().item()
+            for n in (16, 32, 64)
+        ]
+        for name in ("euler", "heun")
+    }
+    for name, order in (("euler", 1), ("heun", 2)):
+        for coarse, fine in itertools.pairwise(errors[name]):
+            assert math.log2(coarse / fine) == pytest.approx(order, abs=0.3), (name, errors)
+
+
+@pytest.mark.parametrize("prediction", ["v", "x0"])
+@pytest.mark.parametrize("name", ["ddim", "dpm++", "ddpm"])
+def test_a_network_may_predict_v_or_x0_instead(name: str, prediction: str) -> None:
+    process, other = DDPM(), DDPM(prediction=prediction)
+    sampler, noise = Sampler(name, steps=10), samples(2, 3, 4, 4).double()
+    generators = [[torch.Generator().manual_seed(i) for i in range(2)] for _ in range(2)]
+
+    def as_epsilon(x: Tensor, t: Tensor) -> Tensor:
+        return 0.9 * x * process._at("noise", t, x)
+
+    def as_other(x: Tensor, t: Tensor) -> Tensor:
+        eps = as_epsilon(x, t)
+        return other.target(process.predict_x0_from_eps(x, t, eps), t, eps)
+
+    expected = denoise(as_epsilon, process, sampler, noise, generators[0])
+    found = denoise(as_other, other, sampler, noise, generators[1])
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize(("name", "process"), [("euler", DDPM()), ("heun", DDPM()), ("ddim", Flow()), ("ddpm", Flow())])
+def test_a_sampler_of_the_other_kind_of_process_is_refused(name: str, process: DDPM | Flow) -> None:
+    with pytest.raises(ValueError, match=f"name={name} cannot run a"):
+        Sampler(name).scheduler(process)

@@ -10,7 +10,7 @@ import torch
 
 from neural_rdm.backbones.dit import DiT
 from neural_rdm.data.digits import Digits
-from neural_rdm.diffusion.objectives import EpsilonObjective
+from neural_rdm.diffusion.objectives import DDPMObjective
 from neural_rdm.diffusion.process import DDPM
 from neural_rdm.latents.first_stage import Identity
 from neural_rdm.training.checkpoints import StreamedCheckpointIO
@@ -26,7 +26,7 @@ def tiny_module(residual: str = "gated", max_steps: int = 8, **optimizer: Any) -
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.1)
     return NeuralRDMF(
-        net, EpsilonObjective(DDPM()), Optimizer(**{"lr": 1e-2, **optimizer}), Identity(), seed=3, max_steps=max_steps
+        net, DDPMObjective(DDPM()), Optimizer(**{"lr": 1e-2, **optimizer}), Identity(), seed=3, max_steps=max_steps
     )
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from neural_rdm.conditioning.text import TextEncoder
     from neural_rdm.data.base import DataModule
-    from neural_rdm.diffusion.process import DDPM
+    from neural_rdm.diffusion.process import DDPM, Flow
     from neural_rdm.diffusion.samplers import Sampler
 
 ROUNDING = "uint8: 127.5 * x + 128, clamped to [0, 255] and truncated (DiT)"
@@ -153,7 +153,7 @@ class LoadedRun:
     step: int
     weights: str
     net: nn.Module
-    process: DDPM
+    process: DDPM | Flow
     data: DataModule
     text: TextEncoder | None
     decode: Callable[[Tensor], Tensor] | None

@@ -62,6 +62,11 @@ def check_across(cfg: DictConfig, sources: Sources) -> None:
     _check_text(cfg, sources)
     _check_gates(cfg, sources)
     _check_sampler(cfg, sources)
+    if cfg.diffusion.get("learned_times") is not None and not cfg.strategy._target_.endswith((".single", ".ddp")):
+        raise ConfigError(
+            "diffusion.learned_times trains a parameter outside the network, which only strategy=single and "
+            "strategy=ddp average over devices; pass one of these, or diffusion.learned_times=null"
+        )
     size, (key, side) = _latent_size(cfg), _called(backbone, SIZES)
     if size is not None and side is not None and size != side:
         raise ConfigError(
@@ -158,6 +163,10 @@ def _check_gates(cfg: DictConfig, sources: Sources) -> None:
         )
 
 
+#: the samplers of a flow
+FLOW_SAMPLERS = ("euler", "heun")
+
+
 def _check_sampler(cfg: DictConfig, sources: Sources) -> None:
     """What would otherwise come to light at the first preview, hours into a run."""
     backbone, sampler, process = cfg.backbone, cfg.sampler, cfg.diffusion.get("process") or {}
@@ -174,6 +183,15 @@ def _check_sampler(cfg: DictConfig, sources: Sources) -> None:
             f"sampler.channels={channels} but {key}={width}; pass sampler.channels=all"
             f"{sources.where('sampler.channels')}"
         )
+    flow, name = str(process.get("_target_", "")).endswith(".Flow"), sampler.get("name")
+    if flow != (name in FLOW_SAMPLERS):
+        fitting = " or ".join(f"sampler={n}" for n in (FLOW_SAMPLERS if flow else ("ddim", "dpm", "ddpm")))
+        kind = "a flow" if flow else "no flow"
+        raise ConfigError(
+            f"sampler.name={name}, but this diffusion process is {kind}; pass {fitting}{sources.where('sampler.name')}"
+        )
+    if flow:
+        return
     total = process.get("num_timesteps")
     most = None if total is None else total - (sampler.get("name") == "dpm++" or sampler.get("steps_offset", 0))
     if most is not None and sampler.get("steps", 1) > most:

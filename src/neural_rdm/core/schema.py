@@ -39,12 +39,18 @@ class Residual:
 @dataclass
 class DDPM:
     _target_: str
-    schedule: str = one_of("linear", "scaled_linear")
+    schedule: str = one_of("linear", "scaled_linear", "cosine")
     num_timesteps: int = positive()
-    beta_start: float = between(0, 1)
-    beta_end: float = between(0, 1)
+    beta_start: Optional[float] = between(0, 1)
+    beta_end: Optional[float] = between(0, 1)
+    prediction: str = one_of("epsilon", "v", "x0")
 
     def check(self) -> list[Problem]:
+        ends = {"beta_start": self.beta_start, "beta_end": self.beta_end}
+        if self.schedule == "cosine":
+            return [(k, f"{v} is not used by schedule=cosine: pass null") for k, v in ends.items() if v is not None]
+        if self.beta_start is None or self.beta_end is None:
+            return []
         if not 0 < self.beta_start <= self.beta_end < 1:
             return [
                 ("beta_end", f"{self.beta_end} and beta_start={self.beta_start} must be 0 < beta_start <= beta_end < 1")
@@ -53,16 +59,39 @@ class DDPM:
 
 
 @dataclass
-class EpsilonObjective:
+class LearnedTimes:
+    _target_: str
+    bins: int = at_least(2)
+    uniform: float = between(0, 1)
+
+
+@dataclass
+class DDPMObjective:
     _target_: str
     process: Any = node()
     loss: str = one_of("hybrid", "simple")
+    min_snr_gamma: Optional[float] = positive()
+    learned_times: Any = node(optional=True)
+
+
+@dataclass
+class Flow:
+    _target_: str
+    num_timesteps: int = positive()
+
+
+@dataclass
+class FlowObjective:
+    _target_: str
+    process: Any = node()
+    logit_mean: float = field()
+    logit_std: Optional[float] = positive()
 
 
 @dataclass
 class Sampler:
     _target_: str
-    name: str = one_of("ddim", "dpm++", "ddpm")
+    name: str = one_of("ddim", "dpm++", "ddpm", "euler", "heun")
     steps: int = between(1, 1000)
     eta: float = between(0, 1)
     cfg_scale: float = at_least(0)
@@ -329,8 +358,11 @@ TARGETS: dict[str, type] = {
     "neural_rdm.backbones.unet.UNet": UNet,
     "neural_rdm.backbones.uvit.UViT": UViT,
     "neural_rdm.residual.Residual": Residual,
-    "neural_rdm.diffusion.objectives.EpsilonObjective": EpsilonObjective,
+    "neural_rdm.diffusion.objectives.DDPMObjective": DDPMObjective,
+    "neural_rdm.diffusion.objectives.FlowObjective": FlowObjective,
     "neural_rdm.diffusion.process.DDPM": DDPM,
+    "neural_rdm.diffusion.process.Flow": Flow,
+    "neural_rdm.diffusion.times.LearnedTimes": LearnedTimes,
     "neural_rdm.diffusion.samplers.Sampler": Sampler,
     "neural_rdm.latents.first_stage.Identity": IdentityStage,
     "neural_rdm.latents.first_stage.KL": AutoencoderStage,

@@ -1,38 +1,55 @@
-"""What an epsilon-predicting network is trained to minimise, one number per sample."""
+"""What a network is trained to minimise, one number per sample."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from neural_rdm.diffusion.process import DDPM, split_output
+from neural_rdm.diffusion.process import DDPM, Flow, split_output
+from neural_rdm.diffusion.times import LearnedTimes
 
 LOSSES = ("hybrid", "simple")
 
 
-class EpsilonObjective:
+class DDPMObjective(nn.Module):
     """The training loss of DiT and Latte (`hybrid`) or of DDPM, LDM and U-ViT (`simple`).
 
-    `simple` is the squared error of epsilon (DDPM, eq. 14). `hybrid` adds the variational bound in bits per dimension,
-    which trains only the variance: the mean is detached (Improved DDPM, section 3.1, weighed as in official DiT).
+    `simple` is the squared error of what the process says that the network predicts: epsilon (DDPM, eq. 14), v or x_0.
+    `hybrid` adds the variational bound in bits per dimension, which trains only the variance: the mean is detached
+    (Improved DDPM, section 3.1, weighed as in official DiT).
 
     Args:
         process: the diffusion process.
         loss: `hybrid`, for networks with learn_sigma=true, or `simple`, for any; a learned variance is then left out.
+        min_snr_gamma: weigh the squared error so that x_0's has the weight min(SNR, gamma) (Hang et al. 2023, who take
+            5); None for the weight 1 on whatever is predicted.
+        learned_times: the training times follow a schedule of their own, see `LearnedTimes`; None for uniform ones.
 
     Raises:
-        ValueError: an unknown `loss`.
+        ValueError: an unknown `loss`, or a gamma that is not above 0.
     """
 
-    def __init__(self, process: DDPM, loss: str = "hybrid") -> None:
+    def __init__(
+        self,
+        process: DDPM,
+        loss: str = "hybrid",
+        min_snr_gamma: float | None = None,
+        learned_times: LearnedTimes | None = None,
+    ) -> None:
+        super().__init__()
         if loss not in LOSSES:
             raise ValueError(f"loss={loss!r} is not one of {', '.join(LOSSES)}")
-        self.process, self.hybrid = process, loss == "hybrid"
+        if min_snr_gamma is not None and not min_snr_gamma > 0:
+            raise ValueError(f"min_snr_gamma={min_snr_gamma} must be above 0, or null for no such weight")
+        self.process, self.hybrid, self.min_snr_gamma = process, loss == "hybrid", min_snr_gamma
+        self.learned_times = learned_times
 
     def timesteps(self, u: Tensor) -> Tensor:
-        """Uniform timesteps int64 [B] in 0..T-1 from uniform numbers u [B] in [0, 1)."""
+        """Timesteps int64 [B] in 0..T-1 from uniform numbers u [B] in [0, 1): uniform, or in training as learned."""
+        if self.learned_times is not None and self.training:
+            u = self.learned_times.times(u)
         count = self.process.num_timesteps
         # u just below 1 may round to 1 in float32
         return (u * count).long().clamp(max=count - 1)
@@ -45,26 +62,40 @@ class EpsilonObjective:
             x0: [B, C, H, W] or [B, F, C, H, W], the clean sample.
             xt: `process.q_sample(x0, t, noise)`.
             t: int64 [B].
-            noise: what the network should predict, x0's shape.
+            noise: standard normal, x0's shape.
 
         Returns:
-            "loss", "mse" and, when hybrid, "vb" (bits per dimension, times T / 1000); loss = mse + vb.
+            "loss", "mse" and, when hybrid, "vb" (bits per dimension, times T / 1000); loss = mse + vb. With learned
+            times each is divided by the density of its t, so that its expectation is that of uniform times.
 
         Raises:
             ValueError: hybrid without a learned variance, or channels that do not fit.
         """
         dtype = torch.promote_types(x0.dtype, torch.float32)
         model_output, x0, xt, noise = (x.to(dtype) for x in (model_output, x0, xt, noise))
-        eps, v = split_output(model_output, x0.shape[-3])
-        mse = _mean(torch.square(noise - eps))
-        if not self.hybrid:
-            return {"loss": mse, "mse": mse}
-        if v is None:
-            raise ValueError(
-                "loss=hybrid trains a learned variance: build the network with learn_sigma=true, or set loss=simple"
-            )
-        vb = self.bits(torch.cat([eps.detach(), v], dim=-3), x0, xt, t) * (self.process.num_timesteps / 1000)
-        return {"loss": mse + vb, "mse": mse, "vb": vb}
+        predicted, v = split_output(model_output, x0.shape[-3])
+        mse = _mean(torch.square(self.process.target(x0, t, noise) - predicted)) * self._weight(t, x0)
+        losses = {"loss": mse, "mse": mse}
+        if self.hybrid:
+            if v is None:
+                raise ValueError(
+                    "loss=hybrid trains a learned variance: build the network with learn_sigma=true, or set loss=simple"
+                )
+            bits = self.bits(torch.cat([predicted.detach(), v], dim=-3), x0, xt, t)
+            vb = bits * (self.process.num_timesteps / 1000)
+            losses = {"loss": mse + vb, "mse": mse, "vb": vb}
+        if self.learned_times is not None and self.training:
+            return self.learned_times.weigh(losses, (t + 0.5) / self.process.num_timesteps)
+        return losses
+
+    def _weight(self, t: Tensor, like: Tensor) -> Tensor | float:
+        """The weight [B] of min-SNR on the error of what is predicted."""
+        if self.min_snr_gamma is None:
+            return 1.0
+        snr = self.process.snr(t, like).flatten()
+        # |x_0 error|^2 = |epsilon error|^2 / SNR = |v error|^2 / (SNR + 1)
+        of_x0 = {"epsilon": snr, "v": snr + 1, "x0": torch.ones_like(snr)}[self.process.prediction]
+        return snr.clamp(max=self.min_snr_gamma) / of_x0
 
     def bits(self, model_output: Tensor, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
         """The term of the variational bound at t, bits per dimension [B] (Improved DDPM, eqs. 4 to 7).
@@ -77,6 +108,39 @@ class EpsilonObjective:
         divergence = _mean(normal_kl(true_mean, true_log_variance, mean, log_variance))
         likelihood = _mean(discretized_log_likelihood(x0, mean, log_variance / 2))
         return torch.where(t == 0, -likelihood, divergence) / math.log(2)
+
+
+class FlowObjective(nn.Module):
+    """Flow matching: the squared error of the velocity along straight paths.
+
+    Args:
+        process: the path.
+        logit_mean: centre of the logit-normal times (Stable Diffusion 3, section 3.1); above 0 leans towards noise.
+        logit_std: their width; None for uniform times.
+
+    Raises:
+        ValueError: a width that is not above 0.
+    """
+
+    def __init__(self, process: Flow, logit_mean: float = 0.0, logit_std: float | None = 1.0) -> None:
+        super().__init__()
+        if logit_std is not None and not logit_std > 0:
+            raise ValueError(f"logit_std={logit_std} must be above 0, or null for uniform times")
+        self.process, self.logit_mean, self.logit_std = process, logit_mean, logit_std
+
+    def timesteps(self, u: Tensor) -> Tensor:
+        """Times float [B] in [0, T] from uniform numbers u [B] in [0, 1)."""
+        if self.logit_std is not None:
+            inside = u.clamp(1e-6, 1 - 1e-6)  # the ends are infinitely far away
+            u = torch.sigmoid(self.logit_mean + self.logit_std * torch.special.ndtri(inside))
+        return u * self.process.num_timesteps
+
+    def loss(self, model_output: Tensor, x0: Tensor, xt: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """Per-sample losses "loss" and "mse" [B], equal; see `DDPMObjective.loss`. A learned variance is left out."""
+        dtype = torch.promote_types(x0.dtype, torch.float32)
+        predicted, _ = split_output(model_output.to(dtype), x0.shape[-3])
+        mse = _mean(torch.square(self.process.target(x0.to(dtype), t, noise.to(dtype)) - predicted))
+        return {"loss": mse, "mse": mse}
 
 
 def normal_kl(mean: Tensor, log_variance: Tensor, other_mean: Tensor, other_log_variance: Tensor) -> Tensor:

@@ -12,21 +12,25 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-SCHEDULES = ("linear", "scaled_linear")
+from neural_rdm.dynamics.schedules import VP_SCHEDULES, Interpolant
+
+PREDICTIONS = ("epsilon", "v", "x0")
 
 
 class DDPM:
-    """A discrete variance-preserving process with an epsilon-predicting network.
+    """A discrete variance-preserving process, and what the network says of it.
 
     Samples are images [B, C, H, W] or clips [B, F, C, H, W]; t is an int64 tensor [B] on the samples' device. The
     tables are float64; each is gathered in the sample's dtype, on its device, without making the host wait.
 
     Args:
-        schedule: `linear` (DiT, Latte, ADM) or `scaled_linear` (LDM, Stable Diffusion: linear in sqrt(beta); LDM's own
-            code calls this one "linear").
+        schedule: `linear` (DiT, Latte, ADM), `scaled_linear` (LDM, Stable Diffusion) or `cosine` (Improved DDPM); see
+            `dynamics.schedules`.
         num_timesteps: T.
-        beta_start: the first beta. LDM uses 0.0015, Stable Diffusion 0.00085.
-        beta_end: the last beta. LDM uses 0.0195, Stable Diffusion 0.012.
+        beta_start: the first beta; None for the schedule's own (`cosine` has none to choose).
+        beta_end: the last beta.
+        prediction: what the network predicts: `epsilon`, `v` = signal * eps - noise * x_0 (Salimans and Ho 2022), or
+            `x0`.
 
     Attributes:
         betas: float64 [T].
@@ -34,21 +38,29 @@ class DDPM:
         timesteps: int64 [T], the names by which the network knows these steps: 0..T-1 unless the process is `spaced`.
 
     Raises:
-        ValueError: an unknown schedule, T < 1, or betas that are not 0 < beta_start <= beta_end < 1.
+        ValueError: an unknown schedule or prediction, T < 1, betas that are not 0 < beta_start <= beta_end < 1, or
+            betas for a schedule that has none.
     """
 
     def __init__(
-        self, schedule: str = "linear", num_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 2e-2
+        self,
+        schedule: str = "linear",
+        num_timesteps: int = 1000,
+        beta_start: float | None = None,
+        beta_end: float | None = None,
+        prediction: str = "epsilon",
     ) -> None:
-        if schedule not in SCHEDULES:
-            raise ValueError(f"schedule={schedule!r} is not one of {', '.join(SCHEDULES)}")
+        if schedule not in VP_SCHEDULES:
+            raise ValueError(f"schedule={schedule!r} is not one of {', '.join(VP_SCHEDULES)}")
+        if prediction not in PREDICTIONS:
+            raise ValueError(f"prediction={prediction!r} is not one of {', '.join(PREDICTIONS)}")
         if num_timesteps < 1:
             raise ValueError(f"num_timesteps={num_timesteps} must be at least 1")
-        if not 0 < beta_start <= beta_end < 1:
-            raise ValueError(f"need 0 < beta_start <= beta_end < 1, not beta_start={beta_start}, beta_end={beta_end}")
-        power = 1.0 if schedule == "linear" else 0.5
-        roots = torch.linspace(beta_start**power, beta_end**power, num_timesteps, dtype=torch.float64)
-        self._fill(roots ** (1 / power), torch.arange(num_timesteps))
+        ends = {k: v for k, v in (("beta_start", beta_start), ("beta_end", beta_end)) if v is not None}
+        if ends and schedule == "cosine":
+            raise ValueError(f"schedule=cosine has no {' and no '.join(ends)}: leave it at null")
+        self.prediction = prediction
+        self._fill(VP_SCHEDULES[schedule](**ends).betas(num_timesteps), torch.arange(num_timesteps))
 
     def _fill(self, betas: Tensor, timesteps: Tensor) -> None:
         self.betas, self.timesteps = betas, timesteps
@@ -60,6 +72,7 @@ class DDPM:
         self._tables = {
             "signal": bar.sqrt(),
             "noise": (1 - bar).sqrt(),
+            "snr": bar / (1 - bar),
             "log_beta": betas.log(),
             "posterior_x0": betas * before.sqrt() / (1 - bar),
             "posterior_xt": (1 - before) * (1 - betas).sqrt() / (1 - bar),
@@ -91,6 +104,7 @@ class DDPM:
             raise ValueError(f"timesteps must ascend within 0..{self.num_timesteps - 1}, not {list(steps)}")
         bar = self.alphas_cumprod[index]
         process = DDPM.__new__(DDPM)
+        process.prediction = self.prediction
         process._fill(1 - bar / torch.cat([bar.new_ones(1), bar[:-1]]), self.timesteps[index])
         return process
 
@@ -104,6 +118,34 @@ class DDPM:
     def q_sample(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t from x_0 and standard normal noise of the same shape (DDPM, eq. 4)."""
         return self._at("signal", t, x0) * x0 + self._at("noise", t, x0) * noise
+
+    def snr(self, t: Tensor, like: Tensor) -> Tensor:
+        """Signal-to-noise ratio alpha_bar / (1 - alpha_bar) at t [B], shaped to broadcast with `like` [B, ...]."""
+        return self._at("snr", t, like)
+
+    def target(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """What the network should predict at `q_sample(x0, t, noise)`."""
+        if self.prediction == "v":
+            return self._at("signal", t, x0) * noise - self._at("noise", t, x0) * x0
+        return noise if self.prediction == "epsilon" else x0
+
+    def read(self, model_output: Tensor, xt: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Epsilon as the network's output [B, C or 2C, ...] at (xt, t) has it, and the variance half v or None.
+
+        Raises:
+            ValueError: the output has neither C nor 2C channels.
+        """
+        predicted, v = split_output(model_output.to(xt.dtype), xt.shape[-3])
+        signal, noise = self._at("signal", t, xt), self._at("noise", t, xt)
+        if self.prediction == "v":
+            predicted = signal * predicted + noise * xt
+        elif self.prediction == "x0":
+            predicted = (xt - signal * predicted) / noise
+        return predicted, v
+
+    def predict_x0(self, model_output: Tensor, xt: Tensor, t: Tensor) -> Tensor:
+        """x_0 as the network's output [B, C or 2C, ...] at (xt, t) has it; not clipped."""
+        return self.predict_x0_from_eps(xt, t, self.read(model_output, xt, t)[0])
 
     def predict_x0_from_eps(self, xt: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """The x_0 for which `q_sample(x_0, t, eps)` is x_t; not clipped, since latents have no fixed range."""
@@ -120,9 +162,9 @@ class DDPM:
         """p(x_{t-1} | x_t) as the network predicts it.
 
         Args:
-            model_output: epsilon with x's C channels (the variance is then the posterior's, "fixed small"), or 2C
-                channels on dimension -3: epsilon, then v in about [-1, 1], which interpolates the log-variance between
-                the posterior's (-1) and log beta (1) (Improved DDPM, eq. 15).
+            model_output: `prediction` with x's C channels (the variance is then the posterior's, "fixed small"), or 2C
+                channels on dimension -3: the prediction, then v in about [-1, 1], which interpolates the log-variance
+                between the posterior's (-1) and log beta (1) (Improved DDPM, eq. 15).
             xt: [B, C, H, W] or [B, F, C, H, W].
             t: int64 [B], indices of this process.
 
@@ -132,12 +174,49 @@ class DDPM:
         Raises:
             ValueError: the output has neither C nor 2C channels.
         """
-        eps, v = split_output(model_output.to(xt.dtype), xt.shape[-3])
+        eps, v = self.read(model_output, xt, t)
         x0 = self.predict_x0_from_eps(xt, t, eps)
         mean, _, log_variance = self.q_posterior(x0, xt, t)
         if v is not None:
             log_variance = torch.lerp(log_variance, self._at("log_beta", t, xt).expand_as(xt), (v + 1) / 2)
         return mean, log_variance, x0
+
+
+class Flow:
+    """The straight path x_t = (1 - t/T) x_0 + (t/T) eps of flow matching; the network predicts its velocity, eps - x_0.
+
+    Times are float [B] in [0, T], as the network is told them: real numbers, not indices (Lipman et al. 2023; Liu et
+    al. 2023; SiT's linear path, with the data at 0).
+
+    Args:
+        num_timesteps: T, the number that the network knows pure noise by.
+
+    Raises:
+        ValueError: T < 1.
+    """
+
+    prediction = "velocity"
+
+    def __init__(self, num_timesteps: int = 1000) -> None:
+        if num_timesteps < 1:
+            raise ValueError(f"num_timesteps={num_timesteps} must be at least 1")
+        self.num_timesteps, self.schedule = num_timesteps, Interpolant()
+
+    def _share(self, t: Tensor, x: Tensor) -> Tensor:
+        return (t.to(x.dtype) / self.num_timesteps).view(-1, *[1] * (x.dim() - 1))
+
+    def q_sample(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """x_t from x_0 and standard normal noise of the same shape."""
+        return torch.lerp(x0, noise, self._share(t, x0))
+
+    def target(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """What the network should predict: the velocity, the same all along the path."""
+        return noise - x0
+
+    def predict_x0(self, model_output: Tensor, xt: Tensor, t: Tensor) -> Tensor:
+        """x_0 where the path through xt ends, if it keeps the predicted velocity (the first C channels)."""
+        velocity, _ = split_output(model_output.to(xt.dtype), xt.shape[-3])
+        return xt - self._share(t, xt) * velocity
 
 
 def even_timesteps(total: int, steps: int) -> list[int]:
@@ -153,7 +232,8 @@ def even_timesteps(total: int, steps: int) -> list[int]:
 
 
 def split_output(model_output: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
-    """Epsilon and, if the network learns it, the variance half v (else None) of an output with C or 2C channels.
+    """The prediction and, if the network learns it, the variance half v (else None), of an output with C or 2C
+    channels.
 
     Raises:
         ValueError: dimension -3 of the output is neither C nor 2C.
@@ -166,5 +246,5 @@ def split_output(model_output: Tensor, channels: int) -> tuple[Tensor, Tensor | 
             f"the network gave {found} channels for samples of {channels}; it must give {channels} (learn_sigma=false) "
             f"or {2 * channels} (learn_sigma=true)"
         )
-    eps, v = model_output.chunk(2, dim=-3)
-    return eps, v
+    predicted, v = model_output.chunk(2, dim=-3)
+    return predicted, v

@@ -1,4 +1,4 @@
-"""Drawing samples: DDIM, DPM-Solver++ or DDPM steps (diffusers' schedulers) around a guided network.
+"""Drawing samples: DDIM, DPM-Solver++ or DDPM steps, and Euler or Heun steps along a flow (diffusers' schedulers).
 
 A sample is a function of the seed and of the number that it bears, not of the batch or rank that draws it.
 """
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from neural_rdm.core.seeding import keys, normal
 from neural_rdm.diffusion.guidance import Condition, Guidance, Predict, guided_model
-from neural_rdm.diffusion.process import DDPM, even_timesteps, split_output
+from neural_rdm.diffusion.process import DDPM, Flow, even_timesteps, split_output
 
-SAMPLERS = ("ddim", "dpm++", "ddpm")
+SAMPLERS = ("ddim", "dpm++", "ddpm", "euler", "heun")
+FLOW_SAMPLERS = ("euler", "heun")
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,10 @@ class Sampler:
     Args:
         name: `ddim` (Song et al. 2021; timesteps 0, T/n, 2T/n, ...: DiT's "ddim50"), `dpm++` (Lu et al. 2022;
             second-order multistep, evenly spread timesteps) or `ddpm` (evenly spread from 0 to T - 1: DiT's "250"; uses
-            a learned variance if the network has one, else the posterior's).
-        steps: network evaluations per sample. One ddim or ddpm step starts at t = 0 and so hardly moves the noise.
+            a learned variance if the network has one, else the posterior's); for a flow `euler`, or `heun` of second
+            order.
+        steps: of each sample; as many network evaluations (`heun`: 2 * steps - 1). One ddim or ddpm step starts at
+            t = 0 and so hardly moves the noise.
         eta: ddim only: the noise put back in each step, from 0 (deterministic) to 1.
         cfg_scale, channels, interval: see `Guidance`.
         steps_offset: ddim only: 0, or 1 as in LDM and Stable Diffusion: one is added to every timestep, and the last
@@ -70,12 +73,21 @@ class Sampler:
         """Whether steps draw noise."""
         return self.name == "ddpm" or self.eta > 0
 
-    def scheduler(self, process: DDPM) -> Any:
-        """diffusers' scheduler for this process, its timesteps set; they are indices of the process, descending.
+    def scheduler(self, process: DDPM | Flow) -> Any:
+        """diffusers' scheduler for this process, its timesteps set, descending: indices of a DDPM, times of a flow.
 
         Raises:
-            ValueError: more steps than the process has.
+            ValueError: more steps than the process has, or a sampler of the other kind of process.
         """
+        if isinstance(process, Flow) != (self.name in FLOW_SAMPLERS):
+            kind, names = (
+                ("flow", FLOW_SAMPLERS)
+                if isinstance(process, Flow)
+                else ("DDPM", tuple(n for n in SAMPLERS if n not in FLOW_SAMPLERS))
+            )
+            raise ValueError(f"sampler name={self.name} cannot run a {kind} process: choose one of {', '.join(names)}")
+        if isinstance(process, Flow):
+            return self._flow_scheduler(process)
         from diffusers.schedulers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
         total = process.num_timesteps
@@ -102,10 +114,23 @@ class Sampler:
             scheduler.set_timesteps(self.steps)
         return scheduler
 
+    def _flow_scheduler(self, process: Flow) -> Any:
+        from diffusers.schedulers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
+
+        kind: Any = FlowMatchEulerDiscreteScheduler if self.name == "euler" else FlowMatchHeunDiscreteScheduler
+        scheduler = kind(num_train_timesteps=process.num_timesteps)
+        # both end their steps at the last but one of their own times; these are even from T down to T / steps, then 0
+        if self.name == "euler":
+            scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / self.steps, self.steps).tolist())
+        else:
+            scheduler.sigma_min = scheduler.sigma_max / self.steps
+            scheduler.set_timesteps(self.steps)
+        return scheduler
+
 
 def denoise(
     predict: Predict,
-    process: DDPM,
+    process: DDPM | Flow,
     sampler: Sampler,
     noise: Tensor,
     generators: Sequence[torch.Generator] | None = None,
@@ -114,7 +139,8 @@ def denoise(
     """All the steps from given noise to samples.
 
     Args:
-        predict: (x, t) -> [B, C or 2C, ...] with t int64 [B] on the CPU, for example from `guided_model`.
+        predict: (x, t) -> [B, C or 2C, ...] with t [B] on the CPU (int64, of a flow float32), for example from
+            `guided_model`.
         noise: standard normal [B, C, H, W] or [B, F, C, H, W].
         generators: one per sample, on noise's device, for samplers that draw noise in their steps.
         on_step: called after each step.
@@ -132,14 +158,17 @@ def denoise(
             raise ValueError(f"sampler {sampler.name} draws noise in its steps: give one generator per sample")
         options["generator"] = list(generators)
     x = noise
-    for index in scheduler.timesteps.tolist():
-        output = predict(x, process.timesteps[index].expand(len(x)))
-        eps, v = split_output(output.to(x.dtype), x.shape[-3])
-        if sampler.name == "ddpm":
-            # v = -1 is the posterior's variance, so one scheduler serves networks with and without learn_sigma
-            eps = torch.cat([eps, torch.full_like(eps, -1.0) if v is None else v], dim=-3)
+    for time_ in scheduler.timesteps.tolist():
+        t = torch.tensor(time_).expand(len(x))
+        if isinstance(process, Flow):
+            output, _ = split_output(predict(x, t).to(x.dtype), x.shape[-3])
+        else:
+            output, v = process.read(predict(x, process.timesteps[t]), x, t.to(x.device))
+            if sampler.name == "ddpm":
+                # v = -1 is the posterior's variance, so one scheduler serves networks with and without learn_sigma
+                output = torch.cat([output, torch.full_like(output, -1.0) if v is None else v], dim=-3)
         # the DDPM scheduler looks for channels on dimension 1, where a clip has its frames; nothing moves in an image
-        step = scheduler.step(eps.transpose(1, -3), index, x.transpose(1, -3), **options, return_dict=False)
+        step = scheduler.step(output.transpose(1, -3), time_, x.transpose(1, -3), **options, return_dict=False)
         x = step[0].transpose(1, -3)
         if on_step is not None:
             on_step()
@@ -149,7 +178,7 @@ def denoise(
 @torch.no_grad()  # not inference_mode: compiled networks fail in it
 def sample(
     model: Callable[..., Tensor],
-    process: DDPM,
+    process: DDPM | Flow,
     sampler: Sampler,
     shape: Sequence[int],
     positions: int | Sequence[int],
@@ -193,7 +222,8 @@ def sample(
         device = "cpu" if parameter is None else parameter.device
     batches = [slice(start, start + batch_size) for start in range(0, len(numbers), batch_size)]
     parts = []
-    with _evaluating(model), _bar(len(batches) * sampler.steps, progress) as advance:
+    evaluations = len(sampler.scheduler(process).timesteps)
+    with _evaluating(model), _bar(len(batches) * evaluations, progress) as advance:
         for batch in batches:
             part, shown = numbers[batch], {k: v[batch].to(device) for k, v in (condition or {}).items()}
             noise = normal(seed, "sample", part, shape, device)

@@ -1,6 +1,22 @@
-"""Floor 2: what the theory says about depth, made executable: sensitivities of every residual unit."""
+"""Floor 2: what the theory says about depth, made executable: schedules, their ODE as a stack of gated units, and the
+sensitivity of every residual unit.
+"""
 
+from neural_rdm.dynamics.ode import GatedStack, GaussianData, gated_stack, pf_ode, recover_gates, schedule_of
 from neural_rdm.dynamics.probe import Sensitivity, probe, sensitivities
 from neural_rdm.dynamics.supervision import check_supervision, sensitivity_loss, supervise
 
-__all__ = ["Sensitivity", "check_supervision", "probe", "sensitivities", "sensitivity_loss", "supervise"]
+__all__ = [
+    "GatedStack",
+    "GaussianData",
+    "Sensitivity",
+    "check_supervision",
+    "gated_stack",
+    "pf_ode",
+    "probe",
+    "recover_gates",
+    "schedule_of",
+    "sensitivities",
+    "sensitivity_loss",
+    "supervise",
+]

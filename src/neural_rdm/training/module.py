@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from neural_rdm.conditioning.labels import drop_labels, dropout_mask
 from neural_rdm.core import seeding
 from neural_rdm.data.base import Batch
-from neural_rdm.diffusion.objectives import EpsilonObjective
+from neural_rdm.diffusion.objectives import DDPMObjective, FlowObjective
 from neural_rdm.latents.first_stage import Autoencoder, Identity
 from neural_rdm.training import parallel
 from neural_rdm.training.optim import Optimizer
@@ -40,7 +40,7 @@ class NeuralRDM(pl.LightningModule):
     def __init__(
         self,
         net: nn.Module,
-        objective: EpsilonObjective,
+        objective: DDPMObjective | FlowObjective,
         optimizer: Optimizer,
         first_stage: Identity | Autoencoder,
         text: TextEncoder | None = None,
@@ -115,7 +115,7 @@ class NeuralRDM(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer and its per-step schedule."""
-        optimizer = self.optimizer.build(self.net)
+        optimizer = self.optimizer.build(self.net, list(self.objective.parameters()))
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, partial(self.optimizer.factor, max_steps=self.max_steps)
         )

@@ -39,8 +39,10 @@ class Optimizer:
     warmup_steps: int = 0
     schedule: str = "constant"
 
-    def build(self, net: nn.Module) -> torch.optim.AdamW:
-        """AdamW over the trainable parameters of `net`, fused, in two groups: the network and its gates."""
+    def build(self, net: nn.Module, schedule: Sequence[nn.Parameter] = ()) -> torch.optim.AdamW:
+        """AdamW over the trainable parameters of `net`, fused, in two groups: the network and its gates; and a third,
+        without weight decay, where the objective has a learned `schedule`.
+        """
         parameters = dict(net.named_parameters())
         groups: list[dict[str, Any]] = []
         for names in self.names(net):
@@ -53,6 +55,8 @@ class Optimizer:
                     "weight_decay": 0.0 if gates else self.weight_decay,
                 }
             )
+        if schedule:
+            groups.append({"name": "schedule", "params": list(schedule), "lr": self.lr, "weight_decay": 0.0})
         return torch.optim.AdamW(groups, lr=self.lr, betas=(self.betas[0], self.betas[1]), eps=self.eps, fused=True)
 
     def names(self, net: nn.Module) -> list[list[str]]:
