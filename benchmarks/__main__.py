@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import depth, residual, step, supervision, unet
+from benchmarks import depth, gains, residual, step, supervision, unet
 from neural_rdm.core.files import write_text
 
 BENCHMARKS = {
@@ -19,6 +19,7 @@ BENCHMARKS = {
     "step": step.run,
     "supervision": supervision.run,
     "depth": depth.run,
+    "gains": gains.run,
     "unet": unet.run,
 }
 RESULTS = Path(__file__).parent / "results"

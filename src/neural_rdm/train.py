@@ -48,7 +48,11 @@ def train(cfg: DictConfig, folder: Path) -> int:
     checkpoint = newest_readable(folder / "checkpoints")
     step = load_tensors(checkpoint)["global_step"] if checkpoint is not None else 0
     if is_first_rank():
-        for name in ("metrics.csv", "throughput.csv", "sensitivity/sensitivity.csv"):
+        for name in (
+            "metrics.csv",
+            "throughput.csv",
+            *(f"sensitivity/{n}.csv" for n in ("sensitivity", "units", "alarms")),
+        ):
             truncate(folder / name, step)
         for unfinished in (folder / "checkpoints").glob(".*.tmp"):  # of a save that a kill cut short
             unfinished.unlink()

@@ -37,7 +37,8 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def assert_same_end(a: Path, b: Path) -> None:
     assert differences(checkpoint(a), checkpoint(b)) == []
-    for name in ("metrics.csv", "sensitivity/sensitivity.csv", "report/metrics.json", "samples/final.png"):
+    tables = "metrics.csv", "sensitivity/sensitivity.csv", "sensitivity/units.csv", "report/metrics.json"
+    for name in (*tables, "samples/final.png"):
         assert (a / name).read_bytes() == (b / name).read_bytes(), name
 
 

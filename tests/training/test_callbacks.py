@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import os
 import signal
@@ -23,7 +22,7 @@ from neural_rdm.training.ema import EMA
 from neural_rdm.training.guards import FiniteLoss, StopOnSignal
 from neural_rdm.training.logging import CSVLogger, Metrics, Throughput
 from neural_rdm.training.sampling import SampleGrid, draw, rows_of
-from neural_rdm.training.sensitivity import COLUMNS, SensitivityLog
+from neural_rdm.training.sensitivity import COLUMNS, UNIT_COLUMNS, Largest, SensitivityLog
 from neural_rdm.training.validation import Validation
 from tests.training.trainer import fit, tiny_module
 
@@ -122,11 +121,86 @@ def test_sensitivity_does_not_disturb_training_and_can_be_plotted(tmp_path: Path
     assert all(
         torch.equal(a, b) for a, b in zip(plain.state_dict().values(), probed.state_dict().values(), strict=True)
     )
-    with (tmp_path / "sensitivity" / "sensitivity.csv").open() as file:
-        assert sorted({int(r["step"]) for r in csv.DictReader(file)}) == [2, 4, 5]
-    plot = log.plot()
-    assert plot is not None
-    assert Image.open(plot).width > 300
+    for name in ("sensitivity", "units"):
+        assert sorted({int(r["step"]) for r in read_rows(tmp_path / "sensitivity" / f"{name}.csv")}) == [2, 4, 5]
+    plots = log.finish()
+    assert [p.name for p in plots] == ["sensitivity.png", "heatmap.png", "gates.png", "units.png"]
+    assert all(Image.open(plot).width > 300 for plot in plots)
+
+
+def test_units_are_the_same_from_micro_batches_and_from_one_batch(tmp_path: Path) -> None:
+    tables = []
+    for accumulate in (1, 4):
+        folder = tmp_path / str(accumulate)
+        fit(tiny_module(), folder, SensitivityLog(1, time_bins=3), steps=1, accumulate=accumulate)
+        rows = read_rows(folder / "sensitivity" / "units.csv")
+        assert list(rows[0]) == list(UNIT_COLUMNS)
+        assert {r["unit"] for r in rows} == {"0", "1", "2", "3"}
+        assert sum(int(r["samples"]) for r in rows) == 4 * 16
+        tables.append([[float(r[c]) for c in UNIT_COLUMNS if c != "name"] for r in rows])
+    torch.testing.assert_close(torch.tensor(tables[0]), torch.tensor(tables[1]), rtol=1e-4, atol=1e-6)
+
+
+def test_units_are_not_measured_where_nobody_asks(tmp_path: Path) -> None:
+    module = tiny_module()
+    fit(module, tmp_path, SensitivityLog(1, time_bins=0), steps=1)
+    assert (tmp_path / "sensitivity" / "sensitivity.csv").is_file()
+    assert not (tmp_path / "sensitivity" / "units.csv").exists()
+    assert module.on_times is None
+
+
+class Kick(pl.Callback):
+    """Makes one unit's write a hundred times as large, before step 5."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == 4:
+            with torch.no_grad():
+                pl_module.net.blocks[1].mlp_unit.alpha.mul_(100)
+
+
+def test_a_jump_is_told_once_and_written_down(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(tiny_module(lr=1e-5), tmp_path, Kick(), SensitivityLog(1), steps=6)
+    told = [line for line in capsys.readouterr().out.splitlines() if "largest recorded before" in line]
+    rows = read_rows(tmp_path / "sensitivity" / "alarms.csv")
+    assert len(told) == len(rows) > 0
+    assert {r["step"] for r in rows} == {"5"}  # at step 6 it is no news any more
+    write = next(r for r in rows if r["quantity"] == "write_ratio")
+    assert (write["unit"], write["name"]) == ("3", "blocks.1.mlp_unit")
+    assert float(write["now"]) > 4 * float(write["largest_before"])
+    assert f"write_ratio of unit 3 (blocks.1.mlp_unit) is {float(write['now']):.3g}" in "\n".join(told)
+
+
+def test_alarms_are_quiet_at_first_and_know_what_an_earlier_process_saw() -> None:
+    rows = [{"step": str(i), "unit": "0", "norm": str(norm)} for i, norm in enumerate([1e-9, 1e-3, 1.0, math.nan])]
+    assert Largest(rows[:2]).jumps({(0, "norm"): 5.0}, 4) == []
+    resumed = Largest(rows)
+    assert resumed.jumps({(0, "norm"): 3.9}, 4) == []
+    assert resumed.jumps({(0, "norm"): 4.1, (1, "norm"): 9.0}, 4) == [((0, "norm"), 1.0)]
+    resumed.add({(0, "norm"): 4.1})
+    assert resumed.jumps({(0, "norm"): 5.0}, 4) == []
+
+
+def test_the_loggers_are_told_and_a_live_page_shows_the_plots(tmp_path: Path) -> None:
+    class Other(pl.loggers.logger.DummyLogger):
+        told: dict[int, dict[str, float]] = {}
+
+        def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+            self.told[step] = metrics
+
+    log, other = SensitivityLog(2, live=True), Other()
+    fit(tiny_module(), tmp_path, log, steps=4, logger=[CSVLogger(tmp_path), other])
+    assert list(other.told) == [2, 4]
+    rows = [r for r in read_rows(tmp_path / "sensitivity" / "sensitivity.csv") if r["step"] == "4"]
+    assert other.told[4]["sensitivity/norm/blocks.0.attn_unit"] == pytest.approx(float(rows[0]["norm"]))
+    assert other.told[4]["sensitivity/gain/blocks.1.mlp_unit"] == pytest.approx(float(rows[3]["gain"]))
+    assert not (tmp_path / "metrics.csv").exists()
+    page = tmp_path / "sensitivity" / "index.html"
+    assert "step 4" in page.read_text()
+    assert 'http-equiv="refresh"' in page.read_text()
+    assert log.finish()[-1] == page
+    assert "finished" in page.read_text()
+    assert "refresh" not in page.read_text()
+    assert all(name in page.read_text() for name in ("sensitivity.png", "heatmap.png", "gates.png", "units.png"))
 
 
 def test_sample_grid_shows_the_averaged_network_one_row_a_class(tmp_path: Path) -> None:

@@ -62,17 +62,18 @@ def data(cfg: DictConfig) -> DataModule:
     return module
 
 
-def module(cfg: DictConfig, space: str, begins: bool = True) -> NeuralRDM:
+def module(cfg: DictConfig, space: str, begins: bool = True, net: nn.Module | None = None) -> NeuralRDM:
     """The LightningModule.
 
     Args:
         space: what the data are: "pixels" (to be encoded) or "latents".
+        net: a network that is there already, with its weights; by default a fresh one.
         begins: start from `pretrained.path`, if there is one; a run that goes on takes all weights from its checkpoint.
 
     Raises:
         UserError: weights that do not fit, or nothing to train.
     """
-    first_stage, net = build(cfg.first_stage, "first_stage"), network(cfg)
+    first_stage, net = build(cfg.first_stage, "first_stage"), network(cfg) if net is None else net
     if cfg.pretrained.path is not None and begins:
         load_official(net, cfg.pretrained.path, cfg.pretrained.reinit)
     try:

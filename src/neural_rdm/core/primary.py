@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
-from neural_rdm.core.fields import at_least, between, node, nodes, one_of, positive
+from neural_rdm.core.fields import Problem, at_least, between, node, nodes, one_of, positive
 from neural_rdm.core.schema import Checkpoint, Pretrained, Trainer
 
 
@@ -70,6 +70,27 @@ class Evaluate:
 
 
 @dataclass
+class Lens:
+    """The primary configuration of `python -m neural_rdm.lens`."""
+
+    run: str
+    #: see Sample
+    experiment: Optional[str]
+    weights: str = one_of("ema", "raw")
+    samples: int = positive()
+    times: list[float] = field()
+    seed: int = between(0, 2**63 - 1)
+    batch_size: int = positive()
+    accelerator: str = one_of("auto", "cpu", "gpu")
+
+    def check(self) -> list[Problem]:
+        """Refuse noise levels that are no shares."""
+        if not self.times or not all(0 <= share <= 1 for share in self.times):
+            return [("times", f"{list(self.times)} must be shares of the timesteps in [0, 1], such as [0.1,0.5,0.9]")]
+        return []
+
+
+@dataclass
 class Report:
     """The primary configuration of `python -m neural_rdm.report`."""
 
@@ -105,6 +126,7 @@ COMMANDS: dict[str, type] = {
     "train": Train,
     "sample": Sample,
     "evaluate": Evaluate,
+    "lens": Lens,
     "report": Report,
     "deepen": Deepen,
     "convert": Convert,

@@ -317,6 +317,9 @@ class Validation:
 class SensitivityLog:
     _target_: str
     every_n_steps: int = positive()
+    time_bins: int = between(0, 64)
+    alarm: Optional[float] = between(1, 1e9)
+    live: bool = field()
 
 
 @dataclass

@@ -5,15 +5,15 @@ A sample is a function of the seed and of the number that it bears, not of the b
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from neural_rdm.core.progress import progress_bar
 from neural_rdm.core.seeding import keys, normal
 from neural_rdm.diffusion.guidance import Condition, Guidance, Predict, guided_model
 from neural_rdm.diffusion.process import DDPM, Flow, even_timesteps, split_output
@@ -100,7 +100,9 @@ class Sampler:
         betas = {"num_train_timesteps": total, "trained_betas": process.betas.tolist()}
         scheduler: Any
         if self.name == "dpm++":
-            scheduler = DPMSolverMultistepScheduler(**betas, timestep_spacing="linspace")
+            # -5.1: where log(signal / noise) is below that, as at the end of the cosine schedule, x_0 read from a noisy
+            # epsilon is beyond all bounds (diffusers' own advice); the linear schedules end above it
+            scheduler = DPMSolverMultistepScheduler(**betas, timestep_spacing="linspace", lambda_min_clipped=-5.1)
         elif self.name == "ddpm":
             scheduler = DDPMScheduler(**betas, clip_sample=False, variance_type="learned_range")
         else:
@@ -223,7 +225,8 @@ def sample(
     batches = [slice(start, start + batch_size) for start in range(0, len(numbers), batch_size)]
     parts = []
     evaluations = len(sampler.scheduler(process).timesteps)
-    with _evaluating(model), _bar(len(batches) * evaluations, progress) as advance:
+    bar = progress_bar("sampling", len(batches) * evaluations) if progress else nullcontext()
+    with _evaluating(model), bar as advance:
         for batch in batches:
             part, shown = numbers[batch], {k: v[batch].to(device) for k, v in (condition or {}).items()}
             noise = normal(seed, "sample", part, shape, device)
@@ -252,39 +255,3 @@ def _evaluating(model: Any) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-@contextmanager
-def _bar(total: int, show: bool) -> Iterator[Callable[[], None] | None]:
-    """A progress bar's "one more step", or None where none is wanted."""
-    if not show:
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    rate = TextColumn("{task.fields[rate]:.2f} steps/s")
-    columns = (
-        TextColumn("sampling"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        rate,
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task, begin, done = bar.add_task("sampling", total=total, rate=0.0), time.perf_counter(), 0
-
-        def advance() -> None:
-            nonlocal done
-            done += 1
-            bar.update(task, advance=1, rate=done / (time.perf_counter() - begin))
-
-        yield advance

@@ -47,12 +47,7 @@ def plot_sensitivity(csv_path: str | Path, png_path: str | Path) -> Path:
         axes.plot(units, values, color=colour, marker="o" if len(units) <= 48 else "", markersize=3.5, linewidth=1.6)
     _log_if_wide(axes, [value for step in steps for value in stages[step].values()], decades=2)
     _colourbar(figure, axes, steps, colours)
-    if len(names) <= MAX_NAMED_UNITS:
-        labels = [short_name(names[unit]) for unit in units]
-        axes.set_xticks(units, labels, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
-        axes.set_xlabel("unit, in the order in which they run")
-    else:
-        axes.set_xlabel("unit index, in the order in which they run")
+    _name_units(axes, names)
     axes.set_ylabel(r"normalised sensitivity  $\|s_i\| \,/\, \max_j \|s_j\|$")
     axes.set_title("Sensitivity over depth")
     return _save(figure, png_path)
@@ -197,17 +192,37 @@ def _running_mean(values: list[float], width: int) -> list[float]:
         return ((sums[end] - sums[first]) / (counts[end] - counts[first])).tolist()
 
 
-def _figure(wide: float) -> tuple[Figure, Axes]:
-    """A figure outside pyplot: no global state, no display."""
+def _canvas(wide: float, tall: float) -> Figure:
+    """An empty figure outside pyplot: no global state, no display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(wide, 4.4), dpi=144, layout="constrained")
+    figure = Figure(figsize=(wide, tall), dpi=144, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    return figure
+
+
+def _tidy(axes: Axes) -> Axes:
+    """Axes for lines: no box around them, a faint grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.6)
-    return figure, axes
+    return axes
+
+
+def _figure(wide: float) -> tuple[Figure, Axes]:
+    figure = _canvas(wide, 4.4)
+    return figure, _tidy(figure.add_subplot())
+
+
+def _name_units(axes: Axes, names: Mapping[int, str]) -> None:
+    """Depth as the horizontal axis: the units' names where they are few enough to be read, else their indices."""
+    if len(names) <= MAX_NAMED_UNITS:
+        units = sorted(names)
+        labels = [short_name(names[unit]) for unit in units]
+        axes.set_xticks(units, labels, rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
+        axes.set_xlabel("unit, in the order in which they run")
+    else:
+        axes.set_xlabel("unit index, in the order in which they run")
 
 
 def _colours(count: int) -> list[Any]:
@@ -217,7 +232,7 @@ def _colours(count: int) -> list[Any]:
     return [colormaps["viridis"](0.88 * index / max(1, count - 1)) for index in range(count)]
 
 
-def _colourbar(figure: Figure, axes: Axes, steps: list[int], colours: list[Any]) -> None:
+def _colourbar(figure: Figure, axes: Axes | Sequence[Axes], steps: list[int], colours: list[Any]) -> None:
     """A bar of equal bands, one a stage: the stages need not be evenly spaced to stay readable."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import BoundaryNorm, ListedColormap

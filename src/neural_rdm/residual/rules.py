@@ -24,7 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from neural_rdm.residual.taps import tap
+from neural_rdm.residual.taps import tap, watch
 
 Granularity = Literal["channel", "scalar"]
 BetaForm = Literal["additive", "linear"]
@@ -98,6 +98,10 @@ class Unit(nn.Module):
         self.adds_to_stream = not self.scales_stream and beta_form == "additive"
         #: set by `dynamics.probe` for one step: the zero tensor [2] or [4] whose gradient collects squared norms
         self.probe: Tensor | None = None
+        #: set by `dynamics.statistics` for one step: the rows [T, 7] of this unit and the bins [B, T] of the samples
+        self.watched: tuple[Tensor, Tensor] | None = None
+        #: whether the unit is left out: the stream passes as if its branch did not exist (`dynamics.lens`)
+        self.off = False
 
     def _gate_dim(self) -> int:
         return self.dim_out  # gates that act in `write`; `AdaLN` acts in `read`
@@ -123,8 +127,10 @@ class Unit(nn.Module):
         shortcut: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """`write(shortcut(z), branch(read(z)))`; the shapes of `z` and of the result differ only through `shortcut`."""
-        if self.probe is not None:
-            return self._measured(z, branch, g, e, shortcut, self.probe.unbind())
+        if self.off:
+            return z if shortcut is None else shortcut(z)
+        if self.probe is not None or self.watched is not None:
+            return self._measured(z, branch, g, e, shortcut)
         return self.write(z if shortcut is None else shortcut(z), branch(self.read(z, e)), g, e)
 
     def _measured(
@@ -134,18 +140,21 @@ class Unit(nn.Module):
         g: Tensor | None,
         e: Tensor | None,
         shortcut: Callable[[Tensor], Tensor] | None,
-        rows: tuple[Tensor, ...],
     ) -> Tensor:
         """The same unit with its taps: entry and exit, and with four rows the two ways between them as well."""
-        entry, exits, legs = rows[0], rows[1:2], rows[3:]
-        z = stream = tap(z, entry)
+        rows = () if self.probe is None else self.probe.unbind()
+        entry, exits, legs = rows[:1], rows[1:2], rows[3:]
+        z = stream = tap(z, *entry)
         if legs:
             z = tap(z, rows[2])
             if shortcut is None and self.adds_to_stream:
                 exits += legs  # one gradient, measured once
             else:
                 stream = tap(stream, *legs)
-        out = self.write(stream if shortcut is None else shortcut(stream), branch(self.read(z, e)), g, e)
+        before = stream if shortcut is None else shortcut(stream)
+        out = self.write(before, branch(self.read(z, e)), g, e)
+        if self.watched is not None:
+            out = watch(out, before, *self.watched, self.channel_axis)
         return tap(out, *exits)
 
     # -- gates

@@ -1,4 +1,4 @@
-"""Identity functions that measure the gradient passing through them.
+"""Identity functions that measure the gradient passing through them, or the stream itself.
 
 A *tap* returns its input unchanged; in the backward pass it returns the gradient unchanged as well and hands the
 squared norm of that gradient to a zero-valued `row` tensor, as the row's own gradient. So a norm costs no hook, no
@@ -32,3 +32,70 @@ def tap(z: Tensor, *rows: Tensor) -> Tensor:
     `||dL/dz||^2`.
     """
     return _Tap.apply(z, *rows)
+
+
+#: what `watch` measures of each sample, in the order of its columns
+WATCHED = ("rms", "growth", "write_ratio", "write_cos", "redundancy", "mean_share", "importance")
+_TINY = 1e-30
+
+
+class _Watch(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, after: Tensor, before: Tensor, row: Tensor, bins: Tensor, channel_axis: int) -> Tensor:
+        wide = torch.promote_types(after.dtype, torch.float32)
+        z, out = before.to(wide), after.to(wide)
+        write = out - z
+        ctx.save_for_backward(write, torch.stack(_per_row(z, write, out, channel_axis), dim=1), bins)
+        return after.view_as(after)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        write, table, bins = ctx.saved_tensors
+        importance = (grad.to(write.dtype) * write).flatten(1).sum(dim=1, keepdim=True)
+        # a sample may be several rows (the frames of a clip): their means, but all that they change of its loss
+        samples = table.view(len(bins), -1, table.shape[1]).mean(dim=1)
+        samples = torch.cat([samples, importance.view(len(bins), -1, 1).sum(dim=1)], dim=1)
+        return grad, None, bins.to(samples.dtype).T @ samples, None, None
+
+
+def _per_row(z: Tensor, write: Tensor, out: Tensor, channel_axis: int) -> list[Tensor]:
+    """All of `WATCHED` but the last, each [R], from the stream before the unit, what it wrote, and their sum."""
+    tokens = tuple(i for i in range(1, z.ndim) if i != channel_axis % z.ndim)
+    zz, ww, zw = (x.flatten(1).sum(dim=1) for x in (z.square(), write.square(), z * write))
+    oo = out.square().flatten(1).sum(dim=1)
+    mean = out.mean(dim=tokens, keepdim=True)
+    centred = (out - mean).square().flatten(1).sum(dim=1)  # not oo minus the mean's share: that difference may be noise
+    count = out[0].numel() // mean[0].numel()
+    shared = count * mean.square().flatten(1).sum(dim=1)
+    return [
+        (zz / z[0].numel()).sqrt(),
+        (oo / zz.clamp(min=_TINY)).sqrt(),
+        (ww / zz.clamp(min=_TINY)).sqrt(),
+        zw / (zz * ww).sqrt().clamp(min=_TINY),
+        1 - (zz + zw) / (zz * oo).sqrt().clamp(min=_TINY),
+        (shared / centred.clamp(min=_TINY)).sqrt() if count > 1 else torch.full_like(zz, torch.nan),
+    ]
+
+
+def watch(after: Tensor, before: Tensor, row: Tensor, bins: Tensor, channel_axis: int) -> Tensor:
+    """Return the stream `after` a unit unchanged; after the backward pass the gradient of `row` [T, 7] has grown by the
+    sums of `WATCHED` over the samples of each of T bins (frontier of depth diagnostics: what a unit writes, how much of
+    it is new, whether it matters).
+
+    | column | of z_i = `before`, z_{i+1} = `after`, w = z_{i+1} - z_i                                        |
+    |--------|------------------------------------------------------------------------------------------------|
+    | 0      | rms: root mean square of z_i                                                                   |
+    | 1      | growth: ||z_{i+1}|| / ||z_i||                                                                  |
+    | 2, 3   | write_ratio, write_cos: ||w|| / ||z_i||, cos(w, z_i)                                           |
+    | 4      | redundancy: 1 - cos(z_i, z_{i+1})                                                              |
+    | 5      | mean_share: ||J z|| / ||P z|| of z_{i+1}, J the mean over tokens, P = 1 - J; NaN for one token |
+    | 6      | importance: <s_{i+1}, w>, the loss that the write adds, to first order                         |
+
+    Args:
+        after: [R, ...], R a multiple of B.
+        before: the stream that the unit's write is added to, of the same shape.
+        row: zeros [T, 7] that require a gradient.
+        bins: [B, T], 1 where a sample belongs to a bin, else 0.
+        channel_axis: -1 or 1; every other axis but the first counts tokens.
+    """
+    return _Watch.apply(after, before.detach(), row, bins, channel_axis)

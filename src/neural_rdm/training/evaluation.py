@@ -198,7 +198,7 @@ def finish(
         return numbers, paths
     for callback in trainer.callbacks:
         if isinstance(callback, SensitivityLog):
-            paths += _plot(callback.plot)
+            paths += callback.finish()
     if (folder / "metrics.csv").is_file():
         paths += [
             *_plot(lambda: plot_losses(folder / "metrics.csv", folder / "report" / "losses.png")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,8 @@ class NeuralRDM(pl.LightningModule):
         self.net = net
         self.objective, self.optimizer, self.first_stage, self.text = objective, optimizer, first_stage, text
         self.seed, self.max_steps, self.encode, self.compile_blocks = seed, max_steps, encode, compile_blocks
+        #: told the timesteps [B] of every batch before it runs, where a callback wants to know
+        self.on_times: Callable[[Tensor], None] | None = None
 
     def configure_model(self) -> None:
         """Compile and shard the network; Lightning calls this more than once."""
@@ -80,6 +83,8 @@ class NeuralRDM(pl.LightningModule):
         u = torch.from_numpy(seeding.uniform(self.seed, f"{stage} timestep", position))
         t = self.objective.timesteps(u).to(x.device, non_blocking=True)
         noise = seeding.normal(self.seed, f"{stage} noise", position, x.shape[1:], x.device)
+        if self.on_times is not None:
+            self.on_times(t)
         xt = self.objective.process.q_sample(x, t, noise)
         return self.objective.loss(self.net(xt, t, **self.condition(batch, drop)), x, xt, t, noise)
 

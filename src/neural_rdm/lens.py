@@ -1,0 +1,167 @@
+"""`python -m neural_rdm.lens`: what a trained network would predict if it stopped at each of its units.
+
+python -m neural_rdm.lens run=outputs/train/digits_gated/TIME samples=64 times=[0.05,0.25,0.5,0.75,0.95]
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from neural_rdm.cli.app import main, print_paths
+from neural_rdm.cli.runs import inherit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from neural_rdm.cli.runs import LoadedRun
+    from neural_rdm.data.base import Batch
+    from neural_rdm.training.module import NeuralRDM
+
+DEPTHS_SHOWN = 12
+
+
+def lens(cfg: DictConfig, folder: Path) -> int:
+    """Write `depth.{csv,png}`, `left_out.csv` and, for an image network, `depth_samples.png`; return the exit code 0.
+
+    Raises:
+        UserError: no usable run, or no data of it on this machine.
+    """
+    from neural_rdm.cli import build
+    from neural_rdm.cli.runs import load_run
+    from neural_rdm.core.progress import progress_bar
+    from neural_rdm.reports.depth import plot_depth, write_depth
+    from neural_rdm.residual import units
+
+    run = load_run(Path(cfg.run), cfg.weights, cfg.accelerator)
+    run.data.setup()
+    module = build.module(run.config, run.data.space, begins=False, net=run.net).to(run.device).eval()
+    batches = _batches(run, cfg.samples, cfg.batch_size)
+    names = [name for name, _ in units(run.net)]
+    count = sum(len(b["x"]) for b in batches)
+    print(f"{count} samples, {len(names)} units, {run.checkpoint} (step {run.step}, {run.weights} weights)", flush=True)
+    last = run.process.num_timesteps - 1
+    found = [Level(min(last, round(share * (last + 1)))) for share in cfg.times]
+    with progress_bar("looking", len(found) * len(batches) * 2 * (len(names) + 1), "passes") as advance:
+        for level in found:
+            for batch in batches:
+                _look(module, batch, level, advance, share=len(batch["x"]) / count, seed=cfg.seed)
+    facts = {"run": str(run.folder), "step": run.step, "weights": run.weights, "samples": count, "seed": cfg.seed}
+    written = write_depth(folder, names, found, facts)
+    written.append(plot_depth(folder / "depth.csv", folder / "left_out.csv", folder / "depth.png"))
+    written += _pictures(run, found, folder / "depth_samples.png")
+    print("wrote:")
+    print_paths(written)
+    return 0
+
+
+@dataclass
+class Level:
+    """What was seen at one timestep.
+
+    Attributes:
+        t: the timestep.
+        errors: mean squared error of the prediction with the first 0 ... N units, [N + 1].
+        x0_errors: the same of the clean sample that follows from it.
+        left_out: what leaving out one unit alone adds to the error, [N].
+        importance: the same to first order, by one backward pass, [N].
+        seen: the predicted clean sample of the first sample at each depth, [N + 1, ...]; the last is the network's.
+    """
+
+    t: int
+    errors: list[float] = field(default_factory=list)
+    x0_errors: list[float] = field(default_factory=list)
+    left_out: list[float] = field(default_factory=list)
+    importance: list[float] = field(default_factory=list)
+    seen: list[Any] = field(default_factory=list)
+
+
+def _look(module: NeuralRDM, batch: Batch, level: Level, advance: Callable[[], None], share: float, seed: int) -> None:
+    """Add what one batch says, `share` of all samples, at one timestep."""
+    import torch
+
+    from neural_rdm.core import seeding
+    from neural_rdm.diffusion.process import split_output
+    from neural_rdm.dynamics.lens import each_left_out, stopped_early
+    from neural_rdm.dynamics.statistics import Statistics
+
+    net, process = module.net, module.objective.process
+    x, position = batch["x"], batch["position"]
+    if module.encode:
+        x = module.first_stage.encode(x, seed, position)
+    noise = seeding.normal(seed, "lens noise", position, x.shape[1:], x.device)
+    t = torch.full((len(x),), level.t, device=x.device)
+    xt, target = process.q_sample(x, t, noise), process.target(x, t, noise)
+    condition = module.condition(batch, drop=False)
+    first = not level.seen
+
+    def error(output: Tensor) -> Tensor:
+        return (split_output(output.float(), x.shape[-3])[0] - target).square().mean()
+
+    def add(values: list[float], place: int, value: Tensor) -> None:
+        if place == len(values):
+            values.append(0.0)
+        values[place] += share * value.item()
+
+    for kept, output in enumerate(stopped_early(net, lambda: net(xt, t, **condition))):
+        x0 = process.predict_x0(output.float(), xt, t)
+        add(level.errors, kept, error(output))
+        add(level.x0_errors, kept, (x0 - x).square().mean())
+        if first:
+            level.seen.append(x0[0].cpu())
+        advance()
+    whole = error(output)
+    for unit, value in enumerate(each_left_out(net, lambda: error(net(xt, t, **condition)))):
+        add(level.left_out, unit, value - whole)
+        advance()
+    with Statistics(net, process.num_timesteps, bins=1) as watching:
+        watching.at(t)
+        error(net(xt, t, **condition)).backward()
+    for record in watching.records():
+        add(level.importance, record.unit, torch.tensor(-record.importance))
+    advance()
+
+
+def _batches(run: LoadedRun, samples: int, batch_size: int) -> list[Batch]:
+    """The first validation samples (of data without any, training samples) in batches, on the run's device."""
+    data = run.data
+    size = data.val_size or data.train_size
+    needed, batches = min(samples, size), []
+    data.batch_size, data.micro_steps = min(batch_size, needed), 1
+    for batch in data.val_dataloader() if data.val_size else data.train_dataloader():
+        batches.append({name: values[:needed] for name, values in batch.items()})
+        needed -= len(batch["x"])
+        if needed <= 0:
+            break
+    return [data.transfer_batch_to_device(batch, run.device, 0) for batch in batches]
+
+
+def _pictures(run: LoadedRun, found: list[Level], path: Path) -> list[Path]:
+    """What the network would draw of the first sample: a row for each timestep, to the right with ever more units."""
+    import torch
+
+    from neural_rdm.core.errors import CheckpointError
+    from neural_rdm.reports.grids import save_grid
+
+    count = len(found[0].seen)
+    depths = sorted({round(i * (count - 1) / (DEPTHS_SHOWN - 1)) for i in range(DEPTHS_SHOWN)})
+    x = torch.stack([level.seen[depth] for level in found for depth in depths])
+    if x.ndim == 5:
+        x = x[:, 0]  # of a clip its first frame
+    if run.decode is not None:
+        try:
+            x = run.decode(x.to(run.device)).float().cpu()
+        except CheckpointError as error:
+            print(f"{path.name} shows latents: {error}")
+    title = f"x0 after {', '.join(map(str, depths))} units"
+    return [save_grid(x, path, columns=len(depths), row_labels=[f"t {level.t}" for level in found], title=title)]
+
+
+if __name__ == "__main__":
+    main("lens", lens, partial(inherit, keys=("seed",)))
