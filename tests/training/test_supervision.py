@@ -13,6 +13,7 @@ from lightning.pytorch.plugins import MixedPrecision
 
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.core.records import read_rows
+from neural_rdm.dynamics import sensitivity_loss
 from neural_rdm.residual import is_gate
 from neural_rdm.training import parallel
 from neural_rdm.training.checkpoints import StreamedCheckpointIO
@@ -143,3 +144,38 @@ def test_supervision_brings_the_gains_together(tmp_path: Path) -> None:
         fit(module, folder, Supervision(gamma), log, Metrics(1), steps=40, logger=CSVLogger(folder))
         values[gamma] = [float(row["train/sens_loss"]) for row in read_rows(folder / "metrics.csv")]
     assert values[100.0][-1] < 0.5 * values[0.0][-1]
+
+
+@pytest.mark.parametrize("target", ["isometry", "floor"])
+def test_exact_supervision_is_the_gradient_of_the_sum_of_both_losses(target: Any, tmp_path: Path) -> None:
+    """Against autograd of L + gamma L_sens in the same batch, in every parameter; the log's taps change nothing."""
+
+    class Kept(pl.Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            self.batch, self.before = batch, [p.detach().clone() for p in pl_module.net.parameters()]
+
+        def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
+            self.found = {n: p.grad.clone() for n, p in pl_module.net.named_parameters() if p.grad is not None}
+
+    kept, module = Kept(), loud_module(residual="gated" if target == "isometry" else "skip")  # skip: gains below 1
+    log = SensitivityLog(1)
+    logger = CSVLogger(tmp_path)
+    fit(module, tmp_path, log, Supervision(2.0, target, "exact"), Metrics(1), kept, steps=1, logger=logger)
+    with torch.no_grad():
+        for parameter, value in zip(module.net.parameters(), kept.before, strict=True):
+            parameter.copy_(value)
+    module.net.zero_grad()
+
+    def run() -> torch.Tensor:
+        return module.losses(kept.batch, "train", drop=True)["loss"].mean()
+
+    own = sensitivity_loss(module.net, run, target)
+    (run() + 2.0 * own).backward()
+    assert own > 1e-3
+    for name, parameter in module.net.named_parameters():
+        if parameter.grad is not None:
+            assert (kept.found[name] - parameter.grad).norm() <= 2e-4 * parameter.grad.norm(), name
+    row = read_rows(tmp_path / "metrics.csv")[0]
+    assert float(row["train/sens_loss"]) == pytest.approx(own.item(), rel=1e-4)
+    rows = read_rows(tmp_path / "sensitivity" / "units.csv")
+    assert sum(int(r["samples"]) for r in rows) == 4 * 16  # counted once

@@ -25,6 +25,7 @@ from neural_rdm.training.logging import Metrics
 from neural_rdm.training.module import NeuralRDM, module_class
 from neural_rdm.training.optim import freeze
 from neural_rdm.training.progress import StepBar
+from neural_rdm.training.sensitivity import SensitivityLog
 from neural_rdm.training.supervision import Supervision
 
 
@@ -103,7 +104,10 @@ def trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
         if hasattr(callback, "sampler"):
             callback.sampler = sampler
     # before the metrics, so that the norm that they log is of the whole gradient
-    supervision = [Supervision(cfg.gamma)] if cfg.gamma > 0 else []
+    supervision = [Supervision(cfg.gamma, cfg.target, cfg.supervision)] if cfg.gamma > 0 else []
+    # before both, so that its taps are off again when the exact supervision runs the step once more
+    logs = [callback for callback in chosen if isinstance(callback, SensitivityLog)]
+    rest = _in_order([callback for callback in chosen if callback not in logs])
     metrics = Metrics(cfg.log_every_n_steps)
     always = [
         StepBar(metrics),
@@ -128,7 +132,7 @@ def trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
         max_steps=options.max_steps,
         accumulate_grad_batches=options.accumulate_grad_batches,
         gradient_clip_val=cfg.optimizer.get("clip"),
-        callbacks=[*supervision, metrics, *_in_order(chosen), *always],
+        callbacks=[*logs, *supervision, metrics, *rest, *always],
         logger=[
             build(node, f"logger.{name}", save_dir=str(folder), **_run_id(node, folder))
             for name, node in (cfg.logger or {}).items()

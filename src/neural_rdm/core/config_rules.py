@@ -156,6 +156,19 @@ def _check_gates(cfg: DictConfig, sources: Sources) -> None:
             f"gamma={cfg.gamma} with residual={rule}: its sensitivity can be measured but not supervised, since "
             f"{UNSUPERVISED[rule]}; pass gamma=0{sources.where('gamma')}"
         )
+    if cfg.gamma > 0 and cfg.supervision == "exact":
+        trainer = cfg.trainer
+        wrong = {
+            "trainer.devices=1": trainer.devices * trainer.num_nodes > 1,
+            "trainer.accumulate_grad_batches=1": trainer.accumulate_grad_batches > 1,
+            "trainer.compile=false": trainer.compile,
+            "trainer.precision=32-true": trainer.precision == "16-mixed",
+        }
+        if missing := [key for key, is_wrong in wrong.items() if is_wrong]:
+            raise ConfigError(
+                f"supervision=exact differentiates twice, the slow reference for one process; pass {' '.join(missing)} "
+                f"or supervision=local{sources.where('supervision')}"
+            )
     if cfg.pretrained.reinit and cfg.pretrained.path is None:
         raise ConfigError(
             f"pretrained.reinit={list(cfg.pretrained.reinit)} without pretrained.path: there is nothing to leave out"

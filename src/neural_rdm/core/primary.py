@@ -21,6 +21,8 @@ class Train:
     pretrained: Pretrained = field()
     train_only: str = one_of("all", "gates", "gates+norms")
     gamma: float = at_least(0)
+    target: str = one_of("isometry", "floor")
+    supervision: str = one_of("local", "exact")
     checkpoint: Checkpoint = field()
     trainer: Trainer = field()
     backbone: Any = node()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.dynamics.probe import probe
-from neural_rdm.dynamics.supervision import Target, check_supervision, supervise
+from neural_rdm.dynamics.supervision import Target, check_supervision, sensitivity_loss, supervise
 from neural_rdm.training import parallel
 from neural_rdm.training.logging import Metrics
 
@@ -53,10 +53,16 @@ class Supervision(pl.Callback):
     Args:
         gamma: weight of `L_sens` (the paper: 0.35).
         target: `isometry` (every gain to 1) or `floor` (only gains below 1).
+        method: `local`, or `exact`: the gradient of `L_sens` through the whole network, to every parameter, by
+            differentiating twice. That is the slow reference, for one process, one micro-step and eager networks: it
+            runs the step once more.
     """
 
-    def __init__(self, gamma: float = 0.35, target: Target = "isometry") -> None:
-        self.gamma, self.target = gamma, target
+    def __init__(
+        self, gamma: float = 0.35, target: Target = "isometry", method: Literal["local", "exact"] = "local"
+    ) -> None:
+        self.gamma, self.target, self.method = gamma, target, method
+        self._batch: Any = None
         self._measurement: Measurement | None = None
         self._squared: Tensor | None = None
 
@@ -82,6 +88,7 @@ class Supervision(pl.Callback):
         """Switch the taps on for all micro-steps of an optimizer step."""
         if self._measurement is None:
             self._measurement, self._squared = Measurement(pl_module, legs=True), None
+        self._batch = batch
 
     def squared(self, trainer: pl.Trainer) -> Tensor:
         """This step's squared norms [units, 4], for every callback that asks; the first one to ask reads them."""
@@ -93,10 +100,25 @@ class Supervision(pl.Callback):
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
         """All micro-batches are done: supervise."""
         squared = self.squared(trainer)
-        # A fused optimizer divides by the loss scale itself; until then the gradients still carry it.
-        scaled = getattr(optimizer, "_step_supports_amp_scaling", False)
-        scale = loss_scale(trainer, squared) if scaled else 1.0
-        loss = supervise(pl_module.net, squared, self.gamma, self.target, scale)
+        if self.method == "exact":
+            loss = self._supervise_exactly(trainer, pl_module)
+        else:
+            # A fused optimizer divides by the loss scale itself; until then the gradients still carry it.
+            scaled = getattr(optimizer, "_step_supports_amp_scaling", False)
+            scale = loss_scale(trainer, squared) if scaled else 1.0
+            loss = supervise(pl_module.net, squared, self.gamma, self.target, scale)
         for callback in trainer.callbacks:
             if isinstance(callback, Metrics):
                 callback.add("sens_loss", loss * trainer.accumulate_grad_batches)  # one value for all micro-batches
+
+    def _supervise_exactly(self, trainer: pl.Trainer, pl_module: Any) -> Tensor:
+        """Add the gradient of gamma * L_sens through the whole network; returns L_sens []."""
+
+        def run() -> Tensor:
+            mean: Tensor = pl_module.losses(self._batch, "train", drop=True)["loss"].mean()  # the draws are keyed
+            return mean
+
+        with trainer.precision_plugin.forward_context():
+            loss = sensitivity_loss(pl_module.net, run, self.target)
+        (self.gamma * loss).backward()
+        return loss.detach()
