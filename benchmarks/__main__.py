@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import depth, gains, residual, step, supervision, unet
+from benchmarks import depth, gains, objectives, residual, step, supervision, unet
 from neural_rdm.core.files import write_text
 
 BENCHMARKS = {
@@ -21,6 +21,7 @@ BENCHMARKS = {
     "depth": depth.run,
     "gains": gains.run,
     "unet": unet.run,
+    "objectives": objectives.run,
 }
 RESULTS = Path(__file__).parent / "results"
 

@@ -183,8 +183,7 @@ def measure(net: nn.Module, held_out: Batch) -> dict[str, float | None]:
 def probed(net: nn.Module, held_out: Batch) -> Tensor:
     """Squared norms [units, 4] on the probe's batch; gradients of the denoising loss stay in the parameters."""
     with probe(net, legs=True) as rows:
-        loss = denoising_loss(net, tuple(part[:64] for part in held_out))
-    loss.backward()
+        denoising_loss(net, tuple(part[:64] for part in held_out)).backward()
     return rows.grad
 
 
