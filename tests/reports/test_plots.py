@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from neural_rdm.core.errors import DataError
-from neural_rdm.reports import plots
+from neural_rdm.reports import figures, plots
+from neural_rdm.reports.figures import short_name
 from neural_rdm.reports.plots import (
     plot_curves,
     plot_losses,
     plot_sensitivity,
     read_sensitivity,
     read_series,
-    short_name,
 )
 
 HEADER = "step,unit,name,norm,normalized,gain\n"
@@ -29,13 +29,13 @@ HEADER = "step,unit,name,norm,normalized,gain\n"
 def drawn(monkeypatch):
     """The axes of each figure that was written, to look at what was drawn rather than at pixels."""
     kept = []
-    save = plots._save
+    save = plots.save
 
     def keep(figure, path):
         kept.append(figure.axes)
         return save(figure, path)
 
-    monkeypatch.setattr(plots, "_save", keep)
+    monkeypatch.setattr(plots, "save", keep)
     return kept
 
 
@@ -165,7 +165,7 @@ def test_running_mean_is_the_mean_of_finite_neighbours(values, width):
 @given(st.integers(1, 200), st.integers(2, 8))
 def test_spread_keeps_the_ends_and_the_evenness(count, most):
     steps = list(range(count))
-    chosen = plots._spread(steps, most)
+    chosen = figures.spread(steps, most)
     assert len(chosen) == min(count, most)
     assert (chosen[0], chosen[-1]) == (0, count - 1)
     gaps = np.diff(chosen)

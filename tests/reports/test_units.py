@@ -35,13 +35,13 @@ UNITS_HEADER = f"{KEY},{','.join(QUANTITIES)}\n"
 def drawn(monkeypatch):
     """The figures that were written, to look at what was drawn rather than at pixels."""
     kept = []
-    save = units._save
+    save = units.save
 
     def keep(figure, path):
         kept.append(figure)
         return save(figure, path)
 
-    monkeypatch.setattr(units, "_save", keep)
+    monkeypatch.setattr(units, "save", keep)
     return kept
 
 

@@ -12,14 +12,14 @@ from typing import Any
 
 from neural_rdm.core.errors import DataError
 from neural_rdm.core.files import write_text
-from neural_rdm.reports.plots import (
-    _canvas,
-    _colours,
-    _log_if_wide,
-    _name_units,
-    _rows,
-    _save,
-    _tidy,
+from neural_rdm.reports.figures import (
+    canvas,
+    log_if_wide,
+    name_units,
+    read_csv,
+    save,
+    stage_colours,
+    tidy,
 )
 
 
@@ -58,14 +58,14 @@ def plot_depth(depth_csv: str | Path, left_out_csv: str | Path, png_path: str | 
     """
     kept = _lines(depth_csv, "units", "error")
     alone = _lines(left_out_csv, "unit", "left_out")
-    names = {int(row["unit"]) + 1: row["name"] for row in _rows(left_out_csv)}  # as many run when it has run
-    figure = _canvas(wide=max(6.4, min(12.0, 3.5 + 0.28 * len(names))), tall=7.6)
-    above, below = (_tidy(axes) for axes in figure.subplots(2, 1, sharex=True))
+    names = {int(row["unit"]) + 1: row["name"] for row in read_csv(left_out_csv)}  # as many run when it has run
+    figure = canvas(wide=max(6.4, min(12.0, 3.5 + 0.28 * len(names))), tall=7.6)
+    above, below = (tidy(axes) for axes in figure.subplots(2, 1, sharex=True))
     for axes, lines, shift in ((above, kept, 0), (below, alone, 1)):
-        for colour, t in zip(_colours(len(lines)), sorted(lines), strict=True):
+        for colour, t in zip(stage_colours(len(lines)), sorted(lines), strict=True):
             places, values = zip(*sorted(lines[t].items()), strict=True)
             axes.plot([p + shift for p in places], values, color=colour, marker="o", markersize=3, label=f"t {t:g}")
-    _log_if_wide(above, [v for line in kept.values() for v in line.values()], decades=1)
+    log_if_wide(above, [v for line in kept.values() for v in line.values()], decades=1)
     above.set(ylabel="error of the prediction", title="If the network stopped behind a unit")
     above.legend(frameon=False, fontsize=8)
     sizes = sorted(abs(v) for line in alone.values() for v in line.values() if v)
@@ -73,8 +73,8 @@ def plot_depth(depth_csv: str | Path, left_out_csv: str | Path, png_path: str | 
     if sizes and sizes[-1] > 100 * sizes[len(sizes) // 2]:
         below.set_yscale("symlog", linthresh=sizes[len(sizes) // 2])
     below.set(ylabel="error added", title="If one unit alone is left out")
-    _name_units(below, names)
-    return _save(figure, png_path)
+    name_units(below, names)
+    return save(figure, png_path)
 
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
@@ -89,7 +89,7 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
 def _lines(path: str | Path, place: str, value: str) -> dict[float, dict[int, float]]:
     """{t: {place: value}} of a file."""
     lines: dict[float, dict[int, float]] = {}
-    for row in _rows(path):
+    for row in read_csv(path):
         number = float(row[value]) if row.get(value) else math.nan
         if math.isfinite(number):
             lines.setdefault(float(row["t"]), {})[int(row[place])] = number

@@ -11,22 +11,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neural_rdm.core.errors import DataError
-from neural_rdm.reports.plots import (
+from neural_rdm.reports.figures import (
     MAX_NAMED_UNITS,
     MAX_STAGES,
-    _canvas,
-    _colourbar,
-    _colours,
-    _log_if_wide,
-    _name_units,
-    _number,
-    _rows,
-    _save,
-    _spread,
-    _tidy,
-    read_sensitivity,
+    canvas,
+    log_if_wide,
+    name_units,
+    number,
+    read_csv,
+    save,
     short_name,
+    spread,
+    stage_colourbar,
+    stage_colours,
+    tidy,
 )
+from neural_rdm.reports.plots import read_sensitivity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,13 +65,13 @@ def plot_gates(sensitivity_csv: str | Path, png: str | Path) -> Path:
     """
     found, names = read_quantities(sensitivity_csv, ("alpha_mean", "alpha_std", "beta_norm"))
     means, deviations, norms = found["alpha_mean"], found["alpha_std"], found["beta_norm"]
-    steps = _spread(sorted(means.keys() | norms.keys()), MAX_STAGES)
+    steps = spread(sorted(means.keys() | norms.keys()), MAX_STAGES)
     if not steps:
         raise DataError(f"{sensitivity_csv} records no gates; a rule without alpha and beta (resnet) has none to plot.")
-    colours, units = _colours(len(steps)), sorted(names)
+    colours, units = stage_colours(len(steps)), sorted(names)
     shown = [gate for gate in (means, norms) if gate]
-    figure = _canvas(max(6.4, min(11.0, 3.5 + 0.32 * len(units))), 2.0 + 2.8 * len(shown))
-    panels = [_tidy(axes) for axes in figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]]
+    figure = canvas(max(6.4, min(11.0, 3.5 + 0.32 * len(units))), 2.0 + 2.8 * len(shown))
+    panels = [tidy(axes) for axes in figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]]
     for axes, gate in zip(panels, shown, strict=True):
         marker = "o" if len(units) <= 48 else ""
         for colour, step in zip(colours, steps, strict=True):
@@ -85,11 +85,11 @@ def plot_gates(sensitivity_csv: str | Path, png: str | Path) -> Path:
             axes.ticklabel_format(axis="y", useOffset=False)  # "+1" in a corner hides that alpha stays close to 1
         else:
             axes.set_ylabel(r"norm of beta  $\|\beta_i\|$")
-            _log_if_wide(axes, [value for step in steps for value in gate.get(step, {}).values()], decades=2)
-    _name_units(panels[-1], names)
-    _colourbar(figure, panels, steps, colours)
+            log_if_wide(axes, [value for step in steps for value in gate.get(step, {}).values()], decades=2)
+    name_units(panels[-1], names)
+    stage_colourbar(figure, panels, steps, colours)
     panels[0].set_title("Gates over depth")
-    return _save(figure, png)
+    return save(figure, png)
 
 
 def plot_heatmap(sensitivity_csv: str | Path, png: str | Path) -> Path:
@@ -126,7 +126,7 @@ def plot_heatmap(sensitivity_csv: str | Path, png: str | Path) -> Path:
         factor = largest_factor(value for step in steps for value in gains.get(step, {}).values())
         label = r"gain  $\|s_i\| \,/\, \|s_{i+1}\|$"
         maps.append((grid(gains, steps, units), LogNorm(1 / factor, factor), colormaps["RdBu_r"], label))
-    figure = _canvas(2.0 + 4.8 * len(maps), max(3.6, min(8.0, 1.6 + 0.16 * len(units))))
+    figure = canvas(2.0 + 4.8 * len(maps), max(3.6, min(8.0, 1.6 + 0.16 * len(units))))
     panels = figure.subplots(1, len(maps), sharey=True, squeeze=False)[0]
     for axes, (cells, norm, colours, label) in zip(panels, maps, strict=True):
         picture = axes.imshow(
@@ -142,17 +142,17 @@ def plot_heatmap(sensitivity_csv: str | Path, png: str | Path) -> Path:
             bar.set_ticks(ticks, labels=[f"{tick:.3g}" for tick in ticks])
             bar.minorticks_off()
         axes.set_title(label, fontsize=10, pad=10)  # the j below "max" hangs low
-        marked = _spread(range(len(steps)), 6)
+        marked = spread(range(len(steps)), 6)
         axes.set_xticks(marked, [f"{steps[column]:,}" for column in marked], fontsize=8)
         axes.set_xlabel("training step, a column for each record")
     if len(units) <= MAX_NAMED_UNITS:
         panels[0].set_yticks(range(len(units)), [short_name(names[unit]) for unit in units], fontsize=8)
         panels[0].set_ylabel("unit, in the order in which they run")
     else:
-        marked = _spread(range(len(units)), 12)
+        marked = spread(range(len(units)), 12)
         panels[0].set_yticks(marked, [str(units[row]) for row in marked], fontsize=8)
         panels[0].set_ylabel("unit index, in the order in which they run")
-    return _save(figure, png)
+    return save(figure, png)
 
 
 def plot_units(units_csv: str | Path, png: str | Path, step: int | None = None) -> Path:
@@ -175,15 +175,15 @@ def plot_units(units_csv: str | Path, png: str | Path, step: int | None = None) 
     records, names = read_units(units_csv)
     step = max(records) if step is None else step
     if step not in records:
-        recorded = ", ".join(map(str, _spread(sorted(records), MAX_STAGES)))
+        recorded = ", ".join(map(str, spread(sorted(records), MAX_STAGES)))
         raise DataError(f"{units_csv} holds no step {step}; among the recorded ones are {recorded}.")
     record, units = records[step], sorted(names)
     bins = sorted({bin for of_unit in record.values() for bin in of_unit})
     colours = _bin_colours(len(bins))
-    figure = _canvas(14.4, 6.8)
+    figure = canvas(14.4, 6.8)
     panels = figure.subplots(2, 4, sharex=True).ravel()
     for axes, (quantity, (label, neutral)) in zip(panels, QUANTITIES.items(), strict=False):
-        _tidy(axes)
+        tidy(axes)
         axes.set_title(label, fontsize=10)
         lines = [_over({u: record[u].get(bin, {}).get(quantity, math.nan) for u in record}, units) for bin in bins]
         shown = [float(value) for line in lines for value in line if math.isfinite(value)]
@@ -209,7 +209,7 @@ def plot_units(units_csv: str | Path, png: str | Path, step: int | None = None) 
         fontsize=9,
         title=f"step {step:,}\ndiffusion timesteps",
     )
-    return _save(figure, png)
+    return save(figure, png)
 
 
 def read_quantities(path: str | Path, columns: Sequence[str]) -> tuple[dict[str, Stages], dict[int, str]]:
@@ -221,7 +221,7 @@ def read_quantities(path: str | Path, columns: Sequence[str]) -> tuple[dict[str,
         DataError: the file is missing, lacks the column `step`, `unit` or `name`, or holds no record.
     """
     cells: dict[tuple[int, int], dict[str, str]] = {}
-    for row in _rows(path):
+    for row in read_csv(path):
         place = _place(path, row)
         if place is not None:
             cells[place] = row
@@ -230,7 +230,7 @@ def read_quantities(path: str | Path, columns: Sequence[str]) -> tuple[dict[str,
     found: dict[str, Stages] = {column: {} for column in columns}
     for (step, unit), row in cells.items():
         for column in columns:
-            if math.isfinite(value := _number(row.get(column))):
+            if math.isfinite(value := number(row.get(column))):
                 found[column].setdefault(step, {})[unit] = value
     return found, {unit: row["name"] for (_, unit), row in cells.items()}
 
@@ -248,13 +248,13 @@ def read_units(path: str | Path) -> tuple[dict[int, dict[int, dict[Bin, dict[str
     """
     cells: dict[tuple[int, int, Bin], dict[str, float]] = {}
     names: dict[int, str] = {}
-    for row in _rows(path):
+    for row in read_csv(path):
         place = _place(path, row, "t_low", "t_high")
-        bin = _number(row["t_low"]), _number(row["t_high"])
+        bin = number(row["t_low"]), number(row["t_high"])
         if place is None or not all(map(math.isfinite, bin)):
             continue
         names[place[1]] = row["name"]
-        values = {quantity: _number(row.get(quantity)) for quantity in QUANTITIES}
+        values = {quantity: number(row.get(quantity)) for quantity in QUANTITIES}
         cells[(*place, bin)] = {quantity: value for quantity, value in values.items() if math.isfinite(value)}
     records: dict[int, dict[int, dict[Bin, dict[str, float]]]] = {}
     for (step, unit, bin), quantities in cells.items():
@@ -299,7 +299,7 @@ def _place(path: str | Path, row: Mapping[str, str], *also: str) -> tuple[int, i
     for column in ("step", "unit", "name", *also):
         if row.get(column) is None:
             raise DataError(f"{path} lacks the column {column!r} of a record of units.")
-    step, unit = _number(row["step"]), _number(row["unit"])
+    step, unit = number(row["step"]), number(row["unit"])
     return (int(step), int(unit)) if math.isfinite(step) and math.isfinite(unit) else None
 
 
@@ -318,7 +318,7 @@ def _bin_colours(count: int) -> list[Any]:
 
 def _scale(axes: Axes, values: Sequence[float], neutral: float | None) -> None:
     if min(values) >= 0 and neutral != 0:
-        _log_if_wide(axes, values, decades=1)
+        log_if_wide(axes, values, decades=1)
         if neutral is not None and axes.get_yscale() == "linear":
             axes.autoscale(axis="y")  # about the neutral value, not from 0
     elif threshold := linear_threshold(values):
