@@ -26,7 +26,7 @@ ARGS = $(value args)
 # A run that is resumed knows its experiment.
 EXP = $(if $(and $(filter file,$(origin exp)),$(findstring resume=,$(ARGS))),,exp=$(exp))
 
-.PHONY: help setup train sweep sample evaluate report test test-full lint bench clean
+.PHONY: help setup train sweep sample evaluate lens report test test-full lint bench clean
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ": .*## " } /^[a-z-]+:.*## / { sub(/:.*/, "", $$1); printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -45,6 +45,9 @@ sample: $(STAMP) ## samples from run=DIR (run=last: the newest)
 
 evaluate: $(STAMP) ## the metric of run=DIR again, with another sampler or other weights
 	$(PY) -m neural_rdm.evaluate $(if $(run),run='$(value run)' )$(ARGS)
+
+lens: $(STAMP) ## what run=DIR would predict if it stopped at each of its units
+	$(PY) -m neural_rdm.lens $(if $(run),run='$(value run)' )$(ARGS)
 
 report: $(STAMP) ## the comparison of runs=DIR, or of a glob
 	$(PY) -m neural_rdm.report $(if $(runs),runs='$(value runs)' )$(ARGS)

@@ -12,9 +12,11 @@ from benchmarks.residual import NETWORKS, REPEATS, ROUNDS, _one_unit, _unit, int
 from neural_rdm.backbones.dit import DiT
 from neural_rdm.dynamics import supervise
 from neural_rdm.reports.tables import markdown_table
+from neural_rdm.residual.taps import WATCHED
 
 #: what a unit's taps measure -> how many rows they fill
-TAPS = {"off": 0, "entry and exit": 2, "for supervision": 4}
+TAPS = {"off": 0, "entry and exit": 2, "for supervision": 4, "what units.csv holds": 0}
+BINS = 4
 
 
 def run() -> dict[str, Any]:
@@ -29,6 +31,9 @@ def run() -> dict[str, Any]:
         for taps, rows in TAPS.items():
             unit, *rest = _unit("gated", shape)
             unit.probe = torch.zeros(rows, requires_grad=True) if rows else None
+            if taps == "what units.csv holds":
+                one_hot = torch.nn.functional.one_hot(torch.arange(batch) % BINS, BINS).float()
+                unit.watched = torch.zeros(BINS, len(WATCHED), requires_grad=True), one_hot
             cases[taps] = partial(_one_unit, unit, *rest)
         times = interleaved(cases, ROUNDS)
         extra = {

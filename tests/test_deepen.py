@@ -84,3 +84,20 @@ def test_other_operators_say_how_far_they_move_the_output(trained: Path) -> None
     assert code == 0, output
     moved = json.loads((trained / "twice/checkpoints/deepen.json").read_text())["max_output_difference"]
     assert moved["raw"] > 0
+
+
+def test_a_learned_schedule_stays_as_it_is(tmp_path: Path) -> None:
+    code, output = run("diffusion=learned", *TINY, "trainer.max_steps=3", "hydra.run.dir=run", cwd=tmp_path)
+    assert code == 0, output
+    code, output = run("checkpoint=run", "depth=4", "max_steps=4", "hydra.run.dir=deep", cwd=tmp_path, module="deepen")
+    assert code == 0, output
+    old, new = checkpoint(tmp_path / "run"), checkpoint(tmp_path / "deep")
+    logits = old["state_dict"]["objective.learned_times.logits"]
+    assert logits.abs().max() > 0
+    assert torch.equal(new["state_dict"]["objective.learned_times.logits"], logits)
+    before, after = (c["optimizer_states"][0] for c in (old, new))
+    assert after["param_groups"][-1]["name"] == "schedule"
+    (number,), (place,) = (o["param_groups"][-1]["params"] for o in (before, after))
+    assert torch.equal(after["state"][place]["exp_avg"], before["state"][number]["exp_avg"])
+    code, output = run("resume=deep", cwd=tmp_path)
+    assert code == 0, output

@@ -73,8 +73,8 @@ def test_the_command_compares_runs(runs):
     make_run(Path("other"), "rezero", 0.75)
     done = command("report", "runs=sweep/1,other", cwd=Path.cwd())
     assert done.returncode == 0, done.stderr
-    assert "| 1 | digits_gated | gated | channel | 2 | 4 | 0 | 0.5 |" in done.stdout
-    assert "| other | digits_gated | rezero | channel | 2 | 4 | 0 | 0.75 |" in done.stdout
+    assert "| 1 | digits_gated | gated | channel |  | 2 | 4 | 0 | 0.5 |" in done.stdout
+    assert "| other | digits_gated | rezero | channel |  | 2 | 4 | 0 | 0.75 |" in done.stdout
     paths = [Path(line.strip()) for line in done.stdout.split("wrote:\n")[1].splitlines()]
     assert [path.name for path in paths] == ["comparison.md", "comparison.csv", "comparison_losses.png"]
     assert all(path.is_file() and path.parent.parent == Path("outputs/report") for path in paths)

@@ -65,8 +65,10 @@ def deepen(cfg: DictConfig, folder: Path) -> int:
     content: dict[str, Any] = dict(load_tensors(source))
     net = build.network(config)
     freeze(net, config.train_only)
+    prefix = "net."
     try:
-        net.load_state_dict({k.removeprefix("net."): v for k, v in content["state_dict"].items()})
+        beside = {k: v for k, v in content["state_dict"].items() if not k.startswith(prefix)}  # a learned schedule
+        net.load_state_dict({k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k not in beside})
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(f"{source} does not fit the network of its config.yaml: {error}") from error
     try:
@@ -79,7 +81,7 @@ def deepen(cfg: DictConfig, folder: Path) -> int:
         new.requires_grad_(old.requires_grad)
 
     moved = {"raw": difference(net, deep)}
-    content["state_dict"] = {f"net.{k}": v for k, v in deep.state_dict().items()}
+    content["state_dict"] = {prefix + k: v for k, v in deep.state_dict().items()} | beside
     if KEY in content:
         averages = content[KEY]["weights"]
         grown_averages = grown_state(net, growth, averages)
@@ -155,7 +157,8 @@ def difference(net: nn.Module, deep: nn.Module) -> float:
 def grown_optimizer(
     state: dict[str, Any], old_names: list[list[str]], new_names: list[list[str]], growth: Growth
 ) -> dict[str, Any]:
-    """AdamW's state of the grown network: kept parameters keep theirs, new ones have none.
+    """AdamW's state of the grown network: kept parameters keep theirs, new ones have none, and groups behind the
+    network's (a learned schedule) stay as they are.
 
     Args:
         old_names, new_names: parameter names of each group, in the optimizer's order.
@@ -175,9 +178,13 @@ def grown_optimizer(
         if not new and number[old] in state["state"]:
             kept[i] = state["state"][number[old]]
     groups, start = [], 0
-    for group, names in zip(state["param_groups"], new_names, strict=True):
-        groups.append({**group, "params": list(range(start, start + len(names)))})
-        start += len(names)
+    for place, group in enumerate(state["param_groups"]):
+        count = len(new_names[place]) if place < len(new_names) else len(group["params"])
+        groups.append({**group, "params": list(range(start, start + count))})
+        if place >= len(new_names):
+            pairs = zip(groups[-1]["params"], group["params"], strict=True)
+            kept |= {new: state["state"][old] for new, old in pairs if old in state["state"]}
+        start += count
     return {**state, "state": kept, "param_groups": groups}
 
 

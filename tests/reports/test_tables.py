@@ -89,7 +89,7 @@ def make_run(folder, residual, seed=0, protocol="how", accuracy=0.5):
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(
         f"choices:\n  exp: digits_gated\n  sampler: s{seed}\nresidual: {residual}\n"
-        f"backbone:\n  depth: 6\ntrainer:\n  max_steps: 300\nseed: {seed}\n"
+        f"backbone:\n  depth: 6\ntrainer:\n  max_steps: 300\nseed: {seed}\ngamma: 0.35\n"
     )
     (folder / "metrics.csv").write_text("step,train/loss\n0,1.0\n10,0.5\n")
     generated = {"name": "generated", "accuracy": accuracy, "frechet_pixels": 2.25, "count": 200}
@@ -102,10 +102,11 @@ def test_runs_side_by_side(tmp_path):
     two = make_run(tmp_path / "two", "{rule: rezero, granularity: scalar}", seed=3, accuracy=math.nan)
     shared = {"exp": "digits_gated", "depth": 6, "steps": 300, "frechet_pixels": 2.25, "count": 200}
     assert compare_runs([one, str(two)]) == [
-        shared | {"run": "one", "residual": "gated", "gates": None, "seed": 0, "accuracy": 0.5},
-        shared | {"run": "two", "residual": "rezero", "gates": "scalar", "seed": 3, "accuracy": "nan"},
+        shared | {"run": "one", "residual": "gated", "gates": None, "gamma": 0.35, "seed": 0, "accuracy": 0.5},
+        shared | {"run": "two", "residual": "rezero", "gates": "scalar", "gamma": 0.35, "seed": 3, "accuracy": "nan"},
     ]
-    assert list(compare_runs([one])[0])[:7] == ["run", "exp", "residual", "gates", "depth", "steps", "seed"]
+    first = ["run", "exp", "residual", "gates", "gamma", "depth", "steps", "seed"]
+    assert list(compare_runs([one])[0])[: len(first)] == first
 
 
 def test_the_legend_of_the_losses_tells_the_runs_apart(tmp_path, monkeypatch):
@@ -131,10 +132,10 @@ def test_gates_and_swept_keys_have_columns(tmp_path):
     rows = compare_runs([*runs, tmp_path / "never made"])
     assert [row["gates"] for row in rows] == ["none", "scalar, time-conditioned, linear beta", None]
     assert [row["optimizer.lr"] for row in rows] == [0.001, 0.002, None]
-    assert list(rows[0])[7:-3] == ["residual.granularity", "residual.beta_form", "optimizer.lr"]
+    assert list(rows[0])[8:-3] == ["residual.granularity", "residual.beta_form", "optimizer.lr"]
     for run in runs:
         (run / "config.yaml").write_text(f"seed: 1\nmany: {{{', '.join(f'k{i}: {run.name}{i}' for i in range(9))}}}\n")
-    assert list(compare_runs(runs)[0])[7:] == ["accuracy", "frechet_pixels", "count"]
+    assert list(compare_runs(runs)[0])[8:] == ["accuracy", "frechet_pixels", "count"]
 
 
 @pytest.mark.parametrize(
@@ -159,7 +160,7 @@ def test_damaged_runs_become_empty_cells(tmp_path, config, report):
     (row,) = compare_runs([folder])
     assert row.pop("run") == "cut"
     assert row.pop("exp") in (None, ["a"])
-    assert row == dict.fromkeys(["residual", "gates", "depth", "steps", "seed"])
+    assert row == dict.fromkeys(["residual", "gates", "gamma", "depth", "steps", "seed"])
     whole = make_run(tmp_path / "whole", "skip")
     paths = write_comparison([folder, whole, tmp_path / "never made"], tmp_path / "out")
     assert [row["accuracy"] for row in read_csv(paths[1])] == ["", "0.5", ""]
@@ -176,7 +177,7 @@ def test_comparison_files(tmp_path):
     paths = write_comparison(runs, out)
     assert paths == [out / "comparison.md", out / "comparison.csv", out / "comparison_losses.png"]
     page = paths[0].read_text()
-    assert "| one | digits_gated | gated |  | 6 | 300 | 0 | 0.5 | 2.25 | 200 |" in page
+    assert "| one | digits_gated | gated |  | 0.35 | 6 | 300 | 0 | 0.5 | 2.25 | 200 |" in page
     assert page.count("how") == 1
     assert "cannot be compared" not in page
     assert "(comparison_losses.png)" in page

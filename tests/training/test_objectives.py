@@ -34,7 +34,7 @@ OBJECTIVES: dict[str, Any] = {
 def module(objective: nn.Module, steps: int) -> NeuralRDMF:
     torch.manual_seed(0)
     net = DiT(8, 4, 1, 48, 3, 4, num_classes=10)
-    return NeuralRDMF(net, objective, Optimizer(lr=5e-3), Identity(), seed=0, max_steps=steps)
+    return NeuralRDMF(net, objective, Optimizer(lr=5e-3, betas=(0.9, 0.99)), Identity(), seed=0, max_steps=steps)
 
 
 def validation(trained: NeuralRDMF) -> float:
@@ -61,7 +61,7 @@ def test_a_learned_schedule_is_trained_saved_and_moves_to_where_the_loss_is_larg
     fit(trained, tmp_path, steps=120, batch_size=64)
     density = trained.objective.learned_times.density()
     assert density[0] > 1.5  # little noise: epsilon is hardest to see there
-    assert density[-1] < 0.85
+    assert density[-1] < 0.9
     state = trained.state_dict()
     assert torch.equal(state["objective.learned_times.logits"], trained.objective.learned_times.logits)
     assert [g["name"] for g in trained.configure_optimizers()["optimizer"].param_groups] == ["net", "gates", "schedule"]

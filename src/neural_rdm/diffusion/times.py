@@ -57,6 +57,5 @@ class LearnedTimes(nn.Module):
         """
         p = self.density()[(t * len(self.logits)).long().clamp(max=len(self.logits) - 1)]
         weighed = {name: value / p.detach() for name, value in losses.items()}
-        squared = weighed["loss"].detach().square()
-        own = -(squared / squared.mean().clamp(min=1e-20)) * p.log()
+        own = -weighed["loss"].detach().square() * p.log()  # not normalised by the batch: ranks and micro-steps add up
         return weighed | {"loss": weighed["loss"] + (own - own.detach())}

@@ -1,4 +1,4 @@
-"""What all figures share: canvases outside pyplot, the axis of units, the colours of training stages, cells of a CSV."""
+"""What all figures share: canvases outside pyplot, the axis of units, the colours of training stages, CSV cells."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from neural_rdm.reports.plots import plot_curves, read_series
 Row = Mapping[str, Any]
 GENERATED = "generated"
 MAX_DIFFERENCES = 8  # keys; runs that differ in more are too unlike each other to be told apart by a list
-_SHOWN = ("exp", "residual", "residual.rule", "backbone.depth", "trainer.max_steps", "seed", "resume")
+_SHOWN = ("exp", "residual", "residual.rule", "gamma", "backbone.depth", "trainer.max_steps", "seed", "resume")
 
 
 def markdown_table(rows: Sequence[Row], columns: Sequence[str] | None = None, floats: str = "{:.4g}") -> str:
@@ -68,8 +68,8 @@ def write_metrics(folder: str | Path, rows: Sequence[Row], protocol: str) -> lis
 
 
 def compare_runs(run_folders: Iterable[str | Path]) -> list[dict[str, Any]]:
-    """One row a run: `run`, `exp`, `residual`, `gates`, `depth`, `steps`, `seed`, up to eight further configuration
-    keys in which the runs differ (`optimizer.lr`), then the numbers of its row `generated`.
+    """One row a run: `run`, `exp`, `residual`, `gates`, `gamma`, `depth`, `steps`, `seed`, up to eight further
+    configuration keys in which the runs differ (`optimizer.lr`), then the numbers of its row `generated`.
 
     Reads `config.yaml` and `report/metrics.json`. What is missing or unreadable becomes an empty cell (None): a
     comparison of many runs must not fail over one that was cut. Runs of equal folder names are told apart by their
@@ -85,6 +85,7 @@ def compare_runs(run_folders: Iterable[str | Path]) -> list[dict[str, Any]]:
             "exp": _dig(config, "choices", "exp"),
             "residual": _name(config.get("residual"), "rule"),
             "gates": _gates(config.get("residual")),
+            "gamma": config.get("gamma"),
             "depth": _dig(config, "backbone", "depth"),
             "steps": _dig(config, "trainer", "max_steps"),
             "seed": config.get("seed"),
