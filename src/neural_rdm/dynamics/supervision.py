@@ -15,8 +15,10 @@ and the gradient added to the gates is `gamma/N * log r_i * q_i * theta_i / ||th
 gradient of the local objective, for one gate a channel its projection on theta_i.
 
 It is *not* the gradient of L_sens through the whole network (`sensitivity_loss` with `torch.autograd.grad` is): an
-earlier unit's s_i also changes with every later gate, and the stream with every earlier one. On small networks
-the two had cosines of 0.75 to 0.9 for scalar gates, and of 0 to 0.3 for one gate a channel.
+earlier unit's s_i also changes with every later gate, and the stream with every earlier one. How near the two are
+depends on the network: cosines of 0.75 to 0.9 for scalar gates and of 0 to 0.3 for one gate a channel on small ones, of
+1.0 and 0.94 on 48 units of `skip` whose gains decay, of no certain sign on 48 units of `gated` with alphas spread over
+orders of magnitude (benchmarks/results/gains.md, which also says what either does in training).
 """
 
 from __future__ import annotations
