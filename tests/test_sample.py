@@ -25,7 +25,8 @@ from neural_rdm.cli.compose import compose_config, parse
 from neural_rdm.cli.runs import find_runs, inherit, load_run, natural, read_config, written
 from neural_rdm.core.errors import CheckpointError, ConfigError, UserError
 from neural_rdm.core.files import load_tensors, save_tensors
-from neural_rdm.sample import _kept, _save_grid, choose_classes, sample
+from neural_rdm.reports.samples import Parts
+from neural_rdm.sample import _grids, _kept, choose_classes, sample
 
 TINY = (
     "trainer.max_steps=4",
@@ -156,12 +157,53 @@ def test_bytes_are_rounded_as_dit_does_and_shown_as_they_are(run, tmp_path):
     pixels = replace(load_run(run, "raw", "cpu"), decode=None)
     x = torch.tensor([-3.0, -1.0, -0.999, 0.0, 0.5, 1.0, 2.0, torch.nan]).reshape(1, 1, 2, 4)
     assert _kept(pixels, x).flatten().tolist() == [0, 0, 0, 128, 191, 255, 255, 0]
-    every = torch.arange(256, dtype=torch.uint8).reshape(4, 8, 8, 1)
-    _save_grid(pixels, every, None, 4, tmp_path / "every.png")
+    parts = Parts(tmp_path, 4, 4)
+    parts.save(0, np.arange(256, dtype=np.uint8).reshape(4, 8, 8, 1))
+    _grids(pixels, parts, None, config_of(run), tmp_path / "every.png")
     shown = np.asarray(Image.open(tmp_path / "every.png"))
     assert set(range(256)) <= set(shown.flatten().tolist())
     assert shown[8, 8] == 0  # the first pixel of the first tile, inside the margin
     assert shown[8, 8 + 6] == 1
+
+
+def test_a_job_goes_on_where_it_was_killed_and_is_shared_by_processes(run, tmp_path, monkeypatch, capsys):
+    cfg = config_of(run, "count=23", "batch_size=4", "sampler.steps=2", "files=[npz,png]")
+    sample(cfg, tmp_path / "whole")
+    whole = samples_of(tmp_path / "whole")
+    assert whole["arr_1"].tolist() == [i % 10 for i in range(23)]
+    assert not (tmp_path / "whole" / "parts").exists()
+
+    drawn = []
+    save = Parts.save
+
+    def killed_after_two(self, number, samples):
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        drawn.append(number)
+        save(self, number, samples)
+
+    monkeypatch.setattr(Parts, "save", killed_after_two)
+    with pytest.raises(KeyboardInterrupt):
+        sample(cfg, tmp_path / "parts")
+    assert drawn == [0, 1]
+    monkeypatch.setattr(Parts, "save", lambda self, number, x: (drawn.append(number), save(self, number, x))[1])
+    for rank in ("1", "0"):  # as torchrun would start them, here one after the other
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        sample(cfg, tmp_path / "parts")
+    assert drawn == [0, 1, 3, 5, 2, 4]
+    assert "2 of 6 parts" not in capsys.readouterr().out.split("\n")[0]
+    for name, array in samples_of(tmp_path / "parts").items():
+        assert np.array_equal(array, whole[name])
+    for i in (0, 22):
+        picture = np.asarray(Image.open(tmp_path / "parts" / "samples" / f"{i:07d}.png"))
+        assert np.array_equal(picture, whole["arr_0"][i, :, :, 0])
+    before = len(drawn)
+    sample(cfg, tmp_path / "parts")
+    assert "nothing to do" in capsys.readouterr().out
+    assert len(drawn) == before
+    with pytest.raises(ConfigError, match="different: seed"):
+        sample(config_of(run, "count=23", "batch_size=4", "sampler.steps=2", "seed=7"), tmp_path / "parts")
 
 
 def test_latents_are_decoded_or_kept_as_they_are(run):

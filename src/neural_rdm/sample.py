@@ -5,43 +5,49 @@ python -m neural_rdm.sample run=outputs/train/digits_gated/TIME per_class=8 clas
 
 from __future__ import annotations
 
-import json
+import os
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import numpy as np
 from omegaconf import DictConfig
 
 from neural_rdm.cli.app import main, print_paths
 from neural_rdm.cli.runs import ROUNDING, LoadedRun, inherit
 from neural_rdm.core.errors import ConfigError, DataError
-from neural_rdm.core.files import write_atomically, write_text
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from neural_rdm.reports.samples import Parts
 
 DEFAULT_CLASSES = 10
 GRID_ROWS, GRID_COLUMNS = 32, 16  # a larger picture helps nobody; samples.npz holds every sample
 
 
 def sample(cfg: DictConfig, folder: Path) -> int:
-    """Write `grid.png` (clips: and `grid.gif`), `samples.npz` and `sampling.json`; return the exit code 0.
+    """Write a grid (clips: and a GIF), the files asked for and `sampling.json`; return the exit code 0.
 
     `samples.npz` holds `arr_0`, uint8 [N, H, W, C] (clips [N, F, H, W, C]), and for a conditional network `arr_1`,
     int64 [N], the classes: the layout that the evaluation suite of guided-diffusion reads. Latents without a first
-    stage to decode them are kept as float32 instead. Sample i depends on (seed, i) alone.
+    stage to decode them are kept as float32 instead.
+
+    Sample i depends on (seed, i) alone. So processes that torchrun starts with one `hydra.run.dir` share the work, and
+    a job that was killed goes on where it stopped when the same command is given the same `hydra.run.dir`.
 
     Raises:
         UserError: no usable run, classes that the network does not have, or a sampler that does not fit it.
     """
-    import numpy as np
-
     from neural_rdm.cli import build
     from neural_rdm.cli.runs import load_run
     from neural_rdm.diffusion.samplers import Sampler
-    from neural_rdm.training.sampling import rows_of
+    from neural_rdm.reports.samples import Parts, balanced, claim, write_each, write_npz
+    from neural_rdm.training.sampling import condition_of
 
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     run = load_run(Path(cfg.run), cfg.weights, cfg.accelerator)
     sampler: Sampler = build.build(cfg.sampler, "sampler")
     if run.text is None and cfg.prompts is not None:
@@ -50,28 +56,66 @@ def sample(cfg: DictConfig, folder: Path) -> int:
         shown: Sequence[int | str] | None = choose_prompts(run, cfg.prompts)
     else:
         shown = choose_classes(getattr(run.net, "num_classes", 0), cfg.classes)
-    condition = {} if shown is None else rows_of(shown, cfg.per_class, run.text)
-    count = cfg.per_class * (1 if shown is None else len(shown))
-    print(f"{count} samples from {run.checkpoint} (step {run.step}, {run.weights} weights)", flush=True)
-    drawn = run.draw(sampler, condition, count, cfg.seed, cfg.batch_size, partial(_kept, run))
-
-    arrays: dict[str, Any] = {"arr_0": drawn.numpy()}
-    if "y" in condition:
-        arrays["arr_1"] = condition["y"].numpy()
-    write_atomically(folder / "samples.npz", lambda file: np.savez(file, **arrays))
-    grids = _save_grid(run, drawn, shown, cfg.per_class, folder / "grid.png")
+    if cfg.count is not None:
+        each = None if shown is None else balanced(shown, cfg.count)
+    else:
+        each = None if shown is None else [value for value in shown for _ in range(cfg.per_class)]
+    count = cfg.count or (cfg.per_class if each is None else len(each))
     facts = run.facts(
         sampler,
         seed=cfg.seed,
         **({} if shown is None else {"classes" if run.text is None else "prompts": list(shown)}),
-        per_class=cfg.per_class,
-        samples=list(drawn.shape),
+        per_class=cfg.per_class if cfg.count is None else None,
+        count=count,
+        batch_size=cfg.batch_size,
         rounding=ROUNDING if run.pixels else "none: float32 latents",
     )
-    write_text(folder / "sampling.json", json.dumps(facts, indent=2) + "\n")
+    parts, grid = Parts(folder, count, cfg.batch_size), folder / "grid.png"
+    goes_on = claim(folder / "sampling.json", facts)
+    if goes_on and grid.is_file() and not parts.folder.is_dir():
+        print(f"{folder} is finished; nothing to do")
+        return 0
+    if rank == 0:
+        print(f"{count} samples from {run.checkpoint} (step {run.step}, {run.weights} weights)", flush=True)
+        if there := len(parts.numbers) - len(parts.missing()):
+            print(f"{there} of {len(parts.numbers)} parts are there already", flush=True)
+    mine = [number for number in parts.missing() if number % world == rank]
+    if mine:
+        positions = [i for number in mine for i in parts.positions(number)]
+        condition = {} if each is None else condition_of([each[i] for i in positions], run.text)
+        rest = iter(mine)
+
+        def keep(x: Tensor) -> Tensor:
+            parts.save(next(rest), _kept(run, x).numpy())
+            return x[:0].cpu()
+
+        run.draw(sampler, condition, positions, cfg.seed, cfg.batch_size, keep, progress=rank == 0)
+    if rank > 0:
+        return 0
+    _wait_for_others(parts, world)
+
+    written = []
+    for kind in cfg.files:
+        if kind == "npz":
+            labels = {} if each is None or run.text is not None else {"arr_1": np.array(each, dtype=np.int64)}
+            written.append(write_npz(folder / "samples.npz", parts, **labels))
+        else:
+            written.append(write_each(folder / "samples", parts, kind, cfg.fps))
+    grids = _grids(run, parts, shown, cfg, grid)
+    parts.remove()
     print("wrote:")
-    print_paths([*grids, folder / "samples.npz", folder / "sampling.json"])
+    print_paths([*grids, *written, folder / "sampling.json"])
     return 0
+
+
+def _wait_for_others(parts: Parts, world: int) -> None:
+    """Until the other processes have saved their parts; one that died is started again by the same command."""
+    told = False
+    while parts.missing():
+        if not told and world > 1:
+            print("waiting for the other processes", flush=True)
+            told = True
+        time.sleep(0.5)
 
 
 def choose_classes(num_classes: int, asked: list[int] | None) -> list[int] | None:
@@ -117,22 +161,31 @@ def _kept(run: LoadedRun, x: Tensor) -> Tensor:
     return (127.5 * x.nan_to_num(nan=-1.0) + 128).clamp(0, 255).to(torch.uint8) if run.pixels else x
 
 
-def _save_grid(
-    run: LoadedRun, kept: Tensor, shown: Sequence[int | str] | None, per_class: int, path: Path
-) -> list[Path]:
+def _grids(run: LoadedRun, parts: Parts, shown: Sequence[int | str] | None, cfg: DictConfig, path: Path) -> list[Path]:
     """One row a class or text, or rows of eight. Clips play in a GIF; the picture shows the first of each."""
+    import torch
+
     from neural_rdm.reports.grids import save_grid
 
-    x = kept.movedim(-1, -3)
+    if shown is None:
+        places = list(range(min(parts.count, GRID_ROWS * 8)))
+        columns, labels = min(8, len(places)), None
+    else:
+        rows = len(shown[:GRID_ROWS])
+        if cfg.count is None:
+            columns = min(cfg.per_class, GRID_COLUMNS)
+            places = [row * cfg.per_class + column for row in range(rows) for column in range(columns)]
+        else:  # sample i shows class i modulo their number
+            columns = max(1, min(cfg.count // len(shown), GRID_COLUMNS))
+            places = [column * len(shown) + row for row in range(rows) for column in range(columns)]
+            places = [place for place in places if place < parts.count]
+        names = run.data.class_names
+        labels = [names[c] if names and isinstance(c, int) and c < len(names) else str(c) for c in shown[:rows]]
+        labels = labels[: -(-len(places) // columns)]
+    pictures = [parts.sample(place) for place in places]
+    x = torch.from_numpy(np.stack(pictures)).movedim(-1, -3)
     if run.pixels:
         x = (x.float() - 127.5) / 127.5  # the middle of each byte's interval: save_grid rounds it back to that byte
-    if shown is None:
-        x, columns, labels = x[: GRID_ROWS * 8], min(8, len(x)), None
-    else:
-        x = x.unflatten(0, (len(shown), per_class))[:GRID_ROWS, :GRID_COLUMNS]
-        columns, x = x.shape[1], x.flatten(0, 1)
-        names = run.data.class_names
-        labels = [names[c] if names and isinstance(c, int) and c < len(names) else str(c) for c in shown[:GRID_ROWS]]
     if x.ndim == 4:
         return [save_grid(x, path, columns=columns, row_labels=labels)]
     playing = save_grid(x, path.with_suffix(".gif"), columns=columns, row_labels=labels)

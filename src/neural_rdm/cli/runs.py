@@ -5,8 +5,9 @@ Everything that needs torch is imported inside the functions: `inherit` runs in 
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -168,15 +169,17 @@ class LoadedRun:
         self,
         sampler: Sampler,
         condition: dict[str, Tensor],
-        count: int,
+        positions: int | Sequence[int],
         seed: int,
         batch_size: int,
         finish: Callable[[Tensor], Tensor],
+        progress: bool = True,
     ) -> Tensor:
-        """Draw samples 0 ... count - 1 with a progress bar; sample i depends on (seed, i) alone, as in training.
+        """Draw samples with a progress bar; sample i depends on (seed, i) alone, as in training.
 
         Args:
-            condition: [count, ...] each, see `diffusion.guidance.Condition`; empty for an unconditional network.
+            positions: the samples' numbers, or how many to draw (0, 1, ...).
+            condition: one row for each, see `diffusion.guidance.Condition`; empty for an unconditional network.
             finish: makes the result of each batch [B, *shape] (float32, on `device`) that is kept.
 
         Raises:
@@ -194,14 +197,14 @@ class LoadedRun:
                 self.process,
                 sampler,
                 shape,
-                count,
+                positions,
                 seed,
                 condition,
                 null_condition(self.net, self.text),
                 batch_size=batch_size,
                 device=self.device,
                 finish=finish,
-                progress=True,
+                progress=progress,
             )
         except ValueError as error:
             raise ConfigError(f"these samples cannot be drawn: {error}") from error
@@ -238,7 +241,8 @@ def load_run(folder: Path, weights: str = "ema", accelerator: str = "auto") -> L
     build.quiet()
     if accelerator == "gpu" and not torch.cuda.is_available():
         raise ConfigError("accelerator=gpu: this machine has no GPU that torch can use; pass accelerator=cpu")
-    device = torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
+    gpu = accelerator != "cpu" and torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if gpu else torch.device("cpu")
     if config.trainer.num_threads is not None:
         torch.set_num_threads(config.trainer.num_threads)
     path = newest_readable(folder / "checkpoints")

@@ -48,12 +48,21 @@ class Sample:
     experiment: Optional[str]
     weights: str = one_of("ema", "raw")
     per_class: int = positive()
+    count: Optional[int] = positive()
     classes: Optional[list[int]] = field()
     prompts: Optional[list[str]] = field()
+    files: list[str] = field()
+    fps: int = positive()
     seed: int = between(0, 2**63 - 1)
     batch_size: int = positive()
     accelerator: str = one_of("auto", "cpu", "gpu")
     sampler: Any = node()
+
+    def check(self) -> list[Problem]:
+        """Refuse kinds of files that there are not."""
+        if unknown := [kind for kind in self.files if kind not in ("npz", "png", "gif", "mp4")]:
+            return [("files", f"{unknown[0]} is not one of npz, png, gif, mp4; pass for example files=[npz,png]")]
+        return []
 
 
 @dataclass

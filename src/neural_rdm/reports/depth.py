@@ -72,6 +72,8 @@ def plot_depth(depth_csv: str | Path, left_out_csv: str | Path, png_path: str | 
     below.axhline(0, color="grey", linewidth=0.8)
     if sizes and sizes[-1] > 100 * sizes[len(sizes) // 2]:
         below.set_yscale("symlog", linthresh=sizes[len(sizes) // 2])
+    if all(v >= 0 for line in alone.values() for v in line.values()):
+        below.set_ylim(bottom=0)
     below.set(ylabel="error added", title="If one unit alone is left out")
     name_units(below, names)
     return save(figure, png_path)

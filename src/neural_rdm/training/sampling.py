@@ -58,9 +58,14 @@ def draw(
 
 def rows_of(shown: Sequence[int | str], columns: int, text: TextEncoder | None = None) -> dict[str, Tensor]:
     """The condition of a grid whose rows are classes (numbers) or texts: `columns` samples of each, row by row."""
+    return condition_of([value for value in shown for _ in range(columns)], text)
+
+
+def condition_of(shown: Sequence[int | str], text: TextEncoder | None = None) -> dict[str, Tensor]:
+    """The condition of samples that show these classes (numbers) or texts, one row each."""
     if text is not None:
-        return encoded(text, [str(prompt) for prompt in shown for _ in range(columns)], "cpu")
-    return {"y": torch.tensor(shown).repeat_interleave(columns)}
+        return encoded(text, [str(prompt) for prompt in shown], "cpu")
+    return {"y": torch.tensor(shown)}
 
 
 class SampleGrid(StepCallback):

@@ -1,0 +1,186 @@
+"""Samples on disk: parts that a killed or shared job leaves behind, and the files that are made of them."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neural_rdm.core.errors import ConfigError, UserError
+from neural_rdm.core.files import write_atomically, write_text
+
+#: kinds of files: all samples in one array, or a file for each
+FILES = ("npz", "png", "gif", "mp4")
+
+
+class Parts:
+    """The samples of one job, `size` of them a file, in `folder/parts`; a file is there whole or not at all.
+
+    Which samples a part holds follows from its number, so several processes share a job by numbers, and one that goes
+    on after a kill draws what is missing.
+
+    Args:
+        folder: of the job.
+        count: samples in all.
+        size: samples of a part.
+    """
+
+    def __init__(self, folder: Path, count: int, size: int) -> None:
+        self.folder, self.count, self.size = folder / "parts", count, size
+        self.numbers = range(-(-count // size))
+
+    def positions(self, number: int) -> range:
+        """The samples of a part."""
+        return range(number * self.size, min((number + 1) * self.size, self.count))
+
+    def path(self, number: int) -> Path:
+        """Where a part lies."""
+        return self.folder / f"{number:07d}.npy"
+
+    def missing(self) -> list[int]:
+        """The parts that are not there yet."""
+        return [number for number in self.numbers if not self.path(number).is_file()]
+
+    def save(self, number: int, samples: NDArray[Any]) -> None:
+        """Keep a part: `samples` [n, ...] in the order of `positions`.
+
+        Raises:
+            UserError: the disk is full; what was written before is kept.
+        """
+        write_atomically(self.path(number), lambda file: np.save(file, samples))
+
+    def __iter__(self) -> Iterator[NDArray[Any]]:
+        for number in self.numbers:
+            yield np.load(self.path(number), mmap_mode="r")
+
+    def sample(self, position: int) -> NDArray[Any]:
+        """One sample."""
+        number, place = divmod(position, self.size)
+        return np.load(self.path(number), mmap_mode="r")[place]
+
+    def remove(self) -> None:
+        """Delete the parts, once something was made of them."""
+        for path in self.folder.glob("*.npy"):
+            path.unlink()
+        if self.folder.is_dir() and not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+
+def claim(path: Path, request: dict[str, Any]) -> bool:
+    """Write down what a folder's samples are made of, or compare with what is written there.
+
+    Returns:
+        Whether the folder held this request already.
+
+    Raises:
+        ConfigError: it holds samples of another one.
+    """
+    if not path.is_file():
+        write_text(path, json.dumps(request, indent=2) + "\n")
+        return False
+    held = json.loads(path.read_text(encoding="utf-8"))
+    asked = json.loads(json.dumps(request))
+    different = [key for key in {**held, **asked} if held.get(key) != asked.get(key)]
+    if different:
+        raise ConfigError(
+            f"{path.parent} holds samples of another request (different: {', '.join(sorted(different))}); choose "
+            "another hydra.run.dir, or remove that folder"
+        )
+    return True
+
+
+def write_npz(path: Path, parts: Parts, **more: NDArray[Any]) -> Path:
+    """Write `arr_0`, all parts one after the other, and further arrays as an uncompressed `.npz`, holding one part in
+    memory at a time: the layout that ADM's evaluation suite reads.
+    """
+    first = next(iter(parts))
+    header = {"descr": np.lib.format.dtype_to_descr(first.dtype), "fortran_order": False}
+
+    def write(file: Any) -> None:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+            with archive.open("arr_0.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array_header_1_0(member, {**header, "shape": (parts.count, *first.shape[1:])})
+                for part in parts:
+                    member.write(np.ascontiguousarray(part).tobytes())
+            for name, array in more.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, array, allow_pickle=False)
+
+    write_atomically(path, write)
+    return path
+
+
+def write_each(folder: Path, parts: Parts, kind: str, fps: int = 8) -> Path:
+    """Write every sample as `folder/0000000.KIND`: images [H, W, C] as png, clips [F, H, W, C] as gif or mp4 (uint8).
+
+    Files that are there already are kept, so that a job that was killed goes on.
+
+    Raises:
+        ConfigError: a kind that does not fit the samples, or mp4 without PyAV.
+    """
+    from PIL import Image
+
+    for number, part in zip(parts.numbers, parts, strict=True):
+        clips = part.ndim == 5
+        if clips != (kind in ("gif", "mp4")) or part.dtype != np.uint8:
+            what = "clips" if clips else "images" if part.dtype == np.uint8 else "latents"
+            raise ConfigError(f"files={kind} does not fit {what}; choose files=[{'npz,gif' if clips else 'npz'}]")
+        for position, sample in zip(parts.positions(number), part, strict=True):
+            path = folder / f"{position:07d}.{kind}"
+            if path.is_file():
+                continue
+            if kind == "mp4":
+                write_mp4(path, sample, fps)
+                continue
+            frames = [Image.fromarray(_shown(frame)) for frame in (sample if clips else [sample])]
+            options: dict[str, Any] = {"format": kind.upper()}
+            if clips:
+                options |= {"save_all": True, "append_images": frames[1:], "duration": 1000 // fps, "loop": 0}
+            write_atomically(path, partial(frames[0].save, **options))
+    return folder
+
+
+def write_mp4(path: Path, clip: NDArray[np.uint8], fps: int = 8) -> Path:
+    """Write a clip [F, H, W, 1 or 3] as H.264 in an MP4 (4:2:0, sides rounded up to even numbers, near lossless).
+
+    Raises:
+        ConfigError: PyAV is not installed.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise ConfigError('files=mp4 needs PyAV: pip install "neural-rdm[mp4]", or choose files=[npz,gif]') from error
+    height, width = (side + side % 2 for side in clip.shape[1:3])
+
+    def write(file: Any) -> None:
+        with av.open(file, "w", format="mp4") as container:
+            stream = container.add_stream("libx264", rate=fps, options={"crf": "12"})
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            for frame in clip:
+                rgb = np.broadcast_to(frame, (*frame.shape[:2], 3))
+                rgb = np.pad(rgb, ((0, height - rgb.shape[0]), (0, width - rgb.shape[1]), (0, 0)), mode="edge")
+                for packet in stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")):
+                    container.mux(packet)
+            for packet in stream.encode():
+                container.mux(packet)
+
+    write_atomically(path, write)
+    return path
+
+
+def _shown(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """[H, W] for one channel, else [H, W, 3]."""
+    return np.ascontiguousarray(frame[..., 0] if frame.shape[-1] == 1 else frame[..., :3])
+
+
+def balanced(shown: Sequence[Any], count: int) -> list[Any]:
+    """`count` of the things shown, each as often as the others (the first ones once more where it does not divide)."""
+    if not shown or count < 1:
+        raise UserError(f"nothing to draw: {count} samples of {len(shown)} classes")
+    return [shown[i % len(shown)] for i in range(count)]
