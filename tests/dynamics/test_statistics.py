@@ -170,3 +170,41 @@ def test_bins_are_half_open_and_the_last_holds_the_end() -> None:
     assert watching.edges == [0, 250, 500, 750, 1000]
     with pytest.raises(ValueError, match="bins=0"):
         Statistics(net, bins=0)
+
+
+def test_compiled_under_autocast_the_sums_are_not_rounded() -> None:
+    x, t, y = inputs()
+
+    def under_autocast(net: nn.Module) -> Tensor:
+        with Statistics(net, bins=1) as watching, torch.autocast("cpu", torch.bfloat16):
+            watching.at(t)
+            loss(net(x, t, y).float()).backward()
+        return table(watching.records())
+
+    eager = under_autocast(random_dit())
+    torch._dynamo.reset()
+    compiled = under_autocast(torch.compile(random_dit(), backend="aot_eager", fullgraph=True))
+    torch.testing.assert_close(compiled[:, :2], eager[:, :2], rtol=2e-3, atol=0)
+    sums = (compiled * 3)[:, 1]
+    assert not torch.equal(sums, sums.bfloat16().double())
+
+
+def test_one_bad_sample_spoils_its_own_bin_alone() -> None:
+    x, t, y = inputs()
+    x[2] = torch.nan
+    records = measured(random_dit(), x, t, y, bins=3)
+    bad = [r for r in records if r.t_low > 600]
+    assert all(math.isnan(r.rms) for r in bad)
+    assert all(math.isfinite(r.rms) and math.isfinite(r.redundancy) for r in records if r not in bad)
+
+
+def test_a_small_write_turns_the_stream_by_what_it_should() -> None:
+    from neural_rdm.residual.taps import _turn
+
+    z = torch.randn(64, 5000, generator=torch.Generator().manual_seed(0))
+    w = 1e-4 * torch.randn(64, 5000, generator=torch.Generator().manual_seed(1))
+    sums = [(a * b).sum(1) for a, b in ((z, z), (w, w), (z, w), (z + w, z + w))]
+    exact = 1 - nn.functional.cosine_similarity(z.double(), z.double() + w.double(), dim=1)
+    torch.testing.assert_close(_turn(*sums).double(), exact, rtol=1e-4, atol=0)
+    opposite = _turn(*(torch.tensor([v]) for v in (1.0, 4.0, -2.0, 1.0)))  # w = -2 z
+    assert opposite.item() == pytest.approx(2)

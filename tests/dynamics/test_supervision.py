@@ -220,3 +220,19 @@ def test_frozen_and_unused_gates_are_left_alone() -> None:
 def test_what_cannot_be_supervised_is_refused(rule: str, gamma: float, target: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         check_supervision(DiT(**SIZE, residual=rule), gamma, target)
+
+
+@pytest.mark.parametrize(("network", "rule"), [("unet-context", "gated"), ("unet-2d", "skip"), ("dit", "rezero")])
+def test_the_exact_value_is_that_of_the_local_one_also_for_units_inside_others(network: str, rule: str) -> None:
+    from tests.dynamics.test_identities import NETWORKS, randomised
+
+    build, arguments, _ = NETWORKS[network]
+    net = build(Residual(rule), torch.float64) if build is random_dit else randomised(build, Residual(rule))
+    with torch.no_grad():
+        *_, (_, last) = units(net)
+        last.alpha.zero_()  # a unit whose gates have no scale does not count
+    with probe(net, legs=True) as rows:
+        loss(net(*arguments)).backward()
+    local = supervise(net, rows.grad, 0.0)
+    exact = sensitivity_loss(net, lambda: loss(net(*arguments)))
+    torch.testing.assert_close(exact.detach(), local, rtol=1e-9, atol=0)

@@ -17,6 +17,7 @@ from neural_rdm.core.errors import UserError
 from neural_rdm.core.records import read_rows
 from neural_rdm.data.digits import Digits
 from neural_rdm.diffusion.samplers import Sampler
+from neural_rdm.residual import units
 from neural_rdm.training.checkpoints import Checkpoints
 from neural_rdm.training.ema import EMA
 from neural_rdm.training.guards import FiniteLoss, StopOnSignal
@@ -258,3 +259,40 @@ def test_a_signal_finishes_the_optimizer_step_and_saves(tmp_path: Path, number: 
     assert trainer.global_step == 3
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
     assert signal.getsignal(number) == before
+
+
+def test_an_interrupted_step_leaves_nothing_behind(tmp_path: Path) -> None:
+    class Interrupt(pl.Callback):
+        def on_after_backward(self, trainer: pl.Trainer, pl_module: Any) -> None:
+            raise RuntimeError("stop")
+
+    module, log = tiny_module(), SensitivityLog(1)
+    with pytest.raises(RuntimeError, match="stop"):
+        fit(module, tmp_path / "a", log, Interrupt(), steps=2)
+    assert module.on_times is None
+    assert all(unit.watched is None and unit.probe is None for _, unit in units(module.net))
+    fit(module, tmp_path / "b", log, steps=2)
+    rows = read_rows(tmp_path / "b" / "sensitivity" / "units.csv")
+    assert {s: sum(int(r["samples"]) for r in rows if r["step"] == s and r["unit"] == "0") for s in "12"} == {
+        "1": 16,
+        "2": 16,
+    }
+
+
+def test_a_quantity_that_is_no_number_any_more_is_told() -> None:
+    largest = Largest([{"step": str(i), "unit": "0", "norm": "1.0"} for i in range(4)])
+    assert largest.jumps({(0, "norm"): math.nan}, 4) == [((0, "norm"), 1.0)]
+
+
+def test_gradients_are_clipped_in_bf16_too(tmp_path: Path) -> None:
+    module = tiny_module()
+    kept: list[float] = []
+
+    class Norm(pl.Callback):
+        def on_before_zero_grad(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
+            grads = [p.grad for p in pl_module.net.parameters() if p.grad is not None]
+            kept.extend([torch.nn.utils.get_total_norm(grads).item()] if grads else [])
+
+    fit(module, tmp_path, Norm(), steps=2, precision="bf16-mixed", gradient_clip_val=1e-3)
+    assert kept
+    assert max(kept) <= 1.01e-3

@@ -62,6 +62,12 @@ def check_across(cfg: DictConfig, sources: Sources) -> None:
     _check_text(cfg, sources)
     _check_gates(cfg, sources)
     _check_sampler(cfg, sources)
+    if trainer.precision == "16-mixed" and cfg.optimizer.get("clip") is not None:
+        raise ConfigError(
+            f"optimizer.clip={cfg.optimizer.clip} with trainer.precision=16-mixed: the fused optimizer removes the "
+            f"loss scale only after clipping; pass trainer.precision=bf16-mixed or optimizer.clip=null"
+            f"{sources.where('trainer.precision')}"
+        )
     if cfg.diffusion.get("learned_times") is not None and not cfg.strategy._target_.endswith((".single", ".ddp")):
         raise ConfigError(
             "diffusion.learned_times trains a parameter outside the network, which only strategy=single and "
@@ -159,6 +165,7 @@ def _check_gates(cfg: DictConfig, sources: Sources) -> None:
     if cfg.gamma > 0 and cfg.supervision == "exact":
         trainer = cfg.trainer
         wrong = {
+            "strategy=single": not cfg.strategy._target_.endswith(".single"),
             "trainer.devices=1": trainer.devices * trainer.num_nodes > 1,
             "trainer.accumulate_grad_batches=1": trainer.accumulate_grad_batches > 1,
             "trainer.compile=false": trainer.compile,

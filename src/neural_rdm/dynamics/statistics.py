@@ -13,7 +13,6 @@ gradients stay bit-equal. A measured step keeps one more tensor of the stream's 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,12 +107,16 @@ class Statistics:
             total  # the loss is a mean over all samples: of one sample, importance is `total` times as much
         )
         return [
-            UnitRecord(i, name, self.edges[b], self.edges[b + 1], int(counts[b]), *_plain(means[i, b].tolist()))
+            UnitRecord(i, name, self.edges[b], self.edges[b + 1], int(counts[b]), *_one_token(means[i, b].tolist()))
             for i, (name, _) in enumerate(self._units)
             for b in range(len(counts))
             if counts[b] > 0
         ]
 
 
-def _plain(values: Sequence[float]) -> list[Any]:
-    return [None if value != value else value for value in values]
+def _one_token(values: list[Any]) -> list[Any]:
+    """NaN stays NaN, except where it says that there is one token only."""
+    share = WATCHED.index("mean_share")
+    if values[share] != values[share] and values[0] == values[0]:
+        values[share] = None
+    return values

@@ -102,27 +102,32 @@ def sensitivity_loss(model: nn.Module, loss: Callable[[], Tensor], target: Targe
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    entries: list[Tensor] = []
-    exits: list[Tensor] = []
+    found = [unit for _, unit in units(model)]
+    entries: dict[nn.Module, Tensor] = {}  # by unit: one inside another is entered after it and left before it
+    exits: dict[nn.Module, Tensor] = {}
 
     def enter(unit: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        entries.append(arguments[0].view_as(arguments[0]))  # what flows through this unit, not all that reads z_i
-        return entries[-1], *arguments[1:]
+        entries[unit] = arguments[0].view_as(arguments[0])  # what flows through this unit, not all that reads z_i
+        return entries[unit], *arguments[1:]
 
     def leave(unit: nn.Module, arguments: tuple[Tensor, ...], out: Tensor) -> None:
-        exits.append(out)
+        exits[unit] = out
 
-    hooks = [unit.register_forward_pre_hook(enter) for _, unit in units(model)]
-    hooks += [unit.register_forward_hook(leave) for _, unit in units(model)]
+    hooks = [unit.register_forward_pre_hook(enter) for unit in found]
+    hooks += [unit.register_forward_hook(leave) for unit in found]
     try:
         with sdpa_kernel(SDPBackend.MATH):
             value = loss()
-            gradients = torch.autograd.grad(value, entries + exits, create_graph=True)
+            tensors = [entries[unit] for unit in found] + [exits[unit] for unit in found]
+            gradients = torch.autograd.grad(value, tensors, create_graph=True)
     finally:
         for hook in hooks:
             hook.remove()
     entry, exit_ = torch.stack([g.square().sum() for g in gradients]).view(2, -1)
-    counted = (entry > 0) & (exit_ > 0)
+    gated = [unit for unit in found if unit.has_alpha]
+    size = dict(zip(gated, _squared_norms([_scaling(unit) for unit in gated]), strict=True)) if gated else {}
+    kept = [unit.dim == unit.dim_out and bool(size.get(unit, 1.0) > 0) for unit in found]  # as `supervise` counts
+    counted = (entry > 0) & (exit_ > 0) & torch.tensor(kept, device=entry.device)
     log_r = _log_gain(entry, exit_, counted, target)
     return 0.5 * log_r.square().sum() / counted.sum().clamp(min=1)
 

@@ -55,7 +55,8 @@ class _Watch(torch.autograd.Function):
         # a sample may be several rows (the frames of a clip): their means, but all that they change of its loss
         samples = table.view(len(bins), -1, table.shape[1]).mean(dim=1)
         samples = torch.cat([samples, importance.view(len(bins), -1, 1).sum(dim=1)], dim=1)
-        return grad, None, bins.to(samples.dtype).T @ samples, None, None
+        # no matrix product: autocast and TF32 would round it, and 0 * NaN would carry one bad sample into every bin
+        return grad, None, torch.where(bins[:, :, None] > 0, samples[:, None], 0).sum(dim=0), None, None
 
 
 def _per_row(z: Tensor, write: Tensor, out: Tensor, channel_axis: int) -> list[Tensor]:
@@ -72,9 +73,16 @@ def _per_row(z: Tensor, write: Tensor, out: Tensor, channel_axis: int) -> list[T
         (oo / zz.clamp(min=_TINY)).sqrt(),
         (ww / zz.clamp(min=_TINY)).sqrt(),
         zw / (zz * ww).sqrt().clamp(min=_TINY),
-        1 - (zz + zw) / (zz * oo).sqrt().clamp(min=_TINY),
+        _turn(zz, ww, zw, oo),
         (shared / centred.clamp(min=_TINY)).sqrt() if count > 1 else torch.full_like(zz, torch.nan),
     ]
+
+
+def _turn(zz: Tensor, ww: Tensor, zw: Tensor, oo: Tensor) -> Tensor:
+    """1 - cos(z, z + w), without the cancellation that leaves nothing of it where w is small."""
+    cosine = (zz + zw) / (zz * oo).sqrt().clamp(min=_TINY)
+    squared_sine = ((zz * ww - zw.square()) / (zz * oo).clamp(min=_TINY)).clamp(min=0)
+    return torch.where(cosine > 0, squared_sine / (1 + cosine), 1 - cosine)
 
 
 def watch(after: Tensor, before: Tensor, row: Tensor, bins: Tensor, channel_axis: int) -> Tensor:

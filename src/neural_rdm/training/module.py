@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 
 from neural_rdm.conditioning.labels import drop_labels, dropout_mask
@@ -115,7 +116,14 @@ class NeuralRDM(pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip as the Trainer was told, once `optimizer.clip_after` steps are done."""
-        if self.trainer.global_step >= self.optimizer.clip_after:
+        if self.trainer.global_step < self.optimizer.clip_after or gradient_clip_val is None:
+            return
+        plugin = self.trainer.precision_plugin
+        if isinstance(plugin, MixedPrecision) and plugin.scaler is None:
+            # Lightning refuses every fused optimizer here, although bf16 has no loss scale to be removed first
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+        else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def configure_optimizers(self) -> Any:

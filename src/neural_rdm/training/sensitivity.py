@@ -70,6 +70,22 @@ class SensitivityLog(pl.Callback):
         self._supervision = next((c for c in trainer.callbacks if isinstance(c, Supervision)), None)
         self._largest = Largest(_read(self.folder / "sensitivity.csv"), _read(self.folder / "units.csv"))
 
+    def _drop(self, pl_module: Any) -> None:
+        """Forget a step that was not finished: its taps are off, and nothing of it counts in another."""
+        if self._measurement is not None:
+            self._measurement.close()
+        if self._statistics is not None:
+            self._statistics.__exit__()
+        self._measurement = self._statistics = pl_module.on_times = None
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        """A step was interrupted."""
+        self._drop(pl_module)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        """Training is over."""
+        self._drop(pl_module)
+
     def _due(self, trainer: pl.Trainer) -> bool:
         step = trainer.global_step + 1
         return step == trainer.max_steps or step % self.every_n_steps == 0
@@ -198,11 +214,15 @@ class Largest:
             self.add(_values(*parts))
 
     def jumps(self, now: Values, factor: float) -> list[tuple[tuple[int, str], float]]:
-        """What is more than `factor` times its largest value so far, with that value; nothing in the first records."""
+        """What is more than `factor` times its largest value so far, or no number any more, with that value; nothing in
+        the first records.
+        """
         if self.records < CALM:
             return []
         before = self._largest
-        return [(key, before[key]) for key, v in now.items() if before.get(key, 0) > 0 and v > factor * before[key]]
+        return [
+            (key, before[key]) for key, v in now.items() if before.get(key, 0) > 0 and not v <= factor * before[key]
+        ]
 
     def add(self, now: Values) -> None:
         """Remember a record."""

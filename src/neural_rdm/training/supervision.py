@@ -24,6 +24,10 @@ class Measurement:
         self._stack = ExitStack()
         self._rows = self._stack.enter_context(probe(pl_module.net, legs))
 
+    def close(self) -> None:
+        """Switch the taps off."""
+        self._stack.close()
+
     def read(self, trainer: pl.Trainer) -> Tensor:
         """Switch the taps off; squared norms [units, 2 or 4] of the gradient of the loss averaged over the whole global
         batch. Every rank must call it.
@@ -31,7 +35,7 @@ class Measurement:
         They are summed over micro-batches (whose losses Lightning has divided by their number) and ranks, and divided
         by the squares of the loss scale and of the number of ranks, since each rank averages over its share only.
         """
-        self._stack.close()
+        self.close()
         rows = self._rows.grad
         assert rows is not None, "no unit of the network was reached by the backward pass"
         return parallel.sum_over_ranks(rows.clone()) / (trainer.world_size * loss_scale(trainer, rows)) ** 2
@@ -88,7 +92,21 @@ class Supervision(pl.Callback):
         """Switch the taps on for all micro-steps of an optimizer step."""
         if self._measurement is None:
             self._measurement, self._squared = Measurement(pl_module, legs=True), None
-        self._batch = batch
+        self._batch = batch if self.method == "exact" else None
+
+    def _drop(self) -> None:
+        """Forget a step that was not finished, and its batch."""
+        if self._measurement is not None:
+            self._measurement.close()
+        self._measurement = self._squared = self._batch = None
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """A step was interrupted."""
+        self._drop()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Training is over."""
+        self._drop()
 
     def squared(self, trainer: pl.Trainer) -> Tensor:
         """This step's squared norms [units, 4], for every callback that asks; the first one to ask reads them."""
