@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -81,7 +82,37 @@ def test_the_command_compares_runs(runs):
 
 
 @pytest.mark.end_to_end
+def test_the_published_tables_need_no_run(tmp_path):
+    done = command("report", "published=true", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "| GAN | BigGAN-deep [59] [a] | ✗ | 6.95 | 7.36 | 171.4 | – | – | – |" in done.stdout
+    assert "| Neural-RDM (the paper's) [b] | ✔✔ | 3.35 | 85.97 | 39.89 | 91.22 | 461.03 |" in done.stdout
+    paths = [tmp_path / line.strip() for line in done.stdout.split("wrote:\n")[1].splitlines()]
+    assert [path.name for path in paths] == ["published.md", "published.csv"]
+    assert all(path.is_file() for path in paths)
+
+
+@pytest.mark.end_to_end
+def test_runs_stand_in_the_published_tables_and_beside_their_efficiency(runs):
+    write_metrics(runs[0] / "report", [{"name": "generated", "frechet_pixels": 0.5, "count": 20}], "how")
+    (runs[0] / "evaluations.csv").write_text(
+        "step,images,frechet_pixels,cfg_scale,weights,count\n2,20,8,1,ema,20\n4,40,2,1,ema,20\n"
+    )
+    done = command("report", "published=true", "runs=sweep", "ep_fid=4", cwd=Path.cwd())
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"\| own run \| 0 \|  \| 0\.5 \[[a-z]\] \|", done.stdout)
+    assert "features of pixels, not of inception; 20 samples, not 50,000" in done.stdout
+    assert "- 1: no column of these tables fits its numbers. how" in done.stdout
+    assert "| frechet_pixels <= 4 |  | 30 | 20 | interpolated |" in done.stdout
+    names = [Path(line.strip()).name for line in done.stdout.split("wrote:\n")[1].splitlines()]
+    assert names[-3:] == ["efficiency.md", "published.md", "published.csv"]
+
+
+@pytest.mark.end_to_end
 def test_mistakes_are_refused_before_anything_is_written(runs):
+    assert "published=true" in refused_without_torch("report", cwd=Path.cwd())
+    assert "pass runs=DIR" in refused_without_torch("report", "published=true", "ep_fid=2", cwd=Path.cwd())
+    assert "ep_fid" in refused_without_torch("report", "runs=sweep", "ep_fid=0", cwd=Path.cwd())
     assert "no run found" in refused_without_torch("report", "runs=missing/*", cwd=Path.cwd())
     assert "runs" in refused_without_torch("report", cwd=Path.cwd())
     assert "runz" in refused_without_torch("report", "runs=sweep", "runz=1", cwd=Path.cwd())

@@ -1,6 +1,7 @@
-"""`python -m neural_rdm.report`: compare runs, side by side.
+"""`python -m neural_rdm.report`: compare runs, side by side, and with the published numbers.
 
 python -m neural_rdm.report runs='outputs/sweep/digits_gated/TIME/*'
+python -m neural_rdm.report published=true
 """
 
 from __future__ import annotations
@@ -15,16 +16,27 @@ from neural_rdm.cli.app import main, print_paths
 from neural_rdm.cli.compose import parse
 from neural_rdm.cli.runs import find_runs, natural, written
 from neural_rdm.core.errors import DataError
+from neural_rdm.reports.efficiency import write_efficiency
+from neural_rdm.reports.published import own_runs, write_published
 from neural_rdm.reports.tables import write_comparison
 
 
 def report(cfg: DictConfig, folder: Path) -> int:
-    """Write the comparison of the runs that `cfg.runs` names into `folder` and print it; return the exit code 0.
+    """Write what `cfg` asks for into `folder` and print it; return the exit code 0.
+
+    The comparison of the runs that `cfg.runs` names; with `cfg.ep_fid` also what training to that Frechet distance
+    took; with `cfg.published` the paper's tables, the runs in them.
 
     Raises:
-        DataError: no run is found.
+        DataError: no run is found, or its recorded evaluations are damaged.
     """
-    compare(select_runs(cfg.runs), folder)
+    runs = select_runs(cfg.runs) if cfg.runs is not None else []
+    parts = [write_comparison(runs, folder)] if runs else []
+    if cfg.ep_fid is not None:
+        parts.append([write_efficiency(runs, cfg.ep_fid, folder)])
+    if cfg.published:
+        parts.append(write_published(folder, own_runs(runs)))
+    show([paths[0] for paths in parts], [path for paths in parts for path in paths])
     return 0
 
 
@@ -56,10 +68,16 @@ def select_runs(runs: str) -> list[Path]:
 def compare(runs: list[Path], folder: Path) -> list[Path]:
     """Write the comparison of `runs` into `folder`, print its table and its paths, and return the paths."""
     paths = write_comparison(runs, folder)
-    print(paths[0].read_text(encoding="utf-8"))
+    show(paths[:1], paths)
+    return paths
+
+
+def show(pages: list[Path], paths: list[Path]) -> None:
+    """Print the pages, then the paths of all that was written."""
+    for page in pages:
+        print(page.read_text(encoding="utf-8"))
     print("wrote:")
     print_paths(paths)
-    return paths
 
 
 def prepare(overrides: list[str]) -> list[str]:

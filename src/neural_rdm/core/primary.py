@@ -105,7 +105,17 @@ class Lens:
 class Report:
     """The primary configuration of `python -m neural_rdm.report`."""
 
-    runs: str
+    runs: Optional[str]
+    published: bool
+    ep_fid: Optional[float] = positive()
+
+    def check(self) -> list[Problem]:
+        """Refuse to report on nothing."""
+        if self.runs is None and not self.published:
+            return [("runs", "has no value; pass runs=DIR, or published=true for the paper's own tables")]
+        if self.runs is None and self.ep_fid is not None:
+            return [("ep_fid", "is measured on runs; pass runs=DIR as well")]
+        return []
 
 
 @dataclass

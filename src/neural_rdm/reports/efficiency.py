@@ -1,0 +1,227 @@
+"""How much training a quality costs: epochs and images to a Frechet distance without guidance (EP_FID@k).
+
+Recorded evaluations live in `<run>/evaluations.csv`, a line an evaluation during training:
+
+| column | holds |
+|---|---|
+| `step` | optimizer steps behind the weights |
+| `images` | training samples behind them; may be empty, then it is `step` times the run's `data.batch_size` |
+| `frechet_SPACE` | a distance to the real data; SPACE names the feature network, one column for each |
+| `cfg_scale` | guidance of the samples; 1 is none |
+| `weights` | `ema` or `raw` |
+| `count` | generated samples behind the number |
+| `train_size` | samples in one epoch; optional, see `reached` |
+
+Further columns are ignored, and so are lines that a kill cut short. Of lines of equal step, guidance, weights and
+count (a resumed run) the last counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from neural_rdm.core.errors import DataError
+from neural_rdm.core.files import write_text
+from neural_rdm.core.records import read_rows
+from neural_rdm.reports.tables import compare_runs, markdown_table
+
+FILE = "evaluations.csv"
+REQUIRED = ("step", "cfg_scale", "weights", "count")
+PREFIX = "frechet_"
+INTERPOLATION = "interpolated between two evaluations, linearly in images against the logarithm of the distance"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One line of `evaluations.csv` for one feature network."""
+
+    images: float
+    distance: float
+    count: int
+    train_size: int | None
+
+
+@dataclass(frozen=True)
+class Reached:
+    """Where a distance was first reached.
+
+    Attributes:
+        images: training samples until then.
+        epochs: the same in epochs; None where the size of the training set is unknown.
+        count: generated samples behind each evaluation that was used.
+        bound: the first evaluation was low enough already, so that this is an upper bound.
+    """
+
+    images: float
+    epochs: float | None
+    count: int
+    bound: bool
+
+
+def read_evaluations(run: str | Path, space: str = "inception", weights: str = "ema") -> list[Evaluation]:
+    """The unguided evaluations (`cfg_scale` 1) of a run by ascending step; empty if the run has no evaluations.csv.
+
+    Args:
+        space: feature network, as in the column `frechet_SPACE`.
+        weights: "ema" or "raw".
+
+    Raises:
+        DataError: the file lacks a column of its schema, or neither it nor the run says how many images a step takes.
+    """
+    path = Path(run) / FILE
+    rows = _rows(path)
+    found: dict[tuple[int, int], Evaluation] = {}
+    batch_size = _data(Path(run)).get("batch_size")
+    for row in rows:
+        if row["weights"] != weights or _number(row["cfg_scale"]) != 1:
+            continue
+        distance, count = _number(row.get(PREFIX + space)), _number(row["count"])
+        if not (math.isfinite(distance) and math.isfinite(count)):
+            continue
+        step, images, size = int(row["step"]), _number(row.get("images")), _number(row.get("train_size"))
+        if not math.isfinite(images):
+            if not isinstance(batch_size, int):
+                raise DataError(f"{path}: step {step} has no `images`, and {Path(run) / 'config.yaml'} no batch size.")
+            images = float(step * batch_size)
+        train_size = int(size) if math.isfinite(size) else None
+        found[step, int(count)] = Evaluation(images, distance, int(count), train_size)
+    return [found[key] for key in sorted(found)]
+
+
+def reached(
+    run: str | Path,
+    k: float,
+    space: str = "inception",
+    weights: str = "ema",
+    count: int | None = None,
+    train_size: int | None = None,
+) -> Reached | None:
+    """EP_FID@k: images and epochs until the unguided Frechet distance is first at most `k`; None if it never is.
+
+    Between the last evaluation above `k` and the first one that is not, the logarithm of the distance is taken to be
+    linear in images. Distances from different counts of samples cannot be compared: one count is used.
+
+    Args:
+        run: folder with `evaluations.csv` and `config.yaml`.
+        k: the distance to reach, above 0.
+        space, weights: see `read_evaluations`.
+        count: samples behind an evaluation; by default the count that most evaluations have, of equals the largest.
+        train_size: samples in one epoch; by default the file's `train_size`, else the run's `data.limit`, its cap.
+
+    Raises:
+        DataError: `k` is not positive, or the file is damaged; see `read_evaluations`.
+    """
+    if not (math.isfinite(k) and k > 0):
+        raise DataError(f"ep_fid={k}: a Frechet distance to reach is a number above 0, such as 2.")
+    evaluations = read_evaluations(run, space, weights)
+    if not evaluations:
+        return None
+    counts = Counter(evaluation.count for evaluation in evaluations)
+    count = count if count is not None else max(counts, key=lambda n: (counts[n], n))
+    records = [evaluation for evaluation in evaluations if evaluation.count == count]
+    index = next((i for i, record in enumerate(records) if record.distance <= k), None)
+    if index is None:
+        return None
+    after = records[index]
+    images = after.images
+    if index > 0:
+        before = records[index - 1]
+        share = _share(before.distance, max(after.distance, 1e-12), k)
+        images = before.images + share * (after.images - before.images)
+    limit = _data(Path(run)).get("limit")
+    size = train_size or after.train_size or (limit if isinstance(limit, int) else None)
+    return Reached(images, images / size if size else None, count, bound=index == 0)
+
+
+def spaces(run: str | Path) -> list[str]:
+    """The feature networks whose distances a run has recorded, in the order of their columns."""
+    rows = _rows(Path(run) / FILE)
+    names = [name for name in (rows[0] if rows else ()) if name.startswith(PREFIX) and not name.endswith("_spatial")]
+    return [name.removeprefix(PREFIX) for name in names]
+
+
+def efficiency_rows(runs: Iterable[str | Path], k: float) -> list[dict[str, Any]]:
+    """A row a run and feature network: what tells the run, then `epochs` and `images` to a distance of `k`.
+
+    `result` says how the numbers came about, or why there are none. A run without evaluations has one row.
+    """
+    folders = [Path(run) for run in runs]
+    rows = []
+    for folder, row in zip(folders, compare_runs(folders), strict=True):
+        told = {key: row[key] for key in ("run", "exp", "residual", "gates", "depth", "steps", "seed")}
+        for space in spaces(folder) or [""]:
+            found = reached(folder, k, space) if space else None
+            if not space:
+                result = f"no evaluation in a file {FILE}"
+            elif not read_evaluations(folder, space):
+                result = "no unguided evaluation of the EMA weights"
+            elif found is None:
+                result = "never reached"
+            else:
+                result = "at most: the first evaluation was there already" if found.bound else "interpolated"
+            rows.append(
+                told
+                | {
+                    "distance": f"{PREFIX}{space} <= {k:g}" if space else None,
+                    "epochs": found.epochs if found else None,
+                    "images": round(found.images) if found else None,
+                    "count": found.count if found else None,
+                    "result": result,
+                }
+            )
+    return rows
+
+
+def write_efficiency(runs: Iterable[str | Path], k: float, folder: str | Path) -> Path:
+    """Write `efficiency.md`: the table of `efficiency_rows` and how it was made."""
+    path = Path(folder) / "efficiency.md"
+    page = f"# Training to a Frechet distance of {k:g} without guidance\n\n{markdown_table(efficiency_rows(runs, k))}\n"
+    page += f"EMA weights, cfg_scale 1; {INTERPOLATION}; count: generated samples behind each evaluation. Only\n"
+    page += "distances of the same features, count and real data can be compared.\n"
+    write_text(path, page)
+    return path
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    try:
+        header = path.read_text(encoding="utf-8").partition("\n")[0].split(",")
+        rows = read_rows(path)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    missing = [name for name in REQUIRED if name not in header]
+    if missing or not any(name.startswith(PREFIX) for name in header):
+        lacks = missing[0] if missing else f"{PREFIX}SPACE"
+        raise DataError(f"{path} lacks the column {lacks!r} of recorded evaluations (it has {', '.join(header)}).")
+    return rows
+
+
+def _share(before: float, after: float, k: float) -> float:
+    """How far from `before` (> k) to `after` (<= k) the logarithm of the distance passes that of `k`."""
+    return (math.log(before) - math.log(k)) / (math.log(before) - math.log(after))
+
+
+def _data(run: Path) -> Mapping[str, Any]:
+    """The node `data` of a run's configuration; empty where there is none."""
+    try:
+        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    data = config.get("data") if isinstance(config, dict) else None
+    return data if isinstance(data, dict) else {}
+
+
+def _number(text: str | None) -> float:
+    """A cell as a number; NaN where it is empty or none."""
+    try:
+        return float(text) if text else math.nan
+    except ValueError:
+        return math.nan

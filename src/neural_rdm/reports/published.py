@@ -1,0 +1,342 @@
+"""Tables 1 and 2 of the paper (arXiv 2406.13215) with all their baselines, and one's own evaluated runs in them.
+
+The numbers live in `published.yaml` beside this file, each with the source in which it was read. A number of one's own
+stands in a column only with a mark and a footnote wherever it was made by another protocol than the column's: other
+features, another count of samples, guidance, other data, another size, raw weights, or one that was not recorded.
+
+Which of a run's numbers belong to a column is told by their names in `report/metrics.json`, row `generated`; SPACE is
+the feature network:
+
+| column | names |
+|---|---|
+| FID | `frechet_SPACE` |
+| sFID | `frechet_SPACE_spatial`, `sfrechet_SPACE` |
+| IS | `inception_score_SPACE`, `inception_score` |
+| FVD | `frechet_i3d`, `frechet_SPACE_clips`, `frechet_SPACE_video` |
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import io
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from neural_rdm.core.files import write_text
+from neural_rdm.reports.tables import compare_runs, markdown_table
+
+DATA_FILE = Path(__file__).with_name("published.yaml")
+DASH, NOT_FOUND = "–", "not found"
+#: kind of a column -> names of the numbers that may stand in it; the group is the feature network
+METRICS = {
+    "clips": re.compile(r"frechet_(i3d|.+_clips|.+_video)"),
+    "spatial": re.compile(r"(?:frechet_(?=.+_spatial$)|sfrechet_)(.+?)(?:_spatial)?"),
+    "score": re.compile(r"inception_score(?:_(.+))?(?<!_std)"),
+    "frechet": re.compile(r"frechet_(.+)"),
+}
+#: last part of `data._target_` -> the name of that choice, for runs that do not say which they made
+DATA = {"SkyTimelapse": "sky", "TaichiHD": "taichi", "UCF101": "ucf101", "JourneyDB": "journeydb", "COCO": "coco"}
+CSV_COLUMNS = ("table", "kind", "architecture", "method", "column", "metric", "value", "source", "also_in", "notes")
+
+
+@dataclass
+class Footnotes:
+    """Notes of one table, lettered in the order in which they are first needed; equal notes share a letter."""
+
+    texts: list[str] = field(default_factory=list)
+
+    def mark(self, note: str) -> str:
+        """The mark of a note, such as ` [a]`; nothing for an empty one."""
+        if not note:
+            return ""
+        if note not in self.texts:
+            self.texts.append(note)
+        index, letters = self.texts.index(note) + 1, ""
+        while index:
+            index, digit = divmod(index - 1, 26)
+            letters = chr(ord("a") + digit) + letters
+        return f" [{letters}]"
+
+    def list(self) -> str:
+        """The notes as a Markdown list."""
+        return "".join(f"-{self.mark(text)} {text}\n" for text in self.texts)
+
+
+@dataclass(frozen=True)
+class OwnRun:
+    """What the tables need to know of one's own run; None where it was not recorded.
+
+    Attributes:
+        name: its label.
+        task: "class", "text" or "video".
+        conditional: whether it is told a class or a text.
+        data: name of its data set, as in `data=`.
+        size: height and width of its images.
+        frames: length of its clips.
+        guidance: the sampler's `cfg_scale`.
+        weights: "ema" or "raw".
+        protocol: the line that says how its numbers were made.
+        numbers: the row `generated` of its report.
+    """
+
+    name: str
+    task: str
+    conditional: bool
+    data: str | None
+    size: int | None
+    frames: float | None
+    guidance: float | None
+    weights: str | None
+    protocol: str
+    numbers: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path, name: str, numbers: dict[str, Any]) -> OwnRun:
+        """Read a run or an evaluation: its `config.yaml`, `report/metrics.json` and, if it has one, `sampling.json`."""
+        config, sampling = _mapping(folder / "config.yaml"), _mapping(folder / "sampling.json")
+        data, backbone = _node(config, "data"), _node(config, "backbone")
+        frames = _number(backbone.get("num_frames")) or _number(data.get("num_frames"))
+        task = "video" if (frames or 1) > 1 else "text" if config.get("condition") else "class"
+        kind = str(data.get("_target_", "")).rpartition(".")[2]
+        guidance = _node(sampling, "sampler").get("cfg_scale", _node(config, "sampler").get("cfg_scale"))
+        protocol = str(_mapping(folder / "report" / "metrics.json").get("protocol") or "")
+        told = re.search(r"\bweights (ema|raw)\b", protocol)
+        return cls(
+            name=name,
+            task=task,
+            conditional=bool(config.get("condition"))
+            or (
+                any((_number(backbone.get(key)) or 0) > 0 for key in ("num_classes", "num_context_classes"))
+                and backbone.get("extras") != "unconditional"
+            ),
+            data=_node(config, "choices").get("data") or DATA.get(kind) or kind.lower() or None,
+            size=data.get("image_size"),
+            frames=frames,
+            guidance=_number(numbers.get("cfg_scale", guidance)),
+            weights=numbers.get("weights") or sampling.get("weights") or (told.group(1) if told else None),
+            protocol=" ".join(protocol.split()),
+            numbers=numbers,
+        )
+
+    def cell(self, column: dict[str, Any]) -> tuple[str, float, str] | None:
+        """(name, value, note) of the number that stands in a column; None for a column of another task or data set.
+
+        Among several feature networks the column's own is preferred. Columns of FVD are of one data set each: another
+        set's number has no place in them, with or without a mark.
+        """
+        if column["task"] != self.task or (self.task == "video" and column.get("data") not in (None, self.data)):
+            return None
+        found = [(key, space) for key in self.numbers if (space := _space(key, column["metric"])) is not None]
+        found = [(key, space) for key, space in found if _number(self.numbers[key]) is not None]
+        if not found:
+            return None
+        key, space = min(found, key=lambda pair: pair[1] != column.get("network"))
+        return key, float(self.numbers[key]), "; ".join(self.differences(column, space))
+
+    def differences(self, column: dict[str, Any], space: str) -> list[str]:
+        """In what a number of this run was made otherwise than the column's protocol says."""
+        kinds = {True: "conditional", False: "unconditional"}
+        facts = {
+            "features": (space or "an unnamed network", "network", "features of {}, not of {}"),
+            "count of samples": (_number(self.numbers.get("count")), "count", "{:,.0f} samples, not {:,.0f}"),
+            "data": (self.data, "data", "data {}, not {}"),
+            "image size": (self.size, "size", "{} pixels, not {}"),
+            "clip length": (self.frames, "frames", "{} frames, not {}"),
+            "condition": (kinds[self.conditional], "condition", "{}, not {}"),
+            "weights": (self.weights, "weights", "{} weights, not {}"),
+        }
+        found = []
+        for what, (mine, key, text) in facts.items():
+            theirs = column.get(key, "ema" if key == "weights" else None)
+            if theirs is not None and mine != theirs:
+                found.append(f"{what} not recorded" if mine is None else text.format(mine, theirs))
+        if column.get("unstated"):
+            found.append("the paper does not state the data and the count of this column")
+        if self.guidance is None:
+            found.append("guidance not recorded")
+        elif self.guidance != 1:
+            found.append(f"guided, cfg_scale {self.guidance:g}")
+        return found
+
+
+@functools.cache
+def published() -> dict[str, Any]:
+    """The content of `published.yaml`: `sources`, `notes` and `tables`."""
+    return yaml.safe_load(DATA_FILE.read_text(encoding="utf-8"))
+
+
+def own_runs(folders: Iterable[str | Path]) -> list[OwnRun]:
+    """The runs in `folders`, labelled as in the comparison of runs."""
+    paths = [Path(folder) for folder in folders]
+    return [
+        OwnRun.read(path, str(row["run"]), _generated(path))
+        for path, row in zip(paths, compare_runs(paths), strict=True)
+    ]
+
+
+def write_published(folder: str | Path, runs: Sequence[OwnRun] = ()) -> list[Path]:
+    """Write `published.md`, the two tables to read, and `published.csv`, a line a number with its source.
+
+    Args:
+        runs: one's own, which stand below the paper's rows with their marks.
+    """
+    content, folder = published(), Path(folder)
+    pages: list[str] = []
+    lines: list[dict[str, Any]] = []
+    placed: set[str] = set()
+    for table in content["tables"]:
+        columns = dict(table["columns"])
+        if any(run.cell(column) for run in runs if (column := _other(table, run))):
+            columns["other_fvd"] = {"title": "FVD, other data", "metric": "clips", "task": "video"}
+        notes = Footnotes()
+        rows = [_published_row(table, columns, row, notes, lines) for row in table["rows"]]
+        for run in runs:
+            if (row := _own_row(table, columns, run, notes, lines)) is not None:
+                rows.append(row)
+                placed.add(run.name)
+        pages.append(
+            f"## Table {table['number']}. {table['title']}\n\n{' '.join(table['says'].split())}\n\n"
+            f"{markdown_table(rows)}\n{notes.list()}"
+        )
+    pages.append(_own_protocols(runs, placed) + _sources(content, lines))
+    head = f"# The tables of arXiv 2406.13215\n\n{DASH}: none there.\n\n"
+    write_text(folder / "published.md", head + "\n".join(pages))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    write_text(folder / "published.csv", text.getvalue())
+    return [folder / "published.md", folder / "published.csv"]
+
+
+def _published_row(
+    table: dict[str, Any], columns: dict[str, Any], row: dict[str, Any], notes: Footnotes, lines: list[dict[str, Any]]
+) -> dict[str, str]:
+    note = "; ".join(published()["notes"][key] for key in row.get("notes", ()))
+    cite = f" [{row['cite']}]" if "cite" in row else ""
+    cells = _first_cells(table, row["architecture"], f"{row['method']}{cite}{notes.mark(note)}", row["scalability"])
+    for key, column in columns.items():
+        entry = row["values"].get(key)
+        cells[column["title"]] = entry[0] if entry else DASH
+        if entry and entry[0] != NOT_FOUND:
+            lines.append(
+                _line(table, "published", row["architecture"], row["method"], column, value=entry[0], notes=note)
+                | {"metric": column["title"].split()[-1], "source": entry[1], "also_in": " ".join(entry[2:])}
+            )
+    return cells
+
+
+def _own_row(
+    table: dict[str, Any], columns: dict[str, Any], run: OwnRun, notes: Footnotes, lines: list[dict[str, Any]]
+) -> dict[str, str] | None:
+    """A run's row, or None where none of its numbers has a column."""
+    cells, empty = _first_cells(table, "own run", run.name, ""), True
+    for key, column in columns.items():
+        wanted = _other(table, run) if key == "other_fvd" else column
+        found = run.cell(wanted) if wanted else None
+        cells[column["title"]] = DASH
+        if found is not None:
+            metric, value, note = found
+            if key == "other_fvd":
+                note = "; ".join(filter(None, [f"data {run.data or 'not recorded'}", note]))
+            cells[column["title"]] = f"{value:.4g}{notes.mark(note)}"
+            lines.append(
+                _line(table, "own", "own run", run.name, column, value=value, notes=note)
+                | {"metric": metric, "source": "report/metrics.json"}
+            )
+            empty = False
+    return None if empty else cells
+
+
+def _first_cells(table: dict[str, Any], architecture: str, method: str, scalability: str) -> dict[str, str]:
+    first = {"Architecture": architecture} if table["architecture"] else {}
+    return {**first, "Method": method, "Scalability": scalability}
+
+
+def _line(
+    table: dict[str, Any], kind: str, architecture: str, method: str, column: dict[str, Any], value: Any, notes: str
+) -> dict[str, Any]:
+    return {
+        "table": table["number"],
+        "kind": kind,
+        "architecture": architecture,
+        "method": method,
+        "column": column["title"],
+        "value": value,
+        "notes": notes,
+    }
+
+
+def _other(table: dict[str, Any], run: OwnRun) -> dict[str, Any] | None:
+    """A column for the FVD of clips that are in no column of the table: that of a run's own data set."""
+    fvd = [column for column in table["columns"].values() if column["metric"] == "clips"]
+    if not fvd or run.task != "video" or run.data in [column["data"] for column in fvd]:
+        return None
+    return {**fvd[0], "data": run.data, "condition": None}
+
+
+def _own_protocols(runs: Sequence[OwnRun], placed: set[str]) -> str:
+    if not runs:
+        return ""
+    text = "## Own runs, as they were measured\n\n"
+    for run in runs:
+        where = "" if run.name in placed else "no column of these tables fits its numbers. "
+        text += f"- {run.name}: {where}{run.protocol or 'it has no report with a protocol.'}\n"
+    return text + "\n"
+
+
+def _sources(content: dict[str, Any], lines: Sequence[dict[str, Any]]) -> str:
+    theirs = [line for line in lines if line["kind"] == "published"]
+    checked = sum(bool(line["also_in"]) for line in theirs)
+    missing = [
+        f"Table {table['number']}, {row['method']}, {table['columns'][key]['title']}"
+        for table in content["tables"]
+        for row in table["rows"]
+        for key, entry in row["values"].items()
+        if entry and entry[0] == NOT_FOUND
+    ]
+    text = f"## Sources\n\n{checked} of the {len(theirs)} numbers of the paper were found in a second source as well "
+    text += "(column `also_in` of published.csv); the others stand in the paper's tables alone.\n"
+    text += f"Not found: {'; '.join(missing)}.\n" if missing else ""
+    return text + "\n" + "".join(f"- {key}: {' '.join(name.split())}\n" for key, name in content["sources"].items())
+
+
+def _space(key: str, metric: str) -> str | None:
+    """The feature network of a number's name if it is of this kind of metric ("" where none is named), else None."""
+    for kind, pattern in METRICS.items():
+        if match := pattern.fullmatch(key):
+            return (match.group(1) or "") if kind == metric else None
+    return None
+
+
+def _generated(folder: Path) -> dict[str, Any]:
+    rows = _mapping(folder / "report" / "metrics.json").get("rows")
+    found = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    return next((row for row in found if row.get("name") == "generated"), {})
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    """A YAML or JSON file that may be missing or damaged, as a dictionary."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _node(config: dict[str, Any], key: str) -> dict[str, Any]:
+    node = config.get(key)
+    return node if isinstance(node, dict) else {}
+
+
+def _number(value: Any) -> float | None:
+    """The texts of NaN and infinities in a JSON report are no numbers here: they stand in no table."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -1,0 +1,142 @@
+"""EP_FID@k from recorded evaluations: closed forms, what is left out, and files that are damaged."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from neural_rdm.core.errors import DataError
+from neural_rdm.reports import efficiency
+from neural_rdm.reports.efficiency import efficiency_rows, reached, read_evaluations, spaces, write_efficiency
+
+HEADER = "step,images,frechet_inception,cfg_scale,weights,count"
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Make a run with lines of evaluations."""
+
+    def make(*lines, name="run", header=HEADER, config="data: {batch_size: 10, limit: 500}\n"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.yaml").write_text(config)
+        (folder / "evaluations.csv").write_text("".join(f"{line}\n" for line in (header, *lines)))
+        return folder
+
+    return make
+
+
+def test_between_two_evaluations_the_logarithm_is_linear_in_images(run):
+    folder = run("100,1000,8,1,ema,50000", "200,2000,4,1,ema,50000", "300,3000,1,1.0,ema,50000")
+    found = reached(folder, 2.0)
+    assert found.images == pytest.approx(2500)  # 2 is half-way from 4 to 1 in the logarithm
+    assert found.epochs == pytest.approx(5)  # of 500 samples each
+    assert (found.count, found.bound) == (50000, False)
+    assert reached(folder, 4.0).images == pytest.approx(2000)
+    assert reached(folder, 4.0, train_size=1000).epochs == pytest.approx(2)
+    assert reached(folder, 0.99) is None
+
+
+@given(st.floats(0.5, 3), st.floats(1e-4, 1e-2), st.floats(0.05, 0.95))
+def test_an_exponential_decay_is_read_exactly(tmp_path_factory, start, rate, share):
+    folder = tmp_path_factory.mktemp("run")
+    steps = [10, 30, 100, 400]
+    lines = [f"{n},{n},{10**start * math.exp(-rate * n)!r},1,ema,100" for n in steps]
+    (folder / "evaluations.csv").write_text("".join(f"{line}\n" for line in (HEADER, *lines)))
+    images = 10 + share * 390
+    assert reached(folder, 10**start * math.exp(-rate * images)).images == pytest.approx(images, rel=1e-6)
+
+
+def test_the_first_time_counts_and_an_early_one_is_a_bound(run):
+    folder = run("1,10,9,1,ema,100", "2,20,1,1,ema,100", "3,30,9,1,ema,100", "4,40,1,1,ema,100")
+    assert reached(folder, 1.0).images == 20
+    assert reached(folder, 9.0) == efficiency.Reached(images=10, epochs=10 / 500, count=100, bound=True)
+    assert reached(run("1,10,9,1,ema,100", "2,20,0,1,ema,100", name="zero"), 1.0).images <= 20
+
+
+def test_guided_raw_and_other_counts_are_left_out(run):
+    folder = run(
+        "1,10,1,1.5,ema,100",
+        "1,10,1,1,raw,100",
+        "1,10,1,,ema,100",
+        "1,10,1,1,ema,5",
+        "1,10,nan,1,ema,100",
+        "2,20,,1,ema,100",
+        "3,30,3,1,ema,100",
+        "4,40,4,1,ema,100",
+        "4,40,1,1,ema,100",  # a resumed run
+    )
+    assert [(e.images, e.distance, e.count) for e in read_evaluations(folder)] == [
+        (10, 1, 5),
+        (30, 3, 100),
+        (40, 1, 100),
+    ]
+    found = reached(folder, 1.0)
+    assert (found.images, found.count) == (40, 100)
+    assert reached(folder, 1.0, count=5).images == 10
+    assert reached(folder, 1.0, weights="raw").images == 10
+    assert reached(folder, 1.0, count=7) is None
+
+
+def test_images_and_epochs_from_where_they_are_recorded(run):
+    header = "step,frechet_pixels,frechet_inception,frechet_inception_spatial,cfg_scale,weights,count,train_size"
+    folder = run("3,1,,5,1,ema,100,60", "6,1,,5,1,ema,100,60", "9,1,,5,1,e", header=header)
+    assert spaces(folder) == ["pixels", "inception"]
+    assert reached(folder, 1.0) is None
+    assert reached(folder, 1.0, "pixels") == efficiency.Reached(images=30, epochs=0.5, count=100, bound=True)
+    unknown = run("3,30,1,1,ema,100", name="unknown", config="data: {batch_size: 10, limit: null}\n")
+    assert reached(unknown, 1.0).epochs is None
+    with pytest.raises(DataError, match="no batch size"):
+        reached(run("3,,1,1,ema,100", name="none", config="["), 1.0)
+
+
+def test_no_file_is_no_evaluation(tmp_path):
+    assert read_evaluations(tmp_path) == []
+    assert spaces(tmp_path) == []
+    assert reached(tmp_path, 2) is None
+
+
+@pytest.mark.parametrize("missing", ["step", "frechet_inception", "cfg_scale", "weights", "count"])
+def test_a_missing_column_is_named(run, missing):
+    header = ",".join(name for name in HEADER.split(",") if name != missing)
+    folder = run("1,1,1,1,1", header=header)
+    with pytest.raises(DataError, match="frechet_SPACE" if missing.startswith("frechet") else repr(missing)) as error:
+        reached(folder, 2)
+    assert "\n" not in str(error.value)
+
+
+def test_damage_and_distances_that_are_none(run):
+    folder = run("1,10,9,1,ema,100")
+    for k in (0, -1, math.nan, math.inf):
+        with pytest.raises(DataError, match="above 0"):
+            reached(folder, k)
+    (folder / "evaluations.csv").write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match="cannot be read"):
+        reached(folder, 2)
+
+
+def test_the_table(run, tmp_path):
+    header = HEADER.replace("inception", "pixels")
+    folders = [
+        run("1,100,8,1,ema,100", "2,200,2,1,ema,100", name="fast"),
+        run("1,100,1,1,ema,100", name="early"),
+        run("1,100,8,1,ema,100", name="never"),
+        run("1,100,1,4,ema,100", name="guided"),
+        run("1,100,1,1,ema,100", name="pixels", header=header),
+        tmp_path / "bare",
+    ]
+    rows = {row["run"]: row for row in efficiency_rows(folders, 4)}
+    assert rows["fast"]["images"] == 150
+    assert rows["fast"]["epochs"] == pytest.approx(0.3)
+    assert rows["fast"]["result"] == "interpolated"
+    assert rows["early"]["result"].startswith("at most")
+    assert (rows["never"]["images"], rows["never"]["result"]) == (None, "never reached")
+    assert rows["guided"]["result"].startswith("no unguided evaluation")
+    assert rows["pixels"]["distance"] == "frechet_pixels <= 4"
+    assert rows["bare"]["result"].startswith("no evaluation")
+    page = write_efficiency(folders, 4, tmp_path / "out").read_text()
+    assert "logarithm" in page
+    assert "| fast |" in page

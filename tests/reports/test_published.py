@@ -1,0 +1,289 @@
+"""The paper's tables: every number against its source, and one's own runs never in a column without their marks."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from neural_rdm.reports import published as module
+from neural_rdm.reports.published import NOT_FOUND, Footnotes, own_runs, published, write_published
+from tests.helpers import shared
+
+#: Tables 1 and 2 as the text of the paper has them: method | cells, in the columns' order
+TABLE_1 = """
+BigGAN-deep | 6.95 | 7.36 | 171.4 | - | - | -
+StyleGAN-XL | 2.30 | 4.02 | 265.12 | - | - | -
+ADM | 10.94 | 6.02 | 100.98 | - | - | -
+ADM-U | 7.49 | 5.13 | 127.49 | - | - | -
+ADM-G | 4.59 | 5.25 | 186.70 | - | - | -
+LDM-8 | 15.51 | - | 79.03 | 16.64 | 11.32 | 64.50
+LDM-8-G | 7.76 | - | 209.52 | 9.35 | 10.02 | 125.73
+LDM-4 | 10.56 | - | 103.49 | 12.37 | 11.58 | 94.65
+LDM-4-G | 3.60 | - | 247.67 | 3.78 | 5.89 | 182.53
+DiT-XL/2 | 9.62 | 6.85 | 121.50 | 8.53 | 5.47 | 144.26
+DiT-XL/2-G | 2.27 | 4.60 | 278.24 | 3.53 | 5.48 | 175.63
+Latte-XL | 2.35 | 5.17 | 224.75 | 2.74 | 5.35 | 195.03
+Neural-RDM-U (the paper's) | 3.47 | 5.08 | 256.55 | 2.25 | 4.36 | 235.35
+Neural-RDM-F (the paper's) | 2.12 | 3.75 | 295.32 | 2.46 | 5.65 | 206.32
+"""
+TABLE_2 = """
+MoCoGAN | 23.97 | 10.09 | 206.6 | - | 2886.9
+MoCoGAN-HD | 7.12 | 23.39 | 164.1 | 128.1 | 1729.6
+DIGAN | 19.10 | 23.16 | 83.11 | 156.7 | 1630.2
+StyleGAN-V | 9.45 | 23.94 | 79.52 | - | 1431.0
+MoStGAN-V | - | - | 65.30 | - | 1380.3
+PVDM | 29.76 | 60.55 | 75.48 | 540.2 | 1141.9
+LVDM | - | - | 95.20 | 99.0 | 372.0
+VideoGPT | 22.70 | 12.61 | 222.7 | - | 2880.6
+Latte-XL | 5.02 | 68.53 | 59.82 | 159.60 | 477.97
+Neural-RDM (the paper's) | 3.35 | 85.97 | 39.89 | 91.22 | 461.03
+"""
+#: Table 2 of DiT, with the rows that the paper took from it: FID, sFID, IS
+DIT_2 = """
+BigGAN-deep | 6.95 | 7.36 | 171.4
+StyleGAN-XL | 2.30 | 4.02 | 265.12
+ADM | 10.94 | 6.02 | 100.98
+ADM-U | 7.49 | 5.13 | 127.49
+ADM-G | 4.59 | 5.25 | 186.70
+LDM-8 | 15.51 | - | 79.03
+LDM-8-G | 7.76 | - | 209.52
+LDM-4 | 10.56 | - | 103.49
+LDM-4-G | 3.60 | - | 247.67
+DiT-XL/2 | 9.62 | 6.85 | 121.50
+DiT-XL/2-G | 2.27 | 4.60 | 278.24
+"""
+
+
+def cells(text: str) -> dict[str, list[str]]:
+    lines = [[cell.strip() for cell in line.split("|")] for line in text.strip().splitlines()]
+    return {method: rest for method, *rest in lines}
+
+
+def entries():
+    for table in published()["tables"]:
+        for row in table["rows"]:
+            for key, entry in row["values"].items():
+                yield pytest.param(table, row, key, entry, id=f"{table['number']}-{row['method']}-{key}")
+
+
+@pytest.mark.parametrize(("table", "row", "key", "entry"), entries())
+def test_every_number_has_a_source_and_is_what_the_source_prints(table, row, key, entry):
+    place = list(table["columns"]).index(key)
+    printed = cells(TABLE_1 if table["number"] == 1 else TABLE_2)[row["method"]][place]
+    if entry is None:
+        assert printed == "-"
+        return
+    number, *sources = entry
+    if number == NOT_FOUND:
+        assert sources == []
+        return
+    assert number == printed
+    assert sources[0] == f"rdm_{table['number']}"
+    assert len(set(sources)) == len(sources)
+    assert set(sources) <= set(published()["sources"])
+    if "dit_2" in sources:
+        assert cells(DIT_2)[row["method"]][place] == number
+
+
+def test_the_tables_are_whole():
+    for table, text in zip(published()["tables"], (TABLE_1, TABLE_2), strict=True):
+        assert [row["method"] for row in table["rows"]] == list(cells(text))
+        assert all(list(row["values"]) == list(table["columns"]) for row in table["rows"])
+        assert all(set(row.get("notes", ())) <= set(published()["notes"]) for row in table["rows"])
+    first, second = published()["tables"]
+    assert {row["architecture"] for row in first["rows"]} == {"GAN", "U-shaped", "F-shaped", "Unified"}
+    assert sum(row["architecture"] == "GAN" for row in first["rows"]) == 2
+    assert sum(row["architecture"] == "GAN" for row in second["rows"]) == 5
+
+
+def test_every_source_is_used_and_every_number_in_a_note_has_one():
+    content = published()
+    used = {name for param in entries() if param.values[3] for name in param.values[3][1:]}
+    told = " ".join([*content["notes"].values(), *(table["says"] for table in content["tables"])])
+    assert all(name in used or name in told for name in content["sources"])
+    for note in content["notes"].values():
+        assert not re.search(r"\d\.\d\d", note) or any(name in note for name in content["sources"])
+
+
+def test_the_paper_itself_prints_these_rows():
+    text = shared("paper/neural-rdm.txt").read_text(encoding="utf-8")
+    for method, row in (cells(TABLE_1) | cells(TABLE_2)).items():
+        assert f"| {' | '.join(row)} |" in text, method
+    # the one method that is in both tables
+    assert f"| {' | '.join(cells(TABLE_1)['Latte-XL'])} |" in text
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Make an evaluated run that meets the protocol of Table 1, but for what is given."""
+
+    def make(name="mine", numbers=None, protocol="How. weights ema; seed 0.", **changes) -> Path:
+        folder = tmp_path / name
+        (folder / "report").mkdir(parents=True)
+        config = {
+            "choices": {"exp": "dit_xl_gated", "data": "imagenet"},
+            "data": {"_target_": "neural_rdm.data.image_folder.ImageFolder", "image_size": 256},
+            "backbone": {"depth": 28, "num_classes": 1000},
+            "sampler": {"cfg_scale": 1.0},
+        }
+        for key, value in changes.items():
+            config[key] = {**config.get(key, {}), **value} if isinstance(value, dict) else value
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        rows = [{"name": "generated", **(numbers or {"frechet_inception": 9.5, "count": 50000})}, {"name": "real"}]
+        (folder / "report" / "metrics.json").write_text(json.dumps({"protocol": protocol, "rows": rows}))
+        return folder
+
+    return make
+
+
+VIDEO = {"backbone": {"num_frames": 16, "num_classes": 101, "extras": "unconditional"}}
+
+
+def written(tmp_path, *folders):
+    """The page, and the lines of one's own numbers by (method, column)."""
+    page, table = write_published(tmp_path / "out", own_runs(folders))
+    with table.open(newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    own = {(line["method"], line["column"]): line for line in lines if line["kind"] == "own"}
+    return page.read_text(encoding="utf-8"), own, lines
+
+
+def test_without_runs(tmp_path):
+    page, own, lines = written(tmp_path)
+    assert own == {}
+    assert len(lines) == 107
+    assert all(line["source"] in published()["sources"] for line in lines)
+    assert {float(line["value"]) for line in lines} >= {2.27, 461.03}
+    assert "| GAN | StyleGAN-XL [60] | ✗ | 2.30 | 4.02 | 265.12 | – | – | – |" in page
+    assert "| MoStGAN-V [77] | ✗ | – | – | 65.30 | – | 1380.3 |" in page
+    assert "Own runs" not in page
+    assert NOT_FOUND not in page
+    marks = set(re.findall(r"(?<= )\[[a-z]\](?= \|)", page))
+    assert marks
+    assert all(f"- {mark} " in page for mark in marks)
+
+
+def test_the_same_protocol_needs_no_mark(tmp_path, run):
+    numbers = {
+        "frechet_inception": 9.5,
+        "frechet_inception_spatial": 6.5,
+        "inception_score_inception_std": 3.0,
+        "inception_score_inception": 120.25,
+        "count": 50000,
+    }
+    page, own, _ = written(tmp_path, run(numbers=numbers))
+    assert "| own run | mine |  | 9.5 | 6.5 | 120.2 | – | – | – |" in page
+    assert {line["notes"] for line in own.values()} == {""}
+    assert own["mine", "Class-to-Image sFID"]["metric"] == "frechet_inception_spatial"
+    assert "- mine: How. weights ema; seed 0." in page
+
+
+@pytest.mark.parametrize(
+    ("changes", "note"),
+    [
+        (
+            {"numbers": {"frechet_efficientnet_lite0": 3.0, "count": 50000}},
+            "features of efficientnet_lite0, not of inc",
+        ),
+        ({"numbers": {"frechet_inception": 3.0, "count": 500.0}}, "500 samples, not 50,000"),
+        ({"numbers": {"frechet_inception": 3.0}}, "count of samples not recorded"),
+        ({"sampler": {"cfg_scale": 1.5}}, "guided, cfg_scale 1.5"),
+        ({"sampler": {"cfg_scale": None}}, "guidance not recorded"),
+        ({"sampler": {"cfg_scale": "high"}}, "guidance not recorded"),
+        ({"choices": {"data": "digits"}}, "data digits, not imagenet"),
+        ({"data": {"image_size": 64}}, "64 pixels, not 256"),
+        ({"data": {"image_size": None}}, "image size not recorded"),
+        ({"protocol": "How. weights raw; seed 0."}, "raw weights, not ema"),
+        ({"protocol": ""}, "weights not recorded"),
+        ({"backbone": {"num_classes": 0}}, "unconditional, not conditional"),
+    ],
+)
+def test_another_protocol_is_marked(tmp_path, run, changes, note):
+    page, own, _ = written(tmp_path, run(**changes))
+    (line,) = own.values()
+    assert line["notes"].startswith(note)
+    assert ";" not in line["notes"]
+    mark = re.search(r"\| own run \| mine \|  \| [\d.]+ (\[[a-z]\]) \|", page).group(1)
+    assert f"- {mark} {line['notes']}\n" in page
+
+
+def test_differences_add_up_and_equal_ones_share_a_footnote(tmp_path, run):
+    odd = {"numbers": {"frechet_pixels": 0.5, "count": 500}, "sampler": {"cfg_scale": 4.0}}
+    page, own, _ = written(tmp_path, run("a", **odd), run("b", **odd))
+    note = "features of pixels, not of inception; 500 samples, not 50,000; guided, cfg_scale 4"
+    assert {line["notes"] for line in own.values()} == {note}
+    assert page.count(note) == 1
+    assert len(set(re.findall(r"own run \| [ab] \|  \| 0\.5 (\[[a-z]\])", page))) == 1
+
+
+def test_the_columns_own_features_are_preferred(tmp_path, run):
+    numbers = {"frechet_efficientnet_lite0": 3.0, "frechet_inception": 9.0, "count": 50000}
+    _, own, _ = written(tmp_path, run(numbers=numbers))
+    assert [line["metric"] for line in own.values()] == ["frechet_inception"]
+
+
+def test_texts(tmp_path, run):
+    text = {"condition": {"dim": 384}, "choices": {"data": "coco"}, "backbone": {"num_classes": 0}}
+    _, own, _ = written(tmp_path, run(**text))
+    assert own["mine", "Text-to-Image FID"]["notes"] == "data coco, not journeydb"
+
+
+def test_clips_stand_in_the_column_of_their_data(tmp_path, run):
+    numbers = {"frechet_i3d": 60.0, "frechet_inception": 5.0, "count": 2048}
+    sky = run("sky", numbers=numbers, choices={"data": "sky"}, **VIDEO)
+    lite = {"frechet_efficientnet_lite0_video": 7.0, "count": 256}
+    taichi = run("taichi", numbers=lite, choices={"data": "taichi"}, **VIDEO)
+    ucf = {"choices": {"data": "ucf101"}, "backbone": {**VIDEO["backbone"], "extras": "class"}}
+    page, own, _ = written(tmp_path, sky, taichi, run("ucf", numbers=numbers, **ucf))
+    assert own["sky", "None-to-Video SkyTimelapse FVD"]["notes"] == ""
+    assert own["ucf", "Class-to-Video UCF-101 FVD"]["notes"] == ""
+    assert own["taichi", "None-to-Video Taichi-HD FVD"]["notes"] == (
+        "features of efficientnet_lite0_video, not of i3d; 256 samples, not 2,048"
+    )
+    assert "does not state" in own["sky", "Frame FID"]["notes"]
+    assert {name for name, _ in own} == {"sky", "taichi", "ucf"}
+    assert "other data" not in page
+    assert "frechet_efficientnet" not in own["sky", "Frame FID"]["metric"]
+
+
+def test_clips_of_other_data_get_a_column_of_their_own(tmp_path, run):
+    numbers = {"frechet_i3d": 60.0, "count": 2048}
+    page, own, _ = written(tmp_path, run(numbers=numbers, choices={"data": "digits_video"}, **VIDEO))
+    assert list(own) == [("mine", "FVD, other data")]
+    assert own["mine", "FVD, other data"]["notes"] == "data digits_video"
+    assert "| FVD, other data |" in page
+
+
+def test_runs_without_such_numbers_are_named_and_damaged_ones_do_no_harm(tmp_path, run):
+    broken = run("broken")
+    (broken / "config.yaml").write_text("[")
+    (broken / "report" / "metrics.json").write_text("{")
+    other = run("other", numbers={"accuracy": 0.5, "frechet_inception": "nan"})
+    odd = run("odd", backbone={"num_classes": "many", "num_frames": "few"}, sampler="none", data=[1])
+    page, own, _ = written(tmp_path, broken, other, odd)
+    assert "- broken: no column of these tables fits its numbers. it has no report" in page
+    assert "- other: no column of these tables fits its numbers. How." in page
+    assert {name for name, _ in own} == {"odd"}
+
+
+def test_a_number_that_no_source_gave_says_so(tmp_path, monkeypatch):
+    content = yaml.safe_load(module.DATA_FILE.read_text(encoding="utf-8"))
+    content["tables"][0]["rows"][0]["values"]["c2i_fid"] = [NOT_FOUND]
+    monkeypatch.setattr(module, "published", lambda: content)
+    page, _, lines = written(tmp_path)
+    assert "| ✗ | not found | 7.36 |" in page
+    assert "Not found: Table 1, BigGAN-deep, Class-to-Image FID." in page
+    assert len(lines) == 106
+
+
+def test_footnotes_are_lettered():
+    notes = Footnotes()
+    assert [notes.mark(str(i)) for i in (0, 1, 0)] == [" [a]", " [b]", " [a]"]
+    assert notes.mark("") == ""
+    assert [notes.mark(str(i)) for i in range(30)][25:28] == [" [z]", " [aa]", " [ab]"]
+    assert notes.list().startswith("- [a] 0\n- [b] 1\n")
