@@ -14,8 +14,9 @@ from neural_rdm.cli.compose import compose_config
 from neural_rdm.cli.runs import inherit, written
 from neural_rdm.core.errors import ConfigError, DataError
 from neural_rdm.evaluate import evaluate
+from neural_rdm.reports.figures import attempt
 from neural_rdm.reports.tables import compare_runs
-from neural_rdm.training.evaluation import DigitsReport, _plot
+from neural_rdm.training.evaluation import DigitsReport
 from tests.test_sample import command, refused_without_torch, tiny_run
 
 pytestmark = pytest.mark.end_to_end
@@ -97,7 +98,7 @@ def test_a_run_too_short_to_draw_is_no_failure(capsys):
     def short() -> Path:
         raise DataError("holds no sensitivity")
 
-    assert _plot(short) == []
+    assert attempt(short) == []
     assert "holds no sensitivity" in capsys.readouterr().out
-    assert _plot(lambda: None) == []
-    assert _plot(lambda: Path("a.png")) == [Path("a.png")]
+    assert attempt(lambda: None) == []
+    assert attempt(lambda: Path("a.png")) == [Path("a.png")]

@@ -55,7 +55,7 @@ def deepen(cfg: DictConfig, folder: Path) -> int:
 
     from neural_rdm.cli import build
     from neural_rdm.surgery.grow import depth_of, grown, grown_state, plan
-    from neural_rdm.training.checkpoints import newest_readable, path_of
+    from neural_rdm.training.checkpoints import newest_readable, path_of, split_network
     from neural_rdm.training.ema import KEY
     from neural_rdm.training.optim import freeze
 
@@ -65,10 +65,9 @@ def deepen(cfg: DictConfig, folder: Path) -> int:
     content: dict[str, Any] = dict(load_tensors(source))
     net = build.network(config)
     freeze(net, config.train_only)
-    prefix = "net."
     try:
-        beside = {k: v for k, v in content["state_dict"].items() if not k.startswith(prefix)}  # a learned schedule
-        net.load_state_dict({k.removeprefix(prefix): v for k, v in content["state_dict"].items() if k not in beside})
+        state, beside = split_network(content["state_dict"])
+        net.load_state_dict(state)
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(f"{source} does not fit the network of its config.yaml: {error}") from error
     try:
@@ -81,7 +80,7 @@ def deepen(cfg: DictConfig, folder: Path) -> int:
         new.requires_grad_(old.requires_grad)
 
     moved = {"raw": difference(net, deep)}
-    content["state_dict"] = {prefix + k: v for k, v in deep.state_dict().items()} | beside
+    content["state_dict"] = {f"net.{k}": v for k, v in deep.state_dict().items()} | beside
     if KEY in content:
         averages = content[KEY]["weights"]
         grown_averages = grown_state(net, growth, averages)

@@ -49,9 +49,10 @@ def lens(cfg: DictConfig, folder: Path) -> int:
     last = run.process.num_timesteps - 1
     found = [Level(min(last, round(share * (last + 1)))) for share in cfg.times]
     with progress_bar("looking", len(found) * len(batches) * 2 * (len(names) + 1), "passes") as advance:
-        for level in found:
-            for batch in batches:
-                _look(module, batch, level, advance, share=len(batch["x"]) / count, seed=cfg.seed)
+        for batch in batches:
+            look = _looking(module, batch, advance, share=len(batch["x"]) / count, seed=cfg.seed)
+            for level in found:
+                look(level)
     facts = {"run": str(run.folder), "step": run.step, "weights": run.weights, "samples": count, "seed": cfg.seed}
     written = write_depth(folder, names, found, facts)
     written.append(plot_depth(folder / "depth.csv", folder / "left_out.csv", folder / "depth.png"))
@@ -82,8 +83,10 @@ class Level:
     seen: list[Any] = field(default_factory=list)
 
 
-def _look(module: NeuralRDM, batch: Batch, level: Level, advance: Callable[[], None], share: float, seed: int) -> None:
-    """Add what one batch says, `share` of all samples, at one timestep."""
+def _looking(
+    module: NeuralRDM, batch: Batch, advance: Callable[[], None], share: float, seed: int
+) -> Callable[[Level], None]:
+    """A function that adds what one batch says, `share` of all samples, at one timestep; it is encoded once for all."""
     import torch
 
     from neural_rdm.core import seeding
@@ -96,36 +99,44 @@ def _look(module: NeuralRDM, batch: Batch, level: Level, advance: Callable[[], N
     if module.encode:
         x = module.first_stage.encode(x, seed, position)
     noise = seeding.normal(seed, "lens noise", position, x.shape[1:], x.device)
-    t = torch.full((len(x),), level.t, device=x.device)
-    xt, target = process.q_sample(x, t, noise), process.target(x, t, noise)
     condition = module.condition(batch, drop=False)
-    first = not level.seen
 
-    def error(output: Tensor) -> Tensor:
-        return (split_output(output.float(), x.shape[-3])[0] - target).square().mean()
-
-    def add(values: list[float], place: int, value: Tensor) -> None:
+    def add(values: list[float], place: int, value: float) -> None:
         if place == len(values):
             values.append(0.0)
-        values[place] += share * value.item()
+        values[place] += share * value
 
-    for kept, output in enumerate(stopped_early(net, lambda: net(xt, t, **condition))):
-        x0 = process.predict_x0(output.float(), xt, t)
-        add(level.errors, kept, error(output))
-        add(level.x0_errors, kept, (x0 - x).square().mean())
-        if first:
-            level.seen.append(x0[0].cpu())
+    def look(level: Level) -> None:
+        t = torch.full((len(x),), level.t, device=x.device)
+        xt, target = process.q_sample(x, t, noise), process.target(x, t, noise)
+        first = not level.seen
+
+        def run() -> Tensor:
+            output: Tensor = net(xt, t, **condition)
+            return output
+
+        def error(output: Tensor) -> Tensor:
+            return (split_output(output.float(), x.shape[-3])[0] - target).square().mean()
+
+        for kept, output in enumerate(stopped_early(net, run)):
+            x0 = process.predict_x0(output.float(), xt, t)
+            add(level.errors, kept, error(output).item())
+            add(level.x0_errors, kept, (x0 - x).square().mean().item())
+            if first:
+                level.seen.append(x0[0].cpu())
+            advance()
+        whole = error(output)
+        for unit, output in enumerate(each_left_out(net, run)):
+            add(level.left_out, unit, (error(output) - whole).item())
+            advance()
+        with Statistics(net, process.num_timesteps, bins=1) as watching:
+            watching.at(t)
+            error(run()).backward()
+        for record in watching.records():
+            add(level.importance, record.unit, -record.importance)
         advance()
-    whole = error(output)
-    for unit, value in enumerate(each_left_out(net, lambda: error(net(xt, t, **condition)))):
-        add(level.left_out, unit, value - whole)
-        advance()
-    with Statistics(net, process.num_timesteps, bins=1) as watching:
-        watching.at(t)
-        error(net(xt, t, **condition)).backward()
-    for record in watching.records():
-        add(level.importance, record.unit, torch.tensor(-record.importance))
-    advance()
+
+    return look
 
 
 def _batches(run: LoadedRun, samples: int, batch_size: int) -> list[Batch]:

@@ -21,22 +21,15 @@ from neural_rdm.reports.plots import (
     read_sensitivity,
     read_series,
 )
+from tests.reports.figures import keep_figures
 
 HEADER = "step,unit,name,norm,normalized,gain\n"
 
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The axes of each figure that was written, to look at what was drawn rather than at pixels."""
-    kept = []
-    save = plots.save
-
-    def keep(figure, path):
-        kept.append(figure.axes)
-        return save(figure, path)
-
-    monkeypatch.setattr(plots, "save", keep)
-    return kept
+    """The figures that were written."""
+    return keep_figures(monkeypatch, plots)
 
 
 def record(path, steps, units, norm=lambda step, unit: 2.0 ** -(unit / (1 + step))):
@@ -72,7 +65,7 @@ def test_sensitivity_of_a_resumed_run_and_of_one_cut_in_the_middle_of_a_line(tmp
 def test_sensitivity_draws_eight_stages_spread_from_first_to_last(tmp_path, drawn):
     path = record(tmp_path / "s.csv", range(0, 2001, 100), 6)
     assert is_png(plot_sensitivity(path, tmp_path / "s.png"))
-    axes, bar = drawn[0]
+    axes, bar = drawn[0].axes
     stages, _ = read_sensitivity(path)
     steps = [0, 300, 600, 900, 1100, 1400, 1700, 2000]
     assert [tick.get_text().replace(",", "") for tick in bar.get_yticklabels()] == list(map(str, steps))
@@ -89,14 +82,14 @@ def test_sensitivity_draws_eight_stages_spread_from_first_to_last(tmp_path, draw
 @pytest.mark.parametrize("steps", [[0], [0, 50]])
 def test_sensitivity_of_few_stages(tmp_path, drawn, steps):
     assert is_png(plot_sensitivity(record(tmp_path / "s.csv", steps, 3), tmp_path / "s.png"))
-    assert len(drawn[0][0].lines) == len(steps)
-    assert drawn[0][0].get_yscale() == "linear"
+    assert len(drawn[0].axes[0].lines) == len(steps)
+    assert drawn[0].axes[0].get_yscale() == "linear"
 
 
 def test_deep_networks_get_numbers_for_names_and_wide_ranges_a_logarithm(tmp_path, drawn):
     path = record(tmp_path / "s.csv", [0, 10], 60, norm=lambda step, unit: 10.0 ** (-unit / 20))
     plot_sensitivity(path, tmp_path / "s.png")
-    axes = drawn[0][0]
+    axes = drawn[0].axes[0]
     assert axes.get_yscale() == "log"
     assert not any("blocks" in tick.get_text() for tick in axes.get_xticklabels())
 
@@ -134,7 +127,7 @@ def test_losses(tmp_path, drawn):
     rows = [f"{step},{1 / (1 + step)},{0.5 if step % 50 == 0 else ''}\n" for step in range(200)]
     path.write_text("step,train/loss,val/loss\n" + "".join(rows))
     assert is_png(plot_losses(path, tmp_path / "m.png"))
-    axes = drawn[0][0]
+    axes = drawn[0].axes[0]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["train/loss, running mean", "val/loss"]
     raw, mean, val = axes.lines
     assert list(raw.get_ydata()) == [1 / (1 + step) for step in range(200)]
@@ -147,7 +140,7 @@ def test_losses_without_validation_and_with_a_divergence(tmp_path, drawn):
     path = tmp_path / "m.csv"
     path.write_text("step,train/loss\n0,1\n1,2\n2,inf\n3,nan\n")
     assert is_png(plot_losses(path, tmp_path / "m.png"))
-    assert len(drawn[0][0].lines) == 1
+    assert len(drawn[0].axes[0].lines) == 1
     (tmp_path / "none.csv").write_text("step,other\n0,1\n")
     with pytest.raises(DataError, match="train/loss"):
         plot_losses(tmp_path / "none.csv", tmp_path / "none.png")
@@ -175,7 +168,7 @@ def test_spread_keeps_the_ends_and_the_evenness(count, most):
 def test_curves_of_many_runs_stay_apart(tmp_path, drawn):
     curves = {f"run {index}": ([0, 1], [1.0, 0.5 + index]) for index in range(12)} | {"cut": ([], [])}
     assert is_png(plot_curves(curves, tmp_path / "c.png", ylabel="loss", title="Loss"))
-    lines = drawn[0][0].lines
+    lines = drawn[0].axes[0].lines
     assert len(lines) == len({(line.get_color(), line.get_linestyle()) for line in lines}) == 12
 
 

@@ -25,6 +25,7 @@ from neural_rdm.reports.units import (
     read_quantities,
     read_units,
 )
+from tests.reports.figures import keep_figures
 
 HEADER = "step,unit,name,norm,normalized,gain,alpha_mean,alpha_std,beta_norm\n"
 KEY = "step,unit,name,t_low,t_high,samples"
@@ -33,16 +34,8 @@ UNITS_HEADER = f"{KEY},{','.join(QUANTITIES)}\n"
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The figures that were written, to look at what was drawn rather than at pixels."""
-    kept = []
-    save = units.save
-
-    def keep(figure, path):
-        kept.append(figure)
-        return save(figure, path)
-
-    monkeypatch.setattr(units, "save", keep)
-    return kept
+    """The figures that were written."""
+    return keep_figures(monkeypatch, units)
 
 
 def gates(path, steps, count, alpha=True, beta=True):

@@ -191,7 +191,6 @@ class LoadedRun:
 
         shape = input_shape(self)  # type: ignore[arg-type]  # it reads `.net` alone
         try:
-            sampler.scheduler(self.process)
             return sample(
                 self.net,
                 self.process,
@@ -272,11 +271,11 @@ def load_run(folder: Path, weights: str = "ema", accelerator: str = "auto") -> L
 
 
 def _weights(checkpoint: dict[str, Any], path: Path, weights: str) -> dict[str, Tensor]:
+    from neural_rdm.training.checkpoints import split_network
     from neural_rdm.training.ema import KEY
 
-    prefix = "net."
     try:
-        state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+        state, _ = split_network(checkpoint["state_dict"])
         if weights == "ema":
             if KEY not in checkpoint:
                 raise CheckpointError(

@@ -40,22 +40,28 @@ class Train:
 
 
 @dataclass
-class Sample:
-    """The primary configuration of `python -m neural_rdm.sample`."""
+class OfRun:
+    """What every command asks that runs a trained network."""
 
     run: str
     #: the run's experiment, which names the output folder; filled in, never typed
     experiment: Optional[str]
     weights: str = one_of("ema", "raw")
+    seed: int = between(0, 2**63 - 1)
+    batch_size: int = positive()
+    accelerator: str = one_of("auto", "cpu", "gpu")
+
+
+@dataclass
+class Sample(OfRun):
+    """The primary configuration of `python -m neural_rdm.sample`."""
+
     per_class: int = positive()
     count: Optional[int] = positive()
     classes: Optional[list[int]] = field()
     prompts: Optional[list[str]] = field()
     files: list[str] = field()
     fps: int = positive()
-    seed: int = between(0, 2**63 - 1)
-    batch_size: int = positive()
-    accelerator: str = one_of("auto", "cpu", "gpu")
     sampler: Any = node()
 
     def check(self) -> list[Problem]:
@@ -66,33 +72,19 @@ class Sample:
 
 
 @dataclass
-class Evaluate:
+class Evaluate(OfRun):
     """The primary configuration of `python -m neural_rdm.evaluate`."""
 
-    run: str
-    #: see Sample
-    experiment: Optional[str]
-    weights: str = one_of("ema", "raw")
-    seed: int = between(0, 2**63 - 1)
-    batch_size: int = positive()
-    accelerator: str = one_of("auto", "cpu", "gpu")
     sampler: Any = node()
     metric: Any = node()
 
 
 @dataclass
-class Lens:
+class Lens(OfRun):
     """The primary configuration of `python -m neural_rdm.lens`."""
 
-    run: str
-    #: see Sample
-    experiment: Optional[str]
-    weights: str = one_of("ema", "raw")
     samples: int = positive()
     times: list[float] = field()
-    seed: int = between(0, 2**63 - 1)
-    batch_size: int = positive()
-    accelerator: str = one_of("auto", "cpu", "gpu")
 
     def check(self) -> list[Problem]:
         """Refuse noise levels that are no shares."""
@@ -123,7 +115,7 @@ class Deepen:
     """The primary configuration of `python -m neural_rdm.deepen`."""
 
     checkpoint: str
-    #: see Sample
+    #: see OfRun
     experiment: Optional[str]
     depth: int = positive()
     placement: str = one_of("interleave", "append", "prepend", "middle")
@@ -136,7 +128,7 @@ class Convert:
     """The primary configuration of `python -m neural_rdm.convert`."""
 
     run: str
-    #: see Sample
+    #: see OfRun
     experiment: Optional[str]
     to: str = one_of("official", "diffusers")
     weights: str = one_of("ema", "raw")

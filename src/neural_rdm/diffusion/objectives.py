@@ -66,7 +66,8 @@ class DDPMObjective(nn.Module):
 
         Returns:
             "loss", "mse" and, when hybrid, "vb" (bits per dimension, times T / 1000); loss = mse + vb. With learned
-            times each is divided by the density of its t, so that its expectation is that of uniform times.
+            times each is divided by the density of its t, so that its expectation is that of uniform times (see
+            `times`).
 
         Raises:
             ValueError: hybrid without a learned variance, or channels that do not fit.

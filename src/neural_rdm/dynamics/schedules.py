@@ -67,7 +67,9 @@ class VP(Schedule):
 
     @abstractmethod
     def betas(self, num_timesteps: int) -> Tensor:
-        """DDPM's table, float64 [T], whose limit for many steps this schedule is."""
+        """DDPM's table, float64 [T]. `Linear` and `ScaledLinear` keep their betas for every T: only their table of 1000
+        steps stands for the continuous schedule.
+        """
 
     def signal(self, t: Tensor) -> Tensor:
         """sqrt(alpha_bar)."""
@@ -118,7 +120,7 @@ class Linear(VP):
         return first * t + 0.5 * (last - first) * t.square()
 
     def betas(self, num_timesteps: int) -> Tensor:
-        """As the official codes make it: evenly spaced, both ends included."""
+        """Evenly spaced, both ends included; not rescaled for T other than 1000."""
         ends = self.beta_start**self._power, self.beta_end**self._power
         return torch.linspace(*ends, num_timesteps, dtype=torch.float64) ** (1 / self._power)
 

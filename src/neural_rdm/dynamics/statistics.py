@@ -82,6 +82,10 @@ class Statistics:
         return self
 
     def __exit__(self, *error: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Switch the measurements off."""
         for _, unit in self._units:
             unit.watched = None
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -21,6 +19,7 @@ from neural_rdm.reports.figures import (
     stage_colours,
     tidy,
 )
+from neural_rdm.reports.tables import csv_text
 
 
 def write_depth(folder: Path, names: Sequence[str], levels: Sequence[Any], facts: dict[str, Any]) -> list[Path]:
@@ -43,8 +42,8 @@ def write_depth(folder: Path, names: Sequence[str], levels: Sequence[Any], facts
         for i, name in enumerate(names)
     ]
     ranks = {str(level.t): spearman(level.left_out, level.importance) for level in levels}
-    write_text(folder / "depth.csv", _csv(depth))
-    write_text(folder / "left_out.csv", _csv(alone))
+    write_text(folder / "depth.csv", csv_text(depth))
+    write_text(folder / "left_out.csv", csv_text(alone))
     write_text(folder / "depth.json", json.dumps({**facts, "spearman_first_order": ranks}, indent=2) + "\n")
     return [folder / "depth.csv", folder / "left_out.csv", folder / "depth.json"]
 
@@ -98,11 +97,3 @@ def _lines(path: str | Path, place: str, value: str) -> dict[float, dict[int, fl
     if not lines:
         raise DataError(f"{path} holds no numbers to draw.")
     return lines
-
-
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()

@@ -25,12 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from neural_rdm.core.errors import DataError
 from neural_rdm.core.files import write_text
 from neural_rdm.core.records import read_rows
-from neural_rdm.reports.tables import compare_runs, markdown_table
+from neural_rdm.reports.figures import number
+from neural_rdm.reports.tables import compare_runs, markdown_table, read_mapping
 
 FILE = "evaluations.csv"
 REQUIRED = ("step", "cfg_scale", "weights", "count")
@@ -80,12 +79,12 @@ def read_evaluations(run: str | Path, space: str = "inception", weights: str = "
     found: dict[tuple[int, int], Evaluation] = {}
     batch_size = _data(Path(run)).get("batch_size")
     for row in rows:
-        if row["weights"] != weights or _number(row["cfg_scale"]) != 1:
+        if row["weights"] != weights or number(row["cfg_scale"]) != 1:
             continue
-        distance, count = _number(row.get(PREFIX + space)), _number(row["count"])
+        distance, count = number(row.get(PREFIX + space)), number(row["count"])
         if not (math.isfinite(distance) and math.isfinite(count)):
             continue
-        step, images, size = int(row["step"]), _number(row.get("images")), _number(row.get("train_size"))
+        step, images, size = int(row["step"]), number(row.get("images")), number(row.get("train_size"))
         if not math.isfinite(images):
             if not isinstance(batch_size, int):
                 raise DataError(f"{path}: step {step} has no `images`, and {Path(run) / 'config.yaml'} no batch size.")
@@ -211,17 +210,5 @@ def _share(before: float, after: float, k: float) -> float:
 
 def _data(run: Path) -> Mapping[str, Any]:
     """The node `data` of a run's configuration; empty where there is none."""
-    try:
-        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    data = config.get("data") if isinstance(config, dict) else None
+    data = read_mapping(run / "config.yaml").get("data")
     return data if isinstance(data, dict) else {}
-
-
-def _number(text: str | None) -> float:
-    """A cell as a number; NaN where it is empty or none."""
-    try:
-        return float(text) if text else math.nan
-    except ValueError:
-        return math.nan

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +59,18 @@ def spread(steps: Sequence[int], most: int) -> list[int]:
     if len(steps) <= most:
         return list(steps)
     return [steps[round(index * (len(steps) - 1) / (most - 1))] for index in range(most)]
+
+
+def attempt(plot: Callable[[], Path | None]) -> list[Path]:
+    """The path of a picture; nothing where a run was too short to have anything to draw (adaLN-Zero's first step has no
+    gradient), saying so.
+    """
+    try:
+        path = plot()
+    except DataError as error:
+        print(f"no plot: {error}")
+        return []
+    return [path] if path is not None else []
 
 
 def canvas(wide: float, tall: float) -> Figure:

@@ -17,10 +17,7 @@ the feature network:
 
 from __future__ import annotations
 
-import csv
 import functools
-import io
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -30,7 +27,7 @@ from typing import Any
 import yaml
 
 from neural_rdm.core.files import write_text
-from neural_rdm.reports.tables import compare_runs, markdown_table
+from neural_rdm.reports.tables import compare_runs, csv_text, generated, markdown_table, read_mapping
 
 DATA_FILE = Path(__file__).with_name("published.yaml")
 DASH, NOT_FOUND = "–", "not found"
@@ -100,13 +97,13 @@ class OwnRun:
     @classmethod
     def read(cls, folder: Path, name: str, numbers: dict[str, Any]) -> OwnRun:
         """Read a run or an evaluation: its `config.yaml`, `report/metrics.json` and, if it has one, `sampling.json`."""
-        config, sampling = _mapping(folder / "config.yaml"), _mapping(folder / "sampling.json")
+        config, sampling = read_mapping(folder / "config.yaml"), read_mapping(folder / "sampling.json")
         data, backbone = _node(config, "data"), _node(config, "backbone")
         frames = _number(backbone.get("num_frames")) or _number(data.get("num_frames"))
         task = "video" if (frames or 1) > 1 else "text" if config.get("condition") else "class"
         kind = str(data.get("_target_", "")).rpartition(".")[2]
         guidance = _node(sampling, "sampler").get("cfg_scale", _node(config, "sampler").get("cfg_scale"))
-        protocol = str(_mapping(folder / "report" / "metrics.json").get("protocol") or "")
+        protocol = str(read_mapping(folder / "report" / "metrics.json").get("protocol") or "")
         told = re.search(r"\bweights (ema|raw)\b", protocol)
         return cls(
             name=name,
@@ -176,7 +173,7 @@ def own_runs(folders: Iterable[str | Path]) -> list[OwnRun]:
     """The runs in `folders`, labelled as in the comparison of runs."""
     paths = [Path(folder) for folder in folders]
     return [
-        OwnRun.read(path, str(row["run"]), _generated(path))
+        OwnRun.read(path, str(row["run"]), generated(path))
         for path, row in zip(paths, compare_runs(paths), strict=True)
     ]
 
@@ -208,11 +205,7 @@ def write_published(folder: str | Path, runs: Sequence[OwnRun] = ()) -> list[Pat
     pages.append(_own_protocols(runs, placed) + _sources(content, lines))
     head = f"# The tables of arXiv 2406.13215\n\n{DASH}: none there.\n\n"
     write_text(folder / "published.md", head + "\n".join(pages))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    write_text(folder / "published.csv", text.getvalue())
+    write_text(folder / "published.csv", csv_text(lines, CSV_COLUMNS))
     return [folder / "published.md", folder / "published.csv"]
 
 
@@ -314,22 +307,6 @@ def _space(key: str, metric: str) -> str | None:
         if match := pattern.fullmatch(key):
             return (match.group(1) or "") if kind == metric else None
     return None
-
-
-def _generated(folder: Path) -> dict[str, Any]:
-    rows = _mapping(folder / "report" / "metrics.json").get("rows")
-    found = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
-    return next((row for row in found if row.get("name") == "generated"), {})
-
-
-def _mapping(path: Path) -> dict[str, Any]:
-    """A YAML or JSON file that may be missing or damaged, as a dictionary."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _node(config: dict[str, Any], key: str) -> dict[str, Any]:

@@ -15,9 +15,6 @@ from numpy.typing import NDArray
 from neural_rdm.core.errors import ConfigError, UserError
 from neural_rdm.core.files import write_atomically, write_text
 
-#: kinds of files: all samples in one array, or a file for each
-FILES = ("npz", "png", "gif", "mp4")
-
 
 class Parts:
     """The samples of one job, `size` of them a file, in `folder/parts`; a file is there whole or not at all.

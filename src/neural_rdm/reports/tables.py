@@ -59,7 +59,7 @@ def write_metrics(folder: str | Path, rows: Sequence[Row], protocol: str) -> lis
     ]
     contents = {
         "metrics.md": f"# Metrics\n\n{protocol}\n\n{markdown_table(plain)}",
-        "metrics.csv": _csv(plain),
+        "metrics.csv": csv_text(plain),
         "metrics.json": json.dumps({"protocol": protocol, "rows": strict}, indent=2, allow_nan=False) + "\n",
     }
     for name, text in contents.items():
@@ -76,7 +76,7 @@ def compare_runs(run_folders: Iterable[str | Path]) -> list[dict[str, Any]]:
     parents' names.
     """
     folders = [Path(folder) for folder in run_folders]
-    configs = [_config(folder / "config.yaml") for folder in folders]
+    configs = [read_mapping(folder / "config.yaml") for folder in folders]
     differing = _differences(configs)
     rows = []
     for folder, label, config in zip(folders, _labels(folders), configs, strict=True):
@@ -92,8 +92,7 @@ def compare_runs(run_folders: Iterable[str | Path]) -> list[dict[str, Any]]:
         }
         flat = _flat(config)
         row |= {key: flat.get(key) for key in differing}
-        numbers = next((r for r in _report(folder)["rows"] if isinstance(r, dict) and r.get("name") == GENERATED), {})
-        rows.append(row | {key: value for key, value in numbers.items() if key not in row and key != "name"})
+        rows.append(row | {key: value for key, value in generated(folder).items() if key not in row and key != "name"})
     return rows
 
 
@@ -109,7 +108,7 @@ def write_comparison(run_folders: Iterable[str | Path], out_folder: str | Path) 
     if len(protocols) > 1:
         page += "\nThe runs were measured by different protocols; their numbers cannot be compared:\n"
     page += "".join(f"\n- {protocol}" for protocol in protocols) + ("\n" if protocols else "")
-    write_text(out / "comparison.csv", _csv(rows))
+    write_text(out / "comparison.csv", csv_text(rows))
     written = [out / "comparison.md", out / "comparison.csv"]
     curves = {name: _loss(folder) for folder, name in zip(folders, _legend(rows), strict=True)}
     if any(steps for steps, _ in curves.values()):
@@ -123,10 +122,14 @@ def _columns(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(key for row in rows for key in row))
 
 
-def _csv(rows: Sequence[Row]) -> str:
-    """Full precision: the table is for reading, the CSV for computing."""
+def csv_text(rows: Sequence[Row], columns: Sequence[str] | None = None) -> str:
+    """Rows as CSV in full precision: the table is for reading, the CSV for computing.
+
+    Args:
+        columns: which keys, in which order; by default all, in the order in which they first appear.
+    """
     text = io.StringIO()
-    writer = csv.DictWriter(text, _columns(rows), restval="", lineterminator="\n")
+    writer = csv.DictWriter(text, columns or _columns(rows), restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows({key: _plain(value) for key, value in row.items()} for row in rows)
     return text.getvalue()
@@ -150,21 +153,24 @@ def _text(value: Any, floats: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def _config(path: Path) -> dict[str, Any]:
+def read_mapping(path: Path) -> dict[str, Any]:
+    """A YAML or JSON file of a run as a dictionary; empty where it is missing, damaged or something else."""
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError):
         return {}
-    return config if isinstance(config, dict) else {}
+    return content if isinstance(content, dict) else {}
+
+
+def generated(folder: Path) -> dict[str, Any]:
+    """A run's own numbers: the row `generated` of its report; empty where there is none."""
+    return next((r for r in _report(folder)["rows"] if isinstance(r, dict) and r.get("name") == GENERATED), {})
 
 
 def _report(folder: Path) -> dict[str, Any]:
     """`report/metrics.json` of a run; no rows and no protocol where it is missing or damaged."""
-    try:
-        report = json.loads((folder / "report" / "metrics.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        report = None
-    report = report if isinstance(report, dict) else {}
+    report = read_mapping(folder / "report" / "metrics.json")
     rows, protocol = report.get("rows"), report.get("protocol")
     return {"rows": rows if isinstance(rows, list) else [], "protocol": protocol if isinstance(protocol, str) else ""}
 

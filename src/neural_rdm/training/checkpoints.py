@@ -106,6 +106,13 @@ def _own(state: Any) -> Any:
     return state.clone() if isinstance(state, torch.Tensor) else state
 
 
+def split_network(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A module's state dict as the network's own one, and what stands beside the network (a learned schedule)."""
+    prefix = "net."
+    network = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return network, {name: value for name, value in state.items() if not name.startswith(prefix)}
+
+
 def path_of(folder: Path, step: int) -> Path:
     """The name of the checkpoint of an optimizer step; names sort by step."""
     return folder / f"step={step:09d}.ckpt"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +9,13 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from neural_rdm.core.errors import ConfigError, DataError
+from neural_rdm.core.errors import ConfigError
 from neural_rdm.data.digits_text import HELD_OUT, PHRASINGS, DigitsText, caption
 from neural_rdm.data.digits_video import DigitsVideo
 from neural_rdm.diffusion.samplers import Sampler
 from neural_rdm.metrics.digits import DigitsEvaluation
 from neural_rdm.metrics.digits_video import DigitsVideoEvaluation
+from neural_rdm.reports.figures import attempt
 from neural_rdm.reports.plots import plot_losses
 from neural_rdm.reports.tables import GENERATED, write_metrics
 from neural_rdm.training.ema import averaged
@@ -201,19 +201,7 @@ def finish(
             paths += callback.finish()
     if (folder / "metrics.csv").is_file():
         paths += [
-            *_plot(lambda: plot_losses(folder / "metrics.csv", folder / "report" / "losses.png")),
+            *attempt(lambda: plot_losses(folder / "metrics.csv", folder / "report" / "losses.png")),
             folder / "metrics.csv",
         ]
     return numbers, paths
-
-
-def _plot(plot: Callable[[], Path | None]) -> list[Path]:
-    """The path of a plot; nothing where a run was too short to have anything to draw (adaLN-Zero's first step has no
-    gradient).
-    """
-    try:
-        path = plot()
-    except DataError as error:
-        print(f"no plot: {error}")
-        return []
-    return [path] if path is not None else []

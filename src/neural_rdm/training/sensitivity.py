@@ -6,18 +6,20 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 
-from neural_rdm.core.errors import DataError
 from neural_rdm.core.records import StepRecords, read_rows
 from neural_rdm.dynamics.probe import Sensitivity, sensitivities
 from neural_rdm.dynamics.statistics import Statistics, UnitRecord
+from neural_rdm.reports.figures import attempt
 from neural_rdm.reports.live import write_page
 from neural_rdm.reports.plots import plot_sensitivity
 from neural_rdm.reports.units import plot_gates, plot_heatmap, plot_units
+from neural_rdm.residual import units
 from neural_rdm.training import parallel
 from neural_rdm.training.logging import CSVLogger
 from neural_rdm.training.supervision import Measurement, Supervision, loss_scale
@@ -68,6 +70,7 @@ class SensitivityLog(pl.Callback):
         self._units = StepRecords(self.folder / "units.csv", UNIT_COLUMNS)
         self._alarms = StepRecords(self.folder / "alarms.csv", ALARM_COLUMNS)
         self._supervision = next((c for c in trainer.callbacks if isinstance(c, Supervision)), None)
+        self._gated = any(unit.has_alpha for _, unit in units(pl_module.net))
         self._largest = Largest(_read(self.folder / "sensitivity.csv"), _read(self.folder / "units.csv"))
 
     def _drop(self, pl_module: Any) -> None:
@@ -75,7 +78,7 @@ class SensitivityLog(pl.Callback):
         if self._measurement is not None:
             self._measurement.close()
         if self._statistics is not None:
-            self._statistics.__exit__()
+            self._statistics.close()
         self._measurement = self._statistics = pl_module.on_times = None
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
@@ -129,7 +132,7 @@ class SensitivityLog(pl.Callback):
         if self._statistics is None:
             return []
         statistics, self._statistics, pl_module.on_times = self._statistics, None, None
-        statistics.__exit__()
+        statistics.close()
         sums = parallel.sum_over_ranks(statistics.sums().clone())
         # each rank's loss is the mean of its own share, and carries the loss scale
         sums[:-1, :, -1] /= trainer.world_size * loss_scale(trainer, sums)
@@ -157,24 +160,18 @@ class SensitivityLog(pl.Callback):
 
     def plots(self) -> list[Path]:
         """Draw all that has been recorded; pictures without anything to show are left out, saying why."""
-        sensitivity, units = self.folder / "sensitivity.csv", self.folder / "units.csv"
+        sensitivity, by_time = self.folder / "sensitivity.csv", self.folder / "units.csv"
         pictures: list[tuple[Callable[..., Path], Path, str]] = []
         if sensitivity.is_file():
             pictures += [
                 (plot_sensitivity, sensitivity, "sensitivity.png"),
                 (plot_heatmap, sensitivity, "heatmap.png"),
             ]
-            if any(row["alpha_mean"] for row in read_rows(sensitivity)):
+            if self._gated:
                 pictures.append((plot_gates, sensitivity, "gates.png"))
-        if units.is_file():
-            pictures.append((plot_units, units, "units.png"))
-        drawn = []
-        for draw, source, name in pictures:
-            try:
-                drawn.append(draw(source, self.folder / name))
-            except DataError as error:  # a run too short to have anything (adaLN-Zero's first step has no gradient)
-                print(f"no plot: {error}")
-        return drawn
+        if by_time.is_file():
+            pictures.append((plot_units, by_time, "units.png"))
+        return [p for draw, source, name in pictures for p in attempt(partial(draw, source, self.folder / name))]
 
     def finish(self) -> list[Path]:
         """The plots of a finished run, and its page where there is one."""
