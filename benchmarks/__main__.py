@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import depth, gains, objectives, residual, step, supervision, unet
+from benchmarks import depth, features, frechet, gains, objectives, residual, step, supervision, unet
 from neural_rdm.core.files import write_text
 
 BENCHMARKS = {
@@ -22,6 +22,8 @@ BENCHMARKS = {
     "gains": gains.run,
     "unet": unet.run,
     "objectives": objectives.run,
+    "frechet": frechet.run,
+    "features": features.run,
 }
 RESULTS = Path(__file__).parent / "results"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -10,6 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neural_rdm.metrics.frechet import FrechetDistance, frechet_distance, moments
+from tests.helpers import shared
+from tests.metrics.oracles import RANDOM_FEATURES, REAL_FEATURES, fidelity
+from tests.metrics.ranks import merged
 
 
 def by_sqrtm(mu1, sigma1, mu2, sigma2):
@@ -151,12 +156,7 @@ def test_ranks_add_up():
         metric.update(x[rank::2], real=True)
         metric.update(y[rank::2], real=False)
 
-    def gather(state, group=None):
-        """What the other rank holds of the same state, found by its identity."""
-        (name,) = [name for name in ranks[0]._defaults if getattr(ranks[0], name) is state]
-        return [state, getattr(ranks[1], name)]
-
-    ranks[0].sync(dist_sync_fn=gather, distributed_available=lambda: True)
+    merged(ranks)
     assert ranks[0].real_count == ranks[0].generated_count == 30
     both = [moments(ranks[0].real_count, ranks[0].real_sum, ranks[0].real_outer)]
     both.append(moments(ranks[0].generated_count, ranks[0].generated_sum, ranks[0].generated_outer))
@@ -191,3 +191,131 @@ def test_a_point_against_a_gaussian_is_the_second_moment():
     expected = (mean**2).sum() + np.trace(covariance)
     assert frechet_distance(np.zeros(4), np.zeros((4, 4)), mean, covariance) == pytest.approx(expected, rel=1e-12)
     assert frechet_distance(mean, covariance, np.zeros(4), np.zeros((4, 4))) == pytest.approx(expected, rel=1e-12)
+
+
+def metric_of(real, generated, **options):
+    metric = FrechetDistance("test", real.shape[1], **options)
+    metric.update(torch.as_tensor(real), real=True)
+    metric.update(torch.as_tensor(generated), real=False)
+    return metric
+
+
+def by_nuclear_norm(x, y):
+    xc, yc = ((z - z.mean(0)) / (len(z) - 1) ** 0.5 for z in (x, y))
+    trace = np.linalg.norm(xc @ yc.T, "nuc")
+    return ((x.mean(0) - y.mean(0)) ** 2).sum() + (xc**2).sum() + (yc**2).sum() - 2 * trace
+
+
+@pytest.mark.filterwarnings("ignore:.*the covariance is singular")
+@pytest.mark.parametrize(("n1", "n2"), [(10, 14), (39, 2), (10, 200), (200, 10), (40, 40), (60, 70)])
+def test_kept_features_are_exact_and_sums_agree(n1, n2):
+    x, y = cloud(3, n1, 40), cloud(4, n2, 40)
+    expected = by_nuclear_norm(x, y)
+    assert float(metric_of(x, y).compute()) == pytest.approx(expected, rel=1e-11 if max(n1, n2) < 40 else 1e-8)
+    for keep in (0, 5, 1000):
+        assert float(metric_of(x, y, keep=keep).compute()) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*the covariance is singular")
+def test_no_covariance_is_built_below_the_dimension():
+    metric = metric_of(cloud(3, 10, 40), cloud(4, 200, 40))
+    assert not metric.real_outer.any()
+    assert len(metric.rows("real")) == 10
+    assert metric.generated_outer.any()
+    assert len(metric.rows("generated")) == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*the covariance is singular")
+def test_kept_features_lose_nothing_far_from_zero():
+    x, y = cloud(3, 10, 40), cloud(4, 14, 40)
+    far = float(metric_of(x + 1e6, y + 1e6).compute())
+    assert far == pytest.approx(by_nuclear_norm(x, y), rel=1e-7)
+
+
+def test_ranks_that_kept_and_ranks_that_summed_add_up():
+    x, y = cloud(1, 50, 12), cloud(2, 50, 12)
+    ranks = [metric_of(x[:45], y[:3]), metric_of(x[45:], y[3:])]
+    expected = frechet_distance(*gaussian(x), *gaussian(y))
+    assert float(merged(ranks).compute()) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
+def test_stored_moments_stand_for_the_real_side():
+    x, y = cloud(1, 100, 6), cloud(2, 100, 6)
+    metric = FrechetDistance("inception", 6)
+    metric.set_reference(*gaussian(x), count=100)
+    expected = frechet_distance(*gaussian(x), *gaussian(y))
+    for _ in range(2):
+        metric.update(torch.from_numpy(y), real=False)
+        assert float(metric.compute()) == pytest.approx(expected, rel=1e-9)
+        metric.reset()
+    with pytest.raises(ValueError, match="generated features only"):
+        metric.update(torch.from_numpy(x), real=True)
+
+
+def test_stored_moments_against_few_kept_features():
+    x, y = cloud(1, 100, 20), cloud(2, 9, 20)
+    metric = FrechetDistance("inception", 20)
+    metric.set_reference(*gaussian(x))
+    metric.update(torch.from_numpy(y), real=False)
+    with pytest.warns(UserWarning, match="9 generated samples for 20 dimensions"):
+        assert float(metric.compute()) == pytest.approx(by_nuclear_norm(x, y), rel=1e-8)
+    metric.set_reference(*gaussian(x), count=20)
+    metric.update(torch.from_numpy(y), real=False)
+    with pytest.warns(UserWarning, match="20 real samples for 20 dimensions"):
+        metric.compute()
+
+
+def test_stored_moments_that_do_not_fit_are_refused():
+    mean, cov = gaussian(cloud(1, 30, 4))
+    metric = FrechetDistance("inception", 5)
+    with pytest.raises(ValueError, match=r"mu \[5\] and sigma \[5, 5\]; got \[4\] and \[4, 4\]"):
+        metric.set_reference(mean, cov)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        FrechetDistance("inception", 4).set_reference(mean * np.nan, cov)
+    used = metric_of(cloud(1, 30, 4), cloud(2, 30, 4))
+    with pytest.raises(ValueError, match="30 real samples; reset"):
+        used.set_reference(mean, cov)
+
+
+@pytest.mark.parametrize("keep", [0, None])
+def test_features_that_are_not_finite_are_refused(keep):
+    metric = metric_of(cloud(1, 30, 4), np.full((3, 4), np.nan), keep=keep)
+    with pytest.raises(ValueError, match="generated features hold NaN"):
+        metric.compute()
+
+
+@pytest.mark.parametrize("name", RANDOM_FEATURES | REAL_FEATURES)
+def test_equals_torch_fidelity_and_torchmetrics(name):
+    from torchmetrics.image.fid import _compute_fid
+
+    real, generated = (x.astype(np.float64) for x in (RANDOM_FEATURES | REAL_FEATURES)[name]())
+    found = float(metric_of(real, generated).compute())
+    (mu1, cov1), (mu2, cov2) = moments_ = gaussian(real), gaussian(generated)
+    peer = _compute_fid(*map(torch.from_numpy, (mu1, cov1, mu2, cov2)))
+    assert found == pytest.approx(float(peer), rel=1e-6)
+    one, two = ({"mu": mu, "sigma": cov} for mu, cov in moments_)
+    oracle = fidelity("metric_fid").fid_statistics_to_metric(one, two, verbose=False)
+    assert found == pytest.approx(oracle["frechet_inception_distance"], rel=1e-6)
+
+
+def test_published_values_that_need_no_weights():
+    oracle = json.loads(shared("data/oracles/published_metric_values.json").read_text())["pytorch_fid"]
+    eye = np.eye(2048)
+    expected = oracle["equal_identity_cov_mu0_vs_mu1_dim2048"]["fid"]
+    assert frechet_distance(np.zeros(2048), eye, np.ones(2048), eye) == pytest.approx(expected, rel=1e-12)
+    grey = torch.tensor([0, 127, 255], dtype=torch.float64)[:, None].expand(3, 3) / 255  # mean-pooled features
+    mean, cov = moments(3, grey.sum(0), grey.T @ grey)
+    stats = oracle["stats_of_three_constant_images_0_127_255_with_mean_pool_features"]
+    np.testing.assert_allclose(mean, stats["mu"], atol=1e-3)  # pytorch-fid's own tolerances
+    np.testing.assert_allclose(cov, stats["sigma_all_entries"], rtol=1e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6), copies=st.integers(2, 5))
+def test_duplicates_only_shrink_the_unbiased_covariance(seed, copies):
+    """Each sample `copies` times: the mean stays, the covariance is multiplied by c (n - 1) / (c n - 1)."""
+    x = cloud(seed, 40, 5)
+    factor = copies * 39 / (copies * 40 - 1)
+    expected = np.trace(np.cov(x.T)) * (1 - factor**0.5) ** 2
+    assert float(metric_of(x, np.repeat(x, copies, 0)).compute()) == pytest.approx(expected, abs=1e-10)
