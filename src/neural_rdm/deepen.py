@@ -85,6 +85,8 @@ def deepen(cfg: DictConfig, folder: Path) -> int:
         averages = content[KEY]["weights"]
         grown_averages = grown_state(net, growth, averages)
         content[KEY] = {**content[KEY], "weights": grown_averages}
+        for decay, others in content[KEY].get("further", {}).items():
+            content[KEY]["further"][decay] = grown_state(net, growth, others)
         net.load_state_dict(net.state_dict() | averages)
         averaged = grown(net, growth)
         averaged.load_state_dict(averaged.state_dict() | grown_averages)

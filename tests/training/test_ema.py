@@ -11,7 +11,7 @@ import torch
 
 from neural_rdm.core.errors import CheckpointError
 from neural_rdm.training.checkpoints import Checkpoints
-from neural_rdm.training.ema import EMA, averaged
+from neural_rdm.training.ema import EMA, averaged, choose
 from tests.training.trainer import fit, tiny_module
 
 
@@ -106,3 +106,30 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
         fit(module, tmp_path, ema, steps=1)
     with pytest.raises(CheckpointError, match="no averaged weights"):
         EMA().on_load_checkpoint(None, None, {})  # type: ignore[arg-type]
+
+
+def test_further_averages_are_those_of_a_run_with_that_decay(tmp_path: Path) -> None:
+    several, alone = EMA(decay=0.9, further=[0.5, 0.99]), EMA(decay=0.5)
+    fit(tiny_module(), tmp_path, several, Checkpoints(tmp_path / "checkpoints", 4, 2), steps=4)
+    fit(tiny_module(), tmp_path / "alone", alone, steps=4)
+    content = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert choose(content, "ema").keys() == alone.averages.keys()
+    for name, average in alone.averages.items():
+        assert torch.equal(choose(content, "ema-0.5")[name], average)
+        assert not torch.equal(choose(content, "ema")[name], average)
+    with pytest.raises(CheckpointError, match=r"weights=ema, ema-0.5, ema-0.99, raw"):
+        choose(content, "ema-0.7")
+
+
+def test_further_averages_go_on_after_a_resume(tmp_path: Path) -> None:
+    whole, half, rest = (EMA(decay=0.9, further=[0.5]) for _ in range(3))
+    fit(tiny_module(), tmp_path / "whole", whole, steps=4)
+    fit(tiny_module(), tmp_path, half, Checkpoints(tmp_path / "checkpoints", 2, 1), steps=2)
+    ckpt = tmp_path / "checkpoints" / "last.ckpt"
+    fit(tiny_module(), tmp_path, rest, steps=4, ckpt=ckpt)
+    for name, average in whole.others["0.5"].items():
+        assert torch.equal(rest.others["0.5"][name], average)
+    with pytest.raises(CheckpointError, match=r"callbacks.ema.further=\[0.5\]"):
+        fit(tiny_module(), tmp_path, EMA(decay=0.9), steps=4, ckpt=ckpt)
+    with pytest.raises(ValueError, match="different decays"):
+        EMA(decay=0.9, further=[0.9])

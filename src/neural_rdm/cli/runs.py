@@ -139,7 +139,7 @@ class LoadedRun:
         config: its configuration.
         checkpoint: the file that was read.
         step: optimizer steps behind it.
-        weights: "ema" or "raw".
+        weights: "ema", "ema-DECAY" or "raw".
         net: the network in eval mode, float32, on `device`.
         process: the diffusion process that it was trained on.
         data: its data module, not set up: the data need not be on this machine.
@@ -225,7 +225,8 @@ def load_run(folder: Path, weights: str = "ema", accelerator: str = "auto") -> L
     """Build the network of a run and load its newest readable checkpoint.
 
     Args:
-        weights: "ema" (the averages, and the raw values of what is not averaged) or "raw".
+        weights: "ema" (the averages, and the raw values of what is not averaged), "ema-DECAY" for another of the run's
+            averages, or "raw".
         accelerator: "auto" (a GPU if there is one), "cpu" or "gpu".
 
     Raises:
@@ -272,18 +273,14 @@ def load_run(folder: Path, weights: str = "ema", accelerator: str = "auto") -> L
 
 def _weights(checkpoint: dict[str, Any], path: Path, weights: str) -> dict[str, Tensor]:
     from neural_rdm.training.checkpoints import split_network
-    from neural_rdm.training.ema import KEY
+    from neural_rdm.training.ema import choose
 
     try:
         state, _ = split_network(checkpoint["state_dict"])
-        if weights == "ema":
-            if KEY not in checkpoint:
-                raise CheckpointError(
-                    f"{path} holds no averaged weights (no EMA callback in this run); pass weights=raw"
-                )
-            state |= checkpoint[KEY]["weights"]
-    except UserError:
-        raise
+        if weights != "raw":
+            state |= choose(checkpoint, weights)
+    except UserError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is not a checkpoint of neural_rdm.train: it has no {error}") from error
     return state

@@ -164,6 +164,8 @@ def _out_of_range(value: Any, limits: Any) -> str:
         return (
             f"is not one of {', '.join(map(str, limits['choices']))}.{nearest(str(value), map(str, limits['choices']))}"
         )
+    if "pattern" in limits and not re.fullmatch(limits["pattern"], value):
+        return f"must be {limits['meaning']}"
     if isinstance(value, float) and not math.isfinite(value):
         return "must be a finite number"
     if "above" in limits and not value > limits["above"]:

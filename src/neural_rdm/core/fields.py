@@ -33,6 +33,11 @@ def one_of(*choices: Any) -> Any:
     return _ranged(choices=choices)
 
 
+def matching(pattern: str, meaning: str) -> Any:
+    """A text that fits a regular expression; `meaning` says which texts do."""
+    return _ranged(pattern=pattern, meaning=meaning)
+
+
 def node(optional: bool = False) -> Any:
     """A node with a `_target_` of its own, checked against `TARGETS`."""
     return _ranged(node=True, optional=optional)

@@ -5,8 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
-from neural_rdm.core.fields import Problem, at_least, between, node, nodes, one_of, positive
+from neural_rdm.core.fields import Problem, at_least, between, matching, node, nodes, one_of, positive
 from neural_rdm.core.schema import Checkpoint, Pretrained, Trainer
+
+
+def _weights() -> Any:
+    """Which weights of a checkpoint a command uses."""
+    return matching(r"ema|raw|ema-[01]\.[0-9e-]+", "ema, raw, or ema-DECAY for one of callbacks.ema.further")
 
 
 @dataclass
@@ -46,7 +51,7 @@ class OfRun:
     run: str
     #: the run's experiment, which names the output folder; filled in, never typed
     experiment: Optional[str]
-    weights: str = one_of("ema", "raw")
+    weights: str = _weights()
     seed: int = between(0, 2**63 - 1)
     batch_size: int = positive()
     accelerator: str = one_of("auto", "cpu", "gpu")
@@ -131,7 +136,7 @@ class Convert:
     #: see OfRun
     experiment: Optional[str]
     to: str = one_of("official", "diffusers")
-    weights: str = one_of("ema", "raw")
+    weights: str = _weights()
 
 
 #: primary configuration -> its class

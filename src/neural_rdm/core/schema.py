@@ -221,6 +221,7 @@ class EMA:
     _target_: str
     decay: float = between(0, 1)
     warmup: bool = field()
+    further: list[float] = field()
 
 
 @dataclass

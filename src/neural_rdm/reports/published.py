@@ -104,7 +104,7 @@ class OwnRun:
         kind = str(data.get("_target_", "")).rpartition(".")[2]
         guidance = _node(sampling, "sampler").get("cfg_scale", _node(config, "sampler").get("cfg_scale"))
         protocol = str(read_mapping(folder / "report" / "metrics.json").get("protocol") or "")
-        told = re.search(r"\bweights (ema|raw)\b", protocol)
+        told = re.search(r"\bweights (ema(?:-[\d.e-]+\d)?|raw)\b", protocol)
         return cls(
             name=name,
             task=task,

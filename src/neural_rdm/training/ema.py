@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,12 +26,20 @@ class EMA(StepCallback):
     Args:
         decay: in [0, 1]; 0.9999 in the recipes of DiT, Latte and LDM.
         warmup: use `min(decay, (1 + n) / (10 + n))` at update n, as LDM does.
+        further: decays of more averages, kept beside the first: the best length is not known before the evaluation.
+            Each costs the memory of the weights in float32. Commands find them as `weights=ema-0.999`.
+
+    Raises:
+        ValueError: a decay outside [0, 1], or one twice.
     """
 
-    def __init__(self, decay: float = 0.9999, warmup: bool = False) -> None:
-        self.decay, self.warmup = decay, warmup
+    def __init__(self, decay: float = 0.9999, warmup: bool = False, further: Sequence[float] = ()) -> None:
+        if not all(0 <= d <= 1 for d in (decay, *further)) or len({decay, *further}) <= len(further):
+            raise ValueError(f"decay={decay:g}, further={list(further)}: give different decays in [0, 1]")
+        self.decay, self.warmup, self.further = decay, warmup, tuple(further)
         self.updates = 0
         self.averages: dict[str, Tensor] = {}
+        self.others: dict[str, dict[str, Tensor]] = {}
         self._loaded: dict[str, Any] | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -42,20 +50,27 @@ class EMA(StepCallback):
     def _prepare(self, net: nn.Module) -> None:
         """Start from the network's weights, or from what a checkpoint held."""
         if not self.averages:
-            self.averages = {name: weight.detach().clone().float() for name, weight in _weights(net).items()}
+            self.averages, *others = (
+                {name: weight.detach().clone().float() for name, weight in _weights(net).items()}
+                for _ in range(1 + len(self.further))
+            )
+            self.others = dict(zip(map(_label, self.further), others, strict=True))
         if self._loaded is not None:
             self._restore(self._loaded)
             self._loaded = None
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Update once per optimizer step."""
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.warmup else self.decay
-        weights = _weights(pl_module.net)
+        most = (1 + self.updates) / (10 + self.updates) if self.warmup else 1.0
+        weights = [weight.detach().float() for weight in _weights(pl_module.net).values()]
         with torch.no_grad():
-            torch._foreach_lerp_(
-                list(self.averages.values()), [w.detach().float() for w in weights.values()], 1.0 - decay
-            )
+            for decay, averages in self._each():
+                torch._foreach_lerp_(list(averages.values()), weights, 1.0 - min(decay, most))
         self.updates += 1
+
+    def _each(self) -> list[tuple[float, dict[str, Tensor]]]:
+        """All averages with their decays."""
+        return list(zip((self.decay, *self.further), (self.averages, *self.others.values()), strict=True))
 
     @contextmanager
     def applied(self, net: nn.Module) -> Iterator[None]:
@@ -81,8 +96,12 @@ class EMA(StepCallback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Add the averages, under their own key."""
-        weights = {name: parallel.full(average) for name, average in self.averages.items()}
+        weights, *others = (
+            {name: parallel.full(average) for name, average in averages.items()} for _, averages in self._each()
+        )
         checkpoint[KEY] = {"updates": self.updates, "weights": weights}
+        if others:
+            checkpoint[KEY]["further"] = dict(zip(self.others, others, strict=True))
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -94,23 +113,51 @@ class EMA(StepCallback):
             )
         self._loaded = checkpoint[KEY]
 
-    @torch.no_grad()
     def _restore(self, saved: dict[str, Any]) -> None:
-        if saved["weights"].keys() != self.averages.keys():
-            odd = sorted(saved["weights"].keys() ^ self.averages.keys())[:5]
-            raise CheckpointError(f"the checkpoint's averaged weights are of another network: {', '.join(odd)}, ...")
+        further = saved.get("further", {})
+        if further.keys() != self.others.keys():
+            raise CheckpointError(
+                f"the checkpoint holds further averages {sorted(further)} and callbacks.ema.further asks for "
+                f"{sorted(self.others)}; pass callbacks.ema.further={[float(key) for key in sorted(further)]}"
+            )
         self.updates = saved["updates"]
-        for name, average in self.averages.items():
-            if hasattr(average, "device_mesh"):
-                from torch.distributed.tensor import distribute_tensor
+        _fill(self.averages, saved["weights"])
+        for label, averages in self.others.items():
+            _fill(averages, further[label])
 
-                average.copy_(
-                    distribute_tensor(
-                        saved["weights"][name].to(average.device), average.device_mesh, average.placements
-                    )
-                )
-            else:
-                average.copy_(saved["weights"][name])
+
+def choose(checkpoint: dict[str, Any], weights: str) -> dict[str, Tensor]:
+    """The averages that a checkpoint holds under a name: `ema`, or `ema-DECAY` for one of the `further` ones.
+
+    Raises:
+        CheckpointError: it holds none of this name.
+    """
+    held = checkpoint.get(KEY)
+    if held is None:
+        raise CheckpointError("it holds no averaged weights (no EMA callback in this run); pass weights=raw")
+    names = {"ema": held["weights"]} | {f"ema-{label}": w for label, w in held.get("further", {}).items()}
+    if weights not in names:
+        raise CheckpointError(f"it has no weights={weights}; it has weights={', '.join((*names, 'raw'))}")
+    return names[weights]
+
+
+def _label(decay: float) -> str:
+    """A decay in the names of its weights, without loss."""
+    return repr(float(decay))
+
+
+@torch.no_grad()
+def _fill(averages: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
+    if saved.keys() != averages.keys():
+        odd = sorted(saved.keys() ^ averages.keys())[:5]
+        raise CheckpointError(f"the checkpoint's averaged weights are of another network: {', '.join(odd)}, ...")
+    for name, average in averages.items():
+        value = saved[name]
+        if hasattr(average, "device_mesh"):
+            from torch.distributed.tensor import distribute_tensor
+
+            value = distribute_tensor(value.to(average.device), average.device_mesh, average.placements)
+        average.copy_(value)
 
 
 @contextmanager
