@@ -82,6 +82,7 @@ def test_other_operators_say_how_far_they_move_the_output(trained: Path) -> None
         cwd=trained, module="deepen",
     )  # fmt: skip
     assert code == 0, output
+    assert "resume=twice trainer.max_steps=N, N above 3" in output
     moved = json.loads((trained / "twice/checkpoints/deepen.json").read_text())["max_output_difference"]
     assert moved["raw"] > 0
 
@@ -91,6 +92,7 @@ def test_a_learned_schedule_stays_as_it_is(tmp_path: Path) -> None:
     assert code == 0, output
     code, output = run("checkpoint=run", "depth=4", "max_steps=4", "hydra.run.dir=deep", cwd=tmp_path, module="deepen")
     assert code == 0, output
+    assert "Continue with: python -m neural_rdm.train resume=deep\n" in output
     old, new = checkpoint(tmp_path / "run"), checkpoint(tmp_path / "deep")
     logits = old["state_dict"]["objective.learned_times.logits"]
     assert logits.abs().max() > 0
@@ -101,3 +103,7 @@ def test_a_learned_schedule_stays_as_it_is(tmp_path: Path) -> None:
     assert torch.equal(after["state"][place]["exp_avg"], before["state"][number]["exp_avg"])
     code, output = run("resume=deep", cwd=tmp_path)
     assert code == 0, output
+    code, output = run("checkpoint=run", "depth=4", "hydra.run.dir=over", cwd=tmp_path, module="deepen")
+    assert code == 0, output
+    assert "deepen with max_steps=N, N above 3: the cosine schedule" in output
+    assert "resume=" not in output  # which would have nothing to do

@@ -67,6 +67,18 @@ def test_any_run_can_be_looked_at(overrides: tuple[str, ...], tmp_path: Path) ->
     assert (tmp_path / "lens" / "depth_samples.png").is_file()
 
 
+def test_times_of_a_flow_are_real_numbers(tmp_path: Path) -> None:
+    """With its noise known as 1, not 1000, whole timesteps would be 0 alone."""
+    code, output = commands.run(
+        "diffusion=flow", "diffusion.process.num_timesteps=1", "sampler=euler", *commands.TINY, "trainer.max_steps=2",
+        "hydra.run.dir=run", cwd=tmp_path,
+    )  # fmt: skip
+    assert code == 0, output
+    done = command("lens", "run=run", "samples=2", "times=[0.25,1.0]", "hydra.run.dir=lens", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert {r["t"] for r in read(tmp_path / "lens" / "left_out.csv")} == {"0.25", "1.0"}
+
+
 def test_mistakes_are_refused_in_a_line(run: Path, tmp_path: Path) -> None:
     assert "which run" in refused_without_torch("lens", cwd=tmp_path)
     assert "times" in refused_without_torch("lens", f"run={run}", "times=[50]", cwd=tmp_path)

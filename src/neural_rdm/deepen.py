@@ -120,7 +120,13 @@ def deepen(cfg: DictConfig, folder: Path) -> int:
     print(f"{depth_of(net)} blocks -> {cfg.depth}; the output moved by at most {max(moved.values()):.3g}")
     print("wrote:")
     print_paths([target, target.with_name("deepen.json"), folder / "config.yaml"])
-    more = "" if cfg.max_steps else " trainer.max_steps=..."
+    step, last, schedule = int(content["global_step"]), config.trainer.max_steps, config.optimizer.get("schedule")
+    if step >= last and schedule != "constant":  # its end cannot be moved by resume=
+        print(
+            f"To train on, deepen with max_steps=N, N above {step}: the {schedule} schedule of its {last} steps is over"
+        )
+        return 0
+    more = f" trainer.max_steps=N, N above {step}" if step >= last else ""
     print(f"Continue with: python -m neural_rdm.train resume={os.path.relpath(folder)}{more}")
     return 0
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from neural_rdm.cli.runs import LoadedRun
     from neural_rdm.data.base import Batch
+    from neural_rdm.diffusion.process import DDPM, Flow
     from neural_rdm.training.module import NeuralRDM
 
 DEPTHS_SHOWN = 12
@@ -46,8 +47,7 @@ def lens(cfg: DictConfig, folder: Path) -> int:
     names = [name for name, _ in units(run.net)]
     count = sum(len(b["x"]) for b in batches)
     print(f"{count} samples, {len(names)} units, {run.checkpoint} (step {run.step}, {run.weights} weights)", flush=True)
-    last = run.process.num_timesteps - 1
-    found = [Level(min(last, round(share * (last + 1)))) for share in cfg.times]
+    found = [Level(time_at(run.process, share)) for share in cfg.times]
     with progress_bar("looking", len(found) * len(batches) * 2 * (len(names) + 1), "passes") as advance:
         for batch in batches:
             look = _looking(module, batch, advance, share=len(batch["x"]) / count, seed=cfg.seed)
@@ -62,12 +62,20 @@ def lens(cfg: DictConfig, folder: Path) -> int:
     return 0
 
 
+def time_at(process: DDPM | Flow, share: float) -> int | float:
+    """The time at a share of the way to pure noise: a timestep, or of a flow a real number up to T."""
+    from neural_rdm.diffusion.process import Flow
+
+    total = process.num_timesteps
+    return share * total if isinstance(process, Flow) else min(total - 1, round(share * total))
+
+
 @dataclass
 class Level:
-    """What was seen at one timestep.
+    """What was seen at one time.
 
     Attributes:
-        t: the timestep.
+        t: a timestep, or the time of a flow.
         errors: mean squared error of the prediction with the first 0 ... N units, [N + 1].
         x0_errors: the same of the clean sample that follows from it.
         left_out: what leaving out one unit alone adds to the error, [N].
@@ -75,7 +83,7 @@ class Level:
         seen: the predicted clean sample of the first sample at each depth, [N + 1, ...]; the last is the network's.
     """
 
-    t: int
+    t: int | float
     errors: list[float] = field(default_factory=list)
     x0_errors: list[float] = field(default_factory=list)
     left_out: list[float] = field(default_factory=list)
@@ -146,8 +154,11 @@ def _batches(run: LoadedRun, samples: int, batch_size: int) -> list[Batch]:
     needed, batches = min(samples, size), []
     data.batch_size, data.micro_steps = min(batch_size, needed), 1
     for batch in data.val_dataloader() if data.val_size else data.train_dataloader():
-        batches.append({name: values[:needed] for name, values in batch.items()})
-        needed -= len(batch["x"])
+        good = batch["position"] < size if data.val_size else batch["position"] >= 0  # in the place of a broken sample
+        kept = [i for i, whole in enumerate(good.tolist()) if whole][:needed]
+        if kept:
+            batches.append({n: v[kept] if hasattr(v, "shape") else [v[i] for i in kept] for n, v in batch.items()})
+        needed -= len(kept)
         if needed <= 0:
             break
     return [data.transfer_batch_to_device(batch, run.device, 0) for batch in batches]
@@ -171,7 +182,7 @@ def _pictures(run: LoadedRun, found: list[Level], path: Path) -> list[Path]:
         except CheckpointError as error:
             print(f"{path.name} shows latents: {error}")
     title = f"x0 after {', '.join(map(str, depths))} units"
-    return [save_grid(x, path, columns=len(depths), row_labels=[f"t {level.t}" for level in found], title=title)]
+    return [save_grid(x, path, columns=len(depths), row_labels=[f"t {level.t:g}" for level in found], title=title)]
 
 
 if __name__ == "__main__":

@@ -124,10 +124,6 @@ def test_values_are_refused_by_name(overrides: list[str], words: list[str]) -> N
             ["trainer.accumulate_grad_batches=3", "data.batch_size=2"],
             ["data.batch_size=2", "= 3", "nearest: data.batch_size=3"],
         ),
-        (
-            ["backbone.learn_sigma=false"],
-            ["diffusion.loss=hybrid", "backbone.learn_sigma=true", "diffusion.loss=simple"],
-        ),
         (["data=synthetic", "data.num_classes=3"], ["data.num_classes=3", "backbone.num_classes=3"]),
         (["data=imagenet", "data.image_size=64", "backbone.input_size=32"], ["64 x 64", "backbone.input_size=64"]),
         (
@@ -140,6 +136,86 @@ def test_values_are_refused_by_name(overrides: list[str], words: list[str]) -> N
 def test_rules_between_groups(overrides: list[str], words: list[str]) -> None:
     message = refusal(*overrides)
     assert [w for w in words if w not in message] == [], message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        # timesteps that no sampler can use
+        (["diffusion=cosine", "sampler.steps=996"], ["sampler.steps=996", "dpm++", "at most 995"]),
+        (["diffusion.process.beta_end=0.05", "sampler.steps=999"], ["sampler.steps=999", "at most"]),
+        (["diffusion=cosine", "sampler=ddpm", "sampler.steps=1000"], ["sampler.steps=1000", "ddpm", "at most 996"]),
+        (["sampler=ddim", "sampler.steps=1000", "sampler.steps_offset=1"], ["sampler.steps=1000", "at most 999"]),
+        # a schedule that never reaches noise
+        (
+            ["diffusion.process.num_timesteps=100"],
+            ["diffusion.process.num_timesteps=100", "beta_start=0.001", "beta_end=0.2", "diffusion=cosine"],
+        ),
+        (["diffusion.process.num_timesteps=15", "sampler.steps=10"], ["diffusion=cosine"]),
+        (["diffusion=ldm", "diffusion.process.num_timesteps=100"], ["beta_start=0.015", "beta_end=0.195"]),
+        # guidance that never acts
+        (["sampler.interval=[2000,3000]"], ["sampler.interval=[2000, 3000]", "none of the timesteps", "50 to 999"]),
+        (["diffusion=flow", "sampler=euler", "sampler.interval=[10,15]"], ["sampler.interval", "20 to 1000"]),
+        # keys by their full names
+        (["diffusion=learned", "diffusion.learned_times.uniform=0"], ["diffusion.learned_times.uniform", "above 0"]),
+        (
+            ["diffusion=learned", "diffusion.learned_times.bins=1001"],
+            ["diffusion.learned_times.bins=1001", "diffusion.process.num_timesteps=1000"],
+        ),
+        (
+            ["diffusion.process.schedule=cosine"],
+            ["diffusion.process.beta_start=null", "diffusion.process.beta_end=null"],
+        ),
+        (
+            ["diffusion.process.beta_start=null", "diffusion.process.beta_end=5e-5"],
+            ["diffusion.process.beta_end", "beta_start=0.0001"],
+        ),
+        # a flow beside other processes
+        (["diffusion=flow"], ["sampler=euler", "sampler=heun", "sweep"]),
+        # DiT's schedule where the experiment has another
+        (
+            ["exp=ldm4_gated", "diffusion=v"],
+            ["diffusion=v", "exp=ldm4_gated", "diffusion=ldm", "diffusion.process.beta_start=0.0015"],
+        ),
+        (["exp=ldm4_gated_finetune", "diffusion=min_snr"], ["diffusion=min_snr", "diffusion.process.beta_end=0.0195"]),
+        (["exp=uvit_h_gated", "diffusion=learned"], ["diffusion=learned", "diffusion.process.schedule=scaled_linear"]),
+    ],
+    ids=lambda v: " ".join(v) if v and "=" in v[0] else None,
+)  # fmt: skip
+def test_what_a_process_and_its_sampler_must_agree_on(overrides: list[str], words: list[str]) -> None:
+    message = refusal(*overrides)
+    assert [w for w in words if w not in message] == [], message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["diffusion=cosine", "sampler.steps=995"],
+        ["diffusion=cosine", "sampler=ddim", "sampler.steps=1000"],
+        ["diffusion.process.num_timesteps=100", "diffusion.process.beta_start=1e-3", "diffusion.process.beta_end=0.2"],
+        ["diffusion=cosine", "diffusion.process.num_timesteps=50"],
+        ["sampler.interval=[10,15]", "sampler.cfg_scale=1"],
+        ["backbone.learn_sigma=false"],
+        ["exp=ldm4_gated", "diffusion=ddpm", "diffusion.process.prediction=v"],
+        ["exp=ldm4_gated", "diffusion=cosine"],
+        [
+            "exp=ldm4_gated", "diffusion=v", "diffusion.process.schedule=scaled_linear",
+            "diffusion.process.beta_start=0.0015", "diffusion.process.beta_end=0.0195",
+        ],
+        ["exp=dit_xl_gated", "diffusion=v"],
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_what_they_agree_on_is_let_through(overrides: list[str]) -> None:
+    check(*overrides)
+
+
+@pytest.mark.parametrize("experiment", ["digits_gated", "digits_video_gated", "digits_unet_gated", "digits_text_gated"])
+@pytest.mark.parametrize("choice", ["ddpm", "ldm", "sd", "v", "x0", "cosine", "min_snr", "learned", "flow"])
+def test_every_objective_goes_with_every_experiment_on_the_digits(experiment: str, choice: str) -> None:
+    sampler = ["sampler=euler"] if choice == "flow" else []
+    check(f"exp={experiment}", f"diffusion={choice}", *sampler)
 
 
 def test_an_unknown_key_in_a_file_names_the_file(tmp_path: Path) -> None:

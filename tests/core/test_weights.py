@@ -69,3 +69,12 @@ def test_functions_in_a_file_are_not_called(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(CheckpointError, match="more than tensors"):
         read_weights(tmp_path / "worse.ckpt")
     assert not (tmp_path / "evil").exists()
+
+
+def test_a_file_of_old_torch_that_was_cut_short_is_not_said_to_hold_too_much(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(1000)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    assert read_weights(tmp_path / "old.pt")["a"].shape == (1000,)
+    content = (tmp_path / "old.pt").read_bytes()
+    (tmp_path / "cut.pt").write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match=r"torch before 1\.6 that is incomplete or holds more than tensors"):
+        read_weights(tmp_path / "cut.pt")

@@ -91,8 +91,8 @@ def test_all_channels_of_a_clip_are_those_of_dimension_minus_three():
     assert torch.equal(out[:, :, 4:], cond[:, :, 4:])
 
 
-@pytest.mark.parametrize(("t", "inside"), [(199, False), (200, True), (699, True), (700, False)])
-def test_guidance_acts_from_lo_up_to_but_not_at_hi(t, inside):
+@pytest.mark.parametrize(("t", "inside"), [(199, False), (200, True), (700, True), (701, False)])
+def test_guidance_acts_from_lo_up_to_hi(t, inside):
     network, step = Network(), torch.tensor([t, t])
     out = guided_model(network, Guidance(3.0, interval=(200, 700)), CONDITION, NOTHING)(X, step)
     assert network.batches == [4 if inside else 2]

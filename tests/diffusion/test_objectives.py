@@ -139,9 +139,11 @@ def test_a_training_step_never_waits_for_the_device(loss):
     assert losses["loss"].shape == (3,)
 
 
-def test_hybrid_needs_a_learned_variance():
-    with pytest.raises(ValueError, match="learn_sigma=true"):
-        DDPMObjective(DDPM()).loss(samples(3, 4, 2, 2), **batch(3, 4, 2, 2))
+def test_a_network_without_a_learned_variance_has_no_bound():
+    output, given_ = samples(3, 4, 2, 2), batch(3, 4, 2, 2)
+    losses = DDPMObjective(DDPM()).loss(output, **given_)
+    assert set(losses) == {"loss", "mse"}
+    assert torch.equal(losses["loss"], DDPMObjective(DDPM(), "simple").loss(output, **given_)["loss"])
 
 
 def test_an_unknown_loss_is_refused():
@@ -189,6 +191,7 @@ def test_times_of_a_flow_are_logit_normal_or_uniform():
     assert torch.logit(t).mean().item() == pytest.approx(0.5, abs=1e-3)
     assert torch.logit(t).std().item() == pytest.approx(0.8, abs=5e-3)
     ends = FlowObjective(Flow()).timesteps(torch.tensor([0.0, 1 - 2**-24]))
+    assert FlowObjective(Flow()).timesteps(u.double()).dtype == torch.float32  # MPS has no float64
     assert ((ends > 0) & (ends < 1000)).all()
 
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from neural_rdm.diffusion.process import DDPM, Flow, even_timesteps, split_output
+from neural_rdm.core.noise import even
+from neural_rdm.diffusion.process import DDPM, Flow, split_output
 from tests.helpers import shared
 
 GOLDEN = "golden/diffusion_dit.safetensors"
@@ -56,17 +57,17 @@ def test_alpha_bar_ends_where_the_published_schedules_do(process, last):
 
 
 def test_even_spacing_is_the_official_one():
-    assert even_timesteps(1000, 250)[:5] == [0, 4, 8, 12, 16]
-    assert even_timesteps(1000, 250)[-3:] == [991, 995, 999]
-    assert even_timesteps(1000, 50)[:5] == [0, 20, 41, 61, 82]
-    assert even_timesteps(1000, 1000) == list(range(1000))
+    assert even(1000, 250)[:5] == [0, 4, 8, 12, 16]
+    assert even(1000, 250)[-3:] == [991, 995, 999]
+    assert even(1000, 50)[:5] == [0, 20, 41, 61, 82]
+    assert even(1000, 1000) == list(range(1000))
 
 
 @settings(deadline=None)
 @given(total=st.integers(1, 1200), data=st.data())
 def test_even_spacing_ascends_from_first_to_last(total, data):
     steps = data.draw(st.integers(1, total))
-    spaced = even_timesteps(total, steps)
+    spaced = even(total, steps)
     assert spaced == sorted(set(spaced))
     assert len(spaced) == steps
     assert spaced[0] == 0
@@ -180,13 +181,10 @@ def test_the_cosine_schedule_is_that_of_improved_ddpm():
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v", "x0"])
-def test_a_perfect_prediction_is_read_as_the_noise_and_the_sample(prediction):
+def test_a_perfect_prediction_is_read_as_the_sample(prediction):
     process, x0, noise = DDPM(prediction=prediction), samples(3, 2, 4, 4), samples(3, 2, 4, 4, seed=1)
     t = torch.tensor([0, 500, 999])
     xt, target = process.q_sample(x0, t, noise), process.target(x0, t, noise)
-    eps, variance = process.read(torch.cat([target, noise], dim=1), xt, t)
-    torch.testing.assert_close(eps, noise, rtol=1e-9, atol=1e-9)
-    assert torch.equal(variance, noise)
     torch.testing.assert_close(process.predict_x0(target, xt, t), x0, rtol=1e-9, atol=1e-9)
     assert process.spaced(10).prediction == prediction
 
@@ -209,3 +207,12 @@ def test_a_flow_is_a_straight_path_with_one_velocity():
     assert flow.schedule.signal(torch.tensor(0.25)) == 0.75
     with pytest.raises(ValueError, match="num_timesteps"):
         Flow(0)
+
+
+@pytest.mark.parametrize("prediction", ["v", "x0"])
+def test_the_sample_is_read_from_v_and_x0_without_dividing_by_the_signal(prediction):
+    process, x0, noise = DDPM("cosine", prediction=prediction), samples(1, 2, 4, 4), samples(1, 2, 4, 4, seed=1)
+    t = torch.tensor([999])  # a signal of 5e-5
+    output, xt = (f(x0, t, noise).float() for f in (process.target, process.q_sample))
+    torch.testing.assert_close(process.predict_x0(output, xt, t), x0.float(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(process.p_mean_variance(output, xt, t)[2], x0.float(), rtol=1e-6, atol=1e-6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -170,7 +171,9 @@ def test_guidance_reaches_the_network():
     tripled = sample(network, process, Sampler(steps=4), (3, 4, 4), 2, condition={"y": 3 * y})
     torch.testing.assert_close(guided, tripled, rtol=1e-5, atol=1e-5)
     outside = Sampler(steps=4, cfg_scale=3.0, interval=(1, 2))
-    assert torch.equal(sample(network, process, outside, (3, 4, 4), 2, condition={"y": y}, null=NOTHING), plain)
+    with pytest.raises(ValueError, match=r"interval=\(1, 2\) holds none of the timesteps"):
+        sample(network, process, outside, (3, 4, 4), 2, condition={"y": y}, null=NOTHING)
+    assert not torch.equal(guided, plain)
     unconditional = sample(
         network,
         process,
@@ -329,3 +332,45 @@ def test_a_network_may_predict_v_or_x0_instead(name: str, prediction: str) -> No
 def test_a_sampler_of_the_other_kind_of_process_is_refused(name: str, process: DDPM | Flow) -> None:
     with pytest.raises(ValueError, match=f"name={name} cannot run a"):
         Sampler(name).scheduler(process)
+
+
+#: processes whose last timesteps are so noisy that x_0 cannot be read from a predicted epsilon
+NOISY = {"cosine": DDPM("cosine"), "steep": DDPM(beta_end=0.05), "long": DDPM(num_timesteps=4000)}
+
+
+@pytest.mark.parametrize("process", NOISY.values(), ids=NOISY)
+@pytest.mark.parametrize("name", ["ddim", "dpm++", "ddpm"])
+def test_no_sampler_starts_where_an_error_of_epsilon_explodes(name: str, process: DDPM) -> None:
+    """A network that is wrong by 0.02, at the most steps that the sampler takes: errors must not grow beyond bounds."""
+    start, last = samples(4, 1, 4, 4).double(), process.usable
+    most = {"ddim": process.num_timesteps, "dpm++": last - 1, "ddpm": last}[name]
+    assert last < process.num_timesteps
+    exact, wrong = exact_epsilon(process), 0.02 * samples(4, 1, 4, 4, seed=3).double()
+    for steps in (250, most):
+        drawn = [
+            denoise(p, process, Sampler(name, steps), start, [torch.Generator().manual_seed(i) for i in range(4)])
+            for p in (exact, lambda x, t: exact(x, t) + wrong)
+        ]
+        assert drawn[1].isfinite().all()
+        assert (drawn[1] - drawn[0]).abs().max() < 1, steps
+
+
+@pytest.mark.parametrize("process", NOISY.values(), ids=NOISY)
+def test_the_most_dpm_steps_are_distinct_and_one_more_is_refused(process: DDPM) -> None:
+    most = process.usable - 1
+    times = Sampler("dpm++", most).scheduler(process).timesteps
+    assert len(times) == most
+    assert (times.diff() < 0).all()
+    with pytest.raises(ValueError, match=f"at most {most}"):
+        Sampler("dpm++", most + 1).scheduler(process)
+
+
+@pytest.mark.parametrize("sampler", [Sampler("euler", 4), Sampler("heun", 4)], ids=["euler", "heun"])
+def test_guidance_up_to_pure_noise_guides_a_flow_from_its_first_step(sampler: Sampler) -> None:
+    network, y = Network(), {"y": torch.tensor([1, 2])}
+    wide, always = replace(sampler, cfg_scale=3.0, interval=(0, 1000)), replace(sampler, cfg_scale=3.0)
+    drawn = [sample(network, Flow(), s, (3, 4, 4), 2, condition=y, null=NOTHING) for s in (wide, always)]
+    assert torch.equal(*drawn)
+    with pytest.raises(ValueError, match="interval"):
+        replace(sampler, cfg_scale=3.0, interval=(10, 20)).scheduler(Flow())
+    assert replace(sampler, interval=(10, 20)).scheduler(Flow()) is not None  # without guidance it says nothing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -25,7 +26,7 @@ def with_logits(logits: list[float], uniform: float = 0.2) -> LearnedTimes:
 
 
 def test_it_starts_as_the_uniform_schedule() -> None:
-    torch.testing.assert_close(LearnedTimes(7).times(grid()), grid())
+    torch.testing.assert_close(LearnedTimes(7).double().times(grid()), grid())
 
 
 @given(st.lists(st.floats(-8, 8), min_size=2, max_size=12), st.floats(0.05, 1))
@@ -42,12 +43,33 @@ def test_it_is_monotone_and_its_times_have_its_density(logits: list[float], unif
     torch.testing.assert_close(shares, density.detach() / len(logits), rtol=0.02, atol=2e-3)
 
 
-def test_the_weighed_loss_has_the_expectation_of_uniform_times() -> None:
-    times = with_logits([2.0, -1.0, 0.5, 3.0])
-    t = times.times(grid())
-    weighed = times.weigh({"loss": (3 * t).sin(), "mse": t}, t)
-    assert weighed["loss"].mean().item() == pytest.approx((3 * grid()).sin().mean().item(), abs=1e-3)
-    assert weighed["mse"].mean().item() == pytest.approx(0.5, abs=1e-3)
+@given(st.lists(st.floats(-4, 4), min_size=2, max_size=12), st.integers(12, 60), st.floats(0.05, 1))
+@settings(max_examples=60, deadline=None)
+def test_the_weighed_loss_has_exactly_the_expectation_of_uniform_timesteps(
+    logits: list[float], count: int, uniform: float
+) -> None:
+    """The sum over all timesteps, in float64; bins and timesteps need not divide each other."""
+    times = with_logits(logits, uniform).double()
+    bins, t = len(logits), torch.arange(count)
+    edges = np.concatenate([[0], np.cumsum(times.density().detach().numpy()) / bins])
+    until = torch.from_numpy(np.interp(np.arange(count + 1) / count, np.arange(bins + 1) / bins, edges))  # u(t)
+    losses = {"loss": (t * 1.0).sin().double() + 2, "mse": (t * 1.0).double()}
+    weighed = times.weigh(losses, t, count)
+    for name, loss in losses.items():
+        assert (until.diff() * weighed[name]).sum().item() == pytest.approx(loss.mean().item(), rel=1e-12)
+    objective = DDPMObjective(DDPM(num_timesteps=count), learned_times=times)
+    for inside in (until[:-1] + 1e-9, until[1:] - 1e-9):
+        assert torch.equal(objective.timesteps(inside), t)
+
+
+def test_more_bins_than_timesteps_are_refused() -> None:
+    with pytest.raises(ValueError, match="bins=32"):
+        DDPMObjective(DDPM(num_timesteps=31), learned_times=LearnedTimes(32))
+
+
+def test_times_are_drawn_on_the_schedules_device() -> None:
+    # meta tensors have no values: whatever would copy one to the host fails on them
+    assert LearnedTimes(4).to("meta").times(grid(8)).device.type == "meta"
 
 
 def trained(loss: Tensor, literal: bool) -> Tensor:
@@ -62,7 +84,7 @@ def trained(loss: Tensor, literal: bool) -> Tensor:
             p = times.density()[(t * bins).long().clamp(max=bins - 1)]
             total = (value * p.log()).mean()
         else:
-            total = times.weigh({"loss": value}, t)["loss"].mean()
+            total = times.weigh({"loss": value}, (t * 2048).long().clamp(max=2047), 2048)["loss"].mean()
         optimizer.zero_grad()
         total.backward()
         optimizer.step()

@@ -64,6 +64,20 @@ def test_the_ends_are_those_of_the_papers() -> None:
     assert Interpolant().variance(one) == 1
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_cosine_schedule_has_both_its_ends(dtype: torch.dtype) -> None:
+    """pi / 2 is no floating-point number: beyond it the cosine is negative, and its logarithm no number."""
+    ends, schedule = torch.tensor([0.0, 1.0], dtype=dtype), Cosine()
+    assert schedule.variance(ends).tolist() == pytest.approx([0, 1], abs=1e-6)
+    assert schedule.signal(ends).tolist() == pytest.approx([1, 0], abs=1e-6)
+    zero = schedule.variance(ends)[0]
+    assert zero >= 0
+    assert not torch.signbit(zero)
+    assert schedule.variance(ends).sqrt().isfinite().all()
+    assert schedule.beta(ends)[1] > 1e7
+    assert schedule.f(ends)[1] < -1e6
+
+
 def test_impossible_schedules_are_refused() -> None:
     with pytest.raises(ValueError, match="beta_start"):
         Linear(0.02, 0.01)

@@ -181,7 +181,32 @@ def test_alarms_are_quiet_at_first_and_know_what_an_earlier_process_saw() -> Non
     assert resumed.jumps({(0, "norm"): 5.0}, 4) == []
 
 
-def test_the_loggers_are_told_and_a_live_page_shows_the_plots(tmp_path: Path) -> None:
+def test_a_jump_while_the_learning_rate_warms_up_is_no_news(tmp_path: Path) -> None:
+    fit(tiny_module(lr=1e-5, warmup_steps=5), tmp_path, Kick(), SensitivityLog(1), steps=6)
+    assert not (tmp_path / "sensitivity" / "alarms.csv").exists()
+
+
+def test_a_live_page_takes_no_more_than_its_share_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, drawn = [0.0], []
+    log = SensitivityLog(1, live=True)
+    log.folder = tmp_path
+    monkeypatch.setattr("neural_rdm.training.sensitivity.time.monotonic", lambda: clock[0])
+
+    def plots() -> list[Path]:
+        drawn.append(clock[0])
+        clock[0] += 2.0
+        return []
+
+    monkeypatch.setattr(log, "plots", plots)
+    for step in range(100):
+        log._draw(step)
+        clock[0] += 1.0
+    assert drawn == [0.0, 20.0, 40.0, 60.0, 80.0, 100.0]  # a tenth
+
+
+def test_the_loggers_are_told_and_a_live_page_shows_the_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("neural_rdm.training.sensitivity.DRAWING_SHARE", 1.0)  # each time
+
     class Other(pl.loggers.logger.DummyLogger):
         told: dict[int, dict[str, float]] = {}
 

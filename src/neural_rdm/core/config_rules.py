@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from neural_rdm.core.errors import ConfigError
+from neural_rdm.core.process_rules import check_process
 
 if TYPE_CHECKING:
     from neural_rdm.core.config import Sources
@@ -30,12 +31,6 @@ def check_across(cfg: DictConfig, sources: Sources) -> None:
         raise ConfigError(
             f"trainer.devices={trainer.devices} and trainer.num_nodes={trainer.num_nodes} need a parallel strategy: "
             "add strategy=ddp (or fsdp2, deepspeed_zero2, deepspeed_zero3)"
-        )
-    learned = _learns_variance(backbone)
-    if learned is False and cfg.diffusion.get("loss") == "hybrid":
-        needs = "out_channels twice its in_channels" if "out_channels" in backbone else "learn_sigma=true"
-        raise ConfigError(
-            f"diffusion.loss=hybrid learns the variance and needs backbone.{needs}; or pass diffusion.loss=simple"
         )
     if cfg.residual.get("rule") == "rezero" and backbone.get("adaln_gate_init") == 0:
         raise ConfigError(
@@ -61,17 +56,13 @@ def check_across(cfg: DictConfig, sources: Sources) -> None:
         )
     _check_text(cfg, sources)
     _check_gates(cfg, sources)
+    check_process(cfg, sources)
     _check_sampler(cfg, sources)
     if trainer.precision == "16-mixed" and cfg.optimizer.get("clip") is not None:
         raise ConfigError(
             f"optimizer.clip={cfg.optimizer.clip} with trainer.precision=16-mixed: the fused optimizer removes the "
             f"loss scale only after clipping; pass trainer.precision=bf16-mixed or optimizer.clip=null"
             f"{sources.where('trainer.precision')}"
-        )
-    if cfg.diffusion.get("learned_times") is not None and not cfg.strategy._target_.endswith((".single", ".ddp")):
-        raise ConfigError(
-            "diffusion.learned_times trains a parameter outside the network, which only strategy=single and "
-            "strategy=ddp average over devices; pass one of these, or diffusion.learned_times=null"
         )
     size, (key, side) = _latent_size(cfg), _called(backbone, SIZES)
     if size is not None and side is not None and size != side:
@@ -183,13 +174,9 @@ def _check_gates(cfg: DictConfig, sources: Sources) -> None:
         )
 
 
-#: the samplers of a flow
-FLOW_SAMPLERS = ("euler", "heun")
-
-
 def _check_sampler(cfg: DictConfig, sources: Sources) -> None:
     """What would otherwise come to light at the first preview, hours into a run."""
-    backbone, sampler, process = cfg.backbone, cfg.sampler, cfg.diffusion.get("process") or {}
+    backbone, sampler = cfg.backbone, cfg.sampler
     guided = sampler.get("cfg_scale", 1) != 1
     conditional = "num_classes" not in backbone or _labels(backbone) or cfg.condition is not None
     if guided and (not conditional or backbone.get("class_dropout_prob") == 0):
@@ -203,27 +190,11 @@ def _check_sampler(cfg: DictConfig, sources: Sources) -> None:
             f"sampler.channels={channels} but {key}={width}; pass sampler.channels=all"
             f"{sources.where('sampler.channels')}"
         )
-    flow, name = str(process.get("_target_", "")).endswith(".Flow"), sampler.get("name")
-    if flow != (name in FLOW_SAMPLERS):
-        fitting = " or ".join(f"sampler={n}" for n in (FLOW_SAMPLERS if flow else ("ddim", "dpm", "ddpm")))
-        kind = "a flow" if flow else "no flow"
-        raise ConfigError(
-            f"sampler.name={name}, but this diffusion process is {kind}; pass {fitting}{sources.where('sampler.name')}"
-        )
-    if flow:
-        return
-    total = process.get("num_timesteps")
-    most = None if total is None else total - (sampler.get("name") == "dpm++" or sampler.get("steps_offset", 0))
-    if most is not None and sampler.get("steps", 1) > most:
-        raise ConfigError(
-            f"sampler.steps={sampler.steps} but diffusion.process.num_timesteps={total}; pass sampler.steps={most} or "
-            f"fewer{sources.where('sampler.steps')}"
-        )
     untrained = cfg.diffusion.get("loss") == "simple" and _learns_variance(backbone) is True
     if untrained and sampler.get("name") == "ddpm":
         raise ConfigError(
             "diffusion.loss=simple leaves a learned variance untrained, and sampler.name=ddpm would draw with it; pass "
-            "backbone.learn_sigma=false"
+            "diffusion.loss=hybrid or backbone.learn_sigma=false"
         )
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
+from neural_rdm.core import noise
 from neural_rdm.core.fields import Problem, at_least, between, node, one_of, positive
-from neural_rdm.core.schema_data import UCF101, Captioned, Clips, Digits, DigitsVideo, ImageFolder, Synthetic
+from neural_rdm.core.schema_data import UCF101, Captioned, Clips, Digits, DigitsVideo, ImageFolder, Synthetic, TarShards
 from neural_rdm.core.schema_networks import DiT, Latte, UNet, UViT
 
 # OmegaConf 2.3 reads the annotations of these classes at run time and does not know `X | None`.
@@ -47,14 +48,19 @@ class DDPM:
     prediction: str = one_of("epsilon", "v", "x0")
 
     def check(self) -> list[Problem]:
-        ends = {"beta_start": self.beta_start, "beta_end": self.beta_end}
         if self.schedule == "cosine":
-            return [(k, f"{v} is not used by schedule=cosine: pass null") for k, v in ends.items() if v is not None]
-        if self.beta_start is None or self.beta_end is None:
-            return []
-        if not 0 < self.beta_start <= self.beta_end < 1:
+            nulls = " ".join(f"diffusion.process.{end}=null" for end in ("beta_start", "beta_end"))
+            chosen = self.beta_start is not None or self.beta_end is not None
+            return [("schedule", f"cosine has no betas to choose; pass {nulls}, or diffusion=cosine")] if chosen else []
+        own = noise.ENDS[self.schedule]
+        first = own[0] if self.beta_start is None else self.beta_start
+        last = own[1] if self.beta_end is None else self.beta_end
+        if not 0 < first <= last < 1:
             return [
-                ("beta_end", f"{self.beta_end} and beta_start={self.beta_start} must be 0 < beta_start <= beta_end < 1")
+                (
+                    "beta_end",
+                    f"{last} and diffusion.process.beta_start={first} must be 0 < beta_start <= beta_end < 1",
+                )
             ]
         return []
 
@@ -64,6 +70,13 @@ class LearnedTimes:
     _target_: str
     bins: int = at_least(2)
     uniform: float = between(0, 1)
+
+    def check(self) -> list[Problem]:
+        if self.uniform == 0:
+            return [
+                ("uniform", "0 must be above 0: without a uniform share the weights of rare timesteps are unbounded")
+            ]
+        return []
 
 
 @dataclass
@@ -248,6 +261,14 @@ class SensitivityLog:
 
 
 @dataclass
+class EvaluationLog:
+    _target_: str
+    every_n_steps: int = positive()
+    count: int = at_least(2)
+    cfg_scale: Optional[float] = at_least(0)
+
+
+@dataclass
 class Throughput:
     _target_: str
     every_n_steps: int = positive()
@@ -257,6 +278,34 @@ class Throughput:
 class DigitsReport:
     _target_: str
     per_class: int = positive()
+
+
+@dataclass
+class FeatureReport:
+    """metric=images and metric=videos."""
+
+    _target_: str
+    features: str = one_of("inception", "efficientnet_lite0", "i3d", "efficientnet_lite0_video")
+    reference: Optional[str] = field()
+    count: int = at_least(2)
+    features_path: Optional[str] = field()
+    features_sha256: Optional[str] = field()
+    frame_features: Optional[str] = one_of("inception", "efficientnet_lite0")
+    frame_reference: Optional[str] = field()
+    clip: Optional[str] = field()
+
+    def check(self) -> list[Problem]:
+        if self.reference is None:
+            return [
+                (
+                    "reference",
+                    "has no value: pass the statistics of real samples, a file that "
+                    f"`python -m neural_rdm.stats data=... features={self.features}` writes",
+                )
+            ]
+        if (self.frame_features is None) != (self.frame_reference is None):
+            return [("frame_features", "goes with frame_reference, the statistics of real frames: pass both or none")]
+        return []
 
 
 @dataclass
@@ -301,9 +350,11 @@ TARGETS: dict[str, type] = {
     "neural_rdm.data.digits_video.DigitsVideo": DigitsVideo,
     "neural_rdm.data.synthetic.Synthetic": Synthetic,
     "neural_rdm.data.image_folder.ImageFolder": ImageFolder,
+    "neural_rdm.data.imagenet.ImageNet": ImageFolder,
     "neural_rdm.conditioning.text.TextEncoder": TextEncoder,
     "neural_rdm.data.captions.COCO": Captioned,
     "neural_rdm.data.captions.JourneyDB": Captioned,
+    "neural_rdm.data.tar_shards.TarShards": TarShards,
     "neural_rdm.data.video.SkyTimelapse": Clips,
     "neural_rdm.data.video.TaichiHD": Clips,
     "neural_rdm.data.video.UCF101": UCF101,
@@ -316,10 +367,12 @@ TARGETS: dict[str, type] = {
     "neural_rdm.training.sampling.SampleGrid": SampleGrid,
     "neural_rdm.training.validation.Validation": Validation,
     "neural_rdm.training.sensitivity.SensitivityLog": SensitivityLog,
+    "neural_rdm.training.recording.EvaluationLog": EvaluationLog,
     "neural_rdm.training.logging.Throughput": Throughput,
     "neural_rdm.training.evaluation.DigitsReport": DigitsReport,
     "neural_rdm.training.evaluation.DigitsTextReport": DigitsReport,
     "neural_rdm.training.evaluation.DigitsVideoReport": DigitsReport,
+    "neural_rdm.training.features.FeatureReport": FeatureReport,
     "neural_rdm.training.logging.CSVLogger": CSVLogger,
     "lightning.pytorch.loggers.TensorBoardLogger": TensorBoardLogger,
     "lightning.pytorch.loggers.WandbLogger": WandbLogger,

@@ -112,7 +112,10 @@ def _what(path: Path) -> str:
     if head.startswith(b"PK"):
         return "it is an incomplete or damaged file of torch.save, or it holds more than tensors and plain values"
     if head.startswith(b"\x80"):
-        return "it was written by torch before 1.6 and holds more than tensors; load and save its state_dict once more"
+        return (
+            "it is a file of torch before 1.6 that is incomplete or holds more than tensors; fetch it again, or load "
+            "and save its state_dict once more"
+        )
     return ""
 
 

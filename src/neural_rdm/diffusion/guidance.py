@@ -22,7 +22,8 @@ class Guidance:
         cfg_scale: s in eps = eps_uncond + s (eps_cond - eps_uncond); 1 is no guidance.
         channels: "all", or how many of the first channels are guided. The official DiT code guides 3 of 4; scale 1.5
             there is about 1.375 on all four.
-        interval: (lo, hi): guide only at timesteps lo <= t < hi (Kynkaanniemi et al. 2024); None is always.
+        interval: (lo, hi): guide only at timesteps lo <= t <= hi (Kynkaanniemi et al. 2024), so that a flow, whose
+            steps begin at T, can be guided up to T; None is always.
 
     Raises:
         ValueError: channels below 1 or another word than "all", or an interval that is empty.
@@ -89,7 +90,7 @@ def _inside(t: Tensor, guidance: Guidance) -> Tensor:
         return torch.zeros(len(t), dtype=torch.bool)
     if guidance.interval is None:
         return torch.ones(len(t), dtype=torch.bool)
-    return (t >= guidance.interval[0]) & (t < guidance.interval[1])
+    return (t >= guidance.interval[0]) & (t <= guidance.interval[1])
 
 
 def _combine(cond: Tensor, uncond: Tensor, guidance: Guidance, channels: int) -> Tensor:

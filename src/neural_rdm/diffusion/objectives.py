@@ -14,21 +14,21 @@ LOSSES = ("hybrid", "simple")
 
 
 class DDPMObjective(nn.Module):
-    """The training loss of DiT and Latte (`hybrid`) or of DDPM, LDM and U-ViT (`simple`).
+    """The training loss of DiT, Latte, DDPM, LDM and U-ViT.
 
     `simple` is the squared error of what the process says that the network predicts: epsilon (DDPM, eq. 14), v or x_0.
-    `hybrid` adds the variational bound in bits per dimension, which trains only the variance: the mean is detached
-    (Improved DDPM, section 3.1, weighed as in official DiT).
+    `hybrid` adds, for a network that learns its variance, the variational bound in bits per dimension, which trains
+    only that: the mean is detached (Improved DDPM, section 3.1, weighed as in official DiT).
 
     Args:
         process: the diffusion process.
-        loss: `hybrid`, for networks with learn_sigma=true, or `simple`, for any; a learned variance is then left out.
+        loss: `hybrid`, or `simple`, which leaves a learned variance out.
         min_snr_gamma: weigh the squared error so that x_0's has the weight min(SNR, gamma) (Hang et al. 2023, who take
             5); None for the weight 1 on whatever is predicted.
         learned_times: the training times follow a schedule of their own, see `LearnedTimes`; None for uniform ones.
 
     Raises:
-        ValueError: an unknown `loss`, or a gamma that is not above 0.
+        ValueError: an unknown `loss`, a gamma that is not above 0, or learned times with more bins than timesteps.
     """
 
     def __init__(
@@ -43,6 +43,10 @@ class DDPMObjective(nn.Module):
             raise ValueError(f"loss={loss!r} is not one of {', '.join(LOSSES)}")
         if min_snr_gamma is not None and not min_snr_gamma > 0:
             raise ValueError(f"min_snr_gamma={min_snr_gamma} must be above 0, or null for no such weight")
+        if learned_times is not None and learned_times.bins > process.num_timesteps:
+            raise ValueError(
+                f"learned_times bins={learned_times.bins}, but there are {process.num_timesteps} timesteps"
+            )
         self.process, self.hybrid, self.min_snr_gamma = process, loss == "hybrid", min_snr_gamma
         self.learned_times = learned_times
 
@@ -65,28 +69,24 @@ class DDPMObjective(nn.Module):
             noise: standard normal, x0's shape.
 
         Returns:
-            "loss", "mse" and, when hybrid, "vb" (bits per dimension, times T / 1000); loss = mse + vb. With learned
-            times each is divided by the density of its t, so that its expectation is that of uniform times (see
-            `times`).
+            "loss", "mse" and, when hybrid with a learned variance, "vb" (bits per dimension, times T / 1000); loss =
+            mse + vb. With learned times each is divided by T times the probability of its t, so that its expectation is
+            that of uniform timesteps (see `times`).
 
         Raises:
-            ValueError: hybrid without a learned variance, or channels that do not fit.
+            ValueError: channels that do not fit.
         """
         dtype = torch.promote_types(x0.dtype, torch.float32)
         model_output, x0, xt, noise = (x.to(dtype) for x in (model_output, x0, xt, noise))
         predicted, v = split_output(model_output, x0.shape[-3])
         mse = _mean(torch.square(self.process.target(x0, t, noise) - predicted)) * self._weight(t, x0)
         losses = {"loss": mse, "mse": mse}
-        if self.hybrid:
-            if v is None:
-                raise ValueError(
-                    "loss=hybrid trains a learned variance: build the network with learn_sigma=true, or set loss=simple"
-                )
+        if self.hybrid and v is not None:
             bits = self.bits(torch.cat([predicted.detach(), v], dim=-3), x0, xt, t)
             vb = bits * (self.process.num_timesteps / 1000)
             losses = {"loss": mse + vb, "mse": mse, "vb": vb}
         if self.learned_times is not None and self.training:
-            return self.learned_times.weigh(losses, (t + 0.5) / self.process.num_timesteps)
+            return self.learned_times.weigh(losses, t, self.process.num_timesteps)
         return losses
 
     def _weight(self, t: Tensor, like: Tensor) -> Tensor | float:
@@ -130,11 +130,11 @@ class FlowObjective(nn.Module):
         self.process, self.logit_mean, self.logit_std = process, logit_mean, logit_std
 
     def timesteps(self, u: Tensor) -> Tensor:
-        """Times float [B] in [0, T] from uniform numbers u [B] in [0, 1)."""
+        """Times float32 [B] in [0, T] from uniform numbers u [B] in [0, 1)."""
         if self.logit_std is not None:
             inside = u.clamp(1e-6, 1 - 1e-6)  # the ends are infinitely far away
             u = torch.sigmoid(self.logit_mean + self.logit_std * torch.special.ndtri(inside))
-        return u * self.process.num_timesteps
+        return (u * self.process.num_timesteps).float()
 
     def loss(self, model_output: Tensor, x0: Tensor, xt: Tensor, t: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """Per-sample losses "loss" and "mse" [B], equal; see `DDPMObjective.loss`. A learned variance is left out."""

@@ -3,6 +3,11 @@
 Notation of DDPM (Ho et al. 2020): beta_t is the variance of the noise added at step t, alpha_bar_t the product of
 (1 - beta_s) for s <= t, and x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps. Timesteps count from 0 (nearly
 clean) to T - 1 (nearly noise).
+
+Flows keep that direction and that unit: t runs from 0 (data) to T (pure noise), with T = num_timesteps = 1000, so that
+one timestep embedding serves both kinds of process. SiT's own code and weights turn both round: s in [0, 1] with the
+data at s = 1, x_s = s x_0 + (1 - s) eps, and the velocity d x_s / ds = x_0 - eps. Hence t = 1000 (1 - s), and the
+velocity here, eps - x_0, is minus SiT's. `diffusion.process.num_timesteps=1` makes t the share 1 - s.
 """
 
 from __future__ import annotations
@@ -12,6 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from neural_rdm.core import noise as tables
 from neural_rdm.dynamics.schedules import VP_SCHEDULES, Interpolant
 
 PREDICTIONS = ("epsilon", "v", "x0")
@@ -36,6 +42,7 @@ class DDPM:
         betas: float64 [T].
         alphas_cumprod: alpha_bar, float64 [T].
         timesteps: int64 [T], the names by which the network knows these steps: 0..T-1 unless the process is `spaced`.
+        usable: how many of the timesteps, from 0 on, samplers visit; see `core.noise.LEAST_ALPHA_BAR`.
 
     Raises:
         ValueError: an unknown schedule or prediction, T < 1, betas that are not 0 < beta_start <= beta_end < 1, or
@@ -65,6 +72,7 @@ class DDPM:
     def _fill(self, betas: Tensor, timesteps: Tensor) -> None:
         self.betas, self.timesteps = betas, timesteps
         self.alphas_cumprod = bar = torch.cumprod(1 - betas, dim=0)
+        self.usable = tables.usable(bar.tolist())
         before = torch.cat([bar.new_ones(1), bar[:-1]])
         variance = betas * (1 - before) / (1 - bar)
         # The posterior variance of step 0 is 0. Its logarithm is taken from step 1, as Improved DDPM does.
@@ -98,7 +106,7 @@ class DDPM:
             ValueError: n outside [1, T], or timesteps that do not ascend within [0, T - 1].
         """
         if isinstance(steps, int):
-            steps = even_timesteps(self.num_timesteps, steps)
+            steps = tables.even(self.num_timesteps, steps)
         index = torch.tensor(list(steps), dtype=torch.int64)
         if len(index) == 0 or index[0] < 0 or index[-1] >= self.num_timesteps or bool((index.diff() <= 0).any()):
             raise ValueError(f"timesteps must ascend within 0..{self.num_timesteps - 1}, not {list(steps)}")
@@ -129,23 +137,18 @@ class DDPM:
             return self._at("signal", t, x0) * noise - self._at("noise", t, x0) * x0
         return noise if self.prediction == "epsilon" else x0
 
-    def read(self, model_output: Tensor, xt: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Epsilon as the network's output [B, C or 2C, ...] at (xt, t) has it, and the variance half v or None.
+    def predict_x0(self, model_output: Tensor, xt: Tensor, t: Tensor) -> Tensor:
+        """x_0 as the network's output [B, C or 2C, ...] at (xt, t) has it; not clipped.
 
         Raises:
             ValueError: the output has neither C nor 2C channels.
         """
-        predicted, v = split_output(model_output.to(xt.dtype), xt.shape[-3])
-        signal, noise = self._at("signal", t, xt), self._at("noise", t, xt)
+        predicted, _ = split_output(model_output.to(xt.dtype), xt.shape[-3])
+        if self.prediction == "epsilon":
+            return self.predict_x0_from_eps(xt, t, predicted)
         if self.prediction == "v":
-            predicted = signal * predicted + noise * xt
-        elif self.prediction == "x0":
-            predicted = (xt - signal * predicted) / noise
-        return predicted, v
-
-    def predict_x0(self, model_output: Tensor, xt: Tensor, t: Tensor) -> Tensor:
-        """x_0 as the network's output [B, C or 2C, ...] at (xt, t) has it; not clipped."""
-        return self.predict_x0_from_eps(xt, t, self.read(model_output, xt, t)[0])
+            return self._at("signal", t, xt) * xt - self._at("noise", t, xt) * predicted
+        return predicted
 
     def predict_x0_from_eps(self, xt: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """The x_0 for which `q_sample(x_0, t, eps)` is x_t; not clipped, since latents have no fixed range."""
@@ -174,8 +177,8 @@ class DDPM:
         Raises:
             ValueError: the output has neither C nor 2C channels.
         """
-        eps, v = self.read(model_output, xt, t)
-        x0 = self.predict_x0_from_eps(xt, t, eps)
+        x0 = self.predict_x0(model_output, xt, t)
+        _, v = split_output(model_output.to(xt.dtype), xt.shape[-3])
         mean, _, log_variance = self.q_posterior(x0, xt, t)
         if v is not None:
             log_variance = torch.lerp(log_variance, self._at("log_beta", t, xt).expand_as(xt), (v + 1) / 2)
@@ -186,8 +189,7 @@ class Flow:
     """The straight path x_t = (1 - t/T) x_0 + (t/T) eps of flow matching; the network predicts its velocity, eps - x_0.
 
     Times are float [B] in [0, T], as the network is told them: real numbers, not indices (Lipman et al. 2023; Liu et
-    al. 2023; SiT's linear path, with the data at 0; SiT's own code and weights have the data at 1, t in [0, 1] and the
-    opposite sign).
+    al. 2023; SiT's linear path in this module's direction of time, see above).
 
     Args:
         num_timesteps: T, the number that the network knows pure noise by.
@@ -218,18 +220,6 @@ class Flow:
         """x_0 where the path through xt ends, if it keeps the predicted velocity (the first C channels)."""
         velocity, _ = split_output(model_output.to(xt.dtype), xt.shape[-3])
         return xt - self._share(t, xt) * velocity
-
-
-def even_timesteps(total: int, steps: int) -> list[int]:
-    """`steps` timesteps spread evenly from 0 to total - 1, ascending, rounded as the official DiT code does.
-
-    Raises:
-        ValueError: steps outside [1, total].
-    """
-    if not 1 <= steps <= total:
-        raise ValueError(f"cannot take {steps} steps of a process with {total} timesteps")
-    stride = (total - 1) / max(steps - 1, 1)
-    return [round(i * stride) for i in range(steps)]
 
 
 def split_output(model_output: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:

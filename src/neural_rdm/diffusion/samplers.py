@@ -13,14 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neural_rdm.core import noise as tables
 from neural_rdm.core.progress import progress_bar
 from neural_rdm.core.seeding import keys, normal
 from neural_rdm.diffusion.guidance import Condition, Guidance, Predict, guided_model
-from neural_rdm.diffusion.process import DDPM, Flow, even_timesteps, split_output
+from neural_rdm.diffusion.process import DDPM, Flow, split_output
 
-DDPM_SAMPLERS = ("ddim", "dpm++", "ddpm")
-FLOW_SAMPLERS = ("euler", "heun")
-SAMPLERS = (*DDPM_SAMPLERS, *FLOW_SAMPLERS)
+SAMPLERS = (*tables.DDPM_SAMPLERS, *tables.FLOW_SAMPLERS)
 
 
 @dataclass(frozen=True)
@@ -31,9 +30,10 @@ class Sampler:
         name: `ddim` (Song et al. 2021; timesteps 0, T/n, 2T/n, ...: DiT's "ddim50"), `dpm++` (Lu et al. 2022;
             second-order multistep, evenly spread timesteps) or `ddpm` (evenly spread from 0 to T - 1: DiT's "250"; uses
             a learned variance if the network has one, else the posterior's); for a flow `euler`, or `heun` of second
-            order.
-        steps: of each sample; as many network evaluations (`heun`: 2 * steps - 1). One ddim or ddpm step starts at
-            t = 0 and so hardly moves the noise.
+            order. None of them visits timesteps that are all but pure noise, as the cosine schedule's last four of 1000
+            (`core.noise.visited`).
+        steps: of each sample; as many network evaluations (`heun`: 2 * steps - 1; ddim: fewer where timesteps are left
+            out). One ddim or ddpm step starts at t = 0 and so hardly moves the noise.
         eta: ddim only: the noise put back in each step, from 0 (deterministic) to 1.
         cfg_scale, channels, interval: see `Guidance`.
         steps_offset: ddim only: 0, or 1 as in LDM and Stable Diffusion: one is added to every timestep, and the last
@@ -78,53 +78,58 @@ class Sampler:
         """diffusers' scheduler for this process, its timesteps set, descending: indices of a DDPM, times of a flow.
 
         Raises:
-            ValueError: more steps than the process has, or a sampler of the other kind of process.
+            ValueError: more steps than the process has, a sampler of the other kind of process, or guidance in an
+                interval without any of these timesteps.
         """
-        kind, names = ("flow", FLOW_SAMPLERS) if isinstance(process, Flow) else ("DDPM", DDPM_SAMPLERS)
+        kind, names = ("flow", tables.FLOW_SAMPLERS) if isinstance(process, Flow) else ("DDPM", tables.DDPM_SAMPLERS)
         if self.name not in names:
             raise ValueError(f"sampler name={self.name} cannot run a {kind} process: choose one of {', '.join(names)}")
         if isinstance(process, Flow):
             return self._flow_scheduler(process)
         from diffusers.schedulers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
-        total = process.num_timesteps
-        # dpm++ spreads steps + 1 distinct timesteps and leaves out t = 0
-        most = total - 1 if self.name == "dpm++" else total - self.steps_offset
-        if self.steps > most:
-            raise ValueError(
-                f"sampler steps={self.steps} is too many: {self.name} takes at most {most} of {total} timesteps"
-            )
-        betas = {"num_train_timesteps": total, "trained_betas": process.betas.tolist()}
+        bars = process.alphas_cumprod
+        times = tables.visited(self.name, self.steps, bars.tolist(), self.steps_offset)
+        self._check_interval(process.timesteps[times].tolist())
+        options: dict[str, Any] = {
+            "num_train_timesteps": len(bars),
+            "trained_betas": process.betas.tolist(),
+            "prediction_type": {"epsilon": "epsilon", "v": "v_prediction", "x0": "sample"}[process.prediction],
+        }
         scheduler: Any
         if self.name == "dpm++":
-            # -5.1: where log(signal / noise) is below that, as at the end of the cosine schedule, x_0 read from a noisy
-            # epsilon is beyond all bounds (diffusers' own advice); the linear schedules of 1000 steps end above it
-            scheduler = DPMSolverMultistepScheduler(**betas, timestep_spacing="linspace", lambda_min_clipped=-5.1)
+            scheduler = DPMSolverMultistepScheduler(**options)
         elif self.name == "ddpm":
-            scheduler = DDPMScheduler(**betas, clip_sample=False, variance_type="learned_range")
+            scheduler = DDPMScheduler(**options, clip_sample=False, variance_type="learned_range")
         else:
-            offset: dict[str, Any] = {"steps_offset": self.steps_offset, "set_alpha_to_one": self.steps_offset == 0}
-            scheduler = DDIMScheduler(**betas, **offset, clip_sample=False, timestep_spacing="leading")
+            ends = {"steps_offset": self.steps_offset, "set_alpha_to_one": self.steps_offset == 0}
+            scheduler = DDIMScheduler(**options, **ends, clip_sample=False)
         # A scheduler's own float32 table is wrong by 2e-4 in 1 - alpha_bar near t = 0.
-        scheduler.alphas_cumprod = process.alphas_cumprod
-        if self.name == "ddpm":
-            scheduler.set_timesteps(timesteps=even_timesteps(total, self.steps)[::-1])
-        else:
+        scheduler.alphas_cumprod = bars
+        if self.name == "ddim":  # by the number of steps it knows their stride
             scheduler.set_timesteps(self.steps)
+            scheduler.timesteps = torch.tensor(times)
+        else:
+            scheduler.set_timesteps(timesteps=times)
         return scheduler
 
     def _flow_scheduler(self, process: Flow) -> Any:
         from diffusers.schedulers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 
+        self._check_interval(tables.flow_times(self.steps, process.num_timesteps))
         kind: Any = FlowMatchEulerDiscreteScheduler if self.name == "euler" else FlowMatchHeunDiscreteScheduler
         scheduler = kind(num_train_timesteps=process.num_timesteps)
         # both end their steps at the last but one of their own times; these are even from T down to T / steps, then 0
         if self.name == "euler":
-            scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / self.steps, self.steps).tolist())
+            scheduler.set_timesteps(sigmas=tables.flow_times(self.steps, 1))
         else:
             scheduler.sigma_min = scheduler.sigma_max / self.steps
             scheduler.set_timesteps(self.steps)
         return scheduler
+
+    def _check_interval(self, times: Sequence[float]) -> None:
+        if self.interval is not None and self.cfg_scale != 1:
+            tables.check_interval(self.interval, times)
 
 
 def denoise(
@@ -158,14 +163,11 @@ def denoise(
         options["generator"] = list(generators)
     x = noise
     for time in scheduler.timesteps.tolist():
-        t = torch.tensor(time).expand(len(x))
-        if isinstance(process, Flow):
-            output, _ = split_output(predict(x, t).to(x.dtype), x.shape[-3])
-        else:
-            output, v = process.read(predict(x, process.timesteps[t]), x, t.to(x.device))
-            if sampler.name == "ddpm":
-                # v = -1 is the posterior's variance, so one scheduler serves networks with and without learn_sigma
-                output = torch.cat([output, torch.full_like(output, -1.0) if v is None else v], dim=-3)
+        named = time if isinstance(process, Flow) else process.timesteps[time].item()
+        output, v = split_output(predict(x, torch.tensor(named).expand(len(x))).to(x.dtype), x.shape[-3])
+        if sampler.name == "ddpm":
+            # v = -1 is the posterior's variance, so one scheduler serves networks with and without learn_sigma
+            output = torch.cat([output, torch.full_like(output, -1.0) if v is None else v], dim=-3)
         # the DDPM scheduler looks for channels on dimension 1, where a clip has its frames; nothing moves in an image
         step = scheduler.step(output.transpose(1, -3), time, x.transpose(1, -3), **options, return_dict=False)
         x = step[0].transpose(1, -3)

@@ -5,12 +5,11 @@ at t(u), with drift f(t(u)) t'(u) and diffusion g^2(t(u)) t'(u). The network is 
 means to it does not change while the function is trained.
 
 Trained on the plain denoising loss such a schedule collapses: it moves to where the loss is smallest, to pure noise,
-and stays there (a test shows it). So the loss is divided by the density p(t) = du/dt, which makes its expectation the
-same for every schedule (of whole timesteps nearly so: one that straddles two bins has the weight of its middle; with
-1000 timesteps the mean loss moved by less than 0.1 % in a measurement), and the schedule minimises the variance of that
-estimate (as the noise schedule of Variational Diffusion Models, Kingma et al. 2021, does): the second moment
-E_p[(loss / p)^2], with gradient -E_p[(loss / p)^2 d log p]. Its optimum is p proportional to the root mean square of
-the loss at t. This choice is ours; the paper has none.
+and stays there (a test shows it). So the loss at timestep t is divided by p_t = T (u((t + 1) / T) - u(t / T)), T times
+the probability of that timestep, which makes its expectation the same for every schedule: the estimate is unbiased. The
+schedule minimises its variance (as the noise schedule of Variational Diffusion Models, Kingma et al. 2021, does): the
+second moment E_p[(loss / p)^2], with gradient -E_p[(loss / p)^2 d log p]. Its optimum is p proportional to the root
+mean square of the loss at t. This choice is ours; the paper has none.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ class LearnedTimes(nn.Module):
     """A monotone, piecewise linear t(u) on [0, 1], trained with the denoising loss.
 
     Args:
-        bins: pieces, equally wide in t.
+        bins: pieces, equally wide in t; no more than there are timesteps.
         uniform: the share of the density that stays uniform, in (0, 1]; no loss weighs more than 1 / uniform.
 
     Raises:
@@ -34,30 +33,43 @@ class LearnedTimes(nn.Module):
         super().__init__()
         if bins < 2 or not 0 < uniform <= 1:
             raise ValueError(f"need bins={bins} of at least 2 and uniform={uniform} in (0, 1]")
-        self.uniform = uniform
+        self.bins, self.uniform = bins, uniform
         self.logits = nn.Parameter(torch.zeros(bins))
 
     def density(self) -> Tensor:
-        """p(t) = du/dt in each bin [bins], float32; its mean is 1, and at the start it is 1 everywhere."""
-        free = self.logits.float().softmax(dim=0) * len(self.logits)
+        """du/dt in each bin [bins], float32 (float64 if the logits are); its mean is 1, at the start all of it is."""
+        logits = self.logits.to(torch.promote_types(self.logits.dtype, torch.float32))
+        free = logits.softmax(dim=0) * self.bins
         return self.uniform + (1 - self.uniform) * free
 
     @torch.no_grad()
     def times(self, u: Tensor) -> Tensor:
-        """t(u) [B] in [0, 1] for u [B] in [0, 1]."""
-        density = self.density().double().to(u.device)
-        edges = torch.cat([density.new_zeros(1), density.cumsum(0) / len(density)])
-        index = (torch.searchsorted(edges, u.double(), right=True) - 1).clamp(0, len(density) - 1)
-        within = (u - edges[index]) * len(density) / density[index]  # share of the bin, in t
-        return ((index + within) / len(density)).clamp(0, 1).to(u.dtype)
+        """t(u) [B] in [0, 1] for u [B] in [0, 1], on the schedule's device and in the dtype of its density."""
+        density = self.density()
+        u = u.to(density.dtype).to(density.device, non_blocking=True)  # to float32 first: MPS has no float64
+        edges = torch.cat([density.new_zeros(1), density.cumsum(0) / self.bins])
+        index = (torch.searchsorted(edges, u, right=True) - 1).clamp(0, self.bins - 1)
+        within = (u - edges[index]) * self.bins / density[index]  # share of the bin, in t
+        return ((index + within) / self.bins).clamp(0, 1)
 
-    def weigh(self, losses: dict[str, Tensor], t: Tensor) -> dict[str, Tensor]:
-        """Per-sample losses [B] at t [B] in [0, 1), divided by the density.
+    def mass(self, t: Tensor, num_timesteps: int) -> Tensor:
+        """p_t [B], T times the probability of the timesteps t int64 [B] in 0..T-1, exactly.
+
+        With no more bins than timesteps, a timestep lies in one bin or across the border of two.
+        """
+        density, bins = self.density(), self.bins
+        first = t * bins // num_timesteps
+        border = (first + 1) * num_timesteps  # in units of 1 / (bins T), as t * bins is
+        share = ((border - t * bins).to(density.dtype) / bins).clamp(max=1)  # of the timestep, in its first bin
+        return share * density[first] + (1 - share) * density[(first + 1).clamp(max=bins - 1)]
+
+    def weigh(self, losses: dict[str, Tensor], t: Tensor, num_timesteps: int) -> dict[str, Tensor]:
+        """Per-sample losses [B] at t int64 [B], divided by `mass`.
 
         "loss" also carries the schedule's own gradient, by a term that is 0: the size of what is reported stays that
         of the denoising loss.
         """
-        p = self.density()[(t * len(self.logits)).long().clamp(max=len(self.logits) - 1)]
+        p = self.mass(t, num_timesteps)
         weighed = {name: value / p.detach() for name, value in losses.items()}
         own = -weighed["loss"].detach().square() * p.log()  # not normalised by the batch: ranks and micro-steps add up
         return weighed | {"loss": weighed["loss"] + (own - own.detach())}

@@ -24,6 +24,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from neural_rdm.core import noise
+
 
 class Schedule(ABC):
     """What noise does to data over time, and the SDE that does it."""
@@ -96,9 +98,9 @@ class Linear(VP):
         ValueError: betas that are not 0 < beta_start <= beta_end < 1.
     """
 
-    beta_start: float = 1e-4
-    beta_end: float = 2e-2
-    _power = 1.0
+    beta_start: float = noise.ENDS["linear"][0]
+    beta_end: float = noise.ENDS["linear"][1]
+    _power = noise.POWERS["linear"]
 
     def __post_init__(self) -> None:
         if not 0 < self.beta_start <= self.beta_end < 1:
@@ -121,8 +123,8 @@ class Linear(VP):
 
     def betas(self, num_timesteps: int) -> Tensor:
         """Evenly spaced, both ends included; not rescaled for T other than 1000."""
-        ends = self.beta_start**self._power, self.beta_end**self._power
-        return torch.linspace(*ends, num_timesteps, dtype=torch.float64) ** (1 / self._power)
+        betas = noise.linear_betas(num_timesteps, self.beta_start, self.beta_end, self._power)
+        return torch.tensor(betas, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -131,9 +133,9 @@ class ScaledLinear(Linear):
     Stable Diffusion: 0.00085 to 0.012.
     """
 
-    beta_start: float = 0.0015
-    beta_end: float = 0.0195
-    _power = 0.5
+    beta_start: float = noise.ENDS["scaled_linear"][0]
+    beta_end: float = noise.ENDS["scaled_linear"][1]
+    _power = noise.POWERS["scaled_linear"]
 
     def integral(self, t: Tensor) -> Tensor:
         """Of the square of a straight line."""
@@ -154,19 +156,21 @@ class Cosine(VP):
     def _angle(self, t: Tensor) -> Tensor:
         return 0.5 * math.pi * (t + self.s) / (1 + self.s)
 
+    def _cos(self, t: Tensor) -> Tensor:
+        return torch.cos(self._angle(t)).clamp(min=0)  # pi / 2 may round up, where the cosine is negative
+
     def beta(self, t: Tensor) -> Tensor:
         """-d log alpha_bar / dt."""
-        return math.pi / (1 + self.s) * torch.tan(self._angle(t))
+        return math.pi / (1 + self.s) * torch.sin(self._angle(t)) / self._cos(t)
 
     def integral(self, t: Tensor) -> Tensor:
         """-log alpha_bar."""
-        return -2 * (torch.cos(self._angle(t)) / math.cos(0.5 * math.pi * self.s / (1 + self.s))).log()
+        start = math.cos(0.5 * math.pi * self.s / (1 + self.s))
+        return 2 * (start / self._cos(t)).log().clamp(min=0)
 
     def betas(self, num_timesteps: int) -> Tensor:
         """1 - alpha_bar((i + 1) / T) / alpha_bar(i / T), at most 0.999."""
-        t = torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps
-        bar = torch.cos(self._angle(t)).square()
-        return (1 - bar[1:] / bar[:-1]).clamp(max=0.999)
+        return torch.tensor(noise.cosine_betas(num_timesteps, self.s), dtype=torch.float64)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
@@ -34,6 +35,9 @@ ALARM_COLUMNS = ("step", "unit", "name", "quantity", "largest_before", "now")
 WATCHED_FOR_JUMPS = ("norm", "rms", "write_ratio", "mean_share")
 #: records before the first alarm: a network that has just begun changes by orders of magnitude anyway
 CALM = 3
+#: the most of the training time that the live page may take: drawing reads the whole files, so it gets slower as they
+#: grow, and rarer
+DRAWING_SHARE = 0.1
 
 
 class SensitivityLog(pl.Callback):
@@ -51,8 +55,9 @@ class SensitivityLog(pl.Callback):
             DiT says nothing: its last layer starts at zero, so no gradient reaches any unit.)
         time_bins: bins of the timestep in `units.csv`; 0 for no such file.
         alarm: print a line, and write it to `alarms.csv`, when a unit's norm, stream, write or token-mean share is more
-            than so many times the largest recorded before; None for no alarms.
-        live: draw the plots anew at every measurement, on `sensitivity/index.html`, which reloads itself.
+            than so many times the largest recorded before, once the learning rate has warmed up; None for no alarms.
+        live: keep the plots up to date on `sensitivity/index.html`, which reloads itself: drawn at a measurement when
+            at least nine times as long has passed since the last drawing as it took.
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class SensitivityLog(pl.Callback):
         self._supervision: Supervision | None = None
         self._measurement: Measurement | None = None
         self._statistics: Statistics | None = None
+        self._next_drawing = -math.inf  # on the monotonic clock
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Open the files (a resumed run appends to them)."""
@@ -120,12 +126,20 @@ class SensitivityLog(pl.Callback):
         self._records.append([{"step": step, **asdict(sensitivity)} for sensitivity in found])
         if records:
             self._units.append([{"step": step, **asdict(record)} for record in records])
-        self._warn(step, found, records)
+        self._warn(step, found, records, calm=step <= pl_module.optimizer.warmup_steps)
         for logger in trainer.loggers:
             if not isinstance(logger, CSVLogger):  # which has them in a file of their own
                 logger.log_metrics(_named(found), step=step)
         if self.live:
-            self._page(f"step {step}", self.plots(), refresh=30)
+            self._draw(step)
+
+    def _draw(self, step: int) -> None:
+        """Draw the live page, unless the last drawing is too recent."""
+        began = time.monotonic()
+        if began < self._next_drawing:
+            return
+        self._page(f"step {step}", self.plots(), refresh=30)
+        self._next_drawing = began + (time.monotonic() - began) / DRAWING_SHARE
 
     def _unit_records(self, trainer: pl.Trainer, pl_module: Any) -> list[UnitRecord]:
         """What the units wrote in this step, over all ranks; every rank must call it."""
@@ -138,10 +152,10 @@ class SensitivityLog(pl.Callback):
         sums[:-1, :, -1] /= trainer.world_size * loss_scale(trainer, sums)
         return statistics.records(sums)
 
-    def _warn(self, step: int, found: Sequence[Sensitivity], records: Sequence[UnitRecord]) -> None:
+    def _warn(self, step: int, found: Sequence[Sensitivity], records: Sequence[UnitRecord], calm: bool) -> None:
         now = _values([asdict(s) for s in found], [asdict(r) for r in records])
         names = {s.unit: s.name for s in found}
-        jumps = self._largest.jumps(now, self.alarm) if self.alarm is not None else []
+        jumps = self._largest.jumps(now, self.alarm) if self.alarm is not None and not calm else []
         for (unit, quantity), before in jumps:
             value = now[unit, quantity]
             print(
