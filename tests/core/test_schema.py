@@ -49,9 +49,12 @@ NEEDS = {
     "sampler=paper_dit": ["sampler.channels=1"],
     **{f"first_stage={name}": ["backbone.in_channels=4"] for name in ("kl_f8", "vq_f8", "tiny")},
     "first_stage=vq_f4": ["backbone.in_channels=3"],
+    "metric=images": ["metric.reference=statistics.npz"],
+    "metric=videos": ["metric.reference=statistics.npz"],
     "data=image_folder": ["backbone.input_size=32", "data.image_size=32"],
     "data=coco": [*PIXELS, *TEXT, "condition=minilm"],
     "data=journeydb": [*PIXELS, *TEXT, "condition=minilm"],
+    "data=webdataset": PIXELS,
     "data=digits_text": [*TEXT, "condition=minilm", "metric=digits_text"],
     "metric=digits_text": [*TEXT, "condition=minilm", "data=digits_text"],
     "data=digits_video": [*VIDEO, "backbone.input_size=12", "backbone.num_frames=8"],
@@ -79,8 +82,6 @@ NEEDS = {
         "backbone.num_context_classes=null",
     ],
     **{f"backbone={name}": ["exp=uvit_h_gated"] for name in ("uvit", "uvit_s", "uvit_l", "uvit_h")},
-    "diffusion=ldm": ["backbone.learn_sigma=false"],
-    "diffusion=sd": ["backbone.learn_sigma=false"],
     "diffusion=flow": ["sampler=euler"],
     **{f"sampler={name}": ["diffusion=flow"] for name in ("euler", "heun")},
 }
@@ -110,7 +111,8 @@ def parameters_of(target: str) -> dict[str, inspect.Parameter]:
 
 
 def fields_of(target: str) -> dict[str, Any]:
-    return {f.name: str(f.type) for f in dataclasses.fields(schema.TARGETS[target]) if f.name != "_target_"}
+    hidden = {"_target_", *(build.STORAGE if target.startswith("neural_rdm.data.") else ())}
+    return {f.name: str(f.type) for f in dataclasses.fields(schema.TARGETS[target]) if f.name not in hidden}
 
 
 @pytest.mark.parametrize("target", OURS)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import os
+import signal
 from itertools import islice
-from traceback import clear_frames
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from neural_rdm.core.errors import ConfigError, DataError
+from neural_rdm.core.errors import ConfigError
 from neural_rdm.core.seeding import uniform
-from neural_rdm.data.base import BrokenSample, DataModule
+from neural_rdm.data.base import DataModule
 from neural_rdm.data.digits import Digits
 from neural_rdm.data.synthetic import Synthetic
 
@@ -21,36 +23,37 @@ L = pytest.importorskip("lightning.pytorch")
 class Flags:
     """A set whose augmentation shows: x holds the index and a coin keyed by the position."""
 
-    def __init__(self, size: int, seed: int, broken: int = -1) -> None:
-        self.size, self.seed, self.broken = size, seed, broken
+    def __init__(self, size: int, seed: int) -> None:
+        self.size, self.seed = size, seed
 
     def __len__(self) -> int:
         return self.size
 
     def load(self, index: int, key: int) -> dict[str, Any]:
-        if index == self.broken:
-            try:
-                raise OSError("image file is truncated")
-            except OSError as error:
-                raise BrokenSample("cannot read the image a/b.png: truncated. Replace the file.") from error
         return {"x": torch.tensor([index, float(uniform(self.seed, "flip", [key])[0] < 0.5)]), "y": index % 3}
 
 
 class FlagData(DataModule):
-    def __init__(self, size: int = 50, broken: int = -1, **kwargs: Any) -> None:
+    def __init__(self, size: int = 50, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.size, self.broken = size, broken
+        self.size = size
 
     def load_datasets(self) -> None:
-        self.train_set = Flags(self.size, self.seed, self.broken)
+        self.train_set = Flags(self.size, self.seed)
         self.val_set = Flags(13, self.seed)
 
 
 def at(
-    data: DataModule, step: int = 0, world_size: int = 1, rank: int = 0, seed: int = 3, micro: int = 1
+    data: DataModule,
+    step: int = 0,
+    world_size: int = 1,
+    rank: int = 0,
+    seed: int = 3,
+    micro: int = 1,
+    folder: Path = Path("nothing is written here"),
 ) -> DataModule:
     data.configure(seed, micro)
-    data.trainer = SimpleNamespace(global_step=step, world_size=world_size, global_rank=rank)
+    data.trainer = SimpleNamespace(global_step=step, world_size=world_size, global_rank=rank, default_root_dir=folder)
     return data
 
 
@@ -121,13 +124,22 @@ def test_validation_is_in_order_and_every_sample_comes_once():
     assert at(Synthetic([1, 4, 4], None, 2)).val_dataloader() == []
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_broken_sample_is_one_plain_sentence_from_any_process(workers):
-    data = at(FlagData(size=4, broken=2, batch_size=4, num_workers=workers))
-    with pytest.raises(DataError) as error:
-        batches(data, 1)
-    clear_frames(error.tb)  # they hold the loader in a cycle, and collecting that makes its workers wait for 5 s
-    assert str(error.value) == "cannot read the image a/b.png: truncated. Replace the file."
+def test_another_number_of_ranks_on_resume_repeats_nothing_and_leaves_no_gap():
+    """25 steps of 12 over 50 samples (6 epochs), resumed in the middle of the second and of the fourth."""
+    legs = [(0, 7, 1, 0), (7, 16, 3, 1), (16, 25, 2, 2)]  # first step, last, ranks, workers
+    indices, positions = [], []
+    for first, last, world, workers in legs:
+        ranks = [
+            batches(at(FlagData(batch_size=12, num_workers=workers), first, world, rank), last - first)
+            for rank in range(world)
+        ]
+        for step in zip(*ranks, strict=True):
+            indices += [int(i) for batch in step for i in batch["x"][:, 0]]
+            positions += [p for batch in step for p in batch["position"].tolist()]
+    assert positions == list(range(300))
+    assert all(sorted(indices[e * 50 : (e + 1) * 50]) == list(range(50)) for e in range(6))
+    whole = [int(i) for batch in batches(at(FlagData(batch_size=12)), 25) for i in batch["x"][:, 0]]
+    assert indices == whole
 
 
 def test_without_a_trainer_the_run_begins_at_step_0():
@@ -146,10 +158,21 @@ def test_settings_out_of_range_are_refused():
         FlagData(batch_size=1, num_workers=-1)
     with pytest.raises(ConfigError, match=r"data\.limit must be at least 1, not 0"):
         FlagData(batch_size=1, limit=0)
+    for share in (-0.1, 1.1):
+        with pytest.raises(ConfigError, match=r"data\.max_bad_fraction must be between 0 and 1"):
+            FlagData(batch_size=1, max_bad_fraction=share)
     with pytest.raises(NotImplementedError, match="DataModule does not say"):
         DataModule(1).setup()
     with pytest.raises(ConfigError, match=r"nearest that works is data\.batch_size=9"):
         at(FlagData(batch_size=10), world_size=3).train_dataloader()
+
+
+def test_a_signal_to_all_processes_leaves_the_workers_at_work():
+    loader = iter(at(FlagData(batch_size=4, num_workers=2)).train_dataloader())
+    next(loader)
+    for process in loader._workers:
+        os.kill(process.pid, signal.SIGTERM)
+    assert [int(next(loader)["position"][0]) for _ in range(12)] == list(range(4, 52, 4))
 
 
 class Recorder(L.LightningModule):

@@ -60,18 +60,23 @@ def test_prompts_are_fixed_validation_captions(tmp_path: Path) -> None:
     assert all(p.endswith("said 0") for p in prompts[0])
 
 
-def test_a_few_missing_images_are_left_out_and_many_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_few_missing_images_are_replaced_and_listed_and_many_are_refused(tmp_path: Path) -> None:
     coco(tmp_path, count=200, captions=1)
     (tmp_path / "train2017" / f"{3:012d}.jpg").unlink()
-    data = COCO(tmp_path, image_size=8, batch_size=2)
-    assert data.train_size == 199
-    assert "1 of 200 annotated images are not in" in capsys.readouterr().out
+    data = COCO(tmp_path, image_size=8, batch_size=200)
+    data.report_folder = tmp_path
+    assert data.train_size == 200
+    batch = next(iter(data.train_dataloader()))
+    assert len(set(batch["caption"])) == 199
+    assert "picture 3, said 0" not in batch["caption"]
+    path = tmp_path / "train2017" / f"{3:012d}.jpg"
+    assert f"train,3,{path},No such file or directory," in (tmp_path / "bad_samples.csv").read_text()
     for i in range(4, 8):
         (tmp_path / "train2017" / f"{i:012d}.jpg").unlink()
     with pytest.raises(DataError, match=r"5 of 200 annotated images are not in .*such as 000000000003\.jpg"):
         COCO(tmp_path, image_size=8, batch_size=2).setup()
+    COCO(tmp_path, image_size=8, batch_size=2, max_bad_fraction=0.03).setup()
+    COCO(tmp_path, image_size=8, batch_size=2, limit=3).setup()
 
 
 def test_journeydb_prefers_the_caption_and_removes_flags(tmp_path: Path) -> None:
@@ -89,8 +94,44 @@ def test_journeydb_prefers_the_caption_and_removes_flags(tmp_path: Path) -> None
     assert [data.train_set.load(i, 0)["caption"] for i in range(2)] == ["A cat sits.", "a dog, oil"]
     assert data.prompts(5) is not None
     (folder / "train_anno.jsonl").write_text('{"img_path": 3}')
-    with pytest.raises(DataError, match=r"train_anno\.jsonl, line 1 is not an annotation of JourneyDB"):
+    with pytest.raises(DataError, match=r"1 of 1 lines cannot be read; the first: .*train_anno\.jsonl:1: not an"):
         JourneyDB(tmp_path, batch_size=1).setup()
+
+
+def test_lines_that_are_no_annotations_are_listed(tmp_path: Path) -> None:
+    (tmp_path / "train" / "imgs").mkdir(parents=True)
+    Image.new("RGB", (9, 9)).save(tmp_path / "train" / "imgs" / "a.jpg")
+    good = [json.dumps({"img_path": "./a.jpg", "prompt": f"a cat {i}", "Task2": None}).encode() for i in range(3)]
+    bad = [
+        b'{"img_path": "./a.jpg", "prompt": "caf\xe9"}',
+        b"[]",
+        b'{"img_path": "./a.jpg", "prompt": null}',
+        b"[" * 9999,
+    ]
+    file = tmp_path / "train" / "train_anno.jsonl"
+    half = json.dumps({"img_path": "./imgs/a.jpg", "prompt": "half \ud83d"}).encode()
+    file.write_bytes(b"\xef\xbb\xbf" + b"\r\n".join([*good, *bad, b"", half]))
+    data = JourneyDB(tmp_path, image_size=8, batch_size=1, max_bad_fraction=0.5)
+    data.setup()
+    assert data.train_set.load(0, 0)["caption"] == "half ?"
+    assert [error.path for error in data.train_set.left_out] == [f"{file}:{n}" for n in (4, 5, 6, 7)]
+
+
+def test_a_caption_of_no_image_is_left_out(tmp_path: Path) -> None:
+    file = coco(tmp_path) / "annotations" / "captions_train2017.json"
+    content = json.loads(file.read_text())
+    content["annotations"][0]["image_id"] = 999
+    file.write_text(json.dumps(content))
+    data = COCO(tmp_path, image_size=8, batch_size=1)
+    data.setup()
+    assert [error.reason for error in data.train_set.left_out] == [
+        "caption 4 is of image 999, which the file does not list"
+    ]
+    assert len(data.train_set.captions[0]) == 4
+    for broken in (b"{", b"[]", b'{"images": [], "annotations": [3]}', b"\xff\xfe"):
+        file.write_bytes(broken)
+        with pytest.raises(DataError, match="is not an annotation file of COCO captions"):
+            COCO(tmp_path, image_size=8, batch_size=1).setup()
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_the_report_has_a_row_for_either_kind_of_phrasing() -> None:
     true = torch.stack([by_digit[d][i % 3] for i, d in enumerate(report.labels.tolist())])
     wrong = torch.cat([true[:30], true[30:].roll(3, 0)])  # the second half shows the digit before
     metric = report.metric(data)
-    first, second = report.rows(metric, wrong)
+    first, second = report.measured(metric, wrong)
     assert first["accuracy"] > 0.9
     assert second["accuracy"] < 0.2
     assert first["count"] == second["count"] == 30

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from neural_rdm.core.errors import DataError
-from neural_rdm.core.layouts import check_root, image_names
+from neural_rdm.core.layouts import ImageTree, check_root, image_names
 
 
 def touch(*paths: Path) -> None:
@@ -28,15 +28,15 @@ def refusal(root: Path | str | None, num_classes: int | None = None) -> str:
 def test_splits_and_plain_class_folders_are_both_read(tmp_path):
     touch(tmp_path / "a/train/n2/x.JPEG", tmp_path / "a/train/n1/x.webp", tmp_path / "a/val/n2/y.png")
     touch(tmp_path / "b/dog/x.PNG", tmp_path / "b/cat/x.jpeg", tmp_path / "b/.cache/x.jpg")
-    assert check_root(tmp_path / "a") == (tmp_path / "a/train", tmp_path / "a/val", ["n1", "n2"])
+    assert check_root(tmp_path / "a") == ImageTree(tmp_path / "a/train", tmp_path / "a/val", ["n1", "n2"])
     assert check_root(str(tmp_path / "a"), 2).classes == ["n1", "n2"]
-    assert check_root(tmp_path / "b") == (tmp_path / "b", None, ["cat", "dog"])
+    assert check_root(tmp_path / "b") == ImageTree(tmp_path / "b", None, ["cat", "dog"])
     assert check_root(tmp_path / "a/train").val is None
 
 
 def test_a_class_may_be_called_train(tmp_path):
     touch(tmp_path / "car/a.png", tmp_path / "train/a.png", tmp_path / "plane/a.png")
-    assert check_root(tmp_path) == (tmp_path, None, ["car", "plane", "train"])
+    assert check_root(tmp_path) == ImageTree(tmp_path, None, ["car", "plane", "train"])
 
 
 def test_relative_paths_and_the_home_folder(tmp_path, monkeypatch):

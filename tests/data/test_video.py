@@ -14,7 +14,7 @@ from PIL import Image
 
 from neural_rdm.core.errors import ConfigError, DataError
 from neural_rdm.data.base import BrokenSample
-from neural_rdm.data.clips import Decord, FrameFolder, find_videos, frame_numbers, natural, open_video
+from neural_rdm.data.clips import find_videos, frame_numbers
 from neural_rdm.data.video import UCF101, SkyTimelapse, TaichiHD
 from tests.helpers import shared
 
@@ -54,14 +54,6 @@ def test_chosen_frames_exist_ascend_and_keep_the_interval_where_it_fits(
 def test_every_start_is_possible() -> None:
     starts = {int(frame_numbers(10, 3, 3, u)[0]) for u in np.linspace(0, 0.999, 50)}
     assert starts == {0, 1, 2, 3}
-
-
-def test_frames_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
-    video = FrameFolder(frames(tmp_path / "v", 12))
-    assert video.names[:3] == ["frame_0.png", "frame_1.png", "frame_2.png"]
-    assert video.names[-1] == "frame_11.png"
-    assert [np.asarray(f)[0, 0, 0] for f in video.frames([11, 2])] == [110, 20]
-    assert natural("a10b2") > natural("a9b3")
 
 
 @pytest.fixture
@@ -137,6 +129,97 @@ def test_official_ucf_lists_in_full() -> None:
         data.setup()
 
 
+def test_ucf_labels_are_the_numbers_of_the_class_list(tmp_path: Path) -> None:
+    for i, name in enumerate(("v_Archery_g01_c01", "v_Basketball_g01_c01", "v_Archery_g02_c01")):
+        frames(tmp_path / "UCF-101" / name, 2, first=i)  # folders of frames by the names of the videos
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    (lists / "classInd.txt").write_bytes(b"\xef\xbb\xbf2 Archery\r\n\r\n1 Basketball\r\n")
+    (lists / "trainlist02.txt").write_bytes(b"Archery/v_Archery_g01_c01.avi 2\r\nBasketball/v_Basketball_g01_c01.avi 1")
+    (lists / "testlist02.txt").write_bytes(b"Archery/v_Archery_g02_c01.avi\n")
+    data = UCF101(tmp_path, split=2, image_size=8, num_frames=2, batch_size=1)
+    data.setup()
+    assert data.class_names == ["Basketball", "Archery"]
+    assert [data.train_set.load(i, 0)["y"] for i in range(2)] == [1, 0]
+    assert data.val_set.load(0, 0)["y"] == 1
+    for name, text, message in (
+        ("classInd.txt", b"1 Basketball\n3 Archery\n", "does not number its classes from 1 on"),
+        ("classInd.txt", b"Archery\n", "is not a number and a name"),
+        ("classInd.txt", b"1 Archery\n", "no class Basketball"),
+        ("classInd.txt", b"\xff\xfe1", "cannot read"),
+    ):
+        (lists / name).write_bytes(text)
+        broken = UCF101(tmp_path, split=2, image_size=8, num_frames=2, batch_size=1)
+        with pytest.raises(DataError, match=message):
+            broken.setup()
+    with pytest.raises(ConfigError, match="split=4"):
+        UCF101(tmp_path, split=4)
+
+
+TABLE = "video_id,start,end,bbox,fps,width,height,partition\r\n"
+
+
+def test_taichi_is_split_by_its_table_where_the_folders_do_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i, name in enumerate(("a-B#000080#000300.mp4", "a-B#000575#000717", "c_d#000001#000009.mp4", "other")):
+        frames(tmp_path / "all" / name, 4, first=4 * i)  # the script's png format: folders called .mp4
+    rows = ["a-B,80,300,1-2-3-4,30,9,9,train", "c_d,1,9,1-2-3-4,30,9,9,test", "a-B,575,717,1-2-3-4,30,9,9,train"]
+    (tmp_path / "pairs.csv").write_text("distance,source,driving,frame\n")
+    (tmp_path / "taichi-metadata.csv").write_text(TABLE + "\r\n".join([*rows, "gone,1,2,1-2-3-4,30,9,9,train"]))
+    data = TaichiHD(tmp_path, image_size=8, num_frames=4, frame_interval=1, batch_size=1)
+    data.setup()
+    assert (data.train_size, data.val_size) == (2, 1)
+    assert levels(data.train_set.load(1, 0)["x"]) == [4, 5, 6, 7]
+    assert levels(data.val_set.load(0, 0)["x"]) == [8, 9, 10, 11]
+    assert "taichi-metadata.csv: 2 of 3 videos are there" in capsys.readouterr().out
+    (tmp_path / "taichi-metadata.csv").write_text(TABLE + "gone,1,2,1-2-3-4,30,9,9,train\n")
+    data = TaichiHD(tmp_path, image_size=8, num_frames=4, batch_size=1)
+    assert data.train_size == 4  # none of them is of the table
+    (tmp_path / "taichi-metadata.csv").write_text(TABLE + "gone,x,2,1-2-3-4,30,9,9,train\n")
+    with pytest.raises(DataError, match=r"taichi-metadata.csv is not a table of clips"):
+        TaichiHD(tmp_path, image_size=8, batch_size=1).setup()
+
+
+def test_the_official_table_of_taichi_has_its_clips() -> None:
+    data = TaichiHD(shared("data/taichi"), image_size=16, num_frames=4, batch_size=1)
+    data.setup()
+    assert data.train_size == 2  # none of the table is there: the video beside it and the folder of stills
+
+
+def test_the_limit_also_limits_what_is_looked_at_and_drawn_from(sky: Path) -> None:
+    data = SkyTimelapse(sky, image_size=8, num_frames=2, image_frames=4, batch_size=1, limit=2)
+    assert (data.train_size, data.val_size, len(data.train_set)) == (2, 1, 2)
+
+
+def test_extra_images_are_never_of_a_video_that_is_known_to_be_broken(tmp_path: Path) -> None:
+    frames(tmp_path / "train" / "a", 6)
+    (tmp_path / "train" / "b.mp4").touch()
+    frames(tmp_path / "train" / "c", 6, first=6)
+    data = TaichiHD(tmp_path, image_size=8, num_frames=2, image_frames=8, batch_size=1)
+    data.setup()
+    seen = [levels(data.train_set.load(0, key)["x"])[2:] for key in range(8)]
+    assert min(map(min, seen)) < 6 <= max(map(max, seen))
+    with pytest.raises(ConfigError, match="between 0 and 31"):
+        TaichiHD(tmp_path, image_frames=32)
+    with pytest.raises(ConfigError, match=r"data\.decoder=opencv is not one of decord, pyav, torchcodec"):
+        TaichiHD(tmp_path, decoder="opencv")
+
+
+@pytest.mark.parametrize("decoder", ["decord", "pyav"])
+def test_every_decoder_gives_the_same_clips(decoder: str, tmp_path: Path) -> None:
+    pytest.importorskip({"pyav": "av"}.get(decoder, decoder))
+    (tmp_path / "train").mkdir()
+    for name in ("data/taichi/lia_driving1.mp4", "data/ucf101/videos/v_ApplyEyeMakeup_g01_c01.avi"):
+        (tmp_path / "train" / Path(name).name).symlink_to(shared(name))
+    made = {}
+    for each in ("decord", decoder):
+        data = TaichiHD(tmp_path, image_size=32, num_frames=5, batch_size=2, num_workers=2, decoder=each)
+        data.configure(seed=4)
+        made[each] = next(iter(data.train_dataloader()))["x"]
+    assert (made["decord"] - made[decoder]).abs().mean() < 0.01
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_real_videos_come_through_workers(workers: int, tmp_path: Path) -> None:
     real = Path(shared("data/taichi/lia_driving1.mp4"))
@@ -154,27 +237,15 @@ def test_real_videos_come_through_workers(workers: int, tmp_path: Path) -> None:
         assert torch.equal(next(iter(alone.train_dataloader()))["x"], found[0])
 
 
-def test_decord_reads_the_frames_that_are_asked_for() -> None:
-    video = Decord(shared("data/ucf101/videos/v_ApplyEyeMakeup_g01_c01.avi"))
-    assert video.length() == 164
-    all_three = video.frames([0, 50, 163])
-    assert all_three[0].size == (320, 240)
-    alone = open_video(video.path).frames([50])[0]
-    assert np.abs(np.asarray(alone, int) - np.asarray(all_three[1], int)).mean() < 1
-    video.close()
-
-
 def test_broken_videos_are_one_sentence_with_their_path(tmp_path: Path) -> None:
     pytest.importorskip("decord")
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "bad.mp4").write_bytes(b"not a video" * 100)
     data = TaichiHD(tmp_path, image_size=8, batch_size=1)
     data.setup()
-    with pytest.raises(BrokenSample, match=r"cannot decode the video .*bad\.mp4"):
+    with pytest.raises(BrokenSample, match=r"cannot read .*bad\.mp4: cannot be decoded \(") as error:
         data.train_set.load(0, 0)
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    assert FrameFolder(empty).length() == 0
+    assert error.value.index == 0
 
 
 @pytest.mark.parametrize("kind", [SkyTimelapse, TaichiHD, UCF101])

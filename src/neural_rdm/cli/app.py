@@ -28,7 +28,8 @@ from neural_rdm.cli.launcher import register
 from neural_rdm.core.config import Sources, config_dir, validate
 from neural_rdm.core.errors import ConfigError, UserError
 from neural_rdm.core.files import write_text
-from neural_rdm.core.layouts import check_folder, check_root
+from neural_rdm.core.layouts import CHECKS, check_folder
+from neural_rdm.core.manifest import check_manifest, read_manifest
 from neural_rdm.core.ranks import is_first_rank
 
 Job = Callable[[DictConfig, Path], int]
@@ -233,9 +234,11 @@ def _check(composed: Composed, config_name: str, resumed: bool = False) -> None:
     validate(composed.cfg, config_name, composed.sources)
     cfg = composed.cfg
     data, pretrained = cfg.get("data"), cfg.get("pretrained")
-    if data is not None and data.get("root") is not None:
-        if data._target_.endswith(".ImageFolder"):
-            check_root(data.root)
+    if data is not None and data.get("source") == "latents":
+        check_manifest(read_manifest(data.latents), data, cfg.first_stage, cfg.condition)
+    elif data is not None and data.get("root") is not None:
+        if (check := CHECKS.get(data._target_.rpartition(".")[2])) is not None:
+            check(data.root)
         else:
             check_folder(data.root, "data/README.md shows what it holds.")
     if pretrained is not None and pretrained.path is not None and not resumed and not Path(pretrained.path).exists():
@@ -243,6 +246,13 @@ def _check(composed: Composed, config_name: str, resumed: bool = False) -> None:
             f"pretrained.path={pretrained.path}: no such file or folder "
             f"({Path(pretrained.path).resolve()}). Pass the weights that you have with pretrained.path=FILE"
         )
+    metric = cfg.get("metric") or {}
+    for key in ("reference", "frame_reference"):
+        if metric.get(key) is not None and not Path(metric[key]).is_file():
+            raise ConfigError(
+                f"metric.{key}={metric[key]}: no such file ({Path(metric[key]).resolve()}). "
+                "python -m neural_rdm.stats writes it"
+            )
 
 
 def is_finished(run: resume.Run, arguments: Arguments) -> bool:

@@ -13,28 +13,36 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from neural_rdm.core.errors import ConfigError, UserError
 from neural_rdm.data.base import DataModule
+from neural_rdm.data.latents import Clip, Latents, stored_tokens
 from neural_rdm.surgery.official import load_official
 from neural_rdm.training.checkpoints import Checkpoints, StreamedCheckpointIO
 from neural_rdm.training.guards import FiniteLoss, StopOnSignal
 from neural_rdm.training.logging import Metrics
+from neural_rdm.training.measuring import Report
 from neural_rdm.training.module import NeuralRDM, module_class
 from neural_rdm.training.optim import freeze
 from neural_rdm.training.progress import StepBar
+from neural_rdm.training.recording import EvaluationLog
 from neural_rdm.training.sensitivity import SensitivityLog
 from neural_rdm.training.supervision import Supervision
 
+#: keys of `data` that say where training reads it, and are no arguments of a data set's class
+STORAGE = ("source", "latents")
+
 
 def build(node: DictConfig, key: str, **extra: Any) -> Any:
-    """Instantiate one node.
+    """Instantiate one node; a data set's own class, wherever training reads it (see `data`).
 
     Raises:
         ConfigError: its class refuses the values, or does not exist.
     """
+    if key == "data":
+        node = OmegaConf.masked_copy(node, [str(name) for name in node if name not in STORAGE])
     try:
         # A partial, called here: instantiate would turn a dataclass among `extra` into a dictionary.
         return instantiate(node, _partial_=True, _convert_="all")(**extra)
@@ -52,13 +60,35 @@ def network(cfg: DictConfig) -> nn.Module:
 
 
 def text(cfg: DictConfig) -> Any:
-    """The text encoder, not loaded before its first use; None for a network without a text."""
-    return None if cfg.condition is None else build(cfg.condition, "condition")
+    """The text encoder, not loaded before its first use; None for a network without a text.
+
+    What was encoded together with the latents of a run (the null prompt, the prompts of previews) it knows already.
+    """
+    if cfg.condition is None:
+        return None
+    encoder = build(cfg.condition, "condition")
+    if cfg.data.get("source") == "latents":
+        encoder.remember(stored_tokens(cfg.data.latents))
+    return encoder
 
 
 def data(cfg: DictConfig) -> DataModule:
-    """The data module, not yet set up."""
-    module: DataModule = build(cfg.data, "data")
+    """The data module, not yet set up: of pixels, or of the latents that were made of them (`data.source=latents`)."""
+    node = cfg.data
+    module: DataModule
+    if node.get("source") == "latents":
+        module = Latents(
+            node.latents,
+            build(cfg.first_stage, "first_stage"),
+            node.batch_size,
+            node.num_workers,
+            node.limit,
+            node.flip,
+            Clip(node.num_frames, node.frame_interval, node.image_frames) if "num_frames" in node else None,
+            None if cfg.condition is None else cfg.condition.max_length,
+        )
+    else:
+        module = build(node, "data")
     module.configure(cfg.seed, cfg.trainer.accumulate_grad_batches)
     return module
 
@@ -67,7 +97,7 @@ def module(cfg: DictConfig, space: str, begins: bool = True, net: nn.Module | No
     """The LightningModule.
 
     Args:
-        space: what the data are: "pixels" (to be encoded) or "latents".
+        space: what the data are: "pixels" (to be encoded), "moments" (of which latents are drawn) or "latents".
         net: a network that is there already, with its weights; by default a fresh one.
         begins: start from `pretrained.path`, if there is one; a run that goes on takes all weights from its checkpoint.
 
@@ -75,6 +105,7 @@ def module(cfg: DictConfig, space: str, begins: bool = True, net: nn.Module | No
         UserError: weights that do not fit, or nothing to train.
     """
     first_stage, net = build(cfg.first_stage, "first_stage"), network(cfg) if net is None else net
+    first_stage.reads_moments = space == "moments"
     if cfg.pretrained.path is not None and begins:
         load_official(net, cfg.pretrained.path, cfg.pretrained.reinit)
     try:
@@ -89,13 +120,17 @@ def module(cfg: DictConfig, space: str, begins: bool = True, net: nn.Module | No
         text(cfg),
         seed=cfg.seed,
         max_steps=cfg.trainer.max_steps,
-        encode=space == "pixels" and first_stage.downsample > 1,
+        encode=space != "latents" and first_stage.downsample > 1,
         compile_blocks=cfg.trainer.compile,
     )
 
 
-def trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
-    """Lightning's Trainer with the callbacks and loggers of the configuration and those that are always on."""
+def trainer(cfg: DictConfig, folder: Path, report: Report | None = None) -> pl.Trainer:
+    """Lightning's Trainer with the callbacks and loggers of the configuration and those that are always on.
+
+    Args:
+        report: the run's metric, for the evaluations while it trains.
+    """
     quiet()
     options = cfg.trainer
     sampler = build(cfg.sampler, "sampler")
@@ -103,6 +138,8 @@ def trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
     for callback in chosen:
         if hasattr(callback, "sampler"):
             callback.sampler = sampler
+        if isinstance(callback, EvaluationLog):
+            callback.report = report
     # before the metrics, so that the norm that they log is of the whole gradient
     supervision = [Supervision(cfg.gamma, cfg.target, cfg.supervision)] if cfg.gamma > 0 else []
     # before both, so that its taps are off again when the exact supervision runs the step once more

@@ -18,6 +18,7 @@ from neural_rdm.core.errors import CheckpointError, ConfigError
 #: position in the run, not by rank or worker)
 CHANGEABLE = (
     "checkpoint",
+    "data.max_bad_fraction",
     "data.num_workers",
     "data.root",
     "hydra",

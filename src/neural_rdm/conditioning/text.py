@@ -73,7 +73,7 @@ class TextEncoder:
         for text, made in zip(missing, self._run(missing) if missing else [], strict=True):
             known[text] = made
             self._keep(text, made)
-        self._remember(known)
+        self.remember(known)
         context = torch.zeros(len(captions), self.max_length, self.dim)
         mask = torch.zeros(len(captions), self.max_length, dtype=torch.bool)
         for row, text in enumerate(captions):
@@ -162,8 +162,8 @@ class TextEncoder:
             content = save({"tokens": tokens.contiguous()})
             write_atomically(file, lambda out: out.write(content))
 
-    def _remember(self, known: Mapping[str, Tensor | None]) -> None:
-        """Keep what was just used in memory, and forget what was used longest ago."""
+    def remember(self, known: Mapping[str, Tensor | None]) -> None:
+        """Keep the tokens [length, dim] of these captions in memory, and forget what was used longest ago."""
         for text, tokens in known.items():
             if tokens is not None:
                 self._recent[text] = tokens

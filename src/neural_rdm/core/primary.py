@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from neural_rdm.core.fields import Problem, at_least, between, matching, node, nodes, one_of, positive
 from neural_rdm.core.schema import Checkpoint, Pretrained, Trainer
 
+WEIGHTS = r"ema|raw|ema-[0-9][0-9.e-]*"
+
 
 def _weights() -> Any:
     """Which weights of a checkpoint a command uses."""
-    return matching(r"ema|raw|ema-[01]\.[0-9e-]+", "ema, raw, or ema-DECAY for one of callbacks.ema.further")
+    return matching(WEIGHTS, "ema, raw, or ema-DECAY for one of callbacks.ema.further")
 
 
 @dataclass
@@ -46,9 +49,9 @@ class Train:
 
 @dataclass
 class OfRun:
-    """What every command asks that runs a trained network."""
+    """What every command asks that runs a trained network; `cli.runs.inherit` refuses a missing run."""
 
-    run: str
+    run: Optional[str]
     #: the run's experiment, which names the output folder; filled in, never typed
     experiment: Optional[str]
     weights: str = _weights()
@@ -80,8 +83,22 @@ class Sample(OfRun):
 class Evaluate(OfRun):
     """The primary configuration of `python -m neural_rdm.evaluate`."""
 
-    sampler: Any = node()
+    samples: Optional[str] = field()
+    guidance: Optional[list[float]] = field()
+    averages: Optional[list[str]] = field()
+    sampler: Any = node(optional=True)
     metric: Any = node()
+
+    def check(self) -> list[Problem]:
+        """Refuse settings that are none."""
+        if self.guidance is not None and (not self.guidance or min(self.guidance) < 0):
+            return [("guidance", f"{list(self.guidance)} is not a list of cfg_scales, such as [1,1.5,4]")]
+        wrong = [name for name in self.averages or [] if not re.fullmatch(WEIGHTS, name)]
+        if wrong or self.averages == []:
+            return [("averages", f"{wrong or '[]'}: give weights such as [ema,raw,ema-0.999]")]
+        if self.samples is not None and (self.guidance or self.averages):
+            return [("samples", "are measured as they are; guidance and averages are of a run")]
+        return []
 
 
 @dataclass
@@ -129,6 +146,32 @@ class Deepen:
 
 
 @dataclass
+class Encode:
+    """The primary configuration of `python -m neural_rdm.encode`."""
+
+    #: the experiment or data set, which names the output folder; filled in, never typed
+    experiment: Optional[str]
+    #: what a network would say of its input, for the data sets that ask it
+    backbone: dict[str, Optional[int]] = field()
+    data: Any = node()
+    first_stage: Any = node()
+    condition: Any = node(optional=True)
+    dtype: str = one_of("float16", "bfloat16", "float32")
+    shard_size: Optional[int] = positive()
+    accelerator: str = one_of("auto", "cpu", "gpu")
+
+    def check(self) -> list[Problem]:
+        """Refuse what there is nothing to encode of."""
+        if "source" not in self.data:
+            return [("data", "these data are no files of pictures; choose for example data=imagenet")]
+        if self.data["source"] != "pixels":
+            return [("data.source", "latents are made of pixels; leave data.source out")]
+        if "path" not in self.first_stage:
+            return [("first_stage", "nothing is encoded without a first stage; choose for example first_stage=kl_f8")]
+        return []
+
+
+@dataclass
 class Convert:
     """The primary configuration of `python -m neural_rdm.convert`."""
 
@@ -137,6 +180,82 @@ class Convert:
     experiment: Optional[str]
     to: str = one_of("official", "diffusers")
     weights: str = _weights()
+
+
+@dataclass
+class OfData:
+    """What every command asks that looks at a data set without a network."""
+
+    #: the choice of `data`, which names the output folder; filled in, never typed
+    dataset: str
+    #: what a network would say of its input, for the data sets that ask it
+    backbone: dict[str, Optional[int]] = field()
+    data: Any = node()
+    seed: int = between(0, 2**63 - 1)
+
+    def check(self) -> list[Problem]:
+        """Refuse latents: they are looked at with the network that made them."""
+        if self.data.get("source") == "latents":
+            return [("data.source", "this command looks at pixels; leave data.source out")]
+        return []
+
+
+@dataclass
+class Preview(OfData):
+    """The primary configuration of `python -m neural_rdm.preview`."""
+
+    split: str = one_of("train", "val")
+    count: int = positive()
+    fps: int = positive()
+
+
+@dataclass
+class Prepare(OfData):
+    """The primary configuration of `python -m neural_rdm.prepare`."""
+
+    decode: int = at_least(0)
+    subset: Optional[int] = positive()
+    subset_dir: Optional[str] = field()
+    copy: bool = field()
+
+    def check(self) -> list[Problem]:
+        """A subset needs a size and a place."""
+        if (self.subset is None) != (self.subset_dir is None):
+            given, other = ("subset", "subset_dir=DIR") if self.subset_dir is None else ("subset_dir", "subset=N")
+            return [(given, f"a small part of a data set needs its size and its place; pass {other} as well")]
+        return super().check()
+
+
+@dataclass
+class Stats:
+    """The primary configuration of `python -m neural_rdm.stats`."""
+
+    #: the choice of `data`, or the name of the samples; names the output folder; filled in, never typed
+    dataset: Optional[str]
+    #: what a network would say of its input, for the data sets that ask it
+    backbone: dict[str, Optional[int]] = field()
+    data: Any = node(optional=True)
+    split: str = one_of("train", "val")
+    samples: Optional[str] = field()
+    num_frames: Optional[int] = positive()
+    frame_interval: int = positive()
+    features: str = one_of("inception", "i3d", "efficientnet_lite0", "efficientnet_lite0_video")
+    features_path: Optional[str] = field()
+    features_sha256: Optional[str] = field()
+    count: Optional[int] = at_least(2)
+    keep_features: Optional[int] = positive()
+    seed: int = between(0, 2**63 - 1)
+    batch_size: int = positive()
+    accelerator: str = one_of("auto", "cpu", "gpu")
+    out: str = field()
+
+    def check(self) -> list[Problem]:
+        """One kind of samples, and a name that ends as it must."""
+        if (self.data is None) == (self.samples is None):
+            return [("data", "statistics of what? Pass data=NAME data.root=DIR, or samples=FILE.npz or a folder")]
+        if not self.out.endswith(".npz") or "/" in self.out or self.out == ".npz":
+            return [("out", f"{self.out} is no name of a file .npz; choose the folder with hydra.run.dir=DIR")]
+        return []
 
 
 #: primary configuration -> its class
@@ -148,4 +267,8 @@ COMMANDS: dict[str, type] = {
     "report": Report,
     "deepen": Deepen,
     "convert": Convert,
+    "encode": Encode,
+    "preview": Preview,
+    "prepare": Prepare,
+    "stats": Stats,
 }

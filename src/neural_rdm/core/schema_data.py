@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Optional
 
-from neural_rdm.core.fields import at_least, one_of, positive
+from neural_rdm.core.fields import at_least, between, one_of, positive
 
 # OmegaConf 2.3 reads the annotations of these classes at run time and does not know `X | None`.
 
@@ -42,7 +42,15 @@ class Synthetic:
 
 
 @dataclass
-class ImageFolder:
+class Stored:
+    """Data that training reads as pixels, or as the latents that `neural_rdm.encode` has made of them."""
+
+    source: str = one_of("pixels", "latents")
+    latents: Optional[str] = field()
+
+
+@dataclass
+class ImageFolder(Stored):
     _target_: str
     root: str
     image_size: int = positive()
@@ -51,10 +59,11 @@ class ImageFolder:
     batch_size: int = positive()
     num_workers: int = at_least(0)
     limit: Optional[int] = positive()
+    max_bad_fraction: float = between(0, 1)
 
 
 @dataclass
-class Captioned:
+class Captioned(Stored):
     """COCO and JourneyDB."""
 
     _target_: str
@@ -64,10 +73,28 @@ class Captioned:
     batch_size: int = positive()
     num_workers: int = at_least(0)
     limit: Optional[int] = positive()
+    max_bad_fraction: float = between(0, 1)
 
 
 @dataclass
-class Clips:
+class TarShards:
+    _target_: str
+    root: str
+    train: str
+    val: Optional[str]
+    caption_key: Optional[str]
+    image_size: int = positive()
+    flip: bool = field()
+    num_classes: Optional[int] = positive()
+    shards_at_once: Optional[int] = positive()
+    batch_size: int = positive()
+    num_workers: int = at_least(0)
+    limit: Optional[int] = positive()
+    max_bad_fraction: float = between(0, 1)
+
+
+@dataclass
+class Clips(Stored):
     """SkyTimelapse and Taichi-HD."""
 
     _target_: str
@@ -76,10 +103,12 @@ class Clips:
     num_frames: int = positive()
     frame_interval: int = positive()
     flip: bool = field()
-    image_frames: int = at_least(0)
+    image_frames: int = between(0, 31)
     batch_size: int = positive()
     num_workers: int = at_least(0)
     limit: Optional[int] = positive()
+    decoder: str = one_of("decord", "pyav", "torchcodec")
+    max_bad_fraction: float = between(0, 1)
 
 
 @dataclass

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from neural_rdm.core.errors import ConfigError, DataError
-from neural_rdm.data.sampler import Draw, StepBatchSampler, split_batch
+from neural_rdm.core.errors import ConfigError
+from neural_rdm.core.seeding import choice
+from neural_rdm.data.broken import BadSamples, BrokenSample, LoaderError
+from neural_rdm.data.sampler import Draw, StepBatchSampler, shuffled, split_batch
+
+_ATTEMPTS = 1000  # samples tried for one place; more than chance could need where most can be read
+_FAR = 1 << 40  # from the key of one attempt to the next, beyond every position: other draws, such as frames of others
 
 
 class Batch(TypedDict, total=False):
@@ -21,41 +30,70 @@ class Batch(TypedDict, total=False):
     y: int64 [B] class labels in 0 ... num_classes - 1, or [B, 1 + I] where I images follow each clip; absent where the
         data have no labels.
     caption: a text for each sample; absent where the data have none.
+    context: its tokens [B, L, E] and context_mask, bool [B, L], which of them are real, where the data hold them ready.
     position: int64 [B], ordinal number of the sample in the whole run (in validation: its index in the data set).
     """
 
     x: Tensor
     y: Tensor
     caption: list[str]
+    context: Tensor
+    context_mask: Tensor
     position: Tensor
 
 
 class Source(Protocol):
-    """A map-style set of samples."""
+    """A map-style set of samples.
+
+    It may have an attribute `left_out`, a list of `BrokenSample`: what its listing has passed over.
+    """
 
     def __len__(self) -> int: ...
 
     def load(self, index: int, key: int) -> dict[str, Any]:
-        """Sample `index` as {"x": float32 tensor, "y": int (if labelled)}; the position `key` keys its augmentation."""
+        """Sample `index` as {"x": float32 tensor, "y": int (if labelled)}; the position `key` keys its augmentation.
+
+        Raises:
+            BrokenSample: it cannot be read. Nothing else may come of what the bytes of a file are.
+        """
         ...
 
 
-class BrokenSample(DataError):
-    """A sample that cannot be read. The message stays one plain sentence when it comes out of a loader's worker."""
-
-    def __init__(self, message: str) -> None:
-        # A worker's exception is made anew from the text of its whole traceback, which ends in "BrokenSample: message".
-        super().__init__(message.rpartition(f"{BrokenSample.__name__}: ")[2].strip())
-
-
 class Keyed(Dataset[dict[str, Any]]):
-    """A data set indexed by `Draw`: the sample's own dictionary plus its position."""
+    """A data set indexed by `Draw`: the sample's own dictionary plus its position. Never fails on a broken sample.
 
-    def __init__(self, source: Source) -> None:
-        self.source = source
+    A batch keeps its shape, so the place of a sample that cannot be read is taken by another one, drawn from (seed,
+    position, attempt) alone: the same one for any number of workers and ranks and after a resume. In validation its
+    position is then moved behind the last one, `size` or more: consumers leave it out.
+
+    Args:
+        source: the samples.
+        bad: lists what cannot be read.
+        seed: seed of the run.
+    """
+
+    def __init__(self, source: Source, bad: BadSamples, seed: int) -> None:
+        self.source, self.bad, self.seed = source, bad, seed
 
     def __getitem__(self, draw: Draw) -> dict[str, Any]:
-        return {**self.source.load(draw.index, draw.position), "position": draw.position}
+        index, position = draw
+        found: dict[int, BrokenSample] = {}
+        for attempt in range(_ATTEMPTS):
+            try:
+                sample = self.source.load(index, draw.position + attempt * _FAR)
+            except BrokenSample as error:
+                found[index if error.index is None else error.index] = error
+                if len(found) > self.bad.most:
+                    break
+                index = choice(self.seed, f"replacement {attempt}", draw.position, self.bad.size)
+                continue
+            if found:
+                left_out = self.bad.split == "val"
+                self.bad.add(found, draw.position, None if left_out else index)
+                position += self.bad.size if left_out else 0
+            return {**sample, "position": position}
+        self.bad.add(found, draw.position, None)
+        raise LoaderError(f"{_ATTEMPTS} samples in a row cannot be read, such as {next(iter(found.values())).path}")
 
 
 class DataModule(LightningDataModule):
@@ -68,13 +106,14 @@ class DataModule(LightningDataModule):
         batch_size: samples per optimizer step over all ranks and micro-steps.
         num_workers: loader processes of each rank; 0 loads in the training process.
         limit: use only the first `limit` samples of each split, None for all.
+        max_bad_fraction: share of a split, in [0, 1], that may be unreadable (see `BadSamples`) before the run stops.
 
     Raises:
         ConfigError: an argument is out of range.
     """
 
     space: str = "pixels"
-    """What `x` holds: "pixels" or "latents"."""
+    """What `x` holds: "pixels", "latents", or "moments": mean and deviation, of which latents are drawn."""
     num_classes: int | None = None
     """Number of classes, None where the data have no labels."""
     sample_shape: tuple[int, ...] = ()
@@ -85,7 +124,12 @@ class DataModule(LightningDataModule):
     train_set: Source | None = None
     val_set: Source | None = None
 
-    def __init__(self, batch_size: int, num_workers: int = 0, limit: int | None = None) -> None:
+    report_folder: Path | None = None
+    """Where `bad_samples.csv` goes without a Trainer, whose `default_root_dir` it is otherwise; None: only printed."""
+
+    def __init__(
+        self, batch_size: int, num_workers: int = 0, limit: int | None = None, max_bad_fraction: float = 0.01
+    ) -> None:
         super().__init__()
         if batch_size < 1:
             raise ConfigError(f"data.batch_size must be at least 1, not {batch_size}.")
@@ -93,9 +137,13 @@ class DataModule(LightningDataModule):
             raise ConfigError(f"data.num_workers must be 0 or more, not {num_workers}.")
         if limit is not None and limit < 1:
             raise ConfigError(f"data.limit must be at least 1, not {limit}; leave it out (null) to use all samples.")
+        if not 0 <= max_bad_fraction <= 1:
+            raise ConfigError(f"data.max_bad_fraction must be between 0 and 1, not {max_bad_fraction}.")
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.limit = limit
+        self.max_bad_fraction = max_bad_fraction
+        self._lists: dict[tuple[str, Path | None], BadSamples] = {}
         self.seed = 0
         self.micro_steps = 1
 
@@ -103,6 +151,7 @@ class DataModule(LightningDataModule):
         """Set the run's seed and the micro-batches per optimizer step; call it before fit."""
         if seed != self.seed:
             self.train_set = self.val_set = None  # a set holds the seed of its augmentation
+            self._lists = {}
         self.seed, self.micro_steps = seed, micro_steps
 
     def load_datasets(self) -> None:
@@ -117,6 +166,10 @@ class DataModule(LightningDataModule):
     def prompts(self, count: int) -> list[str] | None:
         """`count` texts to draw previews of; None where the data have no captions."""
         return None
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """Index of the sample at each place of an epoch [train_size]: every one once, by seed and epoch alone."""
+        return shuffled(self.train_size, self.seed, epoch)
 
     @property
     def train_size(self) -> int:
@@ -137,23 +190,24 @@ class DataModule(LightningDataModule):
         assert self.train_set is not None
         world_size, rank = self._ranks()
         sampler = StepBatchSampler(
-            size, self.batch_size, self.seed, self._step, self.micro_steps, world_size=world_size, rank=rank
+            size, self.batch_size, self.seed, self._step, self.micro_steps, world_size, rank, self.order
         )
-        return self._loader(self.train_set, batch_sampler=sampler)
+        return self._loader(self._keyed(self.train_set, "train"), batch_sampler=sampler)
 
     def first_batch(self, most: int) -> tuple[Tensor, Tensor]:
         """Samples x [N, ...] and positions [N] of the run's first batch, at most `most`; the same on all ranks."""
         size = self.train_size
         assert self.train_set is not None
-        draws = next(iter(StepBatchSampler(size, self.batch_size, self.seed, 0, 1)))[:most]
-        samples = [self.train_set.load(draw.index, draw.position)["x"] for draw in draws]
-        return torch.stack(samples), torch.tensor([draw.position for draw in draws])
+        draws = next(iter(StepBatchSampler(size, self.batch_size, self.seed, order=self.order)))[:most]
+        keyed = self._keyed(self.train_set, "train")
+        return torch.stack([keyed[draw]["x"] for draw in draws]), torch.tensor([draw.position for draw in draws])
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]] | list[Any]:
         """Loader of this rank's share of the validation set, in order; [] without one.
 
         Every rank gets equally many samples, since each forward pass of a sharded network is a collective call. What
-        fills up the last ones repeats samples from the start; their positions are `val_size` or more: leave them out.
+        fills up the last ones repeats samples from the start, and another sample stands in for one that cannot be read:
+        their positions are `val_size` or more: leave them out.
         """
         self.setup()
         if self.val_set is None:
@@ -163,7 +217,7 @@ class DataModule(LightningDataModule):
         each = -(-size // world_size)
         draws = [Draw(position % size, position) for position in range(rank, each * world_size, world_size)]
         batch_size = split_batch(self.batch_size, self.micro_steps, world_size)
-        return self._loader(self.val_set, sampler=draws, batch_size=batch_size)
+        return self._loader(self._keyed(self.val_set, "val"), sampler=draws, batch_size=batch_size)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move a batch to `device`; positions stay on the CPU, where draws are keyed, so that no step waits for the
@@ -182,10 +236,21 @@ class DataModule(LightningDataModule):
     def _ranks(self) -> tuple[int, int]:
         return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
 
-    def _loader(self, source: Source, **order: Any) -> DataLoader[dict[str, Any]]:
+    def _keyed(self, source: Source, split: str) -> Keyed:
+        folder = self.report_folder if self.trainer is None else Path(self.trainer.default_root_dir)
+        if (split, folder) not in self._lists:
+            left_out = getattr(source, "left_out", ())
+            self._lists[split, folder] = BadSamples(
+                split, self._used(source), self.max_bad_fraction, folder, left_out, len(source)
+            )
+        return Keyed(source, self._lists[split, folder], self.seed)
+
+    def _loader(self, samples: Keyed, **order: Any) -> DataLoader[dict[str, Any]]:
         workers = self.num_workers
+        if workers > 0:
+            samples.bad.share_memory()
         return DataLoader(
-            Keyed(source),
+            samples,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -197,5 +262,16 @@ class DataModule(LightningDataModule):
 
 
 def start_worker(worker: int) -> None:
-    """Keep each loader process to one thread: the workers themselves are the parallelism."""
+    """Keep each loader process to one thread (the workers themselves are the parallelism) and let it outlive the first
+    SIGTERM: one that goes to all processes of a job asks the run to finish its step, for which it needs its batches.
+    """
     torch.set_num_threads(1)
+    asked = False
+
+    def handle(signum: int, frame: Any) -> None:
+        nonlocal asked
+        if asked:
+            raise SystemExit(128 + signum)
+        asked = True
+
+    signal.signal(signal.SIGTERM, handle)

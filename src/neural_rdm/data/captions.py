@@ -5,20 +5,19 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from neural_rdm.core.errors import ConfigError, DataError
 from neural_rdm.core.layouts import check_folder
 from neural_rdm.core.seeding import choice, keys, uniform
-from neural_rdm.data.base import DataModule
-from neural_rdm.data.image_folder import adm_crop, read_rgb
-
-MAX_MISSING = 0.01  # share of a list's images that may be absent
+from neural_rdm.data.base import BrokenSample, DataModule
+from neural_rdm.data.broken import bad_allowed
+from neural_rdm.data.image_folder import load_pixels
+from neural_rdm.data.packed import PackedLists, PackedStrings
 
 
 class CaptionedImages:
@@ -28,19 +27,22 @@ class CaptionedImages:
         paths: image files.
         captions: for each image one or more captions.
         random: draw a caption (and mirror the image, with `flip`) by the sample's position; otherwise take the first.
+        left_out: what the listing has passed over.
     """
 
     def __init__(
         self,
-        paths: Sequence[Path],
-        captions: Sequence[Sequence[str]],
+        paths: Iterable[str],
+        captions: Iterable[Sequence[str]],
         image_size: int,
         flip: bool,
         random: bool,
         seed: int,
+        left_out: Sequence[BrokenSample] = (),
     ) -> None:
-        self.paths, self.captions = [os.fspath(p) for p in paths], [list(c) for c in captions]
+        self.paths, self.captions = PackedStrings(paths), PackedLists(captions)
         self.image_size, self.flip, self.random, self.seed = image_size, flip, random, seed
+        self.left_out = list(left_out)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -51,13 +53,11 @@ class CaptionedImages:
         Raises:
             BrokenSample: the file cannot be read; the message names it.
         """
-        pixels, which = adm_crop(read_rgb(self.paths[index]), self.image_size), 0
+        said, which, mirror = self.captions[index], 0, False
         if self.random:
-            which = choice(self.seed, "caption", key, len(self.captions[index]))
-            if self.flip and uniform(self.seed, "flip", [key])[0] < 0.5:
-                pixels = pixels[:, ::-1]
-        x = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32))
-        return {"x": x.div_(127.5).sub_(1), "caption": self.captions[index][which]}
+            which = choice(self.seed, "caption", key, len(said))
+            mirror = self.flip and uniform(self.seed, "flip", [key])[0] < 0.5
+        return {"x": load_pixels(self.paths[index], self.image_size, mirror), "caption": said[which]}
 
 
 class Captioned(DataModule):
@@ -70,6 +70,7 @@ class Captioned(DataModule):
         batch_size: samples per optimizer step over all ranks and micro-steps.
         num_workers: loader processes of each rank.
         limit: use only the first `limit` images of each split, None for all.
+        max_bad_fraction: share of the listed images that may be missing or unreadable.
 
     Raises:
         DataError: the folder is missing or is not laid out so.
@@ -84,8 +85,9 @@ class Captioned(DataModule):
         batch_size: int = 256,
         num_workers: int = 0,
         limit: int | None = None,
+        max_bad_fraction: float = 0.01,
     ) -> None:
-        super().__init__(batch_size, num_workers, limit)
+        super().__init__(batch_size, num_workers, limit, max_bad_fraction)
         if image_size < 1:
             raise ConfigError(f"data.image_size must be at least 1, not {image_size}.")
         self.root = Path(os.path.expanduser(root or ""))  # looked at by `setup`: sampling needs no data
@@ -105,24 +107,29 @@ class Captioned(DataModule):
         order = np.argsort(keys(0, "prompts", range(len(source))), kind="stable")[:count]
         return [source.captions[i][0] for i in order.tolist()]
 
-    def _images(self, folder: Path, captions: dict[str, list[str]], training: bool) -> CaptionedImages:
-        """The images of an annotation file; absent ones are left out and counted.
+    def _images(
+        self, folder: Path, captions: dict[str, list[str]], training: bool, left_out: Sequence[BrokenSample]
+    ) -> CaptionedImages:
+        """The images of an annotation file. Missing ones stay in the list, so that the order of the others does not
+        depend on them; they are broken samples.
 
         Raises:
-            DataError: more than 1 % are absent.
+            DataError: more of them are missing than may be.
         """
-        there = [name for name in captions if (folder / name).is_file()]
-        absent = len(captions) - len(there)
-        if absent > MAX_MISSING * len(captions):
-            example = next(name for name in captions if not (folder / name).is_file())
+        names = list(captions)
+        there: dict[str, set[str]] = {}
+        used = names[: self.limit]
+        for inner in {os.path.dirname(name) for name in used}:
+            there[inner] = set(os.listdir(folder / inner)) if (folder / inner).is_dir() else set()
+        missing = [name for name in used if os.path.basename(name) not in there[os.path.dirname(name)]]
+        if len(missing) > bad_allowed(self.max_bad_fraction, len(used)):
             raise DataError(
-                f"data.root: {absent} of {len(captions)} annotated images are not in {folder}, such as {example}. "
-                f"Unpack all of its archives.\n{type(self).__doc__}"
+                f"data.root: {len(missing)} of {len(used)} annotated images are not in {folder}, such as {missing[0]}. "
+                f"Unpack all of its archives, or raise data.max_bad_fraction.\n{type(self).__doc__}"
             )
-        if absent:
-            print(f"{absent} of {len(captions)} annotated images are not in {folder}; left out", flush=True)
-        paths = [folder / name for name in there]
-        return CaptionedImages(paths, [captions[n] for n in there], self.image_size, self.flip, training, self.seed)
+        paths = (os.path.join(folder, name) for name in names)
+        said = (captions[name] for name in names)
+        return CaptionedImages(paths, said, self.image_size, self.flip, training, self.seed, left_out)
 
 
 class COCO(Captioned):
@@ -146,15 +153,23 @@ class COCO(Captioned):
 
     def _split(self, name: str, training: bool) -> CaptionedImages:
         file = self.root / "annotations" / f"captions_{name}.json"
-        content = _json(file)
+        captions: dict[str, list[str]] = {}
+        left_out = []
         try:
+            content = json.loads(_text(file.read_bytes()))
             files = {image["id"]: image["file_name"] for image in content["images"]}
-            captions: dict[str, list[str]] = {}
             for said in sorted(content["annotations"], key=lambda a: a["id"]):
-                captions.setdefault(files[said["image_id"]], []).append(said["caption"].strip())
-        except (KeyError, TypeError) as error:
-            raise DataError(f"{file} is not an annotation file of COCO captions: it lacks {error}") from error
-        return self._images(self.root / name, captions, training)
+                if said["image_id"] in files:
+                    captions.setdefault(files[said["image_id"]], []).append(_plain(said["caption"]))
+                else:
+                    reason = f"caption {said['id']} is of image {said['image_id']}, which the file does not list"
+                    left_out.append(BrokenSample(reason, f"{file}:{said['id']}"))
+        except OSError as error:
+            raise DataError(f"data.root: cannot read {file}: {error.strerror}.\n{type(self).__doc__}") from error
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            problem = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+            raise DataError(f"{file} is not an annotation file of COCO captions: {problem}") from error
+        return self._images(self.root / name, captions, training, left_out)
 
 
 class JourneyDB(Captioned):
@@ -177,21 +192,36 @@ class JourneyDB(Captioned):
                 raise DataError(f"data.root: no *.jsonl in {folder}.\n{type(self).__doc__}")
             if not files:
                 continue
-            captions: dict[str, list[str]] = {}
-            for number, line in enumerate(files[-1].read_text(encoding="utf-8").splitlines(), start=1):
-                if not line.strip():
-                    continue
-                try:
-                    entry = json.loads(line)
-                    said = (entry.get("Task2") or {}).get("Caption") or without_flags(entry["prompt"])
-                    captions[_inside(folder, entry["img_path"])] = [said.strip()]
-                except (ValueError, KeyError, AttributeError, TypeError) as error:
-                    raise DataError(f"{files[-1]}, line {number} is not an annotation of JourneyDB: {error}") from error
-            split = self._images(folder, captions, training)
+            split = self._split(folder, files[-1], training)
             if training:
                 self.train_set = split
             else:
                 self.val_set = split
+
+    def _split(self, folder: Path, file: Path, training: bool) -> CaptionedImages:
+        captions: dict[str, list[str]] = {}
+        left_out, count = [], 0
+        inner = "imgs" if (folder / "imgs").is_dir() else ""
+        try:
+            with file.open("rb") as lines:  # not read at once: the release has 4.2 million lines
+                for number, line in enumerate(lines, start=1):
+                    if not line.strip():
+                        continue
+                    count += 1
+                    try:
+                        entry = json.loads(_text(line))
+                        said = (entry.get("Task2") or {}).get("Caption") or without_flags(entry["prompt"])
+                        path = entry["img_path"].removeprefix("./")
+                        name = path if path.startswith(f"{inner}/") or not inner else f"{inner}/{path}"
+                        captions[name] = [_plain(said)]
+                    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+                        reason = f"not an annotation of JourneyDB ({type(error).__name__}: {error})"
+                        left_out.append(BrokenSample(reason, f"{file}:{number}"))
+        except OSError as error:
+            raise DataError(f"data.root: cannot read {file}: {error.strerror}") from error
+        if len(left_out) > bad_allowed(self.max_bad_fraction, count):
+            raise DataError(f"data.root: {len(left_out)} of {count} lines cannot be read; the first: {left_out[0]}")
+        return self._images(folder, captions, training, left_out)
 
 
 def without_flags(prompt: str) -> str:
@@ -199,16 +229,10 @@ def without_flags(prompt: str) -> str:
     return re.split(r"(?:^|\s)(?:--|—)\w", prompt, maxsplit=1)[0].strip()
 
 
-def _inside(folder: Path, path: str) -> str:
-    """An annotation's path as it lies below `folder`: `./000/a.jpg`, there or in `imgs/`."""
-    name = path.removeprefix("./")
-    return name if name.startswith("imgs/") or not (folder / "imgs").is_dir() else f"imgs/{name}"
+def _text(line: bytes) -> str:
+    return line.decode("utf-8-sig")
 
 
-def _json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"data.root: cannot read {file}: {error.strerror}") from error
-    except ValueError as error:
-        raise DataError(f"{file} is not JSON: {error}") from error
+def _plain(said: str) -> str:
+    """A caption without space around it, and without half characters, which tokenizers refuse."""
+    return said.strip().encode("utf-8", "replace").decode("utf-8")

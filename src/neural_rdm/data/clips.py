@@ -1,12 +1,12 @@
-"""Clips out of videos: which frames, and how they are decoded, from video files (decord) or folders of frames."""
+"""Clips out of videos: which videos there are, which of their frames make a clip, and the clip as a tensor."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,92 +16,9 @@ from PIL import Image
 from neural_rdm.core.layouts import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from neural_rdm.core.seeding import uniform
 from neural_rdm.data.base import BrokenSample
-from neural_rdm.data.image_folder import adm_crop, read_rgb
-
-
-class Video(Protocol):
-    """An open video."""
-
-    def length(self) -> int:
-        """How many frames it has."""
-        ...
-
-    def frames(self, indices: Sequence[int]) -> list[Image.Image]:
-        """The frames `indices`, RGB; only these are decoded."""
-        ...
-
-    def close(self) -> None:
-        """Free what it holds."""
-        ...
-
-
-class FrameFolder:
-    """A video as a folder of image files, in the order of the numbers in their names."""
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        try:
-            names = [n for n in os.listdir(path) if os.path.splitext(n)[1].lower() in IMAGE_SUFFIXES and n[0] != "."]
-        except OSError as error:
-            raise BrokenSample(f"cannot read the frames in {os.fspath(path)}: {error.strerror}") from error
-        self.names = sorted(names, key=natural)
-
-    def length(self) -> int:
-        """How many frames it has."""
-        return len(self.names)
-
-    def frames(self, indices: Sequence[int]) -> list[Image.Image]:
-        """The frames `indices`."""
-        return [read_rgb(self.path / self.names[i]) for i in indices]
-
-    def close(self) -> None:
-        """Nothing is held open."""
-
-
-class Decord:
-    """A video file, decoded by decord.
-
-    Open it where it is used and close it at once: a reader that a forked worker inherits hangs.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        try:
-            import decord
-        except ImportError as error:
-            raise BrokenSample(
-                f"cannot decode {os.fspath(path)}: decord is not installed (pip install decord; it has wheels for "
-                "x86-64). Folders of frames need no decoder."
-            ) from error
-        self.path = os.fspath(path)
-        try:
-            self._reader: Any = decord.VideoReader(self.path, num_threads=1)
-        except Exception as error:  # decord raises its own errors and RuntimeError
-            raise BrokenSample(
-                f"cannot decode the video {self.path}: {_line(error)}. Replace it or delete it."
-            ) from error
-
-    def length(self) -> int:
-        """How many frames it has."""
-        return len(self._reader)
-
-    def frames(self, indices: Sequence[int]) -> list[Image.Image]:
-        """The frames `indices`."""
-        try:
-            batch = self._reader.get_batch(list(indices)).asnumpy()
-        except Exception as error:
-            raise BrokenSample(
-                f"cannot decode the video {self.path}: {_line(error)}. Replace it or delete it."
-            ) from error
-        return [Image.fromarray(frame) for frame in batch]
-
-    def close(self) -> None:
-        """Free the decoder."""
-        self._reader = None
-
-
-def open_video(path: str | os.PathLike[str]) -> Video:
-    """Open a video file or a folder of frames."""
-    return FrameFolder(path) if os.path.isdir(path) else Decord(path)
+from neural_rdm.data.decoders import Video, natural, open_video
+from neural_rdm.data.image_folder import adm_crop
+from neural_rdm.data.packed import PackedStrings
 
 
 def frame_numbers(length: int, num_frames: int, frame_interval: int, u: float) -> NDArray[np.int64]:
@@ -139,17 +56,23 @@ class ClipFiles:
 
     Args:
         paths: video files and folders of frames.
+        frames: int64 [N], how many frames of each can be read.
+        broken: {index: what is wrong} of those that cannot be read at all.
+        decoder: opens the files; one of `DECODERS`.
         labels: their classes [N], or None.
         image_size: S; frames are cropped as ADM crops images.
         num_frames: F.
         frame_interval: frames of the video from one frame of the clip to the next.
-        image_frames: I single frames of other videos behind each clip.
+        image_frames: I single frames of other videos behind each clip, at most 31.
         random: start anywhere and mirror (`flip`), keyed by the sample's position; otherwise the clip in the middle.
     """
 
     def __init__(
         self,
-        paths: Sequence[Path],
+        paths: Sequence[str],
+        frames: NDArray[np.int64],
+        broken: Mapping[int, str],
+        decoder: str,
         labels: Sequence[int] | None,
         image_size: int,
         num_frames: int,
@@ -159,7 +82,9 @@ class ClipFiles:
         flip: bool = True,
         seed: int = 0,
     ) -> None:
-        self.paths = [os.fspath(p) for p in paths]
+        self.paths = PackedStrings(paths)
+        self.frames, self.broken, self.decoder = frames, broken, decoder
+        self.readable = np.flatnonzero(frames)
         self.y = None if labels is None else torch.tensor(labels)
         self.image_size, self.num_frames, self.frame_interval = image_size, num_frames, frame_interval
         self.image_frames, self.random, self.flip, self.seed = image_frames, random, flip, seed
@@ -167,11 +92,21 @@ class ClipFiles:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def open(self, index: int) -> Video:
+        """The video `index`; close it again.
+
+        Raises:
+            BrokenSample: it cannot be opened, now or when the index was made.
+        """
+        if index in self.broken:
+            raise BrokenSample(self.broken[index], self.paths[index], index)
+        return open_video(self.paths[index], self.decoder)
+
     def load(self, index: int, key: int) -> dict[str, Any]:
         """Clip `index`: x float32 [F + I, 3, S, S] in [-1, 1] ([3, S, S] for one frame), y its class, or [1 + I].
 
         Raises:
-            BrokenSample: the video cannot be decoded; the message names it.
+            BrokenSample: a video cannot be decoded; it says which.
         """
         draws = uniform(self.seed, "clip", [key * 64 + i for i in range(2 + 2 * self.image_frames)])
         start, mirror = draws[:2] if self.random else (0.5, 1.0)
@@ -180,7 +115,8 @@ class ClipFiles:
             frames = [frame[:, ::-1] for frame in frames]
         labels = [] if self.y is None else [self.y[index]]
         for which, moment in draws[2:].reshape(-1, 2):
-            other = int(which * len(self))
+            # of those that can be read, and others for the sample that takes the place of a broken one
+            other = int(self.readable[(int(which * len(self.readable)) + index) % len(self.readable)])
             frames += self._frames(other, 1, moment)
             labels += [] if self.y is None else [self.y[other]]
         x = torch.from_numpy(np.stack(frames).transpose(0, 3, 1, 2).astype(np.float32)).div_(127.5).sub_(1)
@@ -190,20 +126,10 @@ class ClipFiles:
         return sample
 
     def _frames(self, index: int, num_frames: int, u: float) -> list[NDArray[np.uint8]]:
-        video = open_video(self.paths[index])
         try:
-            if video.length() < 1:
-                raise BrokenSample(f"the video {self.paths[index]} has no frames. Replace it or delete it.")
-            chosen = frame_numbers(video.length(), num_frames, self.frame_interval, u)
-            return [adm_crop(frame, self.image_size) for frame in video.frames(chosen.tolist())]
-        finally:
-            video.close()
-
-
-def natural(name: str) -> list[tuple[int, int | str]]:
-    """Sort key by the numbers in a name: frame_10 follows frame_9."""
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name) if part]
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+            with contextlib.closing(self.open(index)) as video:
+                chosen = frame_numbers(int(self.frames[index]), num_frames, self.frame_interval, u)
+                return [adm_crop(Image.fromarray(frame), self.image_size) for frame in video.read(chosen.tolist())]
+        except BrokenSample as error:
+            error.index = index
+            raise

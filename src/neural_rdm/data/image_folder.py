@@ -1,21 +1,28 @@
-"""ImageNet or any other tree of class folders, cropped as ADM and DiT crop it."""
+"""Images in class folders, read whatever their kind and cropped as ADM and DiT crop them."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
+from torch import Tensor
 
 from neural_rdm.core.errors import ConfigError, DataError
-from neural_rdm.core.layouts import check_root, image_names
+from neural_rdm.core.layouts import ImageTree, check_root, image_names
 from neural_rdm.core.seeding import uniform
 from neural_rdm.data.base import BrokenSample, DataModule
+from neural_rdm.data.broken import bad_allowed, printable
+from neural_rdm.data.packed import PackedStrings
 
+#: what is decoded; Pillow knows more, and would hand PostScript in a file called .jpg to Ghostscript, which runs it
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
+_ELONGATED = 32
 _TURNS = {  # EXIF orientation -> what undoes it
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -27,18 +34,24 @@ _TURNS = {  # EXIF orientation -> what undoes it
 }
 
 
-def read_rgb(path: str | os.PathLike[str]) -> Image.Image:
-    """Decode an image file to 8-bit RGB.
+def read_rgb(path: str | os.PathLike[str] | BinaryIO, name: str = "") -> Image.Image:
+    """Decode an image file to 8-bit RGB, by its content, whatever its name ends in.
 
     The EXIF orientation is applied (ADM and DiT ignore it). Palette, grey and CMYK images are converted as Pillow does;
     16-bit grey is scaled to 8 bits; transparency goes over black, which is what dropping alpha gives where hidden
     pixels are zero. Of an animation the first frame is taken.
 
+    Args:
+        path: the file, or what is open already.
+        name: what to call it in messages, if not by its path.
+
     Raises:
-        BrokenSample: the file cannot be decoded, or has more pixels than `PIL.Image.MAX_IMAGE_PIXELS` allows.
+        BrokenSample: the file cannot be decoded, or has more than twice the pixels that `PIL.Image.MAX_IMAGE_PIXELS`
+            says.
     """
+    where = name if name or not isinstance(path, (str, os.PathLike)) else path
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=FORMATS) as file:
             file.load()
             image = _upright(file)
             if image.mode == "F":
@@ -49,14 +62,28 @@ def read_rgb(path: str | os.PathLike[str]) -> Image.Image:
                 image = image.convert("RGBA")
                 return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
             return image.convert("RGB")
-    except Image.DecompressionBombError as error:
-        raise BrokenSample(
-            f"{os.fspath(path)}: {error}. Shrink the image, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file."
-        ) from error
-    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
-        raise BrokenSample(
-            f"cannot read the image {os.fspath(path)}: {error or type(error).__name__}. Replace the file or delete it."
-        ) from error
+    except UnidentifiedImageError as error:
+        raise BrokenSample("empty, or not an image that Pillow can read", where) from error
+    except OSError as error:
+        raise BrokenSample(error.strerror or str(error) or type(error).__name__, where) from error
+    except Exception as error:  # decoders raise SyntaxError, ValueError, struct.error, zlib.error, MemoryError, ...
+        raise BrokenSample(str(error) or type(error).__name__, where) from error
+
+
+def load_pixels(path: str | os.PathLike[str] | BinaryIO, size: int, mirror: bool = False, name: str = "") -> Tensor:
+    """An image file as float32 [3, size, size] in [-1, 1], cropped as ADM crops it.
+
+    Args:
+        path, name: see `read_rgb`.
+
+    Raises:
+        BrokenSample: the file cannot be read.
+    """
+    pixels = adm_crop(read_rgb(path, name), size)
+    if mirror:
+        pixels = pixels[:, ::-1]
+    x = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32))
+    return x.div_(127.5).sub_(1)
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -71,8 +98,14 @@ def adm_crop(image: Image.Image, size: int) -> NDArray[np.uint8]:
     """Centre crop uint8 [size, size, 3] of an RGB image whose short side is first made `size`.
 
     The short side is halved by box filtering while it is at least 2 * size, then resized bicubically. Source:
-    `center_crop_arr` in guided-diffusion's image_datasets.py and in DiT's train.py.
+    `center_crop_arr` in guided-diffusion's image_datasets.py and in DiT's train.py. Of an image that is more than 32
+    times as long as wide only the middle is resized: one of 1 x 60,000 pixels would take gigabytes otherwise.
     """
+    short = min(image.size)
+    if max(image.size) > _ELONGATED * short:
+        width, height = (min(side, _ELONGATED * short) for side in image.size)
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        image = image.crop((left, top, left + width, top + height))
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), resample=Image.Resampling.BOX)
     scale = size / min(image.size)
@@ -82,38 +115,40 @@ def adm_crop(image: Image.Image, size: int) -> NDArray[np.uint8]:
 
 
 class ImageFiles:
-    """Labelled image files of one split, indexed in the order of (class, file name). `y` is int64 [N].
+    """Labelled image files of one split. `y` is int64 [N].
 
-    Raises:
-        DataError: a class folder without an image.
+    Args:
+        folders: where they lie; folder k holds the next `counts[k]` of the names.
+        names: file names.
+        counts: number of files in each folder.
+        y: labels [N].
+        flip: mirror half of the images, keyed by (seed, position).
+        left_out: what the listing has passed over.
     """
 
-    def __init__(self, folder: Path, classes: list[str], image_size: int, flip: bool, seed: int) -> None:
-        self.folders = [os.path.join(folder, label) for label in classes]
-        self.image_size = image_size
-        self.flip = flip
-        self.seed = seed
-        names: list[bytes] = []
-        counts = []
-        for label in classes:
-            # A validation split may lack some classes.
-            images = sorted(image_names(folder / label)) if (folder / label).is_dir() else []
-            if not images and (folder / label).is_dir():
-                raise DataError(f"no images in the class folder {folder / label}. Fill it, or delete it.")
-            names += map(os.fsencode, images)
-            counts.append(len(images))
-        # A million Python strings would be copied into every forked worker as their reference counts change.
-        self._names = b"".join(names)
-        self._ends = np.cumsum([0, *map(len, names)])
-        self.y = torch.arange(len(classes)).repeat_interleave(torch.tensor(counts))
+    def __init__(
+        self,
+        folders: Sequence[str | os.PathLike[str]],
+        names: Iterable[str],
+        counts: Sequence[int],
+        y: Tensor,
+        image_size: int,
+        flip: bool = False,
+        seed: int = 0,
+        left_out: Sequence[BrokenSample] = (),
+    ) -> None:
+        self.folders = [os.fspath(folder) for folder in folders]
+        self._names, self._ends = PackedStrings(names), np.cumsum(counts)
+        self.y, self.image_size, self.flip, self.seed = y, image_size, flip, seed
+        self.left_out = list(left_out)
 
     def __len__(self) -> int:
         return len(self.y)
 
     def path(self, index: int) -> str:
         """Path of image `index`."""
-        name = self._names[self._ends[index] : self._ends[index + 1]]
-        return os.path.join(self.folders[int(self.y[index])], os.fsdecode(name))
+        folder = self.folders[int(np.searchsorted(self._ends, index, side="right"))]
+        return os.path.join(folder, self._names[index])
 
     def load(self, index: int, key: int) -> dict[str, Any]:
         """Image `index` as x float32 [3, S, S] in [-1, 1] and label y, mirrored for half of all keys if `flip`.
@@ -121,18 +156,35 @@ class ImageFiles:
         Raises:
             BrokenSample: the file cannot be read; the message names it.
         """
-        pixels = adm_crop(read_rgb(self.path(index)), self.image_size)
-        if self.flip and uniform(self.seed, "flip", [key])[0] < 0.5:
-            pixels = pixels[:, ::-1]
-        x = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32))
-        return {"x": x.div_(127.5).sub_(1), "y": int(self.y[index])}
+        mirror = self.flip and uniform(self.seed, "flip", [key])[0] < 0.5
+        return {"x": load_pixels(self.path(index), self.image_size, mirror), "y": int(self.y[index])}
+
+
+def class_files(folders: Sequence[Path], image_size: int, flip: bool = False, seed: int = 0) -> ImageFiles:
+    """The images in class folders, in the order of (class, file name); label k for the k-th folder.
+
+    A folder without an image is left out, and said to be; the labels of the others stay. Folders may be absent.
+    """
+    names, counts, left_out = [], [], []
+    for folder in folders:
+        images = sorted(image_names(folder)) if folder.is_dir() else []
+        if not images and folder.is_dir():
+            left_out.append(BrokenSample("a class folder without an image", folder))
+        names += images
+        counts.append(len(images))
+    y = torch.arange(len(folders)).repeat_interleave(torch.tensor(counts))
+    return ImageFiles(folders, names, counts, y, image_size, flip, seed, left_out)
 
 
 class ImageFolder(DataModule):
-    """Images in class folders: `root/train/<class>/*` with an optional `root/val/<class>/*`, or `root/<class>/*`.
+    """Anyone's images in class folders, as torchvision's `ImageFolder` takes them:
 
-    Labels follow the sorted folder names (for ImageNet's wnid folders: the standard 0 ... 999). Validation images are
-    not mirrored. As samples are indexed class by class, a small `limit` takes images of the first classes only.
+    ROOT/train/<class>/*.jpg    png, webp, bmp, tif, ppm, ... too
+    ROOT/val/<class>/*.jpg      may be left out
+
+    or ROOT/<class>/*.jpg. Labels follow the sorted folder names; a class keeps its label where its folder is empty.
+    Images are cropped as in ADM and scaled to [-1, 1]; those of the validation split are not mirrored. As samples are
+    indexed class by class, a small `limit` takes images of the first classes only.
 
     Args:
         root: the folder.
@@ -142,9 +194,10 @@ class ImageFolder(DataModule):
         limit: use only the first `limit` images of each split, None for all.
         flip: mirror training images horizontally with probability 1/2, keyed by (seed, position).
         num_classes: the expected number of class folders, None for as many as there are.
+        max_bad_fraction: share of the images (and of the class folders, which may be empty) that may be unreadable.
 
     Raises:
-        DataError: the folder is not such a tree (see `neural_rdm.core.layouts.check_root`).
+        DataError: the folder is not such a tree (see `neural_rdm.core.layouts`).
         ConfigError: a number out of range.
     """
 
@@ -157,20 +210,34 @@ class ImageFolder(DataModule):
         limit: int | None = None,
         flip: bool = True,
         num_classes: int | None = None,
+        max_bad_fraction: float = 0.01,
     ) -> None:
-        super().__init__(batch_size, num_workers, limit)
+        super().__init__(batch_size, num_workers, limit, max_bad_fraction)
         if image_size < 1:
             raise ConfigError(f"data.image_size must be at least 1, not {image_size}.")
-        self.tree = check_root(root, num_classes or None)  # 0: an unconditional network takes any folders
+        self.tree = self.check(root, num_classes or None)  # 0: an unconditional network takes any folders
         self.flip = flip
-        self.class_names = self.tree.classes
+        self.class_names = list(map(printable, self.tree.classes))
         self.num_classes = len(self.tree.classes)
         self.sample_shape = (3, image_size, image_size)
 
+    check: Callable[[str | os.PathLike[str] | None, int | None], ImageTree] = staticmethod(check_root)
+    """Finds the splits and classes of a folder."""
+
     def load_datasets(self) -> None:
-        """List the files of both splits; images are decoded when they are drawn."""
-        train, val, classes = self.tree
-        size = self.sample_shape[-1]
-        self.train_set = ImageFiles(train, classes, size, self.flip, self.seed)
-        if val is not None:
-            self.val_set = ImageFiles(val, classes, size, flip=False, seed=self.seed)
+        """List the files of both splits; images are decoded when they are drawn.
+
+        Raises:
+            DataError: more class folders are empty than may be.
+        """
+        tree, size = self.tree, self.sample_shape[-1]
+        train = class_files([tree.train / name / tree.inner for name in tree.classes], size, self.flip, self.seed)
+        empty = train.left_out
+        if len(empty) > bad_allowed(self.max_bad_fraction, len(tree.classes)):
+            raise DataError(
+                f"data.root: {len(empty)} of {len(tree.classes)} class folders hold no image, such as {empty[0].path}. "
+                "Unpack their archives again, or remove these folders."
+            )
+        self.train_set = train
+        if tree.val is not None and tree.labels is None:
+            self.val_set = class_files([tree.val / name for name in tree.classes], size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +27,7 @@ class StepBatchSampler(Sampler[list[Draw]]):
 
     At optimizer step s, micro-step m of a and rank r of W, sample i of the micro-batch has
     `position = s*B + m*(B/a) + r*(B/(a*W)) + i`. Epoch e holds the positions e*N ... (e+1)*N - 1 and visits every index
-    once, in a random order keyed by (seed, "order", e). A batch may span epochs and may be larger than the data set.
+    once, in the order that `order` gives. A batch may span epochs and may be larger than the data set.
 
     Args:
         dataset_size: N, number of samples.
@@ -37,6 +38,7 @@ class StepBatchSampler(Sampler[list[Draw]]):
         micro_steps: a, micro-batches per optimizer step (`trainer.accumulate_grad_batches`).
         world_size: W, number of ranks.
         rank: r, this process.
+        order: indices [N] of an epoch, each once, from its number e; None for `shuffled`.
 
     Raises:
         ConfigError: B does not split into a*W equal parts, or a number is out of range.
@@ -52,6 +54,7 @@ class StepBatchSampler(Sampler[list[Draw]]):
         micro_steps: int = 1,
         world_size: int = 1,
         rank: int = 0,
+        order: Callable[[int], NDArray[np.int64]] | None = None,
     ) -> None:
         if dataset_size < 1:
             raise DataError("the training set holds no samples. Check data.root and data.limit.")
@@ -61,6 +64,7 @@ class StepBatchSampler(Sampler[list[Draw]]):
         self.start_step = start_step
         self.micro_steps = micro_steps
         self.rank = rank
+        self.order = order or partial(shuffled, dataset_size, seed)
         # Under torch's name, which DeepSpeed reads: samples of this rank per micro-step.
         self.batch_size = split_batch(batch_size, micro_steps, world_size)
         if not 0 <= rank < world_size:
@@ -80,10 +84,13 @@ class StepBatchSampler(Sampler[list[Draw]]):
     def _index(self, position: int) -> int:
         epoch, place = divmod(position, self.dataset_size)
         if epoch != self._epoch:
-            keyed = generator(self.seed, "order", epoch)
-            self._order = torch.randperm(self.dataset_size, generator=keyed).numpy()
-            self._epoch = epoch
+            self._order, self._epoch = self.order(epoch), epoch
         return int(self._order[place])
+
+
+def shuffled(size: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """0 ... size - 1 in a random order keyed by (seed, "order", epoch)."""
+    return torch.randperm(size, generator=generator(seed, "order", epoch)).numpy()
 
 
 def split_batch(batch_size: int, micro_steps: int, world_size: int) -> int:

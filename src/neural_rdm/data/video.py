@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from neural_rdm.core.errors import ConfigError, DataError
-from neural_rdm.core.layouts import check_folder
+from neural_rdm.core.layouts import VIDEO_SUFFIXES, check_folder
+from neural_rdm.core.ranks import is_first_rank
 from neural_rdm.data.base import DataModule
 from neural_rdm.data.clips import ClipFiles, find_videos
+from neural_rdm.data.decoders import DECODERS
+from neural_rdm.data.video_index import index_videos
 
 
 class Clips(DataModule):
@@ -16,7 +21,8 @@ class Clips(DataModule):
 
     Training clips begin anywhere and are mirrored half of the time, keyed by (seed, position); validation takes the
     middle of every video. A video too short for `frame_interval` is read at the largest interval that fits, and the
-    last frame of one with fewer than `num_frames` is repeated.
+    last frame of one with fewer than `num_frames` is repeated. How many frames each video has is found out once (see
+    `video_index`); a video that cannot be read is a broken sample, whatever decodes it.
 
     Args:
         root: the folder of the data set.
@@ -25,14 +31,16 @@ class Clips(DataModule):
         frame_interval: frames of the video from one frame of a clip to the next; 3 in Latte.
         flip: mirror training clips.
         image_frames: single frames of other videos appended to each clip, for joint training on clips and images
-            (Latte, Sec. 3.4); 0 for none.
+            (Latte, Sec. 3.4); 0 for none, 31 at most.
         batch_size: clips per optimizer step over all ranks and micro-steps.
         num_workers: loader processes of each rank.
         limit: use only the first `limit` videos of each split, None for all.
+        decoder: "decord", "pyav" or "torchcodec", for video files.
+        max_bad_fraction: see `DataModule`.
 
     Raises:
         DataError: the folder is missing or holds no videos.
-        ConfigError: a number out of range.
+        ConfigError: a number out of range, or a decoder that is not installed.
     """
 
     def __init__(
@@ -46,32 +54,49 @@ class Clips(DataModule):
         batch_size: int = 40,
         num_workers: int = 0,
         limit: int | None = None,
+        decoder: str = "decord",
+        max_bad_fraction: float = 0.01,
     ) -> None:
-        super().__init__(batch_size, num_workers, limit)
-        if min(image_size, num_frames, frame_interval) < 1 or image_frames < 0:
+        super().__init__(batch_size, num_workers, limit, max_bad_fraction=max_bad_fraction)
+        if min(image_size, num_frames, frame_interval) < 1 or not 0 <= image_frames <= 31:
             raise ConfigError(
-                "data.image_size, num_frames and frame_interval must be at least 1, image_frames 0 or more"
+                "data.image_size, num_frames and frame_interval must be at least 1, image_frames between 0 and 31"
             )
         if num_frames == 1 and image_frames:
             raise ConfigError(f"data.image_frames={image_frames} with data.num_frames=1: images follow clips only")
+        if decoder not in DECODERS:
+            raise ConfigError(f"data.decoder={decoder} is not one of {', '.join(DECODERS)}")
         self.root = Path(os.path.expanduser(root or ""))  # looked at by `setup`: sampling needs no data
         self.image_size, self.num_frames, self.frame_interval = image_size, num_frames, frame_interval
-        self.flip, self.image_frames = flip, image_frames
+        self.flip, self.image_frames, self.decoder = flip, image_frames, decoder
         frames, image = num_frames + image_frames, (3, image_size, image_size)
         self.sample_shape = image if frames == 1 else (frames, *image)
 
-    def _clips(self, paths: list[Path], labels: list[int] | None, training: bool) -> ClipFiles:
-        return ClipFiles(
-            paths,
-            labels,
-            self.image_size,
-            self.num_frames,
-            self.frame_interval,
-            self.image_frames if training else 0,
-            random=training,
-            flip=self.flip,
-            seed=self.seed,
-        )
+    def _use(self, train: list[Path], val: list[Path], labels: Mapping[Path, int] | None = None) -> None:
+        """Make the sets of these videos, of which `limit` are looked at."""
+        if not train:
+            raise DataError(
+                f"data.root: no training video (file or folder of frames) in {self.root}.\n{type(self).__doc__}"
+            )
+        train, val = train[: self.limit], val[: self.limit]
+        paths = list(map(os.fspath, [*train, *val]))
+        frames, broken = index_videos(self.root, paths, self.decoder, self.num_workers)
+        for name, used, first in (("train", train, 0), ("val", val, len(train))):
+            source = ClipFiles(
+                paths[first : first + len(used)],
+                frames[first : first + len(used)],
+                {index - first: reason for index, reason in broken.items() if 0 <= index - first < len(used)},
+                self.decoder,
+                None if labels is None else [labels[path] for path in used],
+                self.image_size,
+                self.num_frames,
+                self.frame_interval,
+                self.image_frames if name == "train" else 0,
+                random=name == "train",
+                flip=self.flip,
+                seed=self.seed,
+            )
+            setattr(self, f"{name}_set", source if used else None)
 
     def _split(self, *names: str) -> Path | None:
         """The first of these folders that exists."""
@@ -84,13 +109,15 @@ class Clips(DataModule):
 
     def load_datasets(self) -> None:
         """List the videos of both splits; frames are decoded when they are drawn."""
-        train, val = self._split(*self.TRAIN) or self.root, self._split(*self.VAL)
-        paths = find_videos(train)
-        if not paths:
-            raise DataError(f"data.root: no video file and no folder of frames below {train}.\n{type(self).__doc__}")
-        self.train_set = self._clips(paths, None, training=True)
-        if val is not None and (held_out := find_videos(val)):
-            self.val_set = self._clips(held_out, None, training=False)
+        val = self._split(*self.VAL)
+        self._use(find_videos(self._split(*self.TRAIN) or self.root), [] if val is None else find_videos(val))
+
+    def _named(self, file: Path, names: list[str], videos: Mapping[str, Path]) -> list[str]:
+        """Those of the names in a list whose videos are there; says how many are not."""
+        there = [name for name in names if name in videos]
+        if len(there) < len(names) and is_first_rank():
+            print(f"{file.name}: {len(there)} of {len(names)} videos are there", flush=True)
+        return there
 
     TRAIN: tuple[str, ...] = ("train",)
     VAL: tuple[str, ...] = ("test", "val")
@@ -102,7 +129,8 @@ class SkyTimelapse(Clips):
     ROOT/sky_train/<video>/<clip>/*.jpg     training: every folder that holds frames is one clip
     ROOT/sky_test/<video>/<clip>/*.jpg      validation; may be left out
 
-    `train` and `test` are read as well, and ROOT itself where there is neither. Arguments: see `Clips`.
+    `train` and `test` are read as well, and ROOT itself where there is neither. Users get the archive by the link in
+    the README of https://github.com/weixiong-ur/mdgan. Arguments: see `Clips`.
     """
 
     TRAIN = ("sky_train", "train")
@@ -112,11 +140,36 @@ class SkyTimelapse(Clips):
 class TaichiHD(Clips):
     """Taichi-HD (Siarohin et al. 2019), unconditional, as its loading script writes it:
 
-    ROOT/train/<id>#<start>#<end>.mp4       training: video files, or folders of frames of that name
+    ROOT/train/<id>#<start>#<end>.mp4       training: video files, or folders of frames of the same name
     ROOT/test/<id>#<start>#<end>.mp4        validation; may be left out
 
-    ROOT itself is read where there is no `train`. Arguments: see `Clips`.
+    or the same clips anywhere below ROOT, with a ROOT/*.csv that has the columns video_id, start, end and partition
+    (train or test), as taichi-metadata.csv has. Without either, all videos below ROOT are for training. Users make the
+    clips with load_videos.py of https://github.com/AliaksandrSiarohin/first-order-model, data/taichi-loading; videos
+    that have left YouTube since are left out. Arguments: see `Clips`.
     """
+
+    def load_datasets(self) -> None:
+        """List the videos by folder, or else by the table of clips."""
+        tables = [file for file in sorted(self.root.glob("*.csv")) if "partition" in next(iter(_lines(file)), "")]
+        if self._split(*self.TRAIN) is not None or not tables:
+            super().load_datasets()
+            return
+        file, videos = tables[0], _by_name(find_videos(self.root))
+        splits: dict[str, list[str]] = {"train": [], "test": []}
+        try:
+            for row in csv.DictReader(_lines(file)):
+                name = f"{row['video_id']}#{int(row['start']):06d}#{int(row['end']):06d}"
+                splits[row["partition"]].append(name)
+        except (KeyError, ValueError, TypeError) as error:
+            raise DataError(
+                f"data.root: {file} is not a table of clips (video_id, start, end, partition train or test): {error}"
+            ) from error
+        named = {split: self._named(file, names, videos) for split, names in splits.items()}
+        if not any(named.values()):
+            super().load_datasets()
+            return
+        self._use([videos[name] for name in named["train"]], [videos[name] for name in named["test"]])
 
 
 class UCF101(Clips):
@@ -125,8 +178,9 @@ class UCF101(Clips):
     ROOT/**/<v_Class_gNN_cNN>.avi           the videos, in class folders or not (UCF-101/, videos/, ...)
     ROOT/**/ucfTrainTestlist/               classInd.txt, trainlist0{1,2,3}.txt, testlist0{1,2,3}.txt
 
-    Labels are those of classInd.txt less one. Videos of the list that are not there are left out, with a line that says
-    how many.
+    Labels are those of classInd.txt, which begin at 1, less one. Videos of another format and folders of frames of the
+    same names are read as well. Videos of the list that are not there are left out, with a line that says how many.
+    Users get UCF101.rar and UCF101TrainTestSplits-RecognitionTask.zip at https://www.crcv.ucf.edu/data/UCF101.php.
 
     Args:
         split: which of the three official lists.
@@ -148,10 +202,13 @@ class UCF101(Clips):
         batch_size: int = 40,
         num_workers: int = 0,
         limit: int | None = None,
+        decoder: str = "decord",
+        max_bad_fraction: float = 0.01,
     ) -> None:
         super().__init__(
-            root, image_size, num_frames, frame_interval, flip, image_frames, batch_size, num_workers, limit
-        )
+            root, image_size, num_frames, frame_interval, flip, image_frames, batch_size, num_workers, limit,
+            decoder, max_bad_fraction,
+        )  # fmt: skip
         if split not in (1, 2, 3):
             raise ConfigError(f"data.split={split} is not one of 1, 2, 3")
         self.split = split
@@ -161,28 +218,48 @@ class UCF101(Clips):
         lists = next((p.parent for p in sorted(self.root.rglob("classInd.txt"))), None)
         if lists is None:
             raise DataError(f"data.root: no classInd.txt below {self.root}.\n{type(self).__doc__}")
-        names = [line.split()[1] for line in _lines(lists / "classInd.txt")]
-        self.class_names = names
-        number = {name: i for i, name in enumerate(names)}
-        found = {path.name: path for path in find_videos(self.root) if path.suffix.lower() == ".avi"}
-        sets = []
+        numbers = _classes(lists / "classInd.txt")
+        self.class_names = sorted(numbers, key=lambda name: numbers[name])
+        videos = _by_name(find_videos(self.root))
+        found: dict[str, list[Path]] = {}
+        labels: dict[Path, int] = {}
         for kind in ("train", "test"):
-            listed = [Path(line.split()[0]) for line in _lines(lists / f"{kind}list0{self.split}.txt")]
-            there = [p for p in listed if p.name in found]
-            if len(there) < len(listed):
-                print(f"UCF-101 {kind}list0{self.split}: {len(there)} of {len(listed)} videos are there", flush=True)
-            labels = [number[p.parent.name] for p in there]
-            sets.append(self._clips([found[p.name] for p in there], labels, training=kind == "train"))
-        if not len(sets[0]):
+            file = lists / f"{kind}list0{self.split}.txt"
+            listed = {}
+            for line in _lines(file):
+                path = Path(line.split()[0])
+                if path.parent.name not in numbers:
+                    raise DataError(f"data.root: {file} says {line!r}, but classInd.txt has no class {path.parent}")
+                listed[path.stem] = numbers[path.parent.name]
+            there = self._named(file, list(listed), videos)
+            found[kind] = [videos[name] for name in there]
+            labels |= {videos[name]: listed[name] for name in there}
+        if not found["train"]:
             raise DataError(
                 f"data.root: no video of trainlist0{self.split}.txt is below {self.root}.\n{type(self).__doc__}"
             )
-        self.train_set, self.val_set = sets[0], sets[1] if len(sets[1]) else None
+        self._use(found["train"], found["test"], labels)
+
+
+def _by_name(paths: Iterable[Path]) -> dict[str, Path]:
+    """Videos by their names without the ending; a folder of frames may have that of a file."""
+    return {path.stem if path.suffix.lower() in VIDEO_SUFFIXES else path.name: path for path in paths}
+
+
+def _classes(file: Path) -> dict[str, int]:
+    """{name: label from 0 on} of a list that counts from 1."""
+    try:
+        found = {name: int(number) - 1 for number, name in (line.split() for line in _lines(file))}
+    except ValueError as error:
+        raise DataError(f"data.root: a line of {file} is not a number and a name: {error}") from error
+    if sorted(found.values()) != list(range(len(found))):
+        raise DataError(f"data.root: {file} does not number its classes from 1 on")
+    return found
 
 
 def _lines(path: Path) -> list[str]:
-    """The lines of an official list, whatever ends them."""
+    """The lines of an official list that are not blank, whatever ends them."""
     try:
-        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except OSError as error:
-        raise DataError(f"data.root: cannot read {path}: {error.strerror}") from error
+        return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"data.root: cannot read {path}: {getattr(error, 'strerror', error)}") from error

@@ -5,6 +5,7 @@ A first stage is not an `nn.Module`, so that a LightningModule that holds one ne
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,10 @@ class Autoencoder:
         self.path, self.subfolder, self.scale, self.shift = path, subfolder, scale, shift
         self.downsample, self.channels = downsample, channels
         self.dtype, self.tile, self.chunk = DTYPES[dtype], tile, chunk
+        #: whether what it is given to encode are moments that were made before (see `encode.py`), no pixels
+        self.reads_moments = False
         self._vae: Any = None
+        self._fingerprint: str | None = None
 
     # -- what differs between the three
 
@@ -110,7 +114,12 @@ class Autoencoder:
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Pixels as in `encode` -> mean and standard deviation of the unscaled posterior, float32; None as the second
         where the latents are not random.
+
+        With `reads_moments`, x are these two already, one behind the other on the axis of channels, in any dtype.
         """
+        if self.reads_moments:
+            parts = x.float().split(self.channels, dim=-3)
+            return parts[0], parts[1] if len(parts) > 1 else None
         vae = self._on(x.device)
         with torch.autocast(x.device.type, enabled=False):  # it computes in its own dtype
             encoded = [self._encoded(vae, part) for part in self._parts(x)]
@@ -137,6 +146,21 @@ class Autoencoder:
 
     # -- loading
 
+    def fingerprint(self) -> str:
+        """sha256 of the encoder's weights (float32): what the latents depend on, whatever decodes them.
+
+        Raises:
+            CheckpointError: the autoencoder cannot be loaded.
+        """
+        if self._fingerprint is None:
+            digest = hashlib.sha256()
+            for name, tensor in sorted(self._load().state_dict().items()):
+                if name.startswith(("encoder.", "quant_conv.")):
+                    digest.update(f"{name}\0{list(tensor.shape)}\0".encode())
+                    digest.update(tensor.float().contiguous().numpy().tobytes())
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
     def _on(self, device: torch.device) -> Any:
         """The autoencoder, loaded at its first use and moved to `device`."""
         if self._vae is None:
@@ -161,7 +185,7 @@ class Autoencoder:
             return autoencoder(self.path, self.kind)
         try:
             vae, info = getattr(diffusers, self.kind).from_pretrained(
-                self.path, subfolder=self.subfolder, use_safetensors=None, output_loading_info=True
+                self.path, subfolder=self.subfolder, low_cpu_mem_usage=False, output_loading_info=True
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise CheckpointError(

@@ -30,12 +30,12 @@ class NeuralRDM(pl.LightningModule):
         net: `net(x, t, y, context, context_mask) -> prediction`, the last three only where it takes them.
         objective: the diffusion process and its loss.
         optimizer: see `Optimizer`.
-        first_stage: encodes pixels; not used where the data are latents.
+        first_stage: encodes pixels, or draws latents of moments; not used where the data are latents.
         text: encodes captions, for a network with a text context; None for any other.
         seed: keys every draw together with a sample's position in the run.
         max_steps: optimizer steps of the run, for the schedule (`trainer.estimated_stepping_batches` would reset a
             stateful loader).
-        encode: whether batches are pixels that the first stage has to encode.
+        encode: whether batches are pixels (or moments) that go through the first stage.
         compile_blocks: compile every block of the network with torch.compile.
     """
 
@@ -101,9 +101,20 @@ class NeuralRDM(pl.LightningModule):
             y, null = batch["y"], self.net.null_class
             shown["y"] = y if null is None else drop_labels(y, dropped.to(y.device, non_blocking=True), null)
         if self.text is not None:
-            captions = ["" if gone else text for text, gone in zip(batch["caption"], dropped.tolist(), strict=True)]
-            shown |= encoded(self.text, captions, batch["x"].device)
+            shown |= self._tokens(self.text, batch, dropped)
         return shown
+
+    def _tokens(self, text: TextEncoder, batch: Batch, dropped: Tensor) -> dict[str, Tensor]:
+        """The texts of a batch as the network takes them, the null prompt for those that are `dropped`."""
+        device = batch["x"].device
+        if "context" not in batch:
+            captions = ["" if gone else said for said, gone in zip(batch["caption"], dropped.tolist(), strict=True)]
+            return encoded(text, captions, device)
+        null, gone = encoded(text, [""], device), dropped.to(device, non_blocking=True)[:, None]
+        return {
+            "context": torch.where(gone[..., None], null["context"], batch["context"].float()),
+            "context_mask": torch.where(gone, null["context_mask"], batch["context_mask"]),
+        }
 
     def null_condition(self) -> dict[str, Tensor]:
         """What stands for "no condition" in guidance, one row; empty where the network was never trained without."""

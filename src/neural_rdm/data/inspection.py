@@ -1,0 +1,136 @@
+"""What can be said of a data set by looking at some of its samples: do they decode, how large are they."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from neural_rdm.core.seeding import keys
+from neural_rdm.data.base import BrokenSample, Source
+from neural_rdm.data.decoders import VideoInfo, open_video
+
+
+@dataclass
+class Looked:
+    """What some samples of a data set are like.
+
+    Attributes:
+        decoded: how many were tried, broken ones too.
+        failed: how many of these do not decode.
+        broken: {path: reason} of these, and of all clips that the index of the videos knows to be broken.
+        sizes: (width, height) in pixels of each file that was tried, of a clip of its first frame.
+        fps: frames a second of each that says so.
+        frames: (number of frames, path) of each clip of the whole set.
+    """
+
+    decoded: int = 0
+    failed: int = 0
+    broken: dict[str, str] = field(default_factory=dict)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    frames: list[tuple[int, str]] = field(default_factory=list)
+    fps: list[float] = field(default_factory=list)
+
+
+def path_of(source: Source, index: int) -> str | None:
+    """The file or folder of sample `index`; None for samples that are no files of their own."""
+    if callable(path := getattr(source, "path", None)):
+        return os.fspath(path(index))
+    paths = getattr(source, "paths", None)
+    return None if paths is None else os.fspath(paths[index])
+
+
+def labels_of(source: Source) -> NDArray[np.int64] | None:
+    """The class [N] of each sample, None where there are none."""
+    labels = getattr(source, "y", None)
+    return labels.numpy() if isinstance(labels, Tensor) and labels.shape == (len(source),) else None
+
+
+def spread(size: int, count: int, seed: int) -> list[int]:
+    """At most `count` of 0 ... size - 1, ascending: one drawn from each of `count` equal stretches."""
+    count = min(size, count)
+    edges = np.arange(count + 1) * size // max(1, count)
+    draws = keys(seed, "spread", range(count)) % np.diff(edges).astype(np.uint64)
+    return [int(edge) + int(draw) for edge, draw in zip(edges[:-1], draws, strict=True)]
+
+
+def look(
+    sources: Mapping[str, Source],
+    count: int,
+    seed: int,
+    advance: Callable[[], None] = lambda: None,
+    decoder: str = "decord",
+) -> Looked:
+    """Decode `count` samples of each split, spread over it, through the data set's own `load`.
+
+    Args:
+        advance: called after each sample.
+        decoder: what reads the length and the size of video files.
+    """
+    looked = Looked()
+    for source in sources.values():
+        lengths, broken = getattr(source, "frames", []), getattr(source, "broken", {})
+        looked.frames += [(int(n), path_of(source, i) or "") for i, n in enumerate(lengths) if i not in broken]
+        looked.broken |= {path_of(source, i) or "": reason for i, reason in broken.items()}
+        for index in spread(len(source), count, seed):
+            path = path_of(source, index)
+            looked.decoded += 1
+            try:
+                source.load(index, index)
+                if path is not None:
+                    _measure(path, decoder, looked)
+            except BrokenSample as error:
+                looked.failed += 1
+                looked.broken[error.path or path or f"sample {index}"] = error.reason
+            advance()
+    return looked
+
+
+def _measure(path: str, decoder: str, looked: Looked) -> None:
+    """Add the size of an image, or the size of a clip and its frames a second."""
+    try:
+        with Image.open(path) as image:
+            looked.sizes.append(image.size)
+        return
+    except OSError:  # no image: a video, or a folder of frames
+        pass
+    info = video_info(path, decoder)
+    looked.sizes.append((info.width, info.height))
+    if info.fps:
+        looked.fps.append(info.fps)
+
+
+def video_info(path: str, decoder: str) -> VideoInfo:
+    """Length, frames a second and size of a video file or a folder of frames.
+
+    Raises:
+        BrokenSample: it cannot be read.
+    """
+    video = open_video(path, decoder)
+    try:
+        return video.info()
+    finally:
+        video.close()
+
+
+def disk_usage(root: str | os.PathLike[str]) -> tuple[int, int]:
+    """(number of files, bytes) below `root`; links are followed, each folder once."""
+    seen, number, total = set(), 0, 0
+    for folder, folders, files in os.walk(root, followlinks=True):
+        stat = os.stat(folder)
+        if (stat.st_dev, stat.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((stat.st_dev, stat.st_ino))
+        for name in files:
+            try:
+                total += os.stat(os.path.join(folder, name)).st_size
+            except OSError:  # a link that leads nowhere
+                continue
+            number += 1
+    return number, total

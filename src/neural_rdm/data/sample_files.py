@@ -1,0 +1,279 @@
+"""Samples as files, one after the other as bytes: ADM's `.npz`, a folder of images, a folder of clips.
+
+The one place that reads what `sample` writes, and what other code bases write, for `stats` and `evaluate`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageSequence
+from torch import Tensor
+
+from neural_rdm.core.errors import DataError
+from neural_rdm.core.layouts import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from neural_rdm.data.base import BrokenSample
+from neural_rdm.data.decoders import natural, open_video
+from neural_rdm.data.image_folder import read_rgb
+
+CLIP_SUFFIXES = VIDEO_SUFFIXES | {".gif"}
+READERS = 8
+Pixels = NDArray[np.uint8]
+
+
+class SampleFiles:
+    """An open set of samples; nothing of it is in memory but the batch at hand.
+
+    Attributes:
+        path: the file or folder.
+        kind: "image" or "clip".
+        labels: int64 [N], or None where there are none: `arr_1` of an `.npz`, the class folders of a folder.
+        num_frames, frame_interval: of every clip these frames are taken, from its first one on; None takes all.
+    """
+
+    kind: str
+    labels: NDArray[np.int64] | None = None
+
+    def __init__(self, path: Path, num_frames: int | None, frame_interval: int) -> None:
+        self.path, self.num_frames, self.frame_interval = path, num_frames, frame_interval
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the file, or of the names and contents of a folder's files; it reads all of them."""
+        digest = hashlib.sha256()
+        for name, path in self._files():
+            digest.update(f"{name}\0{path.stat().st_size}\0".encode() if name else b"")
+            with open(path, "rb") as file:
+                while chunk := file.read(1 << 20):
+                    digest.update(chunk)
+        return digest.hexdigest()
+
+    def batches(
+        self, batch_size: int, positions: Sequence[int] | None = None
+    ) -> Iterator[tuple[Tensor, NDArray[np.int64] | None]]:
+        """Samples as uint8 [B, 3, H, W] or [B, F, 3, H, W] with their labels [B] or None; one channel becomes three.
+
+        Args:
+            batch_size: B; the last batch may be smaller.
+            positions: which samples, ascending; None for all.
+
+        Raises:
+            DataError: a file is damaged, or two samples differ in size.
+        """
+        positions = range(len(self)) if positions is None else positions
+        if (np.diff(positions) <= 0).any():
+            raise ValueError("positions of samples must be ascending")
+        held: list[Pixels] = []
+        first: tuple[str, tuple[int, ...]] | None = None
+        for i, (name, pixels) in enumerate(self._arrays(positions)):
+            first = first or (name, pixels.shape[:-1])
+            if pixels.shape[:-1] != first[1]:
+                raise DataError(
+                    f"{self.path}: all {self.kind}s must have one size, but {first[0]} is {_size(first[1])} and {name} "
+                    f"is {_size(pixels.shape[:-1])}"
+                )
+            held.append(np.broadcast_to(pixels, (*pixels.shape[:-1], 3)))
+            if len(held) == batch_size or i == len(positions) - 1:
+                chosen = positions[i + 1 - len(held) : i + 1]
+                labels = None if self.labels is None else self.labels[np.asarray(chosen)]
+                yield torch.from_numpy(np.stack(held)).movedim(-1, -3).contiguous(), labels
+                held = []
+
+    def _chosen(self, name: str, length: int) -> slice:
+        """Which frames are taken of a clip of this length."""
+        if self.num_frames is None:
+            return slice(0, length, self.frame_interval)
+        needed = (self.num_frames - 1) * self.frame_interval + 1
+        if length < needed:
+            raise DataError(
+                f"{self.path}: {name} has {length} frames; {self.num_frames} with an interval of {self.frame_interval} "
+                f"need {needed}"
+            )
+        return slice(0, needed, self.frame_interval)
+
+    def _files(self) -> Iterable[tuple[str, Path]]:
+        raise NotImplementedError
+
+    def _arrays(self, positions: Sequence[int]) -> Iterator[tuple[str, Pixels]]:
+        """Name and pixels [(F,) H, W, 1 or 3] of each position, of a clip the chosen frames."""
+        raise NotImplementedError
+
+
+class NpzSamples(SampleFiles):
+    """`arr_0` of an `.npz`, uint8 [N, H, W, C] or [N, F, H, W, C], streamed, and its classes `arr_1`, where it has any.
+
+    Raises:
+        DataError: damaged, or no uint8 samples.
+    """
+
+    def __init__(self, path: Path, num_frames: int | None, frame_interval: int) -> None:
+        super().__init__(path, num_frames, frame_interval)
+        try:
+            with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as member:
+                shape, fortran, dtype = _header(member)
+                if "arr_1.npy" in archive.namelist():
+                    with archive.open("arr_1.npy") as labels:
+                        self.labels = np.lib.format.read_array(labels, allow_pickle=False).astype(np.int64)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise DataError(f"cannot read the samples {path}: {error}; write the file again") from error
+        except KeyError as error:
+            raise DataError(f"{path} holds no samples: there is no arr_0 in it") from error
+        if dtype != np.uint8:
+            raise DataError(f"{path}: arr_0 is {dtype}, not uint8; latents must be decoded to pixels first")
+        if len(shape) not in (4, 5) or shape[-1] not in (1, 3) or fortran or 0 in shape:
+            raise DataError(
+                f"{path}: arr_0 is {list(shape)}, neither images [N, H, W, 3] nor clips [N, F, H, W, 3] in C order"
+            )
+        if self.labels is not None and self.labels.shape != shape[:1]:
+            raise DataError(f"{path}: {shape[0]} samples in arr_0, but classes {list(self.labels.shape)} in arr_1")
+        self.kind, self.shape = ("image" if len(shape) == 4 else "clip"), shape
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def _files(self) -> Iterable[tuple[str, Path]]:
+        return [("", self.path)]
+
+    def _arrays(self, positions: Sequence[int]) -> Iterator[tuple[str, Pixels]]:
+        size = int(np.prod(self.shape[1:]))
+        try:
+            with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as member:
+                _header(member)
+                begin = member.tell()
+                for position in positions:
+                    member.seek(begin + position * size)
+                    content = member.read(size)
+                    if len(content) < size:
+                        raise ValueError(f"sample {position} is cut short")
+                    name, pixels = f"sample {position}", np.frombuffer(content, np.uint8).reshape(self.shape[1:])
+                    yield name, pixels[self._chosen(name, len(pixels))] if self.kind == "clip" else pixels
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise DataError(f"cannot read the samples {self.path}: {error}; write the file again") from error
+
+
+class FolderSamples(SampleFiles):
+    """Image files, or video files and GIFs, below a folder, in natural order of their names.
+
+    Args:
+        frames: folders that hold images are clips, not classes.
+
+    Raises:
+        DataError: no samples, or images beside clips.
+    """
+
+    def __init__(self, path: Path, num_frames: int | None, frame_interval: int, frames: bool) -> None:
+        super().__init__(path, num_frames, frame_interval)
+        found: dict[str, list[Path]] = {"image": [], "clip": []}
+        for folder, folders, files in os.walk(path, followlinks=True):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            kinds = {name: _kind(name) for name in files if not name.startswith(".")}
+            for kind, paths in found.items():
+                paths += [Path(folder) / name for name, its in kinds.items() if its == kind]
+        if frames:
+            found["clip"] += sorted({image.parent for image in found.pop("image")})
+        kinds_there = [kind for kind, paths in found.items() if paths]
+        if len(kinds_there) != 1:
+            some = " and ".join(str(found[kind][0]) for kind in kinds_there)
+            raise DataError(
+                f"{path} holds images and clips ({some}); put them into two folders"
+                if some
+                else f"{path} holds no images ({' '.join(sorted(IMAGE_SUFFIXES))}) and no clips "
+                f"({' '.join(sorted(CLIP_SUFFIXES))})"
+            )
+        self.kind = kinds_there[0]
+        self.paths = sorted(found[self.kind], key=lambda p: natural(p.relative_to(path).as_posix()))
+        parents = [p.parent for p in self.paths]
+        if all(parent.parent == path for parent in parents) and not (frames and self.kind == "clip"):
+            names = sorted(set(parents))
+            self.labels = np.array([names.index(parent) for parent in parents], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def _files(self) -> Iterable[tuple[str, Path]]:
+        for path in self.paths:
+            inside = filter(Path.is_file, path.iterdir()) if path.is_dir() else [path]
+            for file in sorted(inside, key=lambda p: natural(p.name)):
+                yield file.relative_to(self.path).as_posix(), file
+
+    def _arrays(self, positions: Sequence[int]) -> Iterator[tuple[str, Pixels]]:
+        # Decoders release Python's lock. A few at a time, since `map` on all of them would hold all of them.
+        with ThreadPoolExecutor(min(READERS, os.cpu_count() or 1)) as pool:
+            for start in range(0, len(positions), READERS):
+                paths = [self.paths[position] for position in positions[start : start + READERS]]
+                names = [path.relative_to(self.path).as_posix() for path in paths]
+                yield from zip(names, pool.map(self._read, names, paths), strict=True)
+
+    def _read(self, name: str, path: Path) -> Pixels:
+        if self.kind == "image":
+            return np.asarray(read_rgb(path))
+        if path.suffix.lower() == ".gif":
+            frames = _gif(path)
+            return frames[self._chosen(name, len(frames))]
+        with contextlib.closing(open_video(path)) as video:
+            length = video.info().frames
+            return np.stack(video.read(range(length)[self._chosen(name, length)]))
+
+
+def open_samples(
+    path: str | Path, num_frames: int | None = None, frame_interval: int = 1, frames: bool = False
+) -> SampleFiles:
+    """Open an `.npz` of samples or a folder of them.
+
+    Args:
+        path: `.npz` with `arr_0` (uint8), or a folder of images (.png, .jpg, ...) or clips (.mp4, .gif, ...), which may
+            lie in class folders.
+        num_frames, frame_interval: which frames of a clip are taken, from the first one on; None takes all frames.
+        frames: in a folder, each folder that holds images is a clip.
+
+    Raises:
+        DataError: no such file or folder, no samples in it, latents, or a damaged file; in one line.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return FolderSamples(path, num_frames, frame_interval, frames)
+    if not path.is_file():
+        raise DataError(f"no such file or folder of samples: {path} ({path.resolve()})")
+    if path.suffix != ".npz":
+        raise DataError(f"{path}: samples are an .npz with arr_0, or a folder of images or clips")
+    return NpzSamples(path, num_frames, frame_interval)
+
+
+def _header(member: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    version = np.lib.format.read_magic(member)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read(member)
+
+
+def _kind(name: str) -> str | None:
+    suffix = os.path.splitext(name)[1].lower()
+    return "image" if suffix in IMAGE_SUFFIXES else "clip" if suffix in CLIP_SUFFIXES else None
+
+
+def _gif(path: Path) -> Pixels:
+    """All frames [F, H, W, 3] of a GIF."""
+    try:
+        with Image.open(path, formats=["GIF"]) as file:
+            return np.stack([np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(file)])
+    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, ...
+        raise BrokenSample(f"cannot read the GIF {path}: {error or type(error).__name__}") from error
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    """Width x height, and frames where there are any."""
+    return f"{shape[-1]}x{shape[-2]}" + (f" with {shape[0]} frames" if len(shape) == 3 else "")

@@ -1,0 +1,250 @@
+"""How long every video of a data set is, found out once and kept in an index file.
+
+The file is `~/.cache/neural_rdm/videos/NAME-HASH.json` (below `$XDG_CACHE_HOME` where that is set), one for each root
+and decoder: data sets are often read-only, and never written into. A video is looked at again when its size or its time
+of change is another. To look at all of them again, delete the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neural_rdm.core.errors import UserError
+from neural_rdm.core.files import write_text
+from neural_rdm.core.progress import progress_bar
+from neural_rdm.data.base import BrokenSample
+from neural_rdm.data.decoders import DECODERS, VideoInfo, library, open_video
+
+PATIENCE = 120.0  # seconds that a decoder may take to look at one video before it counts as hanging
+_VERSION = 1
+
+
+class VideoIndex(NamedTuple):
+    """What is known of some videos.
+
+    frames: int64 [N], how many frames can be read; 0 where none can.
+    broken: {number of the video: what is wrong with it}.
+    """
+
+    frames: NDArray[np.int64]
+    broken: dict[int, str]
+
+
+#: what is known of one video: VideoInfo, or why it cannot be read
+Found = VideoInfo | str
+#: (size, time of change in ns) and what is known
+Entry = tuple[tuple[int, int], Found]
+
+
+def index_videos(root: Path, paths: Sequence[str], decoder: str, processes: int = 1) -> VideoIndex:
+    """Look at the videos that the index does not know yet, with a progress bar, and write them into it.
+
+    A video counts as many frames as can be read: the last one is decoded, and where that fails, the last one that can
+    be is searched. This is done in processes of their own, since decoders crash or hang on some damaged files. Of
+    several processes that come at once, one does the work and the others wait for it.
+
+    Args:
+        root: folder of the data set, absolute.
+        paths: video files and folders of frames below it.
+        decoder: one of `DECODERS`.
+        processes: how many look at videos at a time.
+
+    Raises:
+        ConfigError: there are video files, and the decoder is not installed.
+    """
+    if not all(map(os.path.isdir, paths)):
+        library(DECODERS[decoder][1])
+    file = index_file(root, decoder)
+    names = [os.path.relpath(path, root) for path in paths]
+    stamps = {name: _stamp(path) for name, path in zip(names, paths, strict=True)}
+    known = _read(file)
+    if any(_unknown(known, name, stamp) for name, stamp in stamps.items()):
+        with _locked(file):
+            known = _read(file)  # once more: another process may have been at work
+            todo = [name for name, stamp in stamps.items() if _unknown(known, name, stamp)]
+            try:
+                with progress_bar("Looking at videos once", len(todo), "videos") as advance:
+                    for name, entry in _probed(root, todo, decoder, processes):
+                        if (stamp := stamps[name]) is not None:
+                            known[name] = stamp, entry
+                        advance()
+            finally:  # a build that is interrupted goes on where it was
+                _write(file, root, decoder, known)
+    found = ["no such file" if stamps[name] is None else known[name][1] for name in names]
+    frames = np.array([v.frames if isinstance(v, VideoInfo) else 0 for v in found], dtype=np.int64)
+    return VideoIndex(frames, {i: v for i, v in enumerate(found) if isinstance(v, str)})
+
+
+def index_file(root: Path, decoder: str) -> Path:
+    """Where the index of a data set is."""
+    digest = hashlib.sha256(f"{decoder}\0".encode() + os.fsencode(root)).hexdigest()[:12]
+    return cache_folder() / f"{root.name}-{digest}.json"
+
+
+def cache_folder() -> Path:
+    """Where all indices are."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "neural_rdm" / "videos"
+
+
+def _unknown(known: dict[str, Entry], name: str, stamp: tuple[int, int] | None) -> bool:
+    return stamp is not None and (name not in known or known[name][0] != stamp)
+
+
+def _stamp(path: str) -> tuple[int, int] | None:
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return None
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _read(file: Path) -> dict[str, Entry]:
+    """What the file holds; nothing where it is damaged or of another version."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content["version"] != _VERSION:
+            return {}
+        return {name: _entry(row) for name, row in content["videos"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _entry(row: list[Any]) -> Entry:
+    size, changed, *found = row
+    if len(found) == 1 and isinstance(found[0], str):
+        return (int(size), int(changed)), found[0]
+    frames, fps, width, height = found
+    return (int(size), int(changed)), VideoInfo(int(frames), float(fps), int(width), int(height))
+
+
+def _write(file: Path, root: Path, decoder: str, known: dict[str, Entry]) -> None:
+    """One video a line: size, time of change, then frames, fps, width, height, or what is wrong.
+
+    What is wrong with a folder is not written: its time of change is not that of its frames.
+    """
+    lines = []
+    for name, (stamp, found) in sorted(known.items()):
+        if isinstance(found, str) and os.path.isdir(root / name):
+            continue
+        row = [*stamp, *([found] if isinstance(found, str) else found)]
+        lines.append(f"{json.dumps(name)}: {json.dumps(row)}")
+    head = f'{{"version": {_VERSION}, "root": {json.dumps(str(root))}, "decoder": "{decoder}", "videos": {{\n'
+    try:
+        write_text(file, head + ",\n".join(lines) + "\n}}\n")
+    except UserError as error:
+        print(f"the videos will be looked at again next time: {error}", flush=True)
+
+
+@contextlib.contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Hold the lock of an index, where the system and the file system have locks."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            file.parent.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(file.with_suffix(".lock").open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)  # given back when it is closed
+        yield
+
+
+@dataclass
+class _Prober:
+    """A process that looks at one video at a time."""
+
+    process: Any
+    pipe: Connection
+    name: str = ""
+    deadline: float = 0.0
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+
+def _probed(root: Path, names: Sequence[str], decoder: str, processes: int) -> Iterator[tuple[str, Found]]:
+    """(name, what is known of it), in the order in which they are ready."""
+    # as for the loader: only Linux forks safely. A fork starts at once.
+    context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    waiting = deque(names)
+    idle: list[_Prober] = []
+    busy: dict[Connection, _Prober] = {}
+    try:
+        while waiting or busy:
+            while waiting and len(busy) < max(1, processes):
+                prober = idle.pop() if idle else _start(context, decoder)
+                prober.name, prober.deadline = waiting.popleft(), time.monotonic() + PATIENCE
+                prober.pipe.send(os.fspath(root / prober.name))
+                busy[prober.pipe] = prober
+            for ready in wait(list(busy), timeout=PATIENCE / 60):
+                prober = busy.pop(ready)  # type: ignore[arg-type]
+                try:
+                    found = prober.pipe.recv()
+                    idle.append(prober)
+                except (EOFError, OSError):
+                    prober.stop()
+                    found = f"{decoder} crashed on it (exit code {prober.process.exitcode})"
+                yield prober.name, found
+            for prober in [p for p in busy.values() if time.monotonic() > p.deadline]:
+                busy.pop(prober.pipe).stop()
+                yield prober.name, f"{decoder} was still busy with it after {PATIENCE:g} s"
+    finally:
+        for prober in [*idle, *busy.values()]:
+            prober.stop()
+
+
+def _start(context: Any, decoder: str) -> _Prober:
+    here, there = context.Pipe()
+    process = context.Process(target=_serve, args=(there, decoder), daemon=True)
+    process.start()
+    there.close()  # so that the end of the process is the end of the pipe
+    return _Prober(process, here)
+
+
+def _serve(pipe: Connection, decoder: str) -> None:
+    """The loop of a prober: a path comes in, what is known of it goes out."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its probers
+    with contextlib.suppress(EOFError):
+        while True:
+            pipe.send(probe(pipe.recv(), decoder))
+
+
+def probe(path: str, decoder: str) -> Found:
+    """Look at one video: what it is, with as many frames as can be read, or what is wrong."""
+    try:
+        with contextlib.closing(open_video(path, decoder)) as video:
+            info = video.info()
+        if os.path.isdir(path) or _reads(path, decoder, info.frames - 1):
+            return info
+        low, high = 0, info.frames - 1  # the first `low` frames can be read, `high` + 1 cannot
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if _reads(path, decoder, middle - 1) else (low, middle - 1)
+        return info._replace(frames=low) if low else "none of its frames can be decoded"
+    except BrokenSample as error:
+        return str(error) if os.path.isdir(path) else error.reason
+
+
+def _reads(path: str, decoder: str, index: int) -> bool:
+    try:
+        with contextlib.closing(open_video(path, decoder)) as video:  # anew: some do not recover from an error
+            return index >= 0 and len(video.read([index])) == 1
+    except BrokenSample:
+        return False

@@ -1,0 +1,191 @@
+"""Shards of moments: many samples a file, in safetensors, so that training maps them into memory and reads at random.
+
+A shard holds the samples `number * size ... (number + 1) * size - 1` of a split, less those that could not be read:
+
+    index      int64 [n]          where each sample stands in its data set
+    moments    [R, 2C, h, w]      mean and standard deviation, unscaled ([R, C, h, w]: latents that are not random)
+    flipped    as moments         the same of the mirrored pixels
+    rows       int64 [n]          where each sample's rows end (an image has one, a video one a frame)
+    y          int64 [n]          labels
+    captions   uint8              all captions in UTF-8; caption_ends int64 [m], caption_rows int64 [n] where they end
+    tokens     [T, E]             the captions' tokens, where a text encoder was given; token_ends int64 [m]
+
+and, in its metadata, which samples could not be read and why.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from neural_rdm.core.errors import CheckpointError, DataError
+from neural_rdm.core.files import write_atomically
+
+
+@dataclass
+class Moments:
+    """One sample in a shard.
+
+    index: where it stands in its data set.
+    moments, flipped: [T, 2C, h, w], T = 1 for an image; `flipped` of the mirrored pixels, where there is one.
+    y: its class, where it has one.
+    captions, tokens: what is said of it, and each caption's tokens [length, E], where they were encoded.
+    """
+
+    index: int
+    moments: Tensor
+    flipped: Tensor | None = None
+    y: int | None = None
+    captions: Sequence[str] = ()
+    tokens: Sequence[Tensor] = field(default=())
+
+
+class Shards:
+    """Where the shards of one split lie. Which samples a shard holds follows from its number, so several processes
+    share the work by numbers, and one that goes on after a kill makes what is missing.
+
+    Args:
+        folder: of the split.
+        count: samples of the data set.
+        size: samples of a shard, less those that cannot be read.
+    """
+
+    def __init__(self, folder: Path, count: int, size: int) -> None:
+        self.folder, self.count, self.size = folder, count, size
+        self.numbers = range(-(-count // size))
+
+    def indices(self, number: int) -> range:
+        """The samples that a shard is made of."""
+        return range(number * self.size, min((number + 1) * self.size, self.count))
+
+    def path(self, number: int) -> Path:
+        """Where a shard lies."""
+        return self.folder / f"{number:07d}.safetensors"
+
+    def missing(self) -> list[int]:
+        """The shards that are not there yet."""
+        return [number for number in self.numbers if not self.path(number).is_file()]
+
+
+def write_shard(path: Path, samples: Sequence[Moments], bad: Mapping[int, tuple[str, str]]) -> None:
+    """Write a shard; it is there whole or not at all.
+
+    Args:
+        bad: index -> (path, reason) of the samples that could not be read.
+
+    Raises:
+        UserError: the disk is full; shards that were written before are kept.
+    """
+    from safetensors.torch import save
+
+    content = {"index": torch.tensor([s.index for s in samples], dtype=torch.int64)}
+    if samples:
+        content |= {"moments": torch.cat([s.moments for s in samples]), "rows": _ends(len(s.moments) for s in samples)}
+        flipped = [s.flipped for s in samples if s.flipped is not None]
+        if flipped:
+            content["flipped"] = torch.cat(flipped)
+        if samples[0].y is not None:
+            content["y"] = torch.tensor([s.y for s in samples], dtype=torch.int64)
+    if captions := [text.encode() for s in samples for text in s.captions]:
+        content["captions"] = torch.from_numpy(np.frombuffer(b"".join(captions), np.uint8).copy())
+        content["caption_ends"] = _ends(map(len, captions))
+        content["caption_rows"] = _ends(len(s.captions) for s in samples)
+    if tokens := [t for s in samples for t in s.tokens]:
+        content["tokens"], content["token_ends"] = torch.cat(tokens), _ends(map(len, tokens))
+    data = save(content, {"bad": json.dumps({str(index): bad[index] for index in sorted(bad)})})
+    write_atomically(path, lambda file: file.write(data))
+
+
+def _ends(lengths: Any) -> Tensor:
+    return torch.tensor(list(lengths), dtype=torch.int64).cumsum(0)
+
+
+class Shard:
+    """A shard, mapped into memory.
+
+    Raises:
+        CheckpointError: a file that is missing or damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                self._tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                bad = json.loads(file.metadata()["bad"])
+            self.bad: dict[int, tuple[str, str]] = {int(index): (path, why) for index, (path, why) in bad.items()}
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"cannot read the latents in {path}: {error}. Remove that file and its folder's manifest.json, and "
+                "give the encode command again"
+            ) from error
+
+    def __len__(self) -> int:
+        return len(self._tensors["index"])
+
+    def __getitem__(self, place: int) -> Moments:
+        """Sample `place` of the shard; its tensors are views of the file."""
+        t = self._tensors
+        first, last = _span(t["rows"], place)
+        captions, tokens = [], []
+        if "captions" in t:
+            for i in range(*_span(t["caption_rows"], place)):
+                begin, end = _span(t["caption_ends"], i)
+                captions.append(t["captions"][begin:end].numpy().tobytes().decode())
+                if "tokens" in t:
+                    begin, end = _span(t["token_ends"], i)
+                    tokens.append(t["tokens"][begin:end])
+        return Moments(
+            int(t["index"][place]),
+            t["moments"][first:last],
+            t["flipped"][first:last] if "flipped" in t else None,
+            int(t["y"][place]) if "y" in t else None,
+            captions,
+            tokens,
+        )
+
+
+def _span(ends: Tensor, place: int) -> tuple[int, int]:
+    return int(ends[place - 1]) if place else 0, int(ends[place])
+
+
+class ShardedSet:
+    """The readable samples of one finished split, by number 0 ... N - 1; shards are opened at their first use.
+
+    Args:
+        folder: of the split.
+        counts: samples in each shard.
+
+    Raises:
+        DataError: a shard is missing.
+    """
+
+    def __init__(self, folder: Path, counts: Sequence[int]) -> None:
+        self.shards = Shards(folder, len(counts), 1)
+        self.ends = np.cumsum(counts)
+        self._open: dict[int, Shard] = {}
+        if missing := self.shards.missing():
+            raise DataError(f"{self.shards.path(missing[0])} is missing; copy all of the folder, or encode again")
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}}  # a worker that is spawned maps the files itself
+
+    def __getitem__(self, number: int) -> Moments:
+        """Sample `number`."""
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        which = int(np.searchsorted(self.ends, number, side="right"))
+        if which not in self._open:
+            self._open[which] = Shard(self.shards.path(which))
+        return self._open[which][number - (int(self.ends[which - 1]) if which else 0)]

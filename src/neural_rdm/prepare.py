@@ -1,0 +1,339 @@
+"""`python -m neural_rdm.prepare`: check a data set's folder before a long run, or make a small part of it.
+
+python -m neural_rdm.prepare data=ucf101 data.root=DIR
+python -m neural_rdm.prepare data=imagenet data.root=DIR subset=20 subset_dir=DIR2
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import re
+import statistics
+import sys
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from neural_rdm.cli.app import main, print_paths
+from neural_rdm.cli.datasets import check_data, docstring, official_of, where_to_get
+from neural_rdm.core.config import config_dir
+from neural_rdm.core.errors import DataError, UserError
+from neural_rdm.core.files import write_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from neural_rdm.data.base import DataModule, Source
+    from neural_rdm.data.inspection import Looked
+    from neural_rdm.data.listings import Listing
+    from neural_rdm.data.official_counts import Official
+
+PICTURES = 16
+NAMED = 3  # examples of what is missing; missing.txt has all
+
+
+def prepare(cfg: DictConfig, folder: Path) -> int:
+    """Write `report.{md,json}`, `missing.txt` where something is missing, and a preview.
+
+    Returns 0 if the data can be trained on, otherwise 2. With `subset` the part is made, then read and reported on like
+    the whole.
+
+    Raises:
+        UserError: `subset_dir` cannot be used.
+    """
+    from neural_rdm.data.subset import make_subset
+
+    data, found = examine(cfg)
+    if cfg.subset is not None and found.usable:
+        root = cfg.data.get("root")
+        if root is None or data is None:
+            raise DataError(f"subset: data={cfg.dataset} has no folder; data.limit=N uses fewer of its samples")
+        target = Path(os.path.abspath(os.path.expanduser(cfg.subset_dir)))
+        sizes = make_subset(data, _absolute(root), target, cfg.subset, cfg["copy"])
+        print(f"made {target}: {', '.join(f'{n} of {name}' for name, n in sizes.items())}", flush=True)
+        cfg.data.root = str(target)
+        data, found = examine(cfg, part_of=_absolute(root))
+    written = found.write(folder)
+    if data is not None and found.usable:
+        written += _pictures(data, folder / "preview", found)
+    print((folder / "report.md").read_text(encoding="utf-8"))
+    print("wrote:")
+    print_paths(written)
+    if not found.usable:
+        print(f"error: {found.problem}", file=sys.stderr, flush=True)
+    return 0 if found.usable else 2
+
+
+@dataclass
+class Findings:
+    """What was found in a data set's folder.
+
+    Attributes:
+        data: the choice of the configuration.
+        name: of the official data set, or None.
+        root: the folder, None for data that come with a package.
+        usable: whether training can read it.
+        problem: why not, in the words of the data set.
+        layout: what the folder should hold, where it cannot be used.
+        splits: a row each: samples found, those of the official set, those that a list names, those missing from it.
+        facts: what else is known, as (what, value).
+        warnings: what a user should know before training.
+        broken: path and reason of samples that do not decode.
+        missing: what the lists name and is not there.
+        advice: what to type next.
+    """
+
+    data: str
+    name: str | None
+    root: str | None
+    usable: bool = True
+    problem: str | None = None
+    layout: str | None = None
+    splits: list[dict[str, Any]] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    broken: dict[str, str] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    advice: list[str] = field(default_factory=list)
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write the report as Markdown and JSON, and the whole list of what is missing; return the files."""
+        facts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        write_text(folder / "report.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+        write_text(folder / "report.md", self.page())
+        if self.missing:
+            write_text(folder / "missing.txt", "".join(f"{name}\n" for name in self.missing))
+        names = ["report.md", "report.json", *(["missing.txt"] if self.missing else [])]
+        return [folder / name for name in names]
+
+    def page(self) -> str:
+        """The report as Markdown."""
+        from neural_rdm.reports.tables import markdown_table
+
+        verdict = "not usable" if not self.usable else "usable, with warnings" if self.warnings else "usable"
+        title = f"# {self.name or self.data}: {verdict}\n"
+        parts = [title, f"data={self.data}" + (f" data.root={self.root}\n" if self.root else "\n")]
+        parts += [f"{self.problem}\n"] if self.problem else []
+        parts += [f"```\n{self.layout}\n```\n"] if self.layout else []
+        parts += [markdown_table(self.splits)] if self.splits else []
+        parts += ["".join(f"- {what}: {value}\n" for what, value in self.facts.items())] if self.facts else []
+        for heading, lines in (
+            ("Warnings", self.warnings),
+            ("Samples that do not decode", [f"{path}: {reason}" for path, reason in self.broken.items()]),
+            ("Next", self.advice),
+        ):
+            parts += [f"{heading}:\n\n" + "".join(f"- {line}\n" for line in lines)] if lines else []
+        return "\n".join(parts)
+
+
+def examine(cfg: DictConfig, part_of: Path | None = None) -> tuple[DataModule | None, Findings]:
+    """Read a data set as training would, and say what is in it; the module is None where it cannot be read.
+
+    Args:
+        part_of: the folder of which this one is a small part: official numbers are then of no interest.
+    """
+    from neural_rdm.cli import build
+    from neural_rdm.core.progress import progress_bar
+    from neural_rdm.data.inspection import disk_usage, look
+    from neural_rdm.data.listings import read_listings
+
+    where = cfg.data.get("root")
+    root = None if where is None else _absolute(where)
+    data: DataModule | None = None
+    problem = None
+    if "limit" in cfg.data:
+        cfg.data.limit = None  # all of it is looked at
+    try:
+        data = build.build(cfg.data, "data")
+        data.configure(cfg.seed)
+        data.setup()
+    except UserError as error:
+        data, problem = None, str(error).splitlines()[0]
+    known = official_of(cfg.data, cfg.dataset, None if data is None else data.class_names)
+    found = Findings(cfg.dataset, None if known is None else known.name, None if root is None else str(root))
+    found.usable, found.problem = data is not None, problem
+    found.layout = None if data is not None else docstring(str(cfg.data._target_))
+    if root is None:
+        found.facts["folder"] = "nothing to check: these data come with the installed packages"
+    else:
+        files, size = disk_usage(root)
+        found.facts |= {"files below data.root": f"{files:,}", "on disk": _bytes(size)}
+        if part_of is not None:
+            found.facts["a small part of"] = str(part_of)
+    try:
+        lists = [] if root is None else read_listings(type_of(cfg), root, cfg.data.get("split", 1))
+    except DataError as error:
+        found.warnings.append(str(error))
+        lists = []
+    sources = _sources(data)
+    _count(found, sources, lists, None if part_of is not None else known)
+    if data is not None:
+        _classes(found, data, known if part_of is None else None)
+        with progress_bar("decoding", sum(min(cfg.decode, len(s)) for s in sources.values()), "samples") as advance:
+            looked = look(sources, cfg.decode, cfg.seed, advance, cfg.data.get("decoder", "decord"))
+        _judge(found, looked, cfg.data)
+    _advise(found, known, root)
+    return data, found
+
+
+def type_of(cfg: DictConfig) -> str:
+    """Name of the data module's class."""
+    return str(cfg.data._target_).rpartition(".")[2]
+
+
+def _sources(data: DataModule | None) -> dict[str, Source]:
+    sets = {} if data is None else {"train": data.train_set, "val": data.val_set}
+    return {name: source for name, source in sets.items() if source is not None}
+
+
+def _count(found: Findings, sources: dict[str, Source], lists: list[Listing], known: Official | None) -> None:
+    """A row for each split; a warning for what its list or the official number has more of."""
+    named = {entry.split: entry for entry in lists}
+    for split in ("train", "val"):
+        entry = named.get(split)
+        there = len(sources[split]) if split in sources else 0
+        if entry is not None and (entry.counts or split not in sources):
+            there = entry.named - len(entry.missing)
+        official = getattr(known, split, None)
+        row = {"split": split, "found": there, "official": official}
+        if entry is not None:
+            row |= {"listed": entry.named, "missing": len(entry.missing)}
+            found.missing += entry.missing
+        if split in sources or entry is not None or official is not None:
+            found.splits.append(row)
+        if entry is not None and entry.missing:
+            some = ", ".join(entry.missing[:NAMED]) + (", ..." if len(entry.missing) > NAMED else "")
+            found.warnings.append(
+                f"{len(entry.missing):,} of {entry.named:,} named in {entry.file} are missing: {some}"
+            )
+        all_missing_listed = entry is not None and bool(entry.missing) and entry.named == official
+        if official is not None and there != official and not all_missing_listed:
+            word = "more than" if there > official else "of"
+            found.warnings.append(f"{split}: {there:,} {word} the {official:,} samples of the whole data set")
+    for split, source in sources.items():
+        left_out = getattr(source, "left_out", [])
+        found.warnings += [f"{split}: left out {error.path}: {error.reason}" for error in left_out]
+    if sources and "val" not in sources and getattr(known, "val", None) is None:
+        found.warnings.append("there is no validation set")
+
+
+def _classes(found: Findings, data: DataModule, known: Official | None) -> None:
+    """Classes, how evenly they are filled, and which are empty."""
+    import numpy as np
+
+    from neural_rdm.data.inspection import labels_of
+
+    if not data.num_classes:
+        return
+    found.facts["classes"] = data.num_classes
+    names = data.class_names or [str(i) for i in range(data.num_classes)]
+    for split, source in _sources(data).items():
+        labels = labels_of(source)
+        if labels is None:
+            continue
+        counts = np.bincount(labels, minlength=len(names))
+        found.facts[f"{split} samples in a class"] = _range(counts.tolist())
+        empty = [name for name, count in zip(names, counts, strict=False) if count == 0]
+        if empty:
+            some = ", ".join(empty[:NAMED]) + (", ..." if len(empty) > NAMED else "")
+            found.warnings.append(f"{split}: {len(empty)} of {len(names)} classes have no sample: {some}")
+    if known is not None and known.classes is not None and known.classes != data.num_classes:
+        found.warnings.append(f"{data.num_classes} classes where the whole data set has {known.classes}")
+
+
+def _judge(found: Findings, looked: Looked, data: DictConfig) -> None:
+    """What the samples that were decoded say: broken ones, sizes, lengths."""
+    found.facts["decoded"] = f"{looked.decoded} samples, {looked.failed} of them broken"
+    found.broken = looked.broken
+    if looked.failed and looked.failed == looked.decoded:
+        path, reason = next(iter(looked.broken.items()))
+        found.usable, found.problem = False, f"none of {looked.decoded} samples can be read: {path}: {reason}"
+    elif looked.broken:
+        most = data.get("max_bad_fraction")
+        stops = "" if most is None else f"; training stops above data.max_bad_fraction={most:g} of a split"
+        found.warnings.append(f"{len(looked.broken)} samples are broken{stops}")
+    if looked.sizes:
+        for side, what in enumerate(("width", "height")):
+            found.facts[f"{what} in pixels"] = _range([size[side] for size in looked.sizes])
+        crop = data.get("image_size")
+        small = sum(min(size) < crop for size in looked.sizes) if crop else 0
+        if small:
+            found.warnings.append(
+                f"{small} of {len(looked.sizes)} are smaller than data.image_size={crop} and will be enlarged"
+            )
+    if looked.frames:
+        lengths = [length for length, _ in looked.frames]
+        found.facts["frames of a clip"] = _range(lengths)
+        if looked.fps:
+            found.facts["frames a second"] = _range(round(fps, 2) for fps in looked.fps)
+        found.facts["shortest clip"] = min(looked.frames)[1]
+        found.facts["longest clip"] = max(looked.frames)[1]
+        needed = (data.get("num_frames", 1) - 1) * data.get("frame_interval", 1) + 1
+        if short := sum(length < needed for length in lengths):
+            found.warnings.append(
+                f"{short} of {len(lengths)} clips have fewer than the {needed} frames that data.num_frames="
+                f"{data.num_frames} and data.frame_interval={data.frame_interval} span; their interval shrinks"
+            )
+
+
+def _advise(found: Findings, known: Official | None, root: Path | None) -> None:
+    """Where to get what is missing, and the next command."""
+    incomplete = any(row["official"] is not None and row["found"] < row["official"] for row in found.splits)
+    if known is not None and root is not None and (incomplete or found.missing or not found.usable):
+        found.advice.append(where_to_get(known))
+        found.advice += [f"`{command.format(root=root)}`" for command in known.commands]
+    given = "" if root is None else f" data.root={root}"
+    if re.search(r"[^\w./~-]", given.partition("=")[2]):
+        given = f" data.root=\"'{root}'\""
+    choice = f"data={found.data}{given}"
+    if not found.usable:
+        found.advice.append(f"then again: `python -m neural_rdm.prepare {choice}`")
+        return
+    found.advice.append(f"look at it: `python -m neural_rdm.preview {choice}`")
+    if experiments := _experiments(found.data):
+        found.advice.append(f"train: `python -m neural_rdm.train exp={experiments[0]}{given}` ({len(experiments)} "
+                            f"experiments use it: {', '.join(experiments)})")  # fmt: skip
+
+
+def _experiments(choice: str) -> list[str]:
+    """The experiments that choose this data set."""
+    line = re.compile(rf"(?m)^\s*- override /?data: {re.escape(choice)}\s*$")
+    files = sorted((config_dir() / "exp").glob("*.yaml"))
+    return [file.stem for file in files if line.search(file.read_text(encoding="utf-8"))]
+
+
+def _pictures(data: DataModule, folder: Path, found: Findings) -> list[Path]:
+    """A preview of the training set; broken samples among its first ones have been reported."""
+    from neural_rdm.preview import draw, gather
+
+    try:
+        return draw(gather(data, "train", PICTURES), data, folder)
+    except DataError as error:
+        print(f"no preview: {error}", flush=True)
+        return []
+
+
+def _absolute(root: str) -> Path:
+    return Path(os.path.abspath(os.path.expanduser(root)))
+
+
+def _range(values: Iterable[float]) -> str:
+    values = list(values)
+    if min(values) == max(values):
+        return f"{values[0]:g}"
+    return f"{min(values):g} to {max(values):g}, median {statistics.median(values):g}"
+
+
+def _bytes(size: float) -> str:
+    power = 0 if size < 1 else min(4, int(math.log10(size) // 3))
+    return f"{size / 1000**power:.3g} {('bytes', 'kB', 'MB', 'GB', 'TB')[power]}"
+
+
+if __name__ == "__main__":
+    main("prepare", prepare, partial(check_data, command="prepare"))

@@ -1,0 +1,185 @@
+"""`python -m neural_rdm.preview`: look at a data set as training sees it, cropped, mirrored, with its captions.
+
+python -m neural_rdm.preview data=ucf101 data.root=DIR count=16
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from omegaconf import DictConfig
+
+from neural_rdm.cli.app import main, print_paths
+from neural_rdm.cli.datasets import check_data
+from neural_rdm.core.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from neural_rdm.data.base import DataModule
+
+CLIPS_PLAYED, CLIPS_IN_STRIPS = 16, 8  # a GIF or a picture of more clips is too large to look at
+COLUMNS = 8
+
+
+def preview(cfg: DictConfig, folder: Path) -> int:
+    """Write the pictures, `samples.csv` and `preview.json`; return the exit code 0.
+
+    Raises:
+        UserError: the data set cannot be read, or has no such split.
+    """
+    from neural_rdm.cli import build
+
+    data: DataModule = build.build(cfg.data, "data")
+    data.configure(cfg.seed)
+    data.setup()
+    seen = gather(data, cfg.split, cfg.count)
+    written = draw(seen, data, folder, cfg.fps)
+    facts = {"data": cfg.dataset, "root": cfg.data.get("root"), "split": cfg.split, "seed": cfg.seed}
+    write_facts(folder / "preview.json", facts | describe(seen, data))
+    print(summary(seen, data))
+    print("wrote:")
+    print_paths([*written, folder / "preview.json"])
+    return 0
+
+
+class Seen(NamedTuple):
+    """Samples as training gets them.
+
+    Attributes:
+        x: [N, ...].
+        labels: the class of each (of a clip with images behind it: of the clip); empty without labels.
+        captions: a text each; empty without captions.
+        seconds: what loading them took in one process.
+    """
+
+    x: Tensor
+    labels: list[int]
+    captions: list[str]
+    seconds: float
+
+    def words(self, names: list[str] | None) -> list[str]:
+        """What is said of each sample: its caption or its class; empty where the data have neither."""
+        if self.captions:
+            return self.captions
+        return [names[label] if names and label < len(names) else str(label) for label in self.labels]
+
+
+def gather(data: DataModule, split: str, count: int) -> Seen:
+    """At most `count` samples: the first of a training run with the module's seed, or spread over the validation set.
+
+    Raises:
+        DataError: there is no validation set.
+    """
+    import torch
+
+    from neural_rdm.data.inspection import spread
+
+    data.num_workers = 0  # the order is the same, and the speed that of one process
+    data.micro_steps, data.batch_size = 1, min(count, 8)
+    count = min(count, data.train_size if split == "train" else data.val_size)
+    if count == 0:
+        raise DataError(f"split={split}: these data have no validation set; pass split=train")
+    began = time.perf_counter()
+    samples: list[dict[str, Any]] = []
+    if split == "val" and data.val_set is not None and hasattr(data.val_set, "load"):
+        samples = [data.val_set.load(i, i) for i in spread(data.val_size, count, data.seed)]
+    else:
+        for batch in data.train_dataloader() if split == "train" else data.val_dataloader():
+            samples += [{key: batch[key][i] for key in batch} for i in range(len(batch["x"]))]
+            if len(samples) >= count:
+                break
+    samples = samples[:count]
+    seconds = time.perf_counter() - began
+    return Seen(
+        torch.stack([sample["x"] for sample in samples]),
+        [int(torch.as_tensor(sample["y"]).flatten()[0]) for sample in samples if "y" in sample],
+        [str(sample["caption"]) for sample in samples if "caption" in sample],
+        seconds,
+    )
+
+
+def draw(seen: Seen, data: DataModule, folder: Path, fps: int = 8) -> list[Path]:
+    """Write `grid.png` (clips: `grid.gif`, and `strips.png` with a clip's frames side by side) and `samples.csv`."""
+    from neural_rdm.core.files import write_text
+    from neural_rdm.reports.captioned import with_words
+    from neural_rdm.reports.grids import save_grid
+    from neural_rdm.reports.tables import csv_text
+
+    words, clips = seen.words(data.class_names), seen.x.ndim == 5
+    shown = seen.x[:CLIPS_PLAYED] if clips else seen.x
+    tiles = with_words(shown, words[: len(shown)]) if words and shown.shape[-3] in (1, 3) else shown
+    columns = min(len(shown), 4 if clips else COLUMNS)
+    written = [save_grid(tiles, folder / ("grid.gif" if clips else "grid.png"), columns=columns, fps=fps)]
+    if clips:
+        few = seen.x[:CLIPS_IN_STRIPS]
+        labels = [_cut(text) for text in words[: len(few)]] or None
+        written.append(save_grid(few, folder / "strips.png", columns=1, row_labels=labels))
+    if words:
+        rows: list[dict[str, Any]] = [{"number": i} for i in range(len(words))]
+        if seen.labels:
+            rows = [r | {"class": c, "name": w} for r, c, w in zip(rows, seen.labels, words, strict=True)]
+        if seen.captions:
+            rows = [r | {"caption": c} for r, c in zip(rows, seen.captions, strict=True)]
+        write_text(folder / "samples.csv", csv_text(rows))
+        written.append(folder / "samples.csv")
+    return written
+
+
+def describe(seen: Seen, data: DataModule) -> dict[str, Any]:
+    """What `preview.json` says of the samples and of the data set."""
+    from neural_rdm.data.inspection import path_of, video_info
+
+    shape = list(seen.x.shape[1:])
+    x = seen.x.double()
+    path = path_of(data.train_set, 0) if len(shape) == 4 and data.train_set is not None else None
+    return {
+        "samples": len(seen.x),
+        "shape": shape,
+        "space": data.space,
+        **({"frames": shape[0]} if len(shape) == 4 else {}),
+        **({} if path is None else {"first_video": video_info(path, getattr(data, "decoder", "decord"))._asdict()}),
+        **{
+            key: getattr(data, key) for key in ("frame_interval", "image_frames", "flip", "limit") if hasattr(data, key)
+        },
+        "train_samples": data.train_size,
+        "val_samples": data.val_size,
+        "classes": data.num_classes,
+        "classes_shown": len(set(seen.labels)),
+        "captions": bool(seen.captions),
+        "minimum": x.min().item(),
+        "maximum": x.max().item(),
+        "mean": x.mean().item(),
+        "standard_deviation": x.std().item(),
+        "samples_per_second_of_one_process": round(len(seen.x) / seen.seconds, 2),
+    }
+
+
+def write_facts(path: Path, facts: dict[str, Any]) -> None:
+    """Write facts as JSON, atomically."""
+    from neural_rdm.core.files import write_text
+
+    write_text(path, json.dumps(facts, indent=2) + "\n")
+
+
+def summary(seen: Seen, data: DataModule) -> str:
+    """One line on what was seen."""
+    kind = f"{data.num_classes} classes" if data.num_classes else "captions" if seen.captions else "no labels"
+    size = " x ".join(map(str, seen.x.shape[1:]))
+    return (
+        f"{data.train_size} training and {data.val_size} validation samples, {kind}; {len(seen.x)} shown, {size} each, "
+        f"values {seen.x.min():.3g} to {seen.x.max():.3g}, {len(seen.x) / seen.seconds:.3g} a second in one process"
+    )
+
+
+def _cut(text: str, length: int = 32) -> str:
+    """A text that fits beside a row."""
+    return text if len(text) <= length else f"{text[: length - 3].rstrip()}..."
+
+
+if __name__ == "__main__":
+    main("preview", preview, partial(check_data, command="preview"))

@@ -1,0 +1,113 @@
+"""Shards: what is written is what is read, at random, from a mapped file."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from neural_rdm.core.errors import CheckpointError, DataError, UserError
+from neural_rdm.latents.shards import Moments, Shard, ShardedSet, Shards, write_shard
+
+
+def sample(index: int, frames: int = 1, captions: list[str] | None = None, dtype: str = "float16") -> Moments:
+    generator = torch.Generator().manual_seed(index)
+    moments = torch.randn(frames, 4, 2, 3, generator=generator).to(getattr(torch, dtype))
+    tokens = [torch.full((1 + len(text), 5), float(index)).half() for text in captions or []]
+    y = None if captions else index % 3
+    return Moments(index, moments, moments.flip(-1), y, captions or (), tokens)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    frames=st.lists(st.integers(1, 4), min_size=1, max_size=5),
+    captions=st.lists(
+        st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1, max_size=3), min_size=5, max_size=5
+    ),
+    dtype=st.sampled_from(["float16", "bfloat16", "float32"]),
+)
+def test_samples_come_back_bit_for_bit(
+    tmp_path_factory: pytest.TempPathFactory, frames: list[int], captions: list[list[str]], dtype: str
+) -> None:
+    path = tmp_path_factory.mktemp("shard") / "0.safetensors"
+    written = [sample(i, n, captions[i], dtype) for i, n in enumerate(frames)]
+    write_shard(path, written, {7: ("a/ü.jpg", "cut short")})
+    read = Shard(path)
+    assert len(read) == len(written)
+    assert read.bad == {7: ("a/ü.jpg", "cut short")}
+    for place in reversed(range(len(written))):
+        back, kept = read[place], written[place]
+        assert (back.index, back.y, list(back.captions)) == (kept.index, None, kept.captions)
+        assert back.moments.dtype == getattr(torch, dtype)
+        assert torch.equal(back.moments, kept.moments)
+        assert back.flipped is not None
+        assert kept.flipped is not None
+        assert torch.equal(back.flipped, kept.flipped)
+        assert all(torch.equal(a, b) for a, b in zip(back.tokens, kept.tokens, strict=True))
+
+
+def test_equal_samples_are_equal_bytes(tmp_path: Path) -> None:
+    bad = {2: ("x", "y"), 1: ("z", "w")}
+    for name, order in (("a", bad), ("b", dict(sorted(bad.items())))):
+        write_shard(tmp_path / name, [sample(0), sample(3)], order)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_set_reads_any_sample_of_any_shard(tmp_path: Path) -> None:
+    shards = Shards(tmp_path, 7, 3)
+    assert [list(shards.indices(n)) for n in shards.numbers] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert shards.missing() == [0, 1, 2]
+    write_shard(shards.path(0), [sample(0), sample(2)], {1: ("p", "broken")})
+    with pytest.raises(DataError, match=r"0000001\.safetensors is missing"):
+        ShardedSet(tmp_path, [2, 0, 1])
+    write_shard(shards.path(1), [], dict.fromkeys((3, 4, 5), ("p", "broken")))
+    write_shard(shards.path(2), [sample(6)], {})
+    assert shards.missing() == []
+    held = ShardedSet(tmp_path, [2, 0, 1])
+    assert len(held) == 3
+    assert [held[i].index for i in (2, 0, 1)] == [6, 0, 2]
+    assert held[2].y == 0
+    for wrong in (-1, 3):
+        with pytest.raises(IndexError):
+            held[wrong]
+    again = pickle.loads(pickle.dumps(held))  # noqa: S301 (a worker that is spawned gets it so)
+    assert torch.equal(again[1].moments, held[1].moments)
+
+
+def test_a_shard_is_mapped_and_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "large.safetensors"
+    write_shard(path, [Moments(0, torch.zeros(1, 8, 1024, 2048))], {})  # 64 MiB
+
+    def resident() -> int:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    if not Path("/proc/self/statm").is_file():
+        pytest.skip("resident memory is read from /proc, which this system has not")
+    before = resident()
+    held = Shard(path)[0]
+    assert held.moments[0, 3, 5, 7] == 0
+    assert resident() - before < 32 << 20
+
+
+def test_a_damaged_shard_is_one_message(tmp_path: Path) -> None:
+    path = tmp_path / "0.safetensors"
+    write_shard(path, [sample(0)], {})
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(CheckpointError, match=r"cannot read the latents in .*0\.safetensors"):
+        Shard(path)
+
+
+def test_a_full_disk_is_one_message_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"No space left on device.*Free some disk space"):
+        write_shard(tmp_path / "0.safetensors", [sample(0)], {})
+    assert list(tmp_path.iterdir()) == []
