@@ -26,13 +26,25 @@ ARGS = $(value args)
 # A run that is resumed knows its experiment.
 EXP = $(if $(and $(filter file,$(origin exp)),$(findstring resume=,$(ARGS))),,exp=$(exp))
 
-.PHONY: help setup train sweep sample evaluate lens report test test-full lint bench clean
+.PHONY: help setup prepare preview encode stats train sweep sample evaluate lens report test test-full lint bench clean
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ": .*## " } /^[a-z-]+:.*## / { sub(/:.*/, "", $$1); printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo 'Variables: exp=EXPERIMENT (digits_gated), args="KEY=VALUE ...", run=DIR, runs=DIR-OR-GLOB, PYTHON=, TORCH='
 
 setup: $(STAMP) ## make .venv/ and install the project into it
+
+prepare: $(STAMP) ## check a data set: args="data=ucf101 data.root=DIR"
+	$(PY) -m neural_rdm.prepare $(ARGS)
+
+preview: $(STAMP) ## look at a data set as training sees it: args="data=coco data.root=DIR"
+	$(PY) -m neural_rdm.preview $(ARGS)
+
+encode: $(STAMP) ## latents made once: args="exp=dit_xl_gated data.root=DIR"
+	$(PY) -m neural_rdm.encode $(ARGS)
+
+stats: $(STAMP) ## statistics of real samples for evaluate: args="data=imagenet data.root=DIR"
+	$(PY) -m neural_rdm.stats $(ARGS)
 
 train: $(STAMP) ## train exp= (digits_gated: two minutes on a CPU); more in args="..."
 	$(PY) -m neural_rdm.train $(EXP) $(ARGS)
@@ -43,7 +55,7 @@ sweep: $(STAMP) ## one run for each combination of values, then their comparison
 sample: $(STAMP) ## samples from run=DIR (run=last: the newest)
 	$(PY) -m neural_rdm.sample $(if $(run),run='$(value run)' )$(ARGS)
 
-evaluate: $(STAMP) ## the metric of run=DIR again, with another sampler or other weights
+evaluate: $(STAMP) ## measure run=DIR, or args="samples=FILE.npz metric=images metric.reference=FILE"
 	$(PY) -m neural_rdm.evaluate $(if $(run),run='$(value run)' )$(ARGS)
 
 lens: $(STAMP) ## what run=DIR would predict if it stopped at each of its units

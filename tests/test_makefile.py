@@ -12,7 +12,8 @@ from tests.helpers import ROOT
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
-TARGETS = ["help", "setup", "train", "sweep", "sample", "evaluate", "lens", "report"]
+TARGETS = ["help", "setup", "prepare", "preview", "encode", "stats"]
+TARGETS += ["train", "sweep", "sample", "evaluate", "lens", "report"]
 TARGETS += ["test", "test-full", "lint", "bench", "clean"]
 
 

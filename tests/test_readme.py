@@ -60,6 +60,14 @@ def test_every_training_command_composes(command: str, tmp_path: Path) -> None:
     assert preflight("train", Arguments.parse(arguments)) is None
 
 
+@pytest.mark.parametrize("command", [c for c in COMMANDS if re.match(r"python -m|make [a-z]+ .*=", c)])
+def test_every_key_that_it_types_is_one(command: str) -> None:
+    module, *arguments = shlex.split(command)[2:] if command.startswith("python") else python_command(command)
+    name = module.removeprefix("neural_rdm.")
+    if name not in ("sweep", "encode"):  # their keys are those of train
+        compose_config(name, [a for a in arguments if not a.startswith("resume=")])
+
+
 def test_a_run_is_made_resumed_and_sampled_as_written(tmp_path: Path) -> None:
     rules = next(c for c in TRAIN if "residual=rezero" in c)
     code, output = run(

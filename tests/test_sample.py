@@ -298,7 +298,9 @@ def test_a_run_that_cannot_be_used_is_refused(run, tmp_path, monkeypatch, args, 
 def test_a_refusal_takes_one_line_and_no_torch(run, tmp_path):
     assert "no such folder" in refused_without_torch("sample", "run=missing", cwd=tmp_path)
     assert "Did you mean weights" in refused_without_torch("sample", f"run={run}", "wieghts=raw", cwd=tmp_path)
-    assert "must be ema, raw, or ema-DECAY" in refused_without_torch("sample", f"run={run}", "weights=mean", cwd=tmp_path)
+    assert "must be ema, raw, or ema-DECAY" in refused_without_torch(
+        "sample", f"run={run}", "weights=mean", cwd=tmp_path
+    )
     assert not (tmp_path / "outputs").exists()
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from neural_rdm.cli.app import main, print_paths
-from neural_rdm.cli.runs import ROUNDING, LoadedRun, inherit
+from neural_rdm.cli.runs import LoadedRun, inherit
 from neural_rdm.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def sample(cfg: DictConfig, folder: Path) -> int:
     from neural_rdm.cli import build
     from neural_rdm.cli.runs import load_run
     from neural_rdm.diffusion.samplers import Sampler
-    from neural_rdm.reports.samples import Parts, balanced, claim, write_each, write_npz
+    from neural_rdm.reports.samples import ROUNDING, Parts, balanced, claim, write_each, write_npz
     from neural_rdm.training.sampling import condition_of
 
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -153,12 +153,12 @@ def choose_prompts(run: LoadedRun, asked: list[str] | None) -> list[str]:
 
 def _kept(run: LoadedRun, x: Tensor) -> Tensor:
     """What is kept of a finished batch: bytes, channels last, on the CPU (latents: float32)."""
-    import torch
+    from neural_rdm.reports.samples import to_bytes
 
     if run.decode is not None:
         x = run.decode(x)
     x = x.float().cpu().movedim(-3, -1).contiguous()
-    return (127.5 * x.nan_to_num(nan=-1.0) + 128).clamp(0, 255).to(torch.uint8) if run.pixels else x
+    return to_bytes(x) if run.pixels else x
 
 
 def _grids(run: LoadedRun, parts: Parts, shown: Sequence[int | str] | None, cfg: DictConfig, path: Path) -> list[Path]:

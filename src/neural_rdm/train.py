@@ -51,6 +51,7 @@ def train(cfg: DictConfig, folder: Path) -> int:
         for name in (
             "metrics.csv",
             "throughput.csv",
+            "evaluations.csv",
             *(f"sensitivity/{n}.csv" for n in ("sensitivity", "units", "alarms")),
         ):
             truncate(folder / name, step)
@@ -58,6 +59,7 @@ def train(cfg: DictConfig, folder: Path) -> int:
             unfinished.unlink()
 
     data = build.data(cfg)
+    data.report_folder = folder
     data.setup()
     module = build.module(cfg, data.space, begins=checkpoint is None)
     classes = getattr(module.net, "num_classes", 0)  # 0: an unconditional network takes any data
@@ -86,8 +88,10 @@ def train(cfg: DictConfig, folder: Path) -> int:
         )
     report = build.build(cfg.metric, "metric") if cfg.metric is not None else None
     if report is not None:
-        report.metric(data)  # data that the metric cannot measure are refused now, not after training
-    trainer = build.trainer(cfg, folder)
+        report.check(
+            data, module.net, pixels=module.encode or data.space == "pixels"
+        )  # what cannot be measured is refused now, not after training
+    trainer = build.trainer(cfg, folder, report)
     _announce(cfg, module.net, data.train_size, folder, checkpoint, step)
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
 

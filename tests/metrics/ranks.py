@@ -82,6 +82,49 @@ def values(metrics):
     return found
 
 
+def evaluation(**options):
+    """All metrics of a network that takes no time, and no weights."""
+    from neural_rdm.metrics.suite import Evaluation
+
+    return Evaluation(tiny_network(), subsets=4, subset_size=9, splits=3, **options)
+
+
+def tiny_network(clips=False):
+    """Features that a closed form gives: means of 3 x 3 cells, of their squares, and of four of them."""
+    import torch
+
+    from neural_rdm.metrics.networks import FeatureNetwork
+    from neural_rdm.metrics.networks.base import Weights
+
+    class Tiny(FeatureNetwork):
+        name = "tiny_video" if clips else "tiny"
+        outputs = {"pool": 27, "spatial": 6, "logits": 4}
+        weights = Weights("a test", "none", "a" * 64, 0)
+        takes_clips = clips
+
+        def __init__(self):
+            super().__init__()
+            self.weights_hash = "a" * 64
+            self.scale = torch.nn.Parameter(torch.ones(()), requires_grad=False)
+            self.calls = 0
+
+        def features(self, images):
+            self.calls += 1
+            x = images.double().flatten(0, -4).unflatten(0, (len(images), -1)).mean(1) / 255
+            pool = torch.nn.functional.adaptive_avg_pool2d(x, 3).flatten(1)
+            return {"pool": pool, "spatial": x.square().mean(3)[:, :, :2].flatten(1), "logits": 9 * pool[:, :4]}
+
+    return Tiny()
+
+
+def pictures():
+    """Real [35, 3, 6, 6] and generated [29, 3, 6, 6], uint8."""
+    import torch
+
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(low, 256, (n, 3, 6, 6), generator=generator).byte() for n, low in ((35, 0), (29, 60))]
+
+
 def two_ranks(rank: int, port: int, folder: Path) -> None:
     """Compute every metric with real samples on both ranks, generated ones on the second rank only."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE="2")
@@ -92,5 +135,9 @@ def two_ranks(rank: int, port: int, folder: Path) -> None:
     torch.distributed.init_process_group("gloo")
     metrics = every_metric()
     feed(metrics, range(rank, 35, 2), range(29) if rank else [])
-    torch.save(values(metrics), folder / f"{rank}.pt")
+    suite, (real, generated) = evaluation(), pictures()
+    suite.update(real[rank::2], real=True)
+    if rank:
+        suite.update(generated)
+    torch.save(values(metrics) | suite.compute(), folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()

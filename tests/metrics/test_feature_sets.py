@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from neural_rdm import metrics as package
 from neural_rdm.metrics.feature_sets import canonical
-from tests.metrics.ranks import every_metric, feed, merged, two_ranks, values
+from tests.metrics.ranks import evaluation, every_metric, feed, merged, pictures, two_ranks, values
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*the covariance is singular", "ignore:The ``compute`` method")
 
@@ -50,8 +50,12 @@ def test_two_processes_agree_with_one(whole, tmp_path):
         probing.bind(("127.0.0.1", 0))
         port = probing.getsockname()[1]
     torch.multiprocessing.spawn(two_ranks, (port, tmp_path), nprocs=2)
+    suite, (real, generated) = evaluation(), pictures()
+    suite.update(real, real=True)
+    suite.update(generated)
+    expected = whole | suite.compute()
     for rank in range(2):
-        assert torch.load(tmp_path / f"{rank}.pt", weights_only=True) == pytest.approx(whole, rel=1e-9)
+        assert torch.load(tmp_path / f"{rank}.pt", weights_only=True) == pytest.approx(expected, rel=1e-9)
 
 
 def test_reset_forgets_all_or_the_generated_side(whole):
@@ -103,3 +107,22 @@ def test_canonical_order_is_that_of_the_values():
     assert torch.equal(canonical(rows[torch.randperm(len(rows))]), expected)
     assert sorted(expected.tolist()) == sorted((rows + 0.0).tolist())
     assert canonical(rows[:0]).shape == (0, 3)
+
+
+@pytest.mark.parametrize("kind", [package.KernelDistance, package.PrecisionRecall])
+def test_stored_features_stand_for_the_real_side_through_resets(kind):
+    real, generated = torch.randn(2, 30, 6)
+    expected, found = kind("test", 6), kind("test", 6)
+    assert found.takes_real
+    expected.update(real, real=True)
+    expected.update(generated, real=False)
+    found.set_reference(real)
+    assert not found.takes_real
+    for _ in range(2):
+        found.update(generated, real=False)
+        assert found.compute() == expected.compute()
+        found.reset()
+    with pytest.raises(ValueError, match="generated features only"):
+        found.update(real, real=True)
+    with pytest.raises(ValueError, match="30 real samples; reset"):
+        expected.set_reference(real)

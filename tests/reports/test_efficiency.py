@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from neural_rdm.core.errors import DataError
 from neural_rdm.reports import efficiency
-from neural_rdm.reports.efficiency import efficiency_rows, reached, read_evaluations, spaces, write_efficiency
+from neural_rdm.reports.efficiency import (
+    efficiency_rows,
+    plot_evaluations,
+    reached,
+    read_evaluations,
+    spaces,
+    write_efficiency,
+)
 
 HEADER = "step,images,frechet_inception,cfg_scale,weights,count"
 
@@ -140,3 +147,12 @@ def test_the_table(run, tmp_path):
     page = write_efficiency(folders, 4, tmp_path / "out").read_text()
     assert "logarithm" in page
     assert "| fast |" in page
+
+
+def test_recorded_evaluations_are_drawn(run, tmp_path):
+    header = "step,images,weights,cfg_scale,count,frechet_x,frechet_x_spatial"
+    folder = run("1,10,ema,1.0,100,900,5", "2,20,ema,1.0,100,3,4", "2,,raw,1.0,100,3,4", header=header)
+    path = plot_evaluations(folder, tmp_path / "evaluations.png")
+    assert path.stat().st_size > 10_000
+    assert plot_evaluations(tmp_path / "none", tmp_path / "none.png") is None
+    assert not (tmp_path / "none.png").exists()

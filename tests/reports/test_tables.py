@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from neural_rdm.reports import tables
-from neural_rdm.reports.tables import compare_runs, markdown_table, write_comparison, write_metrics
+from neural_rdm.reports.tables import compare_runs, letter, markdown_table, write_comparison, write_metrics
 
 ROWS = [
     {"name": "generated", "accuracy": 0.87654321, "frechet_pixels": 1.5, "count": 200},
@@ -138,6 +138,37 @@ def test_gates_and_swept_keys_have_columns(tmp_path):
     assert list(compare_runs(runs)[0])[8:] == ["accuracy", "frechet_pixels", "count"]
 
 
+DDPM = "{_target_: DDPM, schedule: linear, beta_end: 0.02, prediction: %s}"
+DIFFUSIONS = {
+    "ddpm": f"{{_target_: A, loss: hybrid, learned_times: null, process: {DDPM % 'epsilon'}}}",
+    "v": f"{{_target_: A, loss: hybrid, learned_times: null, process: {DDPM % 'v'}}}",
+    "learned": f"{{_target_: A, loss: hybrid, learned_times: {{bins: 32}}, process: {DDPM % 'epsilon'}}}",
+    "flow": "{_target_: B, logit_std: 1.0, process: {_target_: Flow}}",
+    "flow ": "{_target_: B, logit_std: 0.5, process: {_target_: Flow}}",
+}
+
+
+def test_a_sweep_over_objectives_says_which_each_run_had(tmp_path):
+    """Their configurations hold different keys: those of one alone must not make the others' differences vanish."""
+    runs = [make_run(tmp_path / name, "gated") for name in DIFFUSIONS]
+    for run, (name, text) in zip(runs, DIFFUSIONS.items(), strict=True):
+        with open(run / "config.yaml", "a") as file:
+            file.write(f"choices: {{exp: digits_gated, diffusion: {name.strip()}}}\ndiffusion: {text}\n")
+    rows = compare_runs(runs)
+    assert list(rows[0])[8:-3] == ["choices.diffusion", "diffusion.process.prediction", "diffusion.logit_std"]
+    assert [row["choices.diffusion"] for row in rows] == [name.strip() for name in DIFFUSIONS]
+    assert [row["diffusion.process.prediction"] for row in rows] == ["epsilon", "v", "epsilon", "-", "-"]
+    assert [row["diffusion.logit_std"] for row in rows] == ["-", "-", "-", 1.0, 0.5]
+
+
+def test_a_key_that_some_runs_lack_is_a_dash(tmp_path):
+    runs = [make_run(tmp_path / name, "gated") for name in "ab"]
+    for run, text in zip(runs, ("{lr: 1, clip: 0.1}", "{lr: 1}"), strict=True):
+        with open(run / "config.yaml", "a") as file:
+            file.write(f"optimizer: {text}\n")
+    assert [row["optimizer.clip"] for row in compare_runs(runs)] == [0.1, "-"]
+
+
 @pytest.mark.parametrize(
     ("config", "report"),
     [
@@ -193,6 +224,18 @@ def test_comparison_says_where_protocols_differ_and_needs_no_losses(tmp_path):
     paths = write_comparison(runs, tmp_path / "out")
     assert [path.name for path in paths] == ["comparison.md", "comparison.csv"]
     page = paths[0].read_text()
-    assert "cannot be compared" in page
-    assert "- how\n- otherwise\n" in page
+    assert "only numbers of one letter can be compared" in page
+    assert "- [a] how\n- [b] otherwise\n" in page
+    assert [row["protocol"] for row in csv.DictReader((tmp_path / "out" / "comparison.csv").open())] == ["[a]", "[b]"]
     assert "png" not in page
+
+
+def test_runs_that_differ_in_step_and_seed_share_a_protocol(tmp_path):
+    runs = [
+        make_run(tmp_path / str(i), "gated", seed=i, protocol=f"how; weights ema; step {9 + i}; seed {i}. Rounding.")
+        for i in range(2)
+    ]
+    page = write_comparison(runs, tmp_path / "out")[0].read_text()
+    assert "protocol |" not in page
+    assert page.count("how; weights ema") == 1
+    assert [letter(i) for i in (0, 25, 26, 27, 52)] == ["a", "z", "aa", "ab", "ba"]

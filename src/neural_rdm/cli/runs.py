@@ -28,8 +28,7 @@ if TYPE_CHECKING:
     from neural_rdm.data.base import DataModule
     from neural_rdm.diffusion.process import DDPM, Flow
     from neural_rdm.diffusion.samplers import Sampler
-
-ROUNDING = "uint8: 127.5 * x + 128, clamped to [0, 255] and truncated (DiT)"
+    from neural_rdm.training.measuring import Subject
 
 
 def natural(path: Path) -> list[tuple[int, int | str]]:
@@ -107,7 +106,7 @@ def inherit(overrides: list[str], groups: tuple[str, ...] = (), keys: tuple[str,
         if config.get(group) is None:
             choices = ", ".join(f"{group}={p.stem}" for p in sorted((config_dir() / group).glob("*.yaml")))
             raise ConfigError(f"run={folder} was trained with {group}=null; choose one of {choices}")
-        values |= dict(_leaves(as_plain(config[group]), group))
+        values |= dict(leaves(as_plain(config[group]), group))
     values |= {key: OmegaConf.select(config, key) for key in keys}
     first = [f"++{key}={written(value)}" for key, value in values.items()]
     rest = [text for text, o in zip(overrides, parsed, strict=True) if o.key_or_group != "run"]
@@ -122,10 +121,11 @@ def _newest() -> Path:
     return runs[-1]
 
 
-def _leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
+def leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything in a node at `key`, to be typed as overrides."""
     if isinstance(node, dict) and node:
         for name, child in node.items():
-            yield from _leaves(child, f"{key}.{name}")
+            yield from leaves(child, f"{key}.{name}")
     else:
         yield key, node
 
@@ -145,6 +145,7 @@ class LoadedRun:
         data: its data module, not set up: the data need not be on this machine.
         text: its text encoder, or None.
         decode: latents [B, C, H, W] -> pixels, or None where the network works on the data as they are.
+        first_stage: its words in a protocol line.
         device: where samples are drawn.
     """
 
@@ -158,6 +159,7 @@ class LoadedRun:
     data: DataModule
     text: TextEncoder | None
     decode: Callable[[Tensor], Tensor] | None
+    first_stage: str
     device: torch.device
 
     @property
@@ -208,6 +210,37 @@ class LoadedRun:
         except ValueError as error:
             raise ConfigError(f"these samples cannot be drawn: {error}") from error
 
+    def subject(self, sampler: Sampler, seed: int, batch_size: int) -> Subject:
+        """This run's samples, to be measured."""
+        from neural_rdm.training.measuring import Subject, Use
+
+        def draws(sampler: Sampler, condition: dict[str, Tensor], positions: range, use: Use | None = None) -> Tensor:
+            start = 0
+
+            def finish(x: Tensor) -> Tensor:
+                nonlocal start
+                if use is None:
+                    return x.float().cpu()
+                use(x.float(), positions[start : start + len(x)])
+                start += len(x)
+                return x[:0].float().cpu()
+
+            return self.draw(sampler, condition, positions, seed, batch_size, finish)
+
+        return Subject(
+            net=self.net,
+            text=self.text,
+            data=self.data,
+            draws=draws,
+            sampler=sampler,
+            weights=self.weights,
+            step=self.step,
+            seed=seed,
+            decode=self.decode,
+            device=self.device,
+            first_stage=self.first_stage,
+        )
+
     def facts(self, sampler: Sampler, **more: Any) -> dict[str, Any]:
         """What a JSON file beside samples or numbers says of their origin."""
         import dataclasses
@@ -219,6 +252,20 @@ class LoadedRun:
             "weights": self.weights,
         }
         return {**origin, "sampler": dataclasses.asdict(sampler), **more}
+
+
+def device_of(accelerator: str) -> torch.device:
+    """Where a command computes: "auto" is this process's GPU if there is one.
+
+    Raises:
+        ConfigError: accelerator=gpu without a GPU.
+    """
+    import torch
+
+    if accelerator == "gpu" and not torch.cuda.is_available():
+        raise ConfigError("accelerator=gpu: this machine has no GPU that torch can use; pass accelerator=cpu")
+    gpu = accelerator != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if gpu else torch.device("cpu")
 
 
 def load_run(folder: Path, weights: str = "ema", accelerator: str = "auto") -> LoadedRun:
@@ -236,13 +283,11 @@ def load_run(folder: Path, weights: str = "ema", accelerator: str = "auto") -> L
 
     from neural_rdm.cli import build
     from neural_rdm.training.checkpoints import newest_readable
+    from neural_rdm.training.measuring import words
 
     config = read_config(folder)
     build.quiet()
-    if accelerator == "gpu" and not torch.cuda.is_available():
-        raise ConfigError("accelerator=gpu: this machine has no GPU that torch can use; pass accelerator=cpu")
-    gpu = accelerator != "cpu" and torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if gpu else torch.device("cpu")
+    device = device_of(accelerator)
     if config.trainer.num_threads is not None:
         torch.set_num_threads(config.trainer.num_threads)
     path = newest_readable(folder / "checkpoints")
@@ -255,7 +300,7 @@ def load_run(folder: Path, weights: str = "ema", accelerator: str = "auto") -> L
     except RuntimeError as error:
         raise CheckpointError(f"{path} does not fit the network of {folder / 'config.yaml'}: {error}") from error
     first_stage, data = build.build(config.first_stage, "first_stage"), build.data(config)
-    encodes = data.space == "pixels" and first_stage.downsample > 1  # as cli.build.module decides it for training
+    encodes = data.space != "latents" and first_stage.downsample > 1  # as cli.build.module decides it for training
     return LoadedRun(
         folder,
         config,
@@ -267,6 +312,7 @@ def load_run(folder: Path, weights: str = "ema", accelerator: str = "auto") -> L
         data,
         build.text(config),
         first_stage.decode if encodes else None,
+        words(first_stage),
         device,
     )
 

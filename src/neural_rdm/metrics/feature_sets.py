@@ -29,6 +29,7 @@ class FeatureMetric(Metric):
     kind: ClassVar[str]
     sides: ClassVar[tuple[str, ...]] = ("real", "generated")
     row_dtype: ClassVar[torch.dtype] = torch.float32
+    _reference: Any = None  # what stands for the real side, where something stored does
 
     def __init__(self, feature_space: str, dim: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -45,9 +46,19 @@ class FeatureMetric(Metric):
         """The name to log under: the number means nothing without its feature space."""
         return f"{self.kind}_{self.feature_space}"
 
+    @property
+    def takes_real(self) -> bool:
+        """Whether real samples are added, since nothing stored stands for them."""
+        return "real" in self.sides and self._reference is None
+
     def rows(self, side: str) -> Tensor:
         """The kept features [N, D] of a side, of all ranks while they are synchronised."""
         return dim_zero_cat(getattr(self, f"{side}_rows"))
+
+    def all_rows(self, side: str) -> Tensor:
+        """The kept features [N, D] of a side of all ranks. Every rank must call it."""
+        with self.sync_context(should_sync=self._to_sync):
+            return self.rows(side)
 
     def _checked(self, features: Tensor) -> Tensor:
         if features.ndim != 2 or features.shape[1] != self.dim:
@@ -73,15 +84,53 @@ class FeatureMetric(Metric):
 
 
 class TwoSets(FeatureMetric):
-    """A metric that keeps the real and the generated features, in float32."""
+    """A metric that keeps the real and the generated features, in float32.
+
+    Attributes:
+        least: samples of a side without which there is no number.
+    """
+
+    kind = "features"
+    least: int
+    _reference: Tensor | None = None
+
+    def set_reference(self, features: Tensor) -> None:
+        """Take stored features [N, dim] for the real side; they stay through every `reset`. Each rank sets the same.
+
+        Raises:
+            ValueError: features of another shape, real features that were added before.
+        """
+        if len(self.rows("real")):
+            raise ValueError(f"{self.name} has {len(self.rows('real'))} real samples; reset() before set_reference")
+        self._reference = self._checked(features)
+
+    def rows(self, side: str) -> Tensor:
+        """The features [N, D] of a side, of all ranks while they are synchronised."""
+        if side == "real" and self._reference is not None:
+            return self._reference.to(self.device)
+        return super().rows(side)
 
     def update(self, features: Tensor, real: bool) -> None:
         """Add features [B, dim] of any floating type to the real or to the generated side.
 
         Raises:
-            ValueError: features of another shape.
+            ValueError: features of another shape, or real ones beside a stored reference.
         """
+        if real and self._reference is not None:
+            raise ValueError(f"{self.name} has stored reference features; it takes generated features only")
         self._keep_rows("real" if real else "generated", self._checked(features))
+
+    def between(self, real: Tensor, generated: Tensor) -> dict[str, Tensor]:
+        """The numbers for two sets of features [N, dim] and [M, dim], float64 scalars by name."""
+        raise NotImplementedError
+
+    def compute(self) -> dict[str, Tensor]:
+        """The numbers for the features that were added, float64 scalars by name.
+
+        Raises:
+            ValueError: too few samples, or features that are not finite.
+        """
+        return self.between(self.rows("real"), self.rows("generated"))
 
 
 def canonical(rows: Tensor) -> Tensor:

@@ -142,6 +142,7 @@ class FrechetDistance(FeatureMetric):
     kind = "frechet"
     higher_is_better = False
     row_dtype = torch.float64
+    _reference: tuple[Gaussian, int | None] | None = None
     real_count: Tensor
     real_sum: Tensor
     real_outer: Tensor  # of the features that are no longer held
@@ -152,7 +153,6 @@ class FrechetDistance(FeatureMetric):
     def __init__(self, feature_space: str, dim: int, keep: int | None = None, **kwargs: Any) -> None:
         super().__init__(feature_space, dim, **kwargs)
         self.keep = dim - 1 if keep is None else keep
-        self._reference: tuple[Gaussian, int | None] | None = None
         for side in self.sides:
             self.add_state(f"{side}_count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
             self.add_state(f"{side}_sum", torch.zeros(dim, dtype=torch.float64), dist_reduce_fx="sum")
@@ -201,6 +201,16 @@ class FrechetDistance(FeatureMetric):
             if n is not None:
                 warn_if_few(self.name, side, n, self.dim)
         return self.real_sum.new_tensor(_distance(real, generated))
+
+    def moments(self, side: str) -> tuple[Tensor, Tensor, int]:
+        """Mean [D] and covariance [D, D], float64 on the CPU, of what all ranks added, and its count. All must call it.
+
+        Raises:
+            ValueError: fewer than 2 samples, or features that are not finite.
+        """
+        with self.sync_context(should_sync=self._to_sync):
+            (mean, spread, thin), count = self._gaussian(side)
+        return mean, spread.T @ spread if thin else spread, count
 
     def _gaussian(self, side: str) -> tuple[Gaussian, int]:
         count, total, outer = (getattr(self, f"{side}_{state}") for state in ("count", "sum", "outer"))

@@ -76,11 +76,13 @@ class KernelDistance(TwoSets):
 
     Args:
         feature_space, dim: as in `FeatureMetric`.
-        subsets, subset_size, seed: as in `kernel_distance`.
+        subsets, seed: as in `kernel_distance`.
+        subset_size: as there, at most; a smaller side bounds it, which leaves the mean unbiased.
     """
 
     kind = "kernel_distance"
     higher_is_better = False
+    least = 2
 
     def __init__(
         self,
@@ -94,13 +96,13 @@ class KernelDistance(TwoSets):
         super().__init__(feature_space, dim, **kwargs)
         self.subsets, self.subset_size, self.seed = subsets, subset_size, seed
 
-    def compute(self) -> dict[str, Tensor]:
+    def between(self, real: Tensor, generated: Tensor) -> dict[str, Tensor]:
         """`kernel_distance_<space>` and `kernel_distance_<space>_std`, float64 scalars.
 
         Raises:
             ValueError: as `kernel_distance`.
         """
-        real, generated = (canonical(self.rows(side)) for side in self.sides)
-        values = kernel_distance(real, generated, self.subsets, self.subset_size, self.seed)
+        size = min(self.subset_size, len(real), len(generated))
+        values = kernel_distance(canonical(real), canonical(generated), self.subsets, size, self.seed)
         names = (self.name, f"{self.name}_std")
         return {n: torch.tensor(v, dtype=torch.float64) for n, v in zip(names, values, strict=True)}

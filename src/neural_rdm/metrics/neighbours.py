@@ -79,14 +79,14 @@ class PrecisionRecall(TwoSets):
 
     def __init__(self, feature_space: str, dim: int, k: int = 3, **kwargs: Any) -> None:
         super().__init__(feature_space, dim, **kwargs)
-        self.k = k
+        self.k, self.least = k, k + 1
 
-    def compute(self) -> dict[str, Tensor]:
+    def between(self, real: Tensor, generated: Tensor) -> dict[str, Tensor]:
         """`precision_<space>` and `recall_<space>`, float64 scalars in [0, 1].
 
         Raises:
             ValueError: as `precision_recall`.
         """
-        values = precision_recall(self.rows("real"), self.rows("generated"), self.k)
+        values = precision_recall(real, generated, self.k)
         names = (f"precision_{self.feature_space}", f"recall_{self.feature_space}")
         return {n: torch.tensor(v, dtype=torch.float64) for n, v in zip(names, values, strict=True)}

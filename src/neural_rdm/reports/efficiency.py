@@ -28,7 +28,7 @@ from typing import Any
 from neural_rdm.core.errors import DataError
 from neural_rdm.core.files import write_text
 from neural_rdm.core.records import read_rows
-from neural_rdm.reports.figures import number
+from neural_rdm.reports.figures import canvas, log_if_wide, number, save, tidy
 from neural_rdm.reports.tables import compare_runs, markdown_table, read_mapping
 
 FILE = "evaluations.csv"
@@ -186,6 +186,32 @@ def write_efficiency(runs: Iterable[str | Path], k: float, folder: str | Path) -
     page += "distances of the same features, count and real data can be compared.\n"
     write_text(path, page)
     return path
+
+
+def plot_evaluations(run: str | Path, path: str | Path) -> Path | None:
+    """Draw every recorded distance over the training images, a panel a distance; None where nothing was recorded.
+
+    Raises:
+        DataError: a damaged file.
+    """
+    rows = _rows(Path(run) / FILE)
+    names = [name for name in (rows[0] if rows else ()) if name.startswith(PREFIX)]
+    if not names:
+        return None
+    figure = canvas(4.6 * len(names), 3.6)
+    for place, name in enumerate(names, start=1):
+        axes = tidy(figure.add_subplot(1, len(names), place))
+        kinds = dict.fromkeys((row["weights"], row["cfg_scale"], row["count"]) for row in rows)
+        for kind in kinds:
+            chosen = [row for row in rows if (row["weights"], row["cfg_scale"], row["count"]) == kind]
+            points = {number(row.get("images")): number(row[name]) for row in chosen}
+            label = f"{kind[0]}, cfg_scale {number(kind[1]):g}, {kind[2]} samples"
+            axes.plot(*zip(*points.items(), strict=True), marker="o", markersize=3.5, linewidth=1.6, label=label)
+        log_if_wide(axes, [number(row[name]) for row in rows], decades=1)
+        axes.set_xlabel("training images")
+        axes.set_title(name, fontsize=9)
+        axes.legend(fontsize=8)
+    return save(figure, path)
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

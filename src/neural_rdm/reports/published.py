@@ -27,7 +27,7 @@ from typing import Any
 import yaml
 
 from neural_rdm.core.files import write_text
-from neural_rdm.reports.tables import compare_runs, csv_text, generated, markdown_table, read_mapping
+from neural_rdm.reports.tables import compare_runs, csv_text, generated, letter, markdown_table, read_mapping
 
 DATA_FILE = Path(__file__).with_name("published.yaml")
 DASH, NOT_FOUND = "–", "not found"
@@ -55,11 +55,7 @@ class Footnotes:
             return ""
         if note not in self.texts:
             self.texts.append(note)
-        index, letters = self.texts.index(note) + 1, ""
-        while index:
-            index, digit = divmod(index - 1, 26)
-            letters = chr(ord("a") + digit) + letters
-        return f" [{letters}]"
+        return f" [{letter(self.texts.index(note))}]"
 
     def list(self) -> str:
         """The notes as a Markdown list."""

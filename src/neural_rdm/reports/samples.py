@@ -10,10 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from neural_rdm.core.errors import ConfigError, UserError
 from neural_rdm.core.files import write_atomically, write_text
+
+ROUNDING = "uint8: 127.5 * x + 128, clamped to [0, 255] and truncated (DiT)"
+
+
+def to_bytes(x: Tensor) -> Tensor:
+    """Pixels in [-1, 1] as uint8 of the same shape, rounded as `ROUNDING` says; what is not a number is black."""
+    return (127.5 * x.nan_to_num(nan=-1.0) + 128).clamp(0, 255).to(torch.uint8)
 
 
 class Parts:

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,10 @@ from neural_rdm.reports.plots import plot_curves, read_series
 
 Row = Mapping[str, Any]
 GENERATED = "generated"
+MISSING = "-"
 MAX_DIFFERENCES = 8  # keys; runs that differ in more are too unlike each other to be told apart by a list
+#: what equal protocols of two runs may differ in
+_RUNS_OWN = re.compile(r"\bstep \d+; seed \d+")
 _SHOWN = ("exp", "residual", "residual.rule", "gamma", "backbone.depth", "trainer.max_steps", "seed", "resume")
 
 
@@ -69,7 +73,8 @@ def write_metrics(folder: str | Path, rows: Sequence[Row], protocol: str) -> lis
 
 def compare_runs(run_folders: Iterable[str | Path]) -> list[dict[str, Any]]:
     """One row a run: `run`, `exp`, `residual`, `gates`, `gamma`, `depth`, `steps`, `seed`, up to eight further
-    configuration keys in which the runs differ (`optimizer.lr`), then the numbers of its row `generated`.
+    keys in which the runs differ (`choices.diffusion`, `optimizer.lr`; a dash where a run has no such key), then the
+    numbers of its row `generated`.
 
     Reads `config.yaml` and `report/metrics.json`. What is missing or unreadable becomes an empty cell (None): a
     comparison of many runs must not fail over one that was cut. Runs of equal folder names are told apart by their
@@ -91,7 +96,7 @@ def compare_runs(run_folders: Iterable[str | Path]) -> list[dict[str, Any]]:
             "seed": config.get("seed"),
         }
         flat = _flat(config)
-        row |= {key: flat.get(key) for key in differing}
+        row |= {key: flat.get(key, MISSING if config else None) for key in differing}
         rows.append(row | {key: value for key, value in generated(folder).items() if key not in row and key != "name"})
     return rows
 
@@ -99,15 +104,23 @@ def compare_runs(run_folders: Iterable[str | Path]) -> list[dict[str, Any]]:
 def write_comparison(run_folders: Iterable[str | Path], out_folder: str | Path) -> list[Path]:
     """Write `comparison.md`, `comparison.csv` and, where a run has a `metrics.csv`, `comparison_losses.png`.
 
-    The Markdown page quotes the protocol of the numbers, and says so where the runs' protocols differ.
+    The Markdown page quotes the protocol of the numbers. Where the runs' protocols differ in more than the step and the
+    seed, a column `protocol` marks each row with the letter of its own: only rows of one letter can be compared.
     """
     folders, out = [Path(folder) for folder in run_folders], Path(out_folder)
     rows = compare_runs(folders)
+    protocols = [_report(folder)["protocol"] for folder in folders]
+    kinds = list(dict.fromkeys(_RUNS_OWN.sub("", protocol) for protocol in protocols if protocol))
+    marks = [f"[{letter(kinds.index(_RUNS_OWN.sub('', p)))}]" if p else "" for p in protocols]
+    if len(kinds) > 1:
+        rows = [row | {"protocol": mark or None} for row, mark in zip(rows, marks, strict=True)]
     page = f"# Comparison of {len(rows)} runs\n\n{markdown_table(rows)}"
-    protocols = list(dict.fromkeys(p for folder in folders if (p := _report(folder)["protocol"])))
-    if len(protocols) > 1:
-        page += "\nThe runs were measured by different protocols; their numbers cannot be compared:\n"
-    page += "".join(f"\n- {protocol}" for protocol in protocols) + ("\n" if protocols else "")
+    if len(kinds) > 1:
+        page += "\nMeasured by different protocols; only numbers of one letter can be compared:\n\n"
+        first = {mark: protocol for mark, protocol in reversed(list(zip(marks, protocols, strict=True))) if mark}
+        page += "".join(f"- {mark} {first[mark]}\n" for mark in sorted(first))
+    elif kinds:
+        page += f"\n- {next(protocol for protocol in protocols if protocol)}\n"
     write_text(out / "comparison.csv", csv_text(rows))
     written = [out / "comparison.md", out / "comparison.csv"]
     curves = {name: _loss(folder) for folder, name in zip(folders, _legend(rows), strict=True)}
@@ -116,6 +129,11 @@ def write_comparison(run_folders: Iterable[str | Path], out_folder: str | Path) 
         page += "\n![training loss](comparison_losses.png)\n"
     write_text(out / "comparison.md", page)
     return written
+
+
+def letter(index: int) -> str:
+    """a, b, ..., z, aa, ab, ..."""
+    return (letter(index // 26 - 1) if index >= 26 else "") + chr(ord("a") + index % 26)
 
 
 def _columns(rows: Sequence[Row]) -> list[str]:
@@ -215,12 +233,26 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _differences(configs: Sequence[dict[str, Any]]) -> list[str]:
-    """Keys that two of the readable configurations hold with different values, and that no other column shows."""
+    """Keys in which the readable configurations differ, and that no other column shows.
+
+    Runs of unlike choices of a group may hold unlike keys below it. The choice gets a column then (the residual rule
+    has one already), and of the keys that some lack only those in which the others differ. Where there are too many
+    columns the keys that are merely lacked go first.
+    """
     flat = [_flat(config) for config in configs if config]
-    common = [key for key in (flat[0] if flat else {}) if all(key in other for other in flat)]
-    keys = [k for k in common if k not in _SHOWN and not k.startswith("choices.") and not k.endswith("_target_")]
-    differing = [key for key in keys if len({repr(other[key]) for other in flat}) > 1]
-    return differing if len(differing) <= MAX_DIFFERENCES else []
+    keys = [key for key in _columns(flat) if key not in _SHOWN and not key.endswith("_target_")]
+    found = {key: [other[key] for other in flat if key in other] for key in keys}
+    differing = {key for key in keys if len(set(map(repr, found[key]))) > 1}
+    lacked = {key for key in keys if len(found[key]) < len(flat)}
+    unlike = {key.partition(".")[0] for key in lacked} - {"choices"}
+    choices = [f"choices.{group}" for group in sorted(unlike) if f"choices.{group}" in differing]
+    told = {"choices", "residual", *(choice.partition(".")[2] for choice in choices)}
+    plain = [key for key in keys if key in differing and not key.startswith("choices.")]
+    lacking = {key for key in lacked - differing if key.partition(".")[0] not in told}
+    for shown in ([key for key in keys if key in lacking or key in plain], plain):
+        if len(choices) + len(shown) <= MAX_DIFFERENCES:
+            return choices + shown
+    return choices
 
 
 def _legend(rows: Sequence[Row]) -> list[str]:

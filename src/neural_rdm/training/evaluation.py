@@ -10,25 +10,28 @@ import torch
 from torch import Tensor
 
 from neural_rdm.core.errors import ConfigError
+from neural_rdm.data.broken import FILE as BAD_SAMPLES
 from neural_rdm.data.digits_text import HELD_OUT, PHRASINGS, DigitsText, caption
 from neural_rdm.data.digits_video import DigitsVideo
 from neural_rdm.diffusion.samplers import Sampler
 from neural_rdm.metrics.digits import DigitsEvaluation
 from neural_rdm.metrics.digits_video import DigitsVideoEvaluation
+from neural_rdm.reports.efficiency import plot_evaluations
 from neural_rdm.reports.figures import attempt
 from neural_rdm.reports.plots import plot_losses
-from neural_rdm.reports.tables import GENERATED, write_metrics
+from neural_rdm.reports.tables import GENERATED
 from neural_rdm.training.ema import averaged
+from neural_rdm.training.measuring import Report, Subject, subject_of
 from neural_rdm.training.module import NeuralRDM, encoded
-from neural_rdm.training.sampling import SampleGrid, draw, input_shape
+from neural_rdm.training.sampling import SampleGrid
 from neural_rdm.training.sensitivity import SensitivityLog
 
 if TYPE_CHECKING:
     from neural_rdm.conditioning.text import TextEncoder
 
 
-class DigitsReport:
-    """Accuracy and Frechet distance of generated digits, beside those of held-out real ones, in `report/`.
+class DigitsReport(Report):
+    """Accuracy and Frechet distance of generated digits, beside those of held-out real ones.
 
     Args:
         per_class: samples drawn of each digit.
@@ -46,6 +49,15 @@ class DigitsReport:
         """What the network is shown for each of the samples, see `diffusion.guidance.Condition`."""
         return {"y": self.labels}
 
+    def check(self, data: Any, net: Any, pixels: bool) -> None:
+        """Refuse, before training, data that are not the digits."""
+        data.setup()
+        self.metric(data)
+
+    def with_count(self, count: int) -> DigitsReport:
+        """The same report on at least `count` samples."""
+        return type(self)(-(-count * self.per_class // len(self.labels)))
+
     def metric(self, data: Any) -> Any:
         """The metric, with the real digits of a data module that has been set up.
 
@@ -58,46 +70,20 @@ class DigitsReport:
             data.train_set.x, data.train_set.y, data.val_set.x, data.val_set.y, sync_on_compute=False
         )
 
-    def write(
-        self,
-        metric: Any,
-        drawn: Tensor,
-        sampler: Sampler,
-        weights: str,
-        step: int,
-        seed: int,
-        folder: Path,
-    ) -> tuple[dict[str, float], list[Path]]:
-        """Measure the samples [10 * per_class, ...] of `labels` and write `metrics.{md,csv,json}` into `folder`.
+    def rows(self, subject: Subject) -> tuple[list[dict[str, Any]], str]:
+        """The run's own numbers, and those of real digits held out; nothing on a rank that does not write."""
+        drawn = subject.draw(self.condition(subject.text), range(len(self.labels)))
+        if not subject.writes:
+            return [], ""
+        subject.data.setup()
+        metric = self.metric(subject.data)
+        rows = [*self.measured(metric, drawn), {"name": "real, held out", **metric.reference()}]
+        return rows, f"{metric.protocol} {subject.protocol(f'{self.per_class} samples a class')}"
 
-        Args:
-            weights, step, seed: of the network and the samples, for the protocol line.
-        """
-        rows = self.rows(metric, drawn)
-        protocol = (
-            f"{metric.protocol} Sampler {sampler.name}, {sampler.steps} steps, cfg_scale {sampler.cfg_scale:g} on "
-            f"channels {sampler.channels}, interval {sampler.interval}; {self.per_class} samples a class; "
-            f"weights {weights}; step {step}; seed {seed}."
-        )
-        paths = write_metrics(folder, [*rows, {"name": "real, held out", **metric.reference()}], protocol)
-        return {key: value for key, value in rows[0].items() if key != "name"}, paths
-
-    def rows(self, metric: Any, drawn: Tensor) -> list[dict[str, Any]]:
-        """The numbers of the samples, a row of the table each; the first is the run's own."""
+    def measured(self, metric: Any, drawn: Tensor) -> list[dict[str, Any]]:
+        """The numbers of samples [10 * per_class, ...] of `labels`, a row of the table each; first the run's own."""
         metric.update(drawn, self.labels)
         return [{"name": GENERATED, **metric.compute()}]
-
-    def __call__(
-        self, trainer: pl.Trainer, module: NeuralRDM, sampler: Sampler, folder: Path
-    ) -> tuple[dict[str, float], list[Path]]:
-        """Draw the samples, measure them, write `metrics.{md,csv,json}`; every rank must call it."""
-        with averaged(trainer, module.net) as weights:
-            shown = self.condition(module.text)
-            drawn = draw(module, sampler, input_shape(module), shown, len(self.labels), progress=True)
-        if not trainer.is_global_zero:
-            return {}, []
-        metric = self.metric(trainer.datamodule)
-        return self.write(metric, drawn, sampler, weights, trainer.global_step, module.seed, folder / "report")
 
 
 class DigitsTextReport(DigitsReport):
@@ -141,7 +127,7 @@ class DigitsTextReport(DigitsReport):
             raise _unmeasurable("digits_text", data)
         return super().metric(data)
 
-    def rows(self, metric: Any, drawn: Tensor) -> list[dict[str, Any]]:
+    def measured(self, metric: Any, drawn: Tensor) -> list[dict[str, Any]]:
         """A row for the trained phrasings and one for those held out."""
         rows, half = [], len(drawn) // 2
         for name, part in ((GENERATED, slice(0, half)), ("generated, phrasings held out", slice(half, None))):
@@ -152,7 +138,7 @@ class DigitsTextReport(DigitsReport):
 
 
 class DigitsVideoReport(DigitsReport):
-    """Accuracy, consistency and motion of generated clips of moving digits, beside real ones held out, in `report/`.
+    """Accuracy, consistency and motion of generated clips of moving digits, beside real ones held out.
 
     Args:
         per_class: clips drawn of each digit.
@@ -180,7 +166,7 @@ def _unmeasurable(name: str, data: Any) -> ConfigError:
 
 
 def finish(
-    trainer: pl.Trainer, module: NeuralRDM, sampler: Sampler, report: DigitsReport | None, folder: Path
+    trainer: pl.Trainer, module: NeuralRDM, sampler: Sampler, report: Report | None, folder: Path
 ) -> tuple[dict[str, float], list[Path]]:
     """Write everything that a person looks at after a run; returns its numbers and the paths. Every rank must call it.
 
@@ -189,7 +175,9 @@ def finish(
     numbers: dict[str, float] = {}
     paths: list[Path] = []
     if report is not None:
-        numbers, tables = report(trainer, module, sampler, folder)
+        with averaged(trainer, module.net) as weights:
+            subject = subject_of(trainer, module, sampler, weights, progress=True)
+            numbers, tables = report.write(subject, folder / "report")
         grids = [c for c in trainer.callbacks if isinstance(c, SampleGrid)]
         for grid in grids:
             paths += grid.save(trainer, module, folder / "samples" / "final.png", progress=False)
@@ -204,4 +192,6 @@ def finish(
             *attempt(lambda: plot_losses(folder / "metrics.csv", folder / "report" / "losses.png")),
             folder / "metrics.csv",
         ]
+    paths += [bad] if (bad := folder / BAD_SAMPLES).is_file() else []
+    paths += attempt(lambda: plot_evaluations(folder, folder / "report" / "evaluations.png"))
     return numbers, paths

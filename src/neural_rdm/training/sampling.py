@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,33 +24,52 @@ if TYPE_CHECKING:
 
 
 def draw(
-    module: NeuralRDM, sampler: Sampler, shape: tuple[int, ...], condition: Condition, count: int, progress: bool
+    module: NeuralRDM,
+    sampler: Sampler,
+    shape: tuple[int, ...],
+    condition: Condition,
+    positions: range,
+    progress: bool,
+    use: Callable[[Tensor, range], None] | None = None,
 ) -> Tensor:
-    """Latents or pixels [count, *shape] (float32, CPU), one for each row of `condition` (empty: unconditional).
+    """Latents or pixels [N, *shape] (float32, CPU), one for each row of `condition` (empty: unconditional).
 
     Sample i depends on (seed, i) alone. The ranks share the work; every rank must call it, and every rank gets the
-    result.
+    result. With `use` a rank hands each batch of its own samples, on its device, and their positions to it instead, and
+    nothing is kept.
     """
-    world, rank = module.trainer.world_size, module.trainer.global_rank
+    world, rank, count = module.trainer.world_size, module.trainer.global_rank, len(positions)
     share = math.ceil(count / world)
     # Every rank draws as many, the last ones some twice: collectives inside a sharded network must match.
     mine = [min(i, count - 1) for i in range(rank * share, (rank + 1) * share)]
+    own, start = positions[rank * share : (rank + 1) * share], 0
+
+    def finish(x: Tensor) -> Tensor:
+        nonlocal start
+        if use is None:
+            return x.float().cpu()
+        batch = own[start : start + len(x)]
+        start += len(x)
+        if len(batch):
+            use(x[: len(batch)].float(), batch)
+        return x[:0].float().cpu()
+
     with module.trainer.precision_plugin.forward_context():  # the precision of training, bf16 on a GPU
         drawn = sample(
             module.net,
             module.objective.process,
             sampler,
             shape,
-            mine,
+            [positions[i] for i in mine],
             seed=module.seed,
             condition={name: rows[mine] for name, rows in condition.items()},
             null=module.null_condition(),
             batch_size=min(64, share),
             device=module.device,
-            finish=lambda x: x.float().cpu(),
+            finish=finish,
             progress=progress and rank == 0,
         )
-    if world > 1:
+    if world > 1 and use is None:
         parts = module.all_gather(drawn.to(module.device))
         drawn = parts.reshape(-1, *shape).cpu()
     return drawn[:count]
@@ -102,7 +121,7 @@ class SampleGrid(StepCallback):
         condition = {} if shown is None else rows_of(shown, self.per_class, module.text)
         count = self.per_class * (self.max_classes if shown is None else len(shown))
         with averaged(trainer, module.net):
-            drawn = draw(module, self.sampler, input_shape(module), condition, count, progress)
+            drawn = draw(module, self.sampler, input_shape(module), condition, range(count), progress)
         clips = drawn.ndim == 5
         if trainer.is_global_zero:
             pixels = self.decode(module, drawn)

@@ -123,6 +123,11 @@ class FeatureNetwork(nn.Module):
         """Whether the weights are the published ones."""
         return self.weights_hash == self.weights.sha256
 
+    @classmethod
+    def main(cls) -> str:
+        """The output whose distances bear the network's name alone: the first one."""
+        return next(iter(cls.outputs))
+
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         axes = "[B, F, 3, H, W]" if self.takes_clips else "[B, 3, H, W]"
         if images.dtype != torch.uint8 or images.ndim != 4 + self.takes_clips or images.shape[-3] != 3:

@@ -1,0 +1,243 @@
+"""The report `metric=images` and `metric=videos`: distances in the features of a named network."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neural_rdm.core.errors import ConfigError, DataError
+from neural_rdm.core.progress import progress_bar
+from neural_rdm.data.base import DataModule
+from neural_rdm.data.sample_files import SampleFiles, open_samples
+from neural_rdm.metrics.clip import CLIPScore
+from neural_rdm.metrics.networks import NETWORKS, FeatureNetwork, feature_network
+from neural_rdm.metrics.networks.text_image import CLIP
+from neural_rdm.metrics.reference import Reference, read_reference
+from neural_rdm.metrics.suite import Evaluation
+from neural_rdm.reports.samples import ROUNDING, balanced, to_bytes
+from neural_rdm.reports.tables import GENERATED
+from neural_rdm.training.measuring import Report, Subject
+from neural_rdm.training.sampling import condition_of
+
+TEXTS = 1024  # prompts that are encoded at a time
+
+
+class Held:
+    """A feature network with its metrics.
+
+    Args:
+        ending: of the names of their numbers.
+    """
+
+    def __init__(self, network: FeatureNetwork, reference: Reference, ending: str) -> None:
+        self.network, self.reference, self.ending = network, reference, ending
+        self.evaluation = Evaluation(network, reference)
+        self._seen = not reference.holds_images
+
+    def begin(self, device: torch.device, first: bool) -> None:
+        """Forget the generated samples. The images that an ADM reference holds are looked at once, by the `first` rank:
+        precision, recall and the kernel distance need features of real samples.
+        """
+        self.network.to(device)
+        self.evaluation.to(device)
+        self.evaluation.reset(real=False)
+        if not self._seen and first:
+            assert self.reference.path is not None
+            files = open_samples(self.reference.path)
+            with progress_bar("real images of the statistics", len(files)) as advance:
+                for batch, _ in files.batches(64):
+                    self.evaluation.update(batch.to(device), real=True)
+                    for _ in range(len(batch)):
+                        advance()
+        self._seen = True
+
+
+class FeatureReport(Report):
+    """Distances between generated samples and the statistics of real ones, in the features of a named network.
+
+    What is measured follows from the network and the statistics, see `metrics.suite.Evaluation`. Samples are rounded to
+    bytes as they are when they are saved. A class-conditional network is asked for every class equally often, one that
+    reads texts for the data's own validation captions. Numbers fall with `count`: compare equal counts only.
+
+    Args:
+        features: feature network: `inception` (FID, sFID, IS) or `efficientnet_lite0` (needs no download) for images,
+            `i3d` (FVD) or `efficientnet_lite0_video` for clips.
+        reference: statistics of real samples: a file of `python -m neural_rdm.stats`, or one that ADM, torch-fidelity
+            or clean-fid published.
+        count: generated samples: 50,000 for an FID, 2,048 clips for an FVD.
+        features_path, features_sha256: of the network's weights where they are not to be downloaded; the hash where
+            they are not the published ones.
+        frame_features, frame_reference: for clips, a network and statistics of images: every frame is measured by
+            itself as well; these numbers end in `_frames`.
+        clip: for networks that read texts, a CLIP model (hub name or folder): how well images fit their captions.
+
+    Raises:
+        ConfigError: networks of the wrong kind, or one without its statistics.
+    """
+
+    def __init__(
+        self,
+        features: str,
+        reference: str | None,
+        count: int,
+        features_path: str | None = None,
+        features_sha256: str | None = None,
+        frame_features: str | None = None,
+        frame_reference: str | None = None,
+        clip: str | None = None,
+    ) -> None:
+        for name in filter(None, (features, frame_features)):
+            if name not in NETWORKS:
+                raise ConfigError(f"there is no feature network {name!r}; there are {', '.join(NETWORKS)}")
+        self.clips = NETWORKS[features].takes_clips
+        if reference is None:
+            raise ConfigError("metric.reference has no value; python -m neural_rdm.stats writes one")
+        if (frame_features is None) != (frame_reference is None):
+            raise ConfigError("metric.frame_features goes with metric.frame_reference, the statistics of real frames")
+        if frame_features is not None and (not self.clips or NETWORKS[frame_features].takes_clips):
+            raise ConfigError(
+                f"metric.frame_features={frame_features}: it takes a network of images beside one of clips"
+            )
+        if clip is not None and self.clips:
+            raise ConfigError("metric.clip compares images with texts; leave it out for clips")
+        self.features, self.reference, self.count = features, reference, count
+        self.features_path, self.features_sha256 = features_path, features_sha256
+        self.frame_features, self.frame_reference = frame_features, frame_reference
+        self.clip = clip
+        self._held: list[Held] = []
+        self._pairs: tuple[CLIP, CLIPScore] | None = None
+
+    def with_count(self, count: int) -> FeatureReport:
+        """The same report on `count` samples; network and statistics are read only once."""
+        self.evaluations()
+        report = copy.copy(self)
+        report.count = count
+        return report
+
+    def check(self, data: DataModule, net: nn.Module, pixels: bool) -> None:
+        """Refuse samples that these networks cannot see; load the networks and statistics, so that they are there."""
+        if not pixels:
+            raise ConfigError(
+                "metric=images and videos want pixels; these are latents, and no first_stage decodes them"
+            )
+        clips, least = len(data.sample_shape) == 4, NETWORKS[self.features].min_frames
+        if clips != self.clips:
+            kinds = ", ".join(name for name, network in NETWORKS.items() if network.takes_clips == clips)
+            what = "clips" if clips else "images"
+            raise ConfigError(f"metric.features={self.features} does not take {what}; choose one of {kinds}")
+        if clips and data.sample_shape[0] < least:
+            raise ConfigError(f"metric.features={self.features} wants at least {least} frames a clip")
+        if self.clip is not None and getattr(net, "context_dim", None) is None:
+            raise ConfigError(f"metric.clip={self.clip} compares images with texts, and this network reads none")
+        self.evaluations()
+
+    def evaluations(self) -> list[Held]:
+        """The metrics, of whole samples and, if asked for, of frames; networks and statistics are read once.
+
+        Raises:
+            UserError: weights or statistics that are missing or do not fit each other.
+        """
+        if not self._held:
+            network = feature_network(self.features, self.features_path, self.features_sha256)
+            self._held = [Held(network, read_reference(self.reference, network), "")]
+            if self.frame_features is not None:
+                frames = feature_network(self.frame_features)
+                assert self.frame_reference is not None
+                self._held.append(Held(frames, read_reference(self.frame_reference, frames), "_frames"))
+            if self.clip is not None:
+                model = CLIP(self.clip)
+                self._pairs = model, CLIPScore(model.name)
+        return self._held
+
+    def rows(self, subject: Subject) -> tuple[list[dict[str, Any]], str]:
+        """Draw, measure. The ranks share the drawing and add up what they saw."""
+        shown, how = self._shown(subject)
+        self._begin(subject.device, subject.writes)
+
+        def use(x: Tensor, positions: range) -> None:
+            texts = shown[positions.start : positions.stop] if subject.text is not None and shown is not None else None
+            self._add(to_bytes(x if subject.decode is None else subject.decode(x)), texts)
+
+        each = self.count if subject.text is None else TEXTS
+        for start in range(0, self.count, each):
+            part = range(start, min(start + each, self.count))
+            condition = {} if shown is None else condition_of(shown[part.start : part.stop], subject.text)
+            subject.draw(condition, part, use)
+        protocol = f"{subject.protocol(f'{self.count} {how}')} First stage: {subject.first_stage}. {ROUNDING}."
+        return [{"name": GENERATED, **self._numbers()}], f"{self._protocol()} {protocol}"
+
+    def rows_of_files(
+        self, files: SampleFiles, batch_size: int, device: torch.device, told: str
+    ) -> tuple[list[dict[str, Any]], str]:
+        """The numbers of samples on disk.
+
+        Args:
+            told: what is known of their origin, for the protocol line.
+
+        Raises:
+            UserError: samples of the other kind, or damaged ones.
+        """
+        if (files.kind == "clip") != self.clips:
+            kinds = ", ".join(n for n, network in NETWORKS.items() if network.takes_clips == (files.kind == "clip"))
+            raise ConfigError(f"{files.path} holds {files.kind}s; choose metric.features from {kinds}")
+        self._begin(device)
+        with progress_bar("measuring", len(files)) as advance:
+            for batch, _ in files.batches(batch_size):
+                self._add(batch.to(device))
+                for _ in range(len(batch)):
+                    advance()
+        protocol = f"{self._protocol()} {len(files)} samples of {files.path} (sha256 {files.fingerprint[:8]}): {told}"
+        return [{"name": GENERATED, **self._numbers()}], protocol
+
+    def _shown(self, subject: Subject) -> tuple[Sequence[int | str] | None, str]:
+        """What each sample shows, and the words for it."""
+        if subject.text is not None:
+            prompts = subject.data.prompts(self.count) or []
+            words = f"samples of {len(prompts)} validation captions"
+            return balanced(prompts, self.count), words
+        classes = getattr(subject.net, "num_classes", 0)
+        if classes > 0:
+            exact = "" if self.count % classes == 0 else ", the first ones once more"
+            return balanced(range(classes), self.count), f"samples, {classes} classes equally often{exact}"
+        return None, "unconditional samples"
+
+    def _begin(self, device: torch.device, first: bool = True) -> None:
+        for held in self.evaluations():
+            held.begin(device, first)
+        if self._pairs is not None:
+            for part in self._pairs:
+                part.to(device)
+            self._pairs[1].reset()
+
+    def _add(self, samples: Tensor, texts: Sequence[Any] | None = None) -> None:
+        """Samples as bytes [B, C, H, W] or [B, F, C, H, W], of one channel or three, and the texts that they show."""
+        if samples.shape[-3] not in (1, 3):
+            raise ConfigError(f"samples of {samples.shape[-3]} channels are no pictures; leave the metric out: ~metric")
+        samples = samples.expand(*samples.shape[:-3], 3, *samples.shape[-2:])
+        for held in self.evaluations():
+            held.evaluation.update(samples)
+        if self._pairs is not None and texts is not None:
+            model, score = self._pairs
+            score.update(*model(samples, texts))
+
+    def _numbers(self) -> dict[str, float]:
+        try:
+            found = {
+                f"{k}{held.ending}": v for held in self.evaluations() for k, v in held.evaluation.compute().items()
+            }
+        except ValueError as error:  # fewer than two samples
+            raise DataError(str(error)) from error
+        if self._pairs is not None and int((score := self._pairs[1]).count):
+            found[score.name] = float(score.compute())
+        return found
+
+    def _protocol(self) -> str:
+        lines = (f"{'frames: ' if held.ending else ''}{held.evaluation.protocol}." for held in self.evaluations())
+        text = " ".join(line[0].upper() + line[1:] for line in lines)
+        if self._pairs is not None:
+            text += f" CLIP score: {self._pairs[0].name} (weights {self._pairs[0].weights_hash[:8]}), times 100."
+        return text
