@@ -1,8 +1,16 @@
-"""Before any test imports a library: one thread a process, and the shim for torchvision (see core/shims.py)."""
+"""Before any test imports a library: one thread a process, no cache of the user's, and the shim for torchvision (see
+core/shims.py).
+"""
 
 import os
+import tempfile
+from pathlib import Path
 
 # Two test processes with two threads each on two cores spend their time waiting for one another.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Commands that tests start keep their index of videos there; weights that were downloaded before are still found.
+cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+os.environ.setdefault("TORCH_HOME", str(cache / "torch"))
+os.environ["XDG_CACHE_HOME"] = str(Path(tempfile.gettempdir()) / f"neural-rdm-tests-{os.getuid()}")
 
-import neural_rdm  # noqa: F401
+import neural_rdm  # noqa: E402, F401

@@ -20,7 +20,7 @@ FLOORS = {
 COMMANDS = {p.stem for p in PACKAGE.glob("*.py")} - {"__init__"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 #: may be absent on a training machine, so nothing imports them at the top of a module
-OPTIONAL = {"diffusers", "decord", "matplotlib", "sklearn", "wandb", "deepspeed", "transformers"}
+OPTIONAL = {"av", "decord", "deepspeed", "diffusers", "matplotlib", "sklearn", "torchcodec", "transformers", "wandb"}
 
 
 def room(file: Path) -> str:

@@ -172,4 +172,5 @@ def test_what_cannot_be_measured_is_refused_in_one_line(run, tmp_path):
     assert "samples= needs metric=images" in refused_without_torch("evaluate", "samples=x.npz", cwd=tmp_path)
     assert "list of cfg_scales" in refused_without_torch("evaluate", f"run={run}", "guidance=[-1]", cwd=tmp_path)
     assert "ema-0.999" in refused_without_torch("evaluate", f"run={run}", "averages=[mean]", cwd=tmp_path)
+    assert "are of samples=" in refused_without_torch("evaluate", f"run={run}", "frame_interval=2", cwd=tmp_path)
     assert "which run" in refused_without_torch("evaluate", cwd=tmp_path)

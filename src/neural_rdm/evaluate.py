@@ -90,8 +90,9 @@ def _files(cfg: DictConfig, report: Report, folder: Path) -> list[Path]:
     if not isinstance(report, FeatureReport):
         raise ConfigError("samples= needs metric=images or metric=videos; the others measure a run: pass run=DIR")
     path = Path(cfg.samples)
-    files = open_samples(path)
-    rows, protocol = report.rows_of_files(files, cfg.batch_size, device_of(cfg.accelerator), origin(path))
+    files = open_samples(path, cfg.num_frames, cfg.frame_interval)
+    told = f"every {cfg.frame_interval}. frame; {origin(path)}" if cfg.frame_interval > 1 else origin(path)
+    rows, protocol = report.rows_of_files(files, cfg.batch_size, device_of(cfg.accelerator), told)
     return write_metrics(folder / "report", rows, protocol)
 
 

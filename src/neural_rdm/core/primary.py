@@ -84,6 +84,8 @@ class Evaluate(OfRun):
     """The primary configuration of `python -m neural_rdm.evaluate`."""
 
     samples: Optional[str] = field()
+    num_frames: Optional[int] = positive()
+    frame_interval: int = positive()
     guidance: Optional[list[float]] = field()
     averages: Optional[list[str]] = field()
     sampler: Any = node(optional=True)
@@ -96,6 +98,8 @@ class Evaluate(OfRun):
         wrong = [name for name in self.averages or [] if not re.fullmatch(WEIGHTS, name)]
         if wrong or self.averages == []:
             return [("averages", f"{wrong or '[]'}: give weights such as [ema,raw,ema-0.999]")]
+        if self.samples is None and (self.num_frames is not None or self.frame_interval != 1):
+            return [("num_frames", "and frame_interval are of samples=; a run's clips are as its network draws them")]
         if self.samples is not None and (self.guidance or self.averages):
             return [("samples", "are measured as they are; guidance and averages are of a run")]
         return []

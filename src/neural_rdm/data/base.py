@@ -23,6 +23,10 @@ _ATTEMPTS = 1000  # samples tried for one place; more than chance could need whe
 _FAR = 1 << 40  # from the key of one attempt to the next, beyond every position: other draws, such as frames of others
 
 
+#: seconds without a batch after which a worker is given up: a decoder may hang on a damaged file
+PATIENCE = 900
+
+
 class Batch(TypedDict, total=False):
     """A collated batch of this rank's micro-batch of B samples.
 
@@ -255,6 +259,7 @@ class DataModule(LightningDataModule):
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=start_worker,
+            timeout=PATIENCE if workers > 0 else 0,
             # Fork shares the index of the files with the workers instead of pickling it; only Linux forks safely.
             multiprocessing_context="fork" if workers > 0 and sys.platform == "linux" else None,
             **order,
