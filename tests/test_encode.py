@@ -13,6 +13,7 @@ import pytest
 
 from neural_rdm.core.errors import ConfigError, DataError, UserError
 from neural_rdm.data import encoder
+from neural_rdm.data import whole as whole_module
 from neural_rdm.encode import encode, prepare
 from neural_rdm.latents.shards import Shard
 from tests.data.encoding import clip_tree, composed, image_tree, make, picture, stage
@@ -114,6 +115,66 @@ def test_a_real_kill_in_the_middle_of_a_shard(images: list[str], whole: Path, tm
     assert len([n for n in names if n.endswith(".tmp")]) == 1
     make(tmp_path, *images)
     assert content(tmp_path) == content(whole)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_the_parent_alone_ends_all_and_the_same_command_goes_on(
+    number: signal.Signals, code: int, images: list[str], whole: Path, tmp_path: Path
+) -> None:
+    script = (
+        "import os, sys; from pathlib import Path; from neural_rdm.data import encoder\n"
+        "from neural_rdm.encode import encode; from tests.data.encoding import composed\n"
+        "original = encoder.write_shard\n"
+        "def sent(*rest):\n"
+        f"    original(*rest); os.kill(os.getpid(), {int(number)})\n"
+        "encoder.write_shard = sent\n"
+        "sys.exit(encode(composed('encode', *sys.argv[2:], 'data.num_workers=2'), Path(sys.argv[1])))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path), *images],
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    assert "stopped; give the same command again" in done.stdout
+    assert "Traceback" not in done.stderr
+    make(tmp_path, *images)
+    assert content(tmp_path) == content(whole)
+
+
+def test_what_fails_before_it_begins_leaves_no_folder(images: list[str], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with pytest.raises(UserError, match="cannot load the autoencoder"):
+        make(tmp_path / "run", *images, f"first_stage.path={tmp_path / 'absent'}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_only_the_files_that_are_used_are_compared(
+    images: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    original = whole_module._files
+    monkeypatch.setattr(whole_module, "_files", lambda path: seen.append(path) or original(path))
+    make(tmp_path, *images, "data.limit=2")
+    assert [Path(path).name for path in seen] == ["0.png", "1.png", "v0.png", "v1.png"]
+
+
+def test_raising_what_may_be_broken_goes_on_in_the_same_folder(images: list[str], tmp_path: Path) -> None:
+    root = image_tree(tmp_path / "tree")
+    for name in ("c0/1", "c1/0", "c1/2"):
+        (root / "train" / f"{name}.png").write_bytes(b"")
+    (root / "train" / "c2").mkdir()  # a class without pictures is left out by the listing
+    (root / "train" / "c2" / "note.txt").touch()
+    broken, out = [*images, f"data.root={root}"], tmp_path / "out"
+    with pytest.raises(DataError, match=r"(?s)samples cannot be read.*Raise data.max_bad_fraction and give the same"):
+        make(out, *broken, "data.max_bad_fraction=0.3")
+    (out / "bad_samples.csv").unlink()  # what the shards say counts all the same
+    with pytest.raises(DataError, match="repair them and encode into a new folder"):
+        make(out, *broken, "data.max_bad_fraction=0.3")
+    found = make(out, *broken, "data.max_bad_fraction=0.5")
+    assert found["splits"]["train"]["bad"] == [1, 5, 7]
+    rows = list(csv.DictReader((out / "bad_samples.csv").read_text().splitlines()))
+    assert [row["index"] for row in rows] == ["", "1", "5", "7"]
+    assert "c2" in rows[0]["path"]
 
 
 def test_two_processes_write_what_one_does(

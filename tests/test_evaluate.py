@@ -140,11 +140,23 @@ def test_a_run_and_its_saved_samples_get_the_same_numbers(run, statistics, tmp_p
     assert "20 samples, 10 classes equally often; weights ema" in own["protocol"]
     done = command("sample", f"run={run}", "count=20", "hydra.run.dir=saved", "sampler.steps=2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    saved = evaluated(None, tmp_path / "files", f"samples={tmp_path / 'saved' / 'samples.npz'}", *measure(statistics))
+    files = f"samples={tmp_path / 'saved' / 'samples.npz'}"
+    saved = evaluated(None, tmp_path / "files", files, *measure(statistics)[:3])
     assert saved["rows"][0] == pytest.approx(row)
     assert "weights ema" in saved["protocol"]
     assert "steps 2" in saved["protocol"]
-    assert "no sampling.json" in origin(tmp_path)
+    assert "no sampling.json" in origin(tmp_path)[1]
+    typed = "samples=saved/samples.npz", *measure(statistics)[:3]
+    again = command("evaluate", *typed, "hydra.run.dir=again", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    told = json.loads((tmp_path / "again" / "report" / "metrics.json").read_text())
+    assert told["rows"] == saved["rows"]
+    facts = own["facts"]
+    assert facts["features_official"] is True
+    assert {k: told["facts"][k] for k in ("sampler", "sampler_steps", "weights", "reference_hash", "count")} == {
+        k: facts[k] for k in ("sampler", "sampler_steps", "weights", "reference_hash", "count")
+    }
+    assert compare_runs([tmp_path / "again"])[0]["exp"] == "digits_gated"
 
 
 def test_several_settings_are_one_table_and_one_plot(run, statistics, tmp_path, capsys):
@@ -169,6 +181,8 @@ def test_what_cannot_be_measured_is_refused_in_one_line(run, tmp_path):
     missing = refused_without_torch("evaluate", f"run={run}", "metric=images", "metric.reference=no.npz", cwd=tmp_path)
     assert "metric.reference=no.npz: no such file" in missing
     assert "pass one of them" in refused_without_torch("evaluate", f"run={run}", "samples=x.npz", cwd=tmp_path)
+    for typed in ("weights=raw", "metric.count=3", "sampler=dpm"):
+        assert "leave it out" in refused_without_torch("evaluate", "samples=x.npz", typed, cwd=tmp_path)
     assert "samples= needs metric=images" in refused_without_torch("evaluate", "samples=x.npz", cwd=tmp_path)
     assert "list of cfg_scales" in refused_without_torch("evaluate", f"run={run}", "guidance=[-1]", cwd=tmp_path)
     assert "ema-0.999" in refused_without_torch("evaluate", f"run={run}", "averages=[mean]", cwd=tmp_path)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +15,10 @@ import pytest
 from PIL import Image
 
 from neural_rdm.cli import build
-from neural_rdm.core.errors import ConfigError, DataError, UserError
-from neural_rdm.prepare import _experiments, examine, prepare
+from neural_rdm.cli.compose import compose_config
+from neural_rdm.core.config import validate
+from neural_rdm.core.errors import DataError
+from neural_rdm.prepare import BORROWED, _experiments, examine, prepare
 from tests.data.test_captions import coco
 from tests.data.test_video import frames
 from tests.helpers import shared
@@ -135,36 +139,9 @@ def test_a_whole_layout_is_counted_and_decoded(layout: str, tmp_path: Path) -> N
     assert found["missing"] == []
     assert any((tmp_path / "out/preview").glob("grid.*"))
     assert (tmp_path / "out/report.md").read_text().startswith("# ")
+    assert any("backbone.num_classes=2" in text for text in found["advice"]) is (layout in ("tiny", "classes"))
     if "listed" in found["splits"][0]:
         assert [row["listed"] for row in found["splits"]] == list(sizes)
-
-
-@pytest.mark.parametrize(("layout", "copy"), [*((name, False) for name in LAYOUTS), ("tiny", True), ("sky", True)])
-def test_a_small_part_loads_like_the_whole(layout: str, copy: bool, tmp_path: Path) -> None:
-    choice, make, _, sizes = LAYOUTS[layout]
-    root, part = make(tmp_path / "set"), tmp_path / "part"
-    cfg = composed(
-        "prepare", *arguments(choice, root), "subset=2", f"subset_dir={part}", f"copy={str(copy).lower()}", "decode=2"
-    )
-    assert prepare(cfg, tmp_path / "out") == 0
-    found = report(tmp_path / "out")
-    assert (found["root"], [row["found"] for row in found["splits"]]) == (str(part), list(sizes))
-    assert found["missing"] == []
-    assert not [text for text in found["warnings"] if "whole data set" in text]
-    whole, small = (build.build(composed("prepare", *arguments(choice, r)).data, "data") for r in (root, part))
-    for data in (whole, small):
-        data.setup()
-    assert small.class_names == whole.class_names
-    seen = {
-        (str(s.get("y")), tuple(s["x"].flatten().tolist()))
-        for s in (whole.train_set.load(i, 0) for i in range(len(whole.train_set)))
-    }
-    for i in range(sizes[0]):
-        sample = small.train_set.load(i, 0)
-        assert (str(sample.get("y")), tuple(sample["x"].flatten().tolist())) in seen
-    files = list(part.rglob("*.[jp][pn]g"))
-    assert files
-    assert all(path.is_symlink() is not copy for path in files)
 
 
 @layouts
@@ -176,7 +153,7 @@ def test_limit_is_kept_by_every_data_set(layout: str, tmp_path: Path) -> None:
     assert (data.train_size, data.val_size) == (3, 3)
 
 
-def test_shards_are_checked_but_have_no_small_part(tmp_path: Path) -> None:
+def test_shards_are_checked_but_have_no_small_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "set").mkdir()
     with tarfile.open(tmp_path / "set" / "0.tar", "w") as tar:
         for i in range(6):
@@ -186,12 +163,15 @@ def test_shards_are_checked_but_have_no_small_part(tmp_path: Path) -> None:
             tar.add(tmp_path / "a.cls", f"{i}.cls")
     root = tmp_path / "set"
     assert prepare(composed("prepare", *arguments("webdataset", root)), tmp_path / "out") == 0
+    assert f"the index of 1 training shards is kept in {root / '.shards'}\n" in capsys.readouterr().out
     found = report(tmp_path / "out")
     assert found["splits"] == [{"split": "train", "found": 6, "official": None}]
     assert (found["facts"]["classes"], found["facts"]["train samples in a class"]) == (2, "3")
+    shutil.rmtree(root / ".shards")
     cfg = composed("prepare", *arguments("webdataset", root), "subset=1", f"subset_dir={tmp_path / 'part'}", "decode=1")
     with pytest.raises(DataError, match="no files of their own"):
         prepare(cfg, tmp_path / "out")
+    assert not (root / ".shards").exists()  # nothing was looked at
 
 
 def test_what_a_list_names_and_is_not_there(tmp_path: Path) -> None:
@@ -221,10 +201,11 @@ def test_broken_samples_empty_classes_and_small_pictures(tmp_path: Path) -> None
     assert found.facts["height in pixels"] == "10"
 
 
-def test_short_clips_and_their_lengths(tmp_path: Path) -> None:
+def test_short_clips_and_their_lengths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = sky(tmp_path / "set")
     cfg = composed("prepare", "data=sky", f"data.root={root}", "data.image_size=8", "data.num_frames=6")
     _, found = examine(cfg)
+    assert f"the index of 14 videos is kept in {tmp_path / 'cache'}" in capsys.readouterr().out
     assert found.facts["frames of a clip"] == "5 to 6, median 5.5"
     assert found.facts["shortest clip"].endswith("_1/below")
     assert any(text.startswith("14 of 14 clips have fewer than the 16 frames") for text in found.warnings)
@@ -253,29 +234,55 @@ def test_data_that_come_with_a_package_need_no_check(tmp_path: Path) -> None:
     assert "nothing to check" in found["facts"]["folder"]
     assert found["warnings"] == []
     assert any("exp=digits_gated" in text for text in found["advice"])
-    with pytest.raises(DataError, match=r"data=digits has no folder; data\.limit=N"):
+    with pytest.raises(DataError, match=r"data=digits are no files of their own; data\.limit=N"):
         prepare(composed("prepare", "data=digits", "subset=2", f"subset_dir={tmp_path / 'x'}"), tmp_path)
-
-
-def test_subsets_go_into_new_folders_outside_of_the_data(tmp_path: Path) -> None:
-    root = class_folders(tmp_path / "set")
-    for target, problem in ((tmp_path, "not empty"), (root / "part", "lies in data.root")):
-        cfg = composed("prepare", *arguments("image_folder", root), "subset=1", f"subset_dir={target}", "decode=1")
-        with pytest.raises(ConfigError, match=problem):
-            prepare(cfg, tmp_path / "out")
-    (tmp_path / "file").touch()
-    cfg = composed("prepare", *arguments("image_folder", root), "subset=1", f"subset_dir={tmp_path}/file/x", "decode=1")
-    with pytest.raises(UserError, match=r"cannot write .*file/x.* choose another subset_dir"):
-        prepare(cfg, tmp_path / "out")
-    with pytest.raises(ConfigError, match="pass subset_dir=DIR as well"):
-        composed("prepare", "data=digits", "subset=3")
-    with pytest.raises(ConfigError, match="pass subset=N as well"):
-        composed("prepare", "data=digits", "subset_dir=x")
 
 
 def test_advice_names_experiments_that_exist() -> None:
     assert "dit_s_gated" in _experiments("imagenet")
     assert _experiments("image") == []
+
+
+@pytest.mark.parametrize("choice", BORROWED)
+def test_advice_for_other_data_sets_composes(choice: str) -> None:
+    assert _experiments(choice) == []
+    made = compose_config("train", BORROWED[choice].format(classes=7).split())
+    validate(made.cfg, "train", made.sources)
+    assert made.choices["data"] == choice
+
+
+def test_ucf101_says_how_to_train_on_it(tmp_path: Path) -> None:
+    _, found = examine(composed("prepare", *arguments("ucf101", ucf(tmp_path / "set"))))
+    assert any("exp=latte_s_gated data=ucf101 backbone.extras=class" in text for text in found.advice)
+
+
+def test_names_of_another_encoding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = sky(tmp_path / os.fsdecode(b"s\xe9t"))
+    shown = str(tmp_path) + "/s\\xe9t"
+    name = os.fsdecode(b"caf\xe9")
+    frames(root / "sky_train" / name, 9)
+    (root / "sky_train" / "z").mkdir()
+    (root / "sky_train" / "z" / os.fsdecode(b"\xe9.jpg")).write_bytes(b"no picture")
+    cfg = composed("prepare", *arguments("sky", tmp_path))
+    cfg.data.root = str(root)
+    assert prepare(cfg, tmp_path / "out") == 0
+    found = report(tmp_path / "out")
+    assert found["root"] == shown
+    assert found["facts"]["longest clip"] == f"{shown}/sky_train/caf\\xe9"
+    assert any(path.startswith(f"{shown}/sky_train/z") for path in found["broken"])
+    capsys.readouterr().out.encode("utf-8")
+    cfg.subset, cfg.subset_dir = 9, str(tmp_path / "part")
+    assert prepare(cfg, tmp_path / "out2") == 0
+    assert len(list((tmp_path / "part" / "sky_train" / name).iterdir())) == 9
+    capsys.readouterr().out.encode("utf-8")
+
+
+def test_half_characters_in_a_list(tmp_path: Path) -> None:
+    root = journeydb(tmp_path / "set")
+    with (root / "train" / "train_anno.jsonl").open("a") as lines:
+        lines.write('{"img_path": "./000/\\ud83d.jpg", "prompt": "x"}\n')
+    assert prepare(composed("prepare", *arguments("journeydb", root)), tmp_path / "out") == 0
+    assert report(tmp_path / "out")["missing"] == ["train/imgs/000/\\ud83d.jpg"]
 
 
 def test_real_trees(tmp_path: Path) -> None:

@@ -15,9 +15,10 @@ from PIL import Image
 
 from neural_rdm.cli import build
 from neural_rdm.cli.compose import compose_config
-from neural_rdm.cli.datasets import check_data, docstring
+from neural_rdm.cli.datasets import check_data, check_layout, docstring
 from neural_rdm.core.config import validate
 from neural_rdm.core.errors import ConfigError, DataError
+from neural_rdm.core.layouts import drawn
 from neural_rdm.data.sampler import StepBatchSampler
 from neural_rdm.data.video import UCF101
 from neural_rdm.preview import gather, preview
@@ -119,6 +120,33 @@ def test_broken_samples_do_not_stop_it(tmp_path: Path) -> None:
     assert len(rows(tmp_path / "out/samples.csv")) == 12
 
 
+def test_validation_samples_that_are_broken_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split in ("train", "val"):
+        (tmp_path / split / "a").mkdir(parents=True)
+        for i in range(6):
+            Image.new("RGB", (9, 9)).save(tmp_path / split / "a" / f"{i}.png")
+    broken = tmp_path / "val" / "a" / "0.png"
+    broken.write_bytes(b"no picture")
+    cfg = composed("preview", "data=image_folder", f"data.root={tmp_path}", "data.image_size=9", "split=val", "count=6")
+    assert preview(cfg, tmp_path / "out") == 0
+    assert len(rows(tmp_path / "out/samples.csv")) == 5
+    assert f"bad val sample {broken}: " in capsys.readouterr().out
+    for file in (tmp_path / "val" / "a").iterdir():
+        file.write_bytes(b"no picture")
+    with pytest.raises(DataError, match="split=val: none of 6 samples can be read"):
+        preview(cfg, tmp_path / "out")
+
+
+def test_the_first_video_that_can_be_read_is_described(tmp_path: Path) -> None:
+    for i in range(3):
+        frames(tmp_path / "sky_train" / f"v{i}", 10 + i)
+    for file in (tmp_path / "sky_train" / "v0").iterdir():
+        file.write_bytes(b"no picture")
+    small = ["data.image_size=9", "data.num_frames=3", "data.max_bad_fraction=0.5", "count=2"]
+    assert preview(composed("preview", "data=sky", f"data.root={tmp_path}", *small), tmp_path / "out") == 0
+    assert json.loads((tmp_path / "out/preview.json").read_text())["first_video"]["frames"] == 11
+
+
 def test_it_needs_a_data_set_that_is_there_and_says_where_to_get_it(tmp_path: Path) -> None:
     assert "Pass data=NAME, one of coco, digits" in refused_without_torch("preview", cwd=tmp_path)
     for command in ("prepare", "preview"):
@@ -131,7 +159,7 @@ def test_it_needs_a_data_set_that_is_there_and_says_where_to_get_it(tmp_path: Pa
     assert "ROOT/**/ucfTrainTestlist/" in said
     assert "UCF-101, split 1 comes from https://www.crcv.ucf.edu" in said
     with pytest.raises(DataError, match=r"(?s)<wnid>.*ImageNet-1k .* comes from https://image-net\.org"):
-        check_data(["data=imagenet", f"data.root={tmp_path}"], "preview")
+        check_layout(composed("preview", "data=imagenet", f"data.root={tmp_path}").data, "imagenet")
     with pytest.raises(ConfigError, match=r"data\.source.*looks at pixels"):
         composed("preview", "data=ucf101", "data.source=latents")
     assert check_data(["data=digits"], "preview") == ["data=digits"]
@@ -142,4 +170,6 @@ def test_layouts_are_read_from_the_source_of_the_data_modules() -> None:
     assert text
     assert (UCF101.__doc__ or "").startswith(text.splitlines()[0])
     assert "Args:" not in text
+    assert text == drawn(UCF101.__doc__)
+    assert "see `Clips`" not in docstring("neural_rdm.data.video.TaichiHD")
     assert docstring("neural_rdm.data.nowhere.X") == docstring("no.such.module.X") == ""

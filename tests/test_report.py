@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neural_rdm.cli.compose import parse
-from neural_rdm.core.errors import DataError
+from neural_rdm.cli.runs import read_config
+from neural_rdm.core.errors import CheckpointError, DataError
 from neural_rdm.report import _quoted, prepare, select_runs
-from neural_rdm.reports.tables import write_metrics
+from neural_rdm.reports.tables import write_comparison, write_metrics
 from tests.test_sample import command, refused_without_torch
 
 
@@ -46,6 +47,19 @@ def test_runs_are_found_however_they_are_named(runs):
     assert select_runs("a,b") == [odd]
     (Path("sweep") / "notes.txt").write_text("not a run")
     assert select_runs("sweep/*") == runs
+
+
+def test_samples_that_were_measured_without_their_run_are_a_row(runs):
+    folder = Path("measured") / "0"
+    write_metrics(folder / "report", [{"name": "generated", "accuracy": 0.25}], "how")
+    assert select_runs("measured/0") == select_runs("measured") == [folder]
+    make_run(Path("measured") / "1")
+    assert select_runs("measured") == [folder, Path("measured/1")]
+    rows = (write_comparison(select_runs("measured"), Path("out"))[1]).read_text().splitlines()
+    assert rows[1].startswith("0,,,,")
+    assert "0.25" in rows[1]
+    with pytest.raises(CheckpointError, match=r"holds no config.yaml.$"):  # it is no run to draw from
+        read_config(folder)
 
 
 @pytest.mark.parametrize("names", ["missing", "sweep/0,missing", "empty", "sweep/x*", ",", " "])

@@ -20,13 +20,17 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from PIL import Image
 
-from neural_rdm.cli import build
+from neural_rdm import DiT
+from neural_rdm.cli import build, runs
 from neural_rdm.cli.compose import compose_config, parse
-from neural_rdm.cli.runs import find_runs, inherit, load_run, natural, read_config, written
-from neural_rdm.core.errors import CheckpointError, ConfigError, UserError
+from neural_rdm.cli.runs import LoadedRun, find_runs, inherit, load_run, natural, read_config, written
+from neural_rdm.core.errors import CheckpointError, ConfigError, DataError, UserError
 from neural_rdm.core.files import load_tensors, save_tensors
+from neural_rdm.data.digits_text import DigitsText
+from neural_rdm.data.synthetic import Synthetic
 from neural_rdm.reports.samples import Parts
 from neural_rdm.sample import _grids, _kept, choose_classes, sample
+from neural_rdm.training import features
 
 TINY = (
     "trainer.max_steps=4",
@@ -196,7 +200,7 @@ def test_a_job_goes_on_where_it_was_killed_and_is_shared_by_processes(run, tmp_p
     for name, array in samples_of(tmp_path / "parts").items():
         assert np.array_equal(array, whole[name])
     for i in (0, 22):
-        picture = np.asarray(Image.open(tmp_path / "parts" / "samples" / f"{i:07d}.png"))
+        picture = np.asarray(Image.open(tmp_path / "parts" / "samples_png" / f"{i:07d}.png"))
         assert np.array_equal(picture, whole["arr_0"][i, :, :, 0])
     before = len(drawn)
     sample(cfg, tmp_path / "parts")
@@ -204,6 +208,119 @@ def test_a_job_goes_on_where_it_was_killed_and_is_shared_by_processes(run, tmp_p
     assert len(drawn) == before
     with pytest.raises(ConfigError, match="different: seed"):
         sample(config_of(run, "count=23", "batch_size=4", "sampler.steps=2", "seed=7"), tmp_path / "parts")
+
+
+class Texts:
+    """In the place of a text encoder: the tokens say nothing, but the captions are written down."""
+
+    def __init__(self):
+        self.asked = []
+
+    def encode(self, captions):
+        self.asked.append(list(captions))
+        return torch.zeros(len(captions), 2, 4), torch.ones(len(captions), 2, dtype=torch.bool)
+
+
+def pretend(monkeypatch, run, **changes):
+    """Let the command load the run with another network or other data."""
+    loaded = replace(load_run(run, "raw", "cpu"), **changes)
+    monkeypatch.setattr(runs, "load_run", lambda *_: loaded)
+
+
+def dit(**changes):
+    shape = {"input_size": 8, "patch_size": 4, "in_channels": 1, "hidden_size": 32, "depth": 1, "num_heads": 4}
+    return DiT(**{**shape, "learn_sigma": False, **changes}).eval()
+
+
+def test_a_count_takes_every_class(run, tmp_path, monkeypatch):
+    pretend(monkeypatch, run, net=dit(num_classes=20), data=Synthetic([1, 8, 8], 20, 8, space="pixels"))
+    sample(config_of(run, "count=45", "sampler.steps=1"), tmp_path / "all")
+    assert samples_of(tmp_path / "all")["arr_1"].tolist() == [i % 20 for i in range(45)]
+    assert json.loads((tmp_path / "all" / "sampling.json").read_text())["classes"] == list(range(20))
+    sample(config_of(run, "count=4", "classes=[7]", "sampler.steps=1"), tmp_path / "one")
+    assert samples_of(tmp_path / "one")["arr_1"].tolist() == [7] * 4
+    sample(config_of(run, "per_class=1", "sampler.steps=1"), tmp_path / "few")
+    assert samples_of(tmp_path / "few")["arr_1"].tolist() == list(range(10))
+
+
+def test_many_classes_leave_the_facts_and_the_picture_readable(run, tmp_path, monkeypatch):
+    pretend(monkeypatch, run, net=dit(num_classes=300), data=Synthetic([1, 8, 8], 300, 8, space="pixels"))
+    sample(config_of(run, "count=300", "batch_size=300", "sampler.steps=1"), tmp_path / "all")
+    assert samples_of(tmp_path / "all")["arr_1"].tolist() == list(range(300))
+    assert json.loads((tmp_path / "all" / "sampling.json").read_text())["classes"] == "all 300"
+    with Image.open(tmp_path / "all" / "grid.png") as grid:
+        assert grid.height == 2 * 8 + 32 * 48 + 31 * 2
+
+
+def test_a_count_takes_as_many_texts(run, tmp_path, monkeypatch):
+    texts = Texts()
+    net = dit(num_classes=0, context_dim=4)
+    pretend(monkeypatch, run, net=net, text=texts, data=DigitsText())
+    monkeypatch.setattr(features, "TEXTS", 64)
+    sample(config_of(run, "count=130", "batch_size=32", "sampler.steps=1"), tmp_path / "all")
+    asked = [texts for texts in texts.asked if texts != [""]]
+    wanted = DigitsText().prompts(130)
+    assert [text for part in asked for text in part] == wanted
+    assert max(map(len, asked)) == 64
+    facts = json.loads((tmp_path / "all" / "sampling.json").read_text())
+    assert facts["prompts"]["count"] == 130
+    assert len(facts["prompts"]["sha256"]) == 64
+    assert json.loads((tmp_path / "all" / "prompts.json").read_text()) == wanted
+    texts.asked.clear()
+    sample(config_of(run, "per_class=1", "sampler.steps=1"), tmp_path / "few")
+    assert [text for part in texts.asked for text in part if text] == wanted[:10]
+    assert json.loads((tmp_path / "few" / "sampling.json").read_text())["prompts"] == wanted[:10]
+    captionless = SimpleNamespace(prompts=lambda count: None, space="pixels", class_names=None)
+    pretend(monkeypatch, run, net=net, text=texts, data=captionless)
+    with pytest.raises(ConfigError, match=r"pass prompts=\['"):
+        sample(config_of(run, "count=3"), tmp_path / "none")
+
+
+def no_drawing(*_, **__):
+    raise AssertionError("something was drawn")
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"), [("gif", "files=gif does not fit images"), ("mp4", "files=mp4 does not fit images")]
+)
+def test_files_that_do_not_fit_are_refused_before_anything_is_drawn(run, tmp_path, monkeypatch, kind, why):
+    monkeypatch.setattr(LoadedRun, "draw", no_drawing)
+    with pytest.raises(ConfigError, match=why):
+        sample(config_of(run, f"files=[npz,{kind}]"), tmp_path / "job")
+    assert not (tmp_path / "job").exists()
+
+
+def test_mp4_without_pyav_is_refused_before_anything_is_drawn(run, tmp_path, monkeypatch):
+    pretend(
+        monkeypatch,
+        run,
+        net=SimpleNamespace(input_shape=(3, 1, 8, 8)),
+        data=SimpleNamespace(space="pixels", class_names=None),
+    )
+    monkeypatch.setattr(LoadedRun, "draw", no_drawing)
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ConfigError, match="files=mp4 needs PyAV"):
+        sample(config_of(run, "files=[mp4]"), tmp_path / "job")
+
+
+def test_further_files_of_a_finished_job_are_made_without_drawing(run, tmp_path, monkeypatch, capsys):
+    asked = ("per_class=3", "classes=[1,4]", "batch_size=4", "sampler.steps=1")
+    sample(config_of(run, *asked), tmp_path)
+    array = (tmp_path / "samples.npz").read_bytes()
+    monkeypatch.setattr(LoadedRun, "draw", no_drawing)
+    capsys.readouterr()
+    sample(config_of(run, *asked, "files=[npz,png]"), tmp_path)
+    assert "samples_png" in capsys.readouterr().out
+    assert (tmp_path / "samples.npz").read_bytes() == array
+    pictures = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "samples_png").iterdir())]
+    assert np.array_equal(np.stack(pictures), samples_of(tmp_path)["arr_0"][..., 0])
+    assert not (tmp_path / "parts").exists()
+    sample(config_of(run, *asked, "files=[npz,png]"), tmp_path)
+    assert "nothing to do" in capsys.readouterr().out
+    (tmp_path / "samples.npz").write_bytes(array[:200])
+    shutil.rmtree(tmp_path / "samples_png")
+    with pytest.raises(DataError, match=r"samples\.npz.*remove"):
+        sample(config_of(run, *asked, "files=[png]"), tmp_path)
 
 
 def test_latents_are_decoded_or_kept_as_they_are(run):
@@ -219,6 +336,7 @@ def test_latents_are_decoded_or_kept_as_they_are(run):
 
 def test_classes_are_chosen_and_checked():
     assert choose_classes(1000, None) == list(range(10))
+    assert choose_classes(1000, None, count=5) == list(range(1000))
     assert choose_classes(3, None) == [0, 1, 2]
     assert choose_classes(10, [9, 0, 9]) == [9, 0, 9]
     assert choose_classes(0, None) is None

@@ -80,7 +80,8 @@ def test_what_is_written_beside_the_numbers(of_data: Reference, images: Path) ->
     assert of_data.path is not None
     facts = json.loads(of_data.path.with_suffix(".json").read_text())
     expected = {
-        "data": "image_folder", "source": str(images / "set"), "split": "train", "image_size": [16, 16], "flip": False,
+        "data": "image_folder", "crop": "short side to image_size, then its centre (ADM)",
+        "source": str(images / "set"), "split": "train", "image_size": [16, 16], "flip": False,
         "classes": 2, "samples_of_a_class": [4, 6], "left_out": 0, "count": 10, "features_kept": 4,
         "network": "efficientnet_lite0",
     }  # fmt: skip
@@ -113,6 +114,22 @@ def test_clips_of_a_data_set_and_their_frames(tmp_path: Path) -> None:
     assert (frames.count, frames.facts["left_out"]) == (12, 0)
     mean = clips.moments["motion"][0][:1280]  # the half that is blind to order is the mean over frames
     assert torch.allclose(mean, frames.moments["pool"][0], rtol=1e-4, atol=1e-6)
+
+
+def test_folders_of_frames_are_clips(tmp_path: Path) -> None:
+    for clip in range(3):
+        for frame in range(4):
+            (tmp_path / "clips" / str(clip)).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16), (40 * clip, 50 * frame, 9)).save(tmp_path / "clips" / str(clip) / f"{frame}.png")
+    options = f"samples={tmp_path / 'clips'}", "frame_folders=true", "num_frames=2", "frame_interval=3"
+    name = "efficientnet_lite0_video"
+    clips = made(tmp_path / "1", *options, f"features={name}", name=name)
+    assert (clips.count, clips.facts["num_frames"], clips.facts["frame_interval"]) == (3, 2, 3)
+
+
+def test_nothing_is_said_of_a_crop_that_is_none(tmp_path: Path) -> None:
+    drawn = made(tmp_path, "data=digits_video", "count=3", "data.num_frames=2", "data.image_size=12")
+    assert (drawn.facts["crop"], drawn.facts["image_size"]) == ("none", [12, 12])
 
 
 @pytest.mark.timeout(300)

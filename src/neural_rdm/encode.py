@@ -5,10 +5,10 @@ python -m neural_rdm.encode exp=dit_xl_gated data.root=/path/to/imagenet
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from neural_rdm.cli.app import main, print_paths
 from neural_rdm.cli.compose import compose_config, parse
 from neural_rdm.cli.grammar import written
 from neural_rdm.cli.runs import device_of, leaves
+from neural_rdm.cli.sharing import stoppable, wait_for
 from neural_rdm.core.config import as_plain, validate
 from neural_rdm.core.errors import ConfigError, DataError
 from neural_rdm.core.manifest import MANIFEST, REQUEST
@@ -36,11 +37,13 @@ PROMPTS = 64
 READING = (
     *("root", "num_classes", "batch_size", "num_workers", "max_bad_fraction", "source", "latents"),
     *("num_frames", "frame_interval", "image_frames"),  # all frames are encoded; clips of them are drawn in training
+    "shards_at_once",
 )
 
 
 def encode(cfg: DictConfig, folder: Path) -> int:
-    """Write the shards that are missing in `folder` and its manifest; return the exit code 0.
+    """Write the shards that are missing in `folder` and its manifest; return the exit code 0, or 143 (130) where
+    SIGTERM (Ctrl-C) stopped it.
 
     What a shard holds follows from its number. So processes that torchrun starts with one `hydra.run.dir` share the
     work, a job that was killed goes on where it stopped when the same command is given the same `hydra.run.dir`, and
@@ -49,6 +52,14 @@ def encode(cfg: DictConfig, folder: Path) -> int:
     Raises:
         UserError: data, first stage or text encoder cannot be read; the folder holds other latents; the disk is full.
     """
+    try:
+        return stoppable(lambda: _encode(cfg, folder))
+    finally:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # where nothing came of it
+
+
+def _encode(cfg: DictConfig, folder: Path) -> int:
     from neural_rdm.cli import build
     from neural_rdm.data.encoder import Encoder
     from neural_rdm.data.whole import Whole
@@ -69,7 +80,7 @@ def encode(cfg: DictConfig, folder: Path) -> int:
         if source is not None and size
     }
     size = cfg.shard_size or (VIDEOS if any(whole.videos for whole, _ in wholes.values()) else IMAGES)
-    request = _request(cfg, stage, wholes, size)
+    request = _request(cfg, stage, wholes, size, show=rank == 0)
     _claim(folder, request)
     splits = {name: Shards(folder / name, count, size) for name, (_, count) in wholes.items()}
     if (folder / MANIFEST).is_file() and not _missing(splits):
@@ -97,7 +108,7 @@ def encode(cfg: DictConfig, folder: Path) -> int:
         encoder.write(name, wholes[name][0], shards, mine, show=rank == 0)
     if rank > 0:
         return 0
-    _wait_for_others(splits, world)
+    wait_for(lambda: _missing(splits), "shards")
     paths = _finish(folder, cfg, data, request, splits, wholes, encoder, prompts)
     print("wrote:")
     print_paths([*(folder / name for name in splits), *paths])
@@ -138,7 +149,9 @@ def prepare(overrides: list[str]) -> list[str]:
     return [*(f"++{key}={written(value)}" for key, value in values.items()), *rest]
 
 
-def _request(cfg: DictConfig, stage: Autoencoder, wholes: dict[str, tuple[Whole, int]], size: int) -> dict[str, Any]:
+def _request(
+    cfg: DictConfig, stage: Autoencoder, wholes: dict[str, tuple[Whole, int]], size: int, show: bool
+) -> dict[str, Any]:
     """What decides every byte of the shards; two commands that differ in none of it may share a folder."""
     first_stage = as_plain(cfg.first_stage)
     condition = None if cfg.condition is None else as_plain(cfg.condition)
@@ -150,7 +163,9 @@ def _request(cfg: DictConfig, stage: Autoencoder, wholes: dict[str, tuple[Whole,
         "crop": "ADM: halved by box filter, bicubic, centre",
         "dtype": cfg.dtype,
         "shard_size": size,
-        "source": {name: {"samples": n, "sha256": whole.fingerprint(root)} for name, (whole, n) in wholes.items()},
+        "source": {
+            name: {"samples": n, "sha256": whole.fingerprint(root, n, show)} for name, (whole, n) in wholes.items()
+        },
     }
 
 
@@ -172,16 +187,6 @@ def _missing(splits: dict[str, Shards]) -> list[tuple[str, int]]:
     return [(name, number) for name, shards in splits.items() for number in shards.missing()]
 
 
-def _wait_for_others(splits: dict[str, Shards], world: int) -> None:
-    """Until the other processes have saved their shards; one that died is started again by the same command."""
-    told = world == 1
-    while _missing(splits):
-        if not told:
-            print("waiting for the other processes", flush=True)
-            told = True
-        time.sleep(0.5)
-
-
 def _finish(
     folder: Path,
     cfg: DictConfig,
@@ -197,29 +202,33 @@ def _finish(
     from safetensors.torch import save
 
     from neural_rdm.core.files import write_atomically, write_text
-    from neural_rdm.data.broken import FILE
+    from neural_rdm.data.encoder import list_broken
     from neural_rdm.data.latents import TEXT_FILE
     from neural_rdm.latents.shards import Shard
 
-    written = [folder / FILE] if (folder / FILE).is_file() else []
+    written: list[Path] = []
     for shards in splits.values():
         for unfinished in shards.folder.glob(".*.tmp"):  # of a shard that a kill cut short
             unfinished.unlink()
     facts: dict[str, Any] = {}
+    bad: dict[str, dict[int, tuple[str, str]]] = {}
     cells: list[int] = []
     for name, shards in splits.items():
         opened = [Shard(shards.path(number)) for number in shards.numbers]
         counts = [len(shard) for shard in opened]
+        bad[name] = {index: why for shard in opened for index, why in shard.bad.items()}
         facts[name] = {
             "count": sum(counts),
             "counts": counts,
             "flipped": name in encoder.mirrored,
-            "bad": sorted(index for shard in opened for index in shard.bad),
+            "bad": sorted(bad[name]),
             "source": request["source"][name],
         }
         if not sum(counts):
             raise DataError(f"none of the {shards.count} {name} samples of {cfg.data.root} can be read")
         cells = next(list(shard[0].moments.shape[1:]) for shard in opened if len(shard))
+    if (listed := list_broken(folder, {name: whole.left_out for name, (whole, _) in wholes.items()}, bad)) is not None:
+        written.append(listed)
     channels = int(cfg.first_stage.channels)
     if encoder.text is not None:
         tokens = encoder.tokens(["", *(prompts or [])])

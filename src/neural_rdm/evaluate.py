@@ -8,6 +8,8 @@ python -m neural_rdm.evaluate samples=outputs/sample/EXP/TIME/samples.npz metric
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,20 +18,21 @@ from omegaconf import DictConfig, OmegaConf
 
 from neural_rdm.cli.app import main, print_paths
 from neural_rdm.cli.compose import parse
-from neural_rdm.cli.runs import inherit
-from neural_rdm.core.errors import ConfigError
+from neural_rdm.cli.runs import inherit, read_config
+from neural_rdm.core.errors import ConfigError, UserError
 from neural_rdm.core.files import write_text
 from neural_rdm.reports.tables import read_mapping
 
 if TYPE_CHECKING:
     from neural_rdm.diffusion.samplers import Sampler
-    from neural_rdm.training.measuring import Report
+    from neural_rdm.training.measuring import Measured, Report
 
 
 def evaluate(cfg: DictConfig, folder: Path) -> int:
     """Write `report/metrics.{md,csv,json}`, and for a run `config.yaml` and `sampling.json`; return the exit code 0.
 
-    With the run's own sampler, metric and seed the numbers are those at the end of its training. `config.yaml` is the
+    With the run's own sampler, metric and seed the numbers are those at the end of its training, if that computed in
+    float32: here samples are always drawn in float32, and the protocol line names the precision. `config.yaml` is the
     run's, with what was chosen here in its place, so that the report command compares evaluations as it compares runs.
     With `guidance` or `averages` there is a row for each combination, and a plot of them.
 
@@ -55,7 +58,8 @@ def _run(cfg: DictConfig, report: Report, folder: Path) -> list[Path]:
     from neural_rdm.reports.tables import write_metrics
 
     sampler: Sampler = build.build(cfg.sampler, "sampler")
-    measured: list[tuple[dict[str, Any], list[dict[str, Any]], str]] = []
+    settings: list[dict[str, Any]] = []
+    measured: list[Measured] = []
     for weights in cfg.averages or [cfg.weights]:
         run = load_run(Path(cfg.run), weights, cfg.accelerator)
         if not measured:
@@ -64,19 +68,18 @@ def _run(cfg: DictConfig, report: Report, folder: Path) -> list[Path]:
             print(
                 f"samples from {run.checkpoint} (step {run.step}, {weights} weights, cfg_scale {scale:g})", flush=True
             )
-            subject = run.subject(replace(sampler, cfg_scale=scale), cfg.seed, cfg.batch_size)
-            rows, protocol = report.rows(subject)
-            measured.append(({"cfg_scale": scale, "weights": weights}, rows, protocol))
+            measured.append(report.rows(run.subject(replace(sampler, cfg_scale=scale), cfg.seed, cfg.batch_size)))
+            settings.append({"cfg_scale": scale, "weights": weights})
     if cfg.guidance is None and cfg.averages is None:
-        paths = write_metrics(folder / "report", rows, protocol)
+        facts: Mapping[str, Any] = measured[0][2]
+        paths = write_metrics(folder / "report", *measured[0])
     else:
-        settings = [{**setting, **rows[0]} for setting, rows, _ in measured]
-        paths = write_guidance(folder / "report", settings, rows[1:], [protocol for *_, protocol in measured])
+        paths, facts = write_guidance(folder / "report", settings, measured)
     used = run.config.copy()
     used.sampler, used.metric, used.seed = cfg.sampler, cfg.metric, cfg.seed
     write_text(folder / "config.yaml", OmegaConf.to_yaml(used))
-    facts = run.facts(sampler, seed=cfg.seed)
-    write_text(folder / "sampling.json", json.dumps(facts, indent=2) + "\n")
+    drawn = {**run.facts(replace(sampler, cfg_scale=facts["cfg_scale"]), seed=cfg.seed), "weights": facts["weights"]}
+    write_text(folder / "sampling.json", json.dumps(drawn, indent=2) + "\n")
     return [*paths, folder / "config.yaml", folder / "sampling.json"]
 
 
@@ -90,19 +93,31 @@ def _files(cfg: DictConfig, report: Report, folder: Path) -> list[Path]:
     if not isinstance(report, FeatureReport):
         raise ConfigError("samples= needs metric=images or metric=videos; the others measure a run: pass run=DIR")
     path = Path(cfg.samples)
-    files = open_samples(path, cfg.num_frames, cfg.frame_interval)
-    told = f"every {cfg.frame_interval}. frame; {origin(path)}" if cfg.frame_interval > 1 else origin(path)
-    rows, protocol = report.rows_of_files(files, cfg.batch_size, device_of(cfg.accelerator), told)
-    return write_metrics(folder / "report", rows, protocol)
+    made, told = origin(path)
+    files = open_samples(path, cfg.num_frames, cfg.frame_interval, cfg.frame_folders)
+    told = f"every {cfg.frame_interval}. frame; {told}" if cfg.frame_interval > 1 else told
+    sampler = made.get("sampler") or {}
+    facts = {key: made[key] for key in ("weights", "step", "seed", "first_stage", "rounding") if key in made}
+    facts |= {"sampler": sampler.get("name"), "sampler_steps": sampler.get("steps")} if sampler else {}
+    facts |= {key: sampler[key] for key in ("cfg_scale", "channels", "interval") if key in sampler}
+    paths = write_metrics(
+        folder / "report", *report.rows_of_files(files, cfg.batch_size, device_of(cfg.accelerator), told, facts)
+    )
+    try:  # with the configuration of the run that drew them, they stand in reports as an evaluation of that run does
+        used = read_config(Path(made["run"])).copy()
+    except (KeyError, UserError):
+        return paths
+    used.metric, used.sampler = cfg.metric, sampler and {**used.sampler, **sampler}
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(used))
+    return [*paths, folder / "config.yaml"]
 
 
-def origin(samples: Path) -> str:
-    """How samples on disk were made, for the protocol line: what the `sampling.json` in or beside them says."""
-    for folder in (samples, samples.parent):
-        if (folder / "sampling.json").is_file():
-            facts = read_mapping(folder / "sampling.json")
-            return "; ".join(f"{key} {_told(value)}" for key, value in facts.items() if value is not None) + "."
-    return "there is no sampling.json that says how they were made."
+def origin(samples: Path) -> tuple[dict[str, Any], str]:
+    """How samples on disk were made: what the `sampling.json` in or beside them says, and that as a line."""
+    for folder in (samples, samples.parent, samples.parent.parent):
+        if (folder / "sampling.json").is_file() and (made := read_mapping(folder / "sampling.json")):
+            return made, "; ".join(f"{key} {_told(value)}" for key, value in made.items() if value is not None) + "."
+    return {}, "there is no sampling.json that says how they were made."
 
 
 def _told(value: Any) -> str:
@@ -118,11 +133,21 @@ def prepare(overrides: list[str]) -> list[str]:
     Raises:
         UserError: neither or both, or no metric.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            "evaluate is one process: let torchrun draw the samples with neural_rdm.sample count=N hydra.run.dir=DIR, "
+            "then evaluate samples=DIR"
+        )
     given = {o.key_or_group: o.value() for o in parse(overrides)}
     if given.get("samples") is None:
         return inherit(overrides, groups=("sampler", "metric"), keys=("seed",))
     if given.get("run") is not None:
         raise ConfigError("samples= and run= are two things to measure: pass one of them")
+    unused = [key for key in given if key in ("weights", "seed", "metric.count") or key.split(".")[0] == "sampler"]
+    if unused:
+        raise ConfigError(
+            f"{unused[0]}= says how to draw; samples= are measured as they are, all of them: leave it out"
+        )
     if given.get("metric") is None:
         raise ConfigError("samples= needs metric=images or metric=videos, and metric.reference=FILE")
     return [*overrides, "run=null", "seed=0", "experiment=samples"]

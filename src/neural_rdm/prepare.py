@@ -6,25 +6,22 @@ python -m neural_rdm.prepare data=imagenet data.root=DIR subset=20 subset_dir=DI
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 import os
 import re
 import statistics
 import sys
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from neural_rdm.cli.app import main, print_paths
 from neural_rdm.cli.datasets import check_data, docstring, official_of, where_to_get
+from neural_rdm.cli.findings import Findings
 from neural_rdm.core.config import config_dir
 from neural_rdm.core.errors import DataError, UserError
-from neural_rdm.core.files import write_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -36,29 +33,26 @@ if TYPE_CHECKING:
 
 PICTURES = 16
 NAMED = 3  # examples of what is missing; missing.txt has all
+#: how to train on data sets that no experiment chooses by itself
+BORROWED = {
+    "ucf101": "exp=latte_s_gated data=ucf101 backbone.extras=class optimizer.clip_after=100000",
+    "taichi": "exp=latte_s_gated data=taichi",
+    "image_folder": "exp=dit_s_gated data=image_folder backbone.num_classes={classes}",
+    "journeydb": "exp=dit_xl_gated_t2i data=journeydb",
+}
 
 
 def prepare(cfg: DictConfig, folder: Path) -> int:
     """Write `report.{md,json}`, `missing.txt` where something is missing, and a preview.
 
-    Returns 0 if the data can be trained on, otherwise 2. With `subset` the part is made, then read and reported on like
-    the whole.
+    Returns 0 if the data can be trained on, otherwise 2. With `subset` the part is made, then read and reported on in
+    place of the whole.
 
     Raises:
-        UserError: `subset_dir` cannot be used.
+        UserError: `subset_dir` cannot be used, or the samples are no files.
     """
-    from neural_rdm.data.subset import make_subset
-
-    data, found = examine(cfg)
-    if cfg.subset is not None and found.usable:
-        root = cfg.data.get("root")
-        if root is None or data is None:
-            raise DataError(f"subset: data={cfg.dataset} has no folder; data.limit=N uses fewer of its samples")
-        target = Path(os.path.abspath(os.path.expanduser(cfg.subset_dir)))
-        sizes = make_subset(data, _absolute(root), target, cfg.subset, cfg["copy"])
-        print(f"made {target}: {', '.join(f'{n} of {name}' for name, n in sizes.items())}", flush=True)
-        cfg.data.root = str(target)
-        data, found = examine(cfg, part_of=_absolute(root))
+    part_of = None if cfg.subset is None else _make_part(cfg)
+    data, found = examine(cfg, part_of)
     written = found.write(folder)
     if data is not None and found.usable:
         written += _pictures(data, folder / "preview", found)
@@ -70,66 +64,25 @@ def prepare(cfg: DictConfig, folder: Path) -> int:
     return 0 if found.usable else 2
 
 
-@dataclass
-class Findings:
-    """What was found in a data set's folder.
+def _make_part(cfg: DictConfig) -> Path | None:
+    """Make the subset and choose it for `data.root`; returns the folder of the whole, None where it cannot be read."""
+    from neural_rdm.data.broken import printable
+    from neural_rdm.data.subset import check_target, make_subset
 
-    Attributes:
-        data: the choice of the configuration.
-        name: of the official data set, or None.
-        root: the folder, None for data that come with a package.
-        usable: whether training can read it.
-        problem: why not, in the words of the data set.
-        layout: what the folder should hold, where it cannot be used.
-        splits: a row each: samples found, those of the official set, those that a list names, those missing from it.
-        facts: what else is known, as (what, value).
-        warnings: what a user should know before training.
-        broken: path and reason of samples that do not decode.
-        missing: what the lists name and is not there.
-        advice: what to type next.
-    """
-
-    data: str
-    name: str | None
-    root: str | None
-    usable: bool = True
-    problem: str | None = None
-    layout: str | None = None
-    splits: list[dict[str, Any]] = field(default_factory=list)
-    facts: dict[str, Any] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-    broken: dict[str, str] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
-    advice: list[str] = field(default_factory=list)
-
-    def write(self, folder: Path) -> list[Path]:
-        """Write the report as Markdown and JSON, and the whole list of what is missing; return the files."""
-        facts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        write_text(folder / "report.json", json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
-        write_text(folder / "report.md", self.page())
-        if self.missing:
-            write_text(folder / "missing.txt", "".join(f"{name}\n" for name in self.missing))
-        names = ["report.md", "report.json", *(["missing.txt"] if self.missing else [])]
-        return [folder / name for name in names]
-
-    def page(self) -> str:
-        """The report as Markdown."""
-        from neural_rdm.reports.tables import markdown_table
-
-        verdict = "not usable" if not self.usable else "usable, with warnings" if self.warnings else "usable"
-        title = f"# {self.name or self.data}: {verdict}\n"
-        parts = [title, f"data={self.data}" + (f" data.root={self.root}\n" if self.root else "\n")]
-        parts += [f"{self.problem}\n"] if self.problem else []
-        parts += [f"```\n{self.layout}\n```\n"] if self.layout else []
-        parts += [markdown_table(self.splits)] if self.splits else []
-        parts += ["".join(f"- {what}: {value}\n" for what, value in self.facts.items())] if self.facts else []
-        for heading, lines in (
-            ("Warnings", self.warnings),
-            ("Samples that do not decode", [f"{path}: {reason}" for path, reason in self.broken.items()]),
-            ("Next", self.advice),
-        ):
-            parts += [f"{heading}:\n\n" + "".join(f"- {line}\n" for line in lines)] if lines else []
-        return "\n".join(parts)
+    if cfg.data.get("root") is None or type_of(cfg) == "TarShards":
+        raise DataError(
+            f"subset: the samples of data={cfg.dataset} are no files of their own; data.limit=N uses fewer of them"
+        )
+    root, target = _absolute(cfg.data.root), _absolute(cfg.subset_dir)
+    check_target(root, target)
+    try:
+        data = _read(cfg)
+    except UserError:  # the report will say why
+        return None
+    sizes = make_subset(data, root, target, cfg.subset, cfg["copy"])
+    print(f"made {printable(target)}: {', '.join(f'{n} of {name}' for name, n in sizes.items())}", flush=True)
+    cfg.data.root = str(target)
+    return root
 
 
 def examine(cfg: DictConfig, part_of: Path | None = None) -> tuple[DataModule | None, Findings]:
@@ -138,7 +91,6 @@ def examine(cfg: DictConfig, part_of: Path | None = None) -> tuple[DataModule | 
     Args:
         part_of: the folder of which this one is a small part: official numbers are then of no interest.
     """
-    from neural_rdm.cli import build
     from neural_rdm.core.progress import progress_bar
     from neural_rdm.data.inspection import disk_usage, look
     from neural_rdm.data.listings import read_listings
@@ -147,14 +99,10 @@ def examine(cfg: DictConfig, part_of: Path | None = None) -> tuple[DataModule | 
     root = None if where is None else _absolute(where)
     data: DataModule | None = None
     problem = None
-    if "limit" in cfg.data:
-        cfg.data.limit = None  # all of it is looked at
     try:
-        data = build.build(cfg.data, "data")
-        data.configure(cfg.seed)
-        data.setup()
+        data = _read(cfg)
     except UserError as error:
-        data, problem = None, str(error).splitlines()[0]
+        problem = str(error).splitlines()[0]
     known = official_of(cfg.data, cfg.dataset, None if data is None else data.class_names)
     found = Findings(cfg.dataset, None if known is None else known.name, None if root is None else str(root))
     found.usable, found.problem = data is not None, problem
@@ -180,6 +128,18 @@ def examine(cfg: DictConfig, part_of: Path | None = None) -> tuple[DataModule | 
         _judge(found, looked, cfg.data)
     _advise(found, known, root)
     return data, found
+
+
+def _read(cfg: DictConfig) -> DataModule:
+    """The data set as training would read it, all of it."""
+    from neural_rdm.cli import build
+
+    if "limit" in cfg.data:
+        cfg.data.limit = None
+    data: DataModule = build.build(cfg.data, "data")
+    data.configure(cfg.seed)
+    data.setup()
+    return data
 
 
 def type_of(cfg: DictConfig) -> str:
@@ -296,7 +256,12 @@ def _advise(found: Findings, known: Official | None, root: Path | None) -> None:
         found.advice.append(f"then again: `python -m neural_rdm.prepare {choice}`")
         return
     found.advice.append(f"look at it: `python -m neural_rdm.preview {choice}`")
-    if experiments := _experiments(found.data):
+    if found.data in BORROWED:
+        borrowed = BORROWED[found.data].format(classes=found.facts.get("classes"))
+        found.advice.append(f"train: `python -m neural_rdm.train {borrowed}{given}`")
+    elif experiments := _experiments(found.data):
+        if found.data == "imagenet" and (classes := found.facts.get("classes")) != 1000:
+            given += f" backbone.num_classes={classes}"
         found.advice.append(f"train: `python -m neural_rdm.train exp={experiments[0]}{given}` ({len(experiments)} "
                             f"experiments use it: {', '.join(experiments)})")  # fmt: skip
 

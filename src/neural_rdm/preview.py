@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from neural_rdm.data.base import DataModule
+    from neural_rdm.data.decoders import VideoInfo
 
 CLIPS_PLAYED, CLIPS_IN_STRIPS = 16, 8  # a GIF or a picture of more clips is too large to look at
 COLUMNS = 8
@@ -33,6 +34,7 @@ def preview(cfg: DictConfig, folder: Path) -> int:
         UserError: the data set cannot be read, or has no such split.
     """
     from neural_rdm.cli import build
+    from neural_rdm.core.files import write_text
 
     data: DataModule = build.build(cfg.data, "data")
     data.configure(cfg.seed)
@@ -40,7 +42,7 @@ def preview(cfg: DictConfig, folder: Path) -> int:
     seen = gather(data, cfg.split, cfg.count)
     written = draw(seen, data, folder, cfg.fps)
     facts = {"data": cfg.dataset, "root": cfg.data.get("root"), "split": cfg.split, "seed": cfg.seed}
-    write_facts(folder / "preview.json", facts | describe(seen, data))
+    write_text(folder / "preview.json", json.dumps(facts | describe(seen, data), indent=2) + "\n")
     print(summary(seen, data))
     print("wrote:")
     print_paths([*written, folder / "preview.json"])
@@ -70,13 +72,15 @@ class Seen(NamedTuple):
 
 
 def gather(data: DataModule, split: str, count: int) -> Seen:
-    """At most `count` samples: the first of a training run with the module's seed, or spread over the validation set.
+    """At most `count` samples: the first of a training run with the module's seed, or spread over the validation set,
+    without those of these that are broken.
 
     Raises:
-        DataError: there is no validation set.
+        DataError: there is no validation set, or nothing of it can be read.
     """
     import torch
 
+    from neural_rdm.data.broken import BrokenSample
     from neural_rdm.data.inspection import spread
 
     data.num_workers = 0  # the order is the same, and the speed that of one process
@@ -86,13 +90,20 @@ def gather(data: DataModule, split: str, count: int) -> Seen:
         raise DataError(f"split={split}: these data have no validation set; pass split=train")
     began = time.perf_counter()
     samples: list[dict[str, Any]] = []
-    if split == "val" and data.val_set is not None and hasattr(data.val_set, "load"):
-        samples = [data.val_set.load(i, i) for i in spread(data.val_size, count, data.seed)]
-    else:
-        for batch in data.train_dataloader() if split == "train" else data.val_dataloader():
+    if split == "train":
+        for batch in data.train_dataloader():
             samples += [{key: batch[key][i] for key in batch} for i in range(len(batch["x"]))]
             if len(samples) >= count:
                 break
+    else:
+        assert data.val_set is not None
+        for index in spread(data.val_size, count, data.seed):
+            try:
+                samples.append(data.val_set.load(index, index))
+            except BrokenSample as error:
+                print(f"bad val sample {error.path}: {error.reason}; left out", flush=True)
+    if not samples:
+        raise DataError(f"split={split}: none of {count} samples can be read")
     samples = samples[:count]
     seconds = time.perf_counter() - began
     return Seen(
@@ -132,17 +143,15 @@ def draw(seen: Seen, data: DataModule, folder: Path, fps: int = 8) -> list[Path]
 
 def describe(seen: Seen, data: DataModule) -> dict[str, Any]:
     """What `preview.json` says of the samples and of the data set."""
-    from neural_rdm.data.inspection import path_of, video_info
-
     shape = list(seen.x.shape[1:])
     x = seen.x.double()
-    path = path_of(data.train_set, 0) if len(shape) == 4 and data.train_set is not None else None
+    video = _first_video(data) if len(shape) == 4 else None
     return {
         "samples": len(seen.x),
         "shape": shape,
         "space": data.space,
         **({"frames": shape[0]} if len(shape) == 4 else {}),
-        **({} if path is None else {"first_video": video_info(path, getattr(data, "decoder", "decord"))._asdict()}),
+        **({} if video is None else {"first_video": video._asdict()}),
         **{
             key: getattr(data, key) for key in ("frame_interval", "image_frames", "flip", "limit") if hasattr(data, key)
         },
@@ -159,11 +168,21 @@ def describe(seen: Seen, data: DataModule) -> dict[str, Any]:
     }
 
 
-def write_facts(path: Path, facts: dict[str, Any]) -> None:
-    """Write facts as JSON, atomically."""
-    from neural_rdm.core.files import write_text
+def _first_video(data: DataModule) -> VideoInfo | None:
+    """What the first training video that can be read is like; None where the clips are no files."""
+    from neural_rdm.data.broken import BrokenSample
+    from neural_rdm.data.inspection import known_broken, path_of, video_info
 
-    write_text(path, json.dumps(facts, indent=2) + "\n")
+    source = data.train_set
+    assert source is not None
+    for index in range(len(source)):
+        if index not in known_broken(source):
+            try:
+                path = path_of(source, index)
+                return None if path is None else video_info(path, getattr(data, "decoder", "decord"))
+            except BrokenSample:  # since its index was made
+                continue
+    return None
 
 
 def summary(seen: Seen, data: DataModule) -> str:

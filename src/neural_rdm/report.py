@@ -20,6 +20,9 @@ from neural_rdm.reports.efficiency import write_efficiency
 from neural_rdm.reports.published import own_runs, write_published
 from neural_rdm.reports.tables import write_comparison
 
+#: a folder with one of these can be compared; evaluated samples of unknown origin have no configuration
+FILES = ("config.yaml", "report/metrics.json")
+
 
 def report(cfg: DictConfig, folder: Path) -> int:
     """Write what `cfg` asks for into `folder` and print it; return the exit code 0.
@@ -41,7 +44,7 @@ def report(cfg: DictConfig, folder: Path) -> int:
 
 
 def select_runs(runs: str) -> list[Path]:
-    """The run folders (those with a config.yaml) that a list of folders, folders of runs and globs names, each once.
+    """The run folders (those with one of `FILES`) that a list of folders, folders of runs and globs names, each once.
 
     Args:
         runs: entries separated by commas; an entry that exists as it is, commas and all, is one folder.
@@ -53,11 +56,12 @@ def select_runs(runs: str) -> list[Path]:
     entries = [runs] if os.path.isdir(runs) else [entry for entry in (e.strip() for e in runs.split(",")) if entry]
     for entry in entries:
         folders = [Path(entry)] if os.path.isdir(entry) else sorted(map(Path, glob.glob(entry)), key=natural)
-        below = [run for folder in folders if folder.is_dir() for run in find_runs(folder)]
+        below = [run for folder in folders if folder.is_dir() for run in find_runs(folder, FILES)]
         if not below:
             raise DataError(
-                f"runs={entry}: no run found (looked from {Path.cwd()} for folders with a config.yaml). Pass a run "
-                "folder, a folder of runs, or a glob in quotes such as runs='outputs/sweep/digits_gated/*/*'."
+                f"runs={entry}: no run found (looked from {Path.cwd()} for folders with a {' or a '.join(FILES)}). "
+                "Pass a run folder, a folder of runs, or a glob in quotes such as "
+                "runs='outputs/sweep/digits_gated/*/*'."
             )
         found += below
     if not found:

@@ -5,31 +5,38 @@ python -m neural_rdm.sample run=outputs/train/digits_gated/TIME per_class=8 clas
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from omegaconf import DictConfig
 
 from neural_rdm.cli.app import main, print_paths
 from neural_rdm.cli.runs import LoadedRun, inherit
+from neural_rdm.cli.sharing import wait_for
 from neural_rdm.core.errors import ConfigError, DataError
+from neural_rdm.core.files import write_text
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from neural_rdm.diffusion.samplers import Sampler
     from neural_rdm.reports.samples import Parts
 
 DEFAULT_CLASSES = 10
+LISTED = 100  # so many classes or texts sampling.json names one by one
 GRID_ROWS, GRID_COLUMNS = 32, 16  # a larger picture helps nobody; samples.npz holds every sample
 
 
 def sample(cfg: DictConfig, folder: Path) -> int:
     """Write a grid (clips: and a GIF), the files asked for and `sampling.json`; return the exit code 0.
+
+    Files that a finished job was not asked for before are made of its `samples.npz`.
 
     `samples.npz` holds `arr_0`, uint8 [N, H, W, C] (clips [N, F, H, W, C]), and for a conditional network `arr_1`,
     int64 [N], the classes: the layout that the evaluation suite of guided-diffusion reads. Latents without a first
@@ -39,23 +46,25 @@ def sample(cfg: DictConfig, folder: Path) -> int:
     a job that was killed goes on where it stopped when the same command is given the same `hydra.run.dir`.
 
     Raises:
-        UserError: no usable run, classes that the network does not have, or a sampler that does not fit it.
+        UserError: no usable run, classes that the network does not have, files that do not fit its samples, or a
+            sampler that does not fit it.
     """
     from neural_rdm.cli import build
     from neural_rdm.cli.runs import load_run
-    from neural_rdm.diffusion.samplers import Sampler
-    from neural_rdm.reports.samples import ROUNDING, Parts, balanced, claim, write_each, write_npz
-    from neural_rdm.training.sampling import condition_of
+    from neural_rdm.reports.samples import ROUNDING, Parts, balanced, check_kinds, claim, place, written
+    from neural_rdm.training.sampling import input_shape
 
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     run = load_run(Path(cfg.run), cfg.weights, cfg.accelerator)
     sampler: Sampler = build.build(cfg.sampler, "sampler")
     if run.text is None and cfg.prompts is not None:
         raise ConfigError(f"prompts={list(cfg.prompts)}: this network reads no text; leave prompts out")
+    check_kinds(folder, cfg.files, len(input_shape(run)) == 4, run.pixels, cfg.fps)  # type: ignore[arg-type]
+    classes = getattr(run.net, "num_classes", 0)
     if run.text is not None:
-        shown: Sequence[int | str] | None = choose_prompts(run, cfg.prompts)
+        shown: Sequence[int | str] | None = choose_prompts(run, cfg.prompts, cfg.count)
     else:
-        shown = choose_classes(getattr(run.net, "num_classes", 0), cfg.classes)
+        shown = choose_classes(classes, cfg.classes, cfg.count)
     if cfg.count is not None:
         each = None if shown is None else balanced(shown, cfg.count)
     else:
@@ -64,7 +73,7 @@ def sample(cfg: DictConfig, folder: Path) -> int:
     facts = run.facts(
         sampler,
         seed=cfg.seed,
-        **({} if shown is None else {"classes" if run.text is None else "prompts": list(shown)}),
+        **({} if shown is None else {"classes" if run.text is None else "prompts": _recorded(shown, classes)}),
         per_class=cfg.per_class if cfg.count is None else None,
         count=count,
         batch_size=cfg.batch_size,
@@ -72,54 +81,97 @@ def sample(cfg: DictConfig, folder: Path) -> int:
     )
     parts, grid = Parts(folder, count, cfg.batch_size), folder / "grid.png"
     goes_on = claim(folder / "sampling.json", facts)
-    if goes_on and grid.is_file() and not parts.folder.is_dir():
+    if goes_on and grid.is_file() and not parts.folder.is_dir() and all(written(folder, k, count) for k in cfg.files):
         print(f"{folder} is finished; nothing to do")
+        return 0
+    array = place(folder, "npz")
+    if goes_on and array.is_file() and parts.missing():  # it was finished once: its parts were all there
+        if rank == 0:
+            print(f"the samples of {array} are drawn already", flush=True)
+            parts.restore(array)
+            _finish(cfg, run, parts, each, shown, folder, [kind for kind in cfg.files if kind != "npz"])
         return 0
     if rank == 0:
         print(f"{count} samples from {run.checkpoint} (step {run.step}, {run.weights} weights)", flush=True)
         if there := len(parts.numbers) - len(parts.missing()):
             print(f"{there} of {len(parts.numbers)} parts are there already", flush=True)
-    mine = [number for number in parts.missing() if number % world == rank]
-    if mine:
-        positions = [i for number in mine for i in parts.positions(number)]
-        condition = {} if each is None else condition_of([each[i] for i in positions], run.text)
-        rest = iter(mine)
-
-        def keep(x: Tensor) -> Tensor:
-            parts.save(next(rest), _kept(run, x).numpy())
-            return x[:0].cpu()
-
-        run.draw(sampler, condition, positions, cfg.seed, cfg.batch_size, keep, progress=rank == 0)
-    if rank > 0:
-        return 0
-    _wait_for_others(parts, world)
-
-    written = []
-    for kind in cfg.files:
-        if kind == "npz":
-            labels = {} if each is None or run.text is not None else {"arr_1": np.array(each, dtype=np.int64)}
-            written.append(write_npz(folder / "samples.npz", parts, **labels))
-        else:
-            written.append(write_each(folder / "samples", parts, kind, cfg.fps))
-    grids = _grids(run, parts, shown, cfg, grid)
-    parts.remove()
-    print("wrote:")
-    print_paths([*grids, *written, folder / "sampling.json"])
+    _draw(cfg, run, sampler, parts, [n for n in parts.missing() if n % world == rank], each, progress=rank == 0)
+    if rank == 0:
+        wait_for(parts.missing, "parts")
+        _finish(cfg, run, parts, each, shown, folder, cfg.files)
     return 0
 
 
-def _wait_for_others(parts: Parts, world: int) -> None:
-    """Until the other processes have saved their parts; one that died is started again by the same command."""
-    told = False
-    while parts.missing():
-        if not told and world > 1:
-            print("waiting for the other processes", flush=True)
-            told = True
-        time.sleep(0.5)
+def _draw(
+    cfg: DictConfig,
+    run: LoadedRun,
+    sampler: Sampler,
+    parts: Parts,
+    mine: list[int],
+    each: Sequence[int | str] | None,
+    progress: bool,
+) -> None:
+    """Draw and save the parts `mine`; so many at a time that the tokens of their texts fit into memory."""
+    from neural_rdm.training import features
+    from neural_rdm.training.sampling import condition_of
+
+    at_once = max(1, features.TEXTS // cfg.batch_size) if run.text is not None else max(1, len(mine))
+    rest = iter(mine)
+
+    def keep(x: Tensor) -> Tensor:
+        parts.save(next(rest), _kept(run, x).numpy())
+        return x[:0].cpu()
+
+    for start in range(0, len(mine), at_once):
+        positions = [i for number in mine[start : start + at_once] for i in parts.positions(number)]
+        condition = {} if each is None else condition_of([each[i] for i in positions], run.text)
+        run.draw(sampler, condition, positions, cfg.seed, cfg.batch_size, keep, progress)
 
 
-def choose_classes(num_classes: int, asked: list[int] | None) -> list[int] | None:
-    """The classes to draw, in the order asked for; the first ten by default, None for an unconditional network.
+def _finish(
+    cfg: DictConfig,
+    run: LoadedRun,
+    parts: Parts,
+    each: Sequence[int | str] | None,
+    shown: Sequence[int | str] | None,
+    folder: Path,
+    kinds: Sequence[str],
+) -> None:
+    """Make files of all parts, delete these, and say where the files are."""
+    from neural_rdm.reports.samples import place, write_each, write_npz
+
+    paths = []
+    for kind in kinds:
+        path = place(folder, kind)
+        if kind != "npz":
+            write_each(path, parts, kind, cfg.fps)
+        else:
+            labels = {} if each is None or run.text is not None else {"arr_1": np.array(each, dtype=np.int64)}
+            write_npz(path, parts, **labels)
+        paths.append(path)
+    if run.text is not None and shown is not None and len(shown) > LISTED:
+        paths.append(folder / "prompts.json")
+        write_text(paths[-1], json.dumps(list(shown), indent=0, ensure_ascii=False) + "\n")
+    grids = _grids(run, parts, shown, cfg, folder / "grid.png")
+    parts.remove()
+    print("wrote:")
+    print_paths([*grids, *paths, folder / "sampling.json"])
+
+
+def _recorded(shown: Sequence[int | str], classes: int) -> Any:
+    """Classes or texts as `sampling.json` says them: a long list by its length and hash, unless it is every class."""
+    listed = list(shown)
+    if len(listed) <= LISTED:
+        return listed
+    if listed == list(range(classes)):
+        return f"all {classes}"
+    return {"count": len(listed), "sha256": hashlib.sha256(json.dumps(listed).encode()).hexdigest()}
+
+
+def choose_classes(num_classes: int, asked: list[int] | None, count: int | None = None) -> list[int] | None:
+    """The classes to draw, in the order asked for; None for an unconditional network.
+
+    By default all of them share the `count`; without one it is the first ten.
 
     Raises:
         ConfigError: a class that the network does not have, or an empty list.
@@ -129,14 +181,14 @@ def choose_classes(num_classes: int, asked: list[int] | None) -> list[int] | Non
             raise ConfigError(f"classes={list(asked)}: this network is unconditional; leave classes out")
         return None
     if asked is None:
-        return list(range(min(num_classes, DEFAULT_CLASSES)))
+        return list(range(num_classes if count else min(num_classes, DEFAULT_CLASSES)))
     if not asked or not all(0 <= c < num_classes for c in asked):
         raise ConfigError(f"classes={list(asked)}: give some of 0 ... {num_classes - 1}, such as classes=[0]")
     return list(asked)
 
 
-def choose_prompts(run: LoadedRun, asked: list[str] | None) -> list[str]:
-    """The texts to draw, in the order asked for; by default ten of the data set's own.
+def choose_prompts(run: LoadedRun, asked: list[str] | None, count: int | None = None) -> list[str]:
+    """The texts to draw, in the order asked for; by default the data set's own, `count` of them or else ten.
 
     Raises:
         UserError: an empty list, or no data set at hand to take them from.
@@ -145,10 +197,12 @@ def choose_prompts(run: LoadedRun, asked: list[str] | None) -> list[str]:
         raise ConfigError("prompts=[]: give at least one, such as prompts=['a red kite']")
     if asked is None:
         try:
-            asked = run.data.prompts(DEFAULT_CLASSES)
+            asked = run.data.prompts(count or DEFAULT_CLASSES)
         except DataError as error:
             raise ConfigError(f"pass prompts=['...']: this run's own cannot be read ({error})") from error
-    return [str(prompt) for prompt in asked or []]
+    if not asked:
+        raise ConfigError("pass prompts=['...']: the data of this run have none of their own")
+    return [str(prompt) for prompt in asked]
 
 
 def _kept(run: LoadedRun, x: Tensor) -> Tensor:

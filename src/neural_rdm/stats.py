@@ -152,7 +152,7 @@ def _samples(cfg: DictConfig, folder: Path) -> RealSamples | SampleFiles:
     from neural_rdm.data.sample_files import open_samples
 
     if cfg.samples is not None:
-        return open_samples(cfg.samples, cfg.num_frames, cfg.frame_interval)
+        return open_samples(cfg.samples, cfg.num_frames, cfg.frame_interval, cfg.frame_folders)
     build.quiet()
     for key, value in (("flip", False), ("image_frames", 0)):
         if key in cfg.data:
@@ -174,7 +174,8 @@ def _facts(cfg: DictConfig, samples: RealSamples | SampleFiles, summary: Summary
         facts |= {"source": str(cfg.samples), "sha256": samples.fingerprint, "crop": "none"}
         interval = samples.frame_interval
     else:
-        crop = "short side to image_size, then its centre (ADM)" if "image_size" in cfg.data else "none"
+        files = {"root", "image_size"} <= set(cfg.data)  # others are made in the size that was asked for
+        crop = "short side to image_size, then its centre (ADM)" if files else "none"
         facts |= {"source": cfg.data.get("root"), "split": cfg.split, "crop": crop}
         interval = cfg.data.get("frame_interval", 1)
     facts |= {"image_size": [height, width], "dtype": "uint8", "flip": False}

@@ -79,6 +79,10 @@ FILES = config_dir()
         ("-m residual=gated,skip resume=last", ["resume continues one run", "-m"]),
         ("--config-dir nowhere", ["--config-dir nowhere", "no such folder"]),
         ("hydra.run.dr=x", ["hydra.run.dr"]),
+        (
+            "data.train={0..9}.tar",
+            ["cannot read the argument", "braces", "\"data.train='train-{000000..000099}.tar'\""],
+        ),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )
@@ -95,6 +99,14 @@ def test_a_missing_data_folder_draws_the_layout(refuse: Refuse, tmp_path: Path) 
     assert "data.root=/path/to/imagenet" in message
     (tmp_path / "imagenet" / "train").mkdir(parents=True)
     assert "no class folders" in refuse("exp=dit_s_gated", f"data.root={tmp_path}/imagenet")
+
+
+def test_every_data_set_draws_its_layout_and_says_where_it_is_to_be_had(refuse: Refuse, tmp_path: Path) -> None:
+    message = refuse("exp=latte_s_gated", f"data.root={tmp_path}/sky")
+    assert message.startswith(f"data.root: no folder {tmp_path}/sky.")
+    for words in ("ROOT/sky_train/<video>/<clip>/*.jpg", "SkyTimelapse comes from https://github.com/"):
+        assert words in message
+    assert "see `Clips`" not in message
 
 
 def test_an_unknown_key_inside_a_file_names_the_file(refuse: Refuse, tmp_path: Path) -> None:

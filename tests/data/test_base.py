@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import time
 from itertools import islice
 from pathlib import Path
+from traceback import clear_frames
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,9 +18,12 @@ from torch import Tensor, nn
 
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.core.seeding import uniform
+from neural_rdm.data import base
 from neural_rdm.data.base import DataModule
+from neural_rdm.data.broken import LoaderError
 from neural_rdm.data.digits import Digits
 from neural_rdm.data.synthetic import Synthetic
+from tests.helpers import ROOT
 
 L = pytest.importorskip("lightning.pytorch")
 
@@ -167,12 +175,59 @@ def test_settings_out_of_range_are_refused():
         at(FlagData(batch_size=10), world_size=3).train_dataloader()
 
 
-def test_a_signal_to_all_processes_leaves_the_workers_at_work():
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_to_all_processes_leave_the_workers_at_work(number):
+    before = set(multiprocessing.active_children())
     loader = iter(at(FlagData(batch_size=4, num_workers=2)).train_dataloader())
-    next(loader)
-    for process in loader._workers:
-        os.kill(process.pid, signal.SIGTERM)
-    assert [int(next(loader)["position"][0]) for _ in range(12)] == list(range(4, 52, 4))
+    first = [next(loader), next(loader)]  # of each worker one: both are at work
+    workers = set(multiprocessing.active_children()) - before
+    assert len(workers) == 2
+    for process in [*workers, *workers]:
+        os.kill(process.pid, number)
+    assert [int(batch["position"][0]) for batch in [*first, *islice(loader, 12)]] == list(range(0, 56, 4))
+
+
+@pytest.mark.parametrize("ending", ["raise ValueError('mine')", "os.kill(os.getpid(), signal.SIGINT)", "sys.exit(3)"])
+def test_workers_do_not_keep_a_process_from_ending(ending, tmp_path):
+    code = (
+        "import os, signal, sys, time\nfrom tests.data.test_base import *\n"
+        "class Stuck(Flags):\n"
+        "    def load(self, index, key):\n"
+        "        if key > 20: time.sleep(100)\n"
+        "        return super().load(index, key)\n"
+        "data = at(FlagData(batch_size=4, num_workers=2))\n"
+        "data.train_set = Stuck(50, 3)\n"
+        "loader = iter(data.train_dataloader())\n"
+        f"next(loader)\n{ending}\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode in {"r": (1,), "o": (-signal.SIGINT, 130), "s": (3,)}[ending[0]], done.stderr
+    assert ending[0] != "r" or done.stderr.strip().endswith("ValueError: mine")
+
+
+class Slow(FlagData):
+    def load_datasets(self) -> None:
+        super().load_datasets()
+        self.train_set.load = self.act
+
+    def act(self, index: int, key: int) -> dict[str, Any]:
+        if self.size == 50:
+            time.sleep(1)
+        os._exit(3)
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [(50, "no batch has come for 0.2 s: reading or decoding a sample"), (51, "a process that loads data has died")],
+)
+def test_a_worker_that_hangs_or_dies_is_one_message(size, message, monkeypatch):
+    monkeypatch.setattr(base, "PATIENCE", 0.2 if size == 50 else 20)
+    data = at(Slow(size, batch_size=4, num_workers=1))
+    with pytest.raises(LoaderError, match=message) as error:
+        next(iter(data.train_dataloader()))
+    clear_frames(error.tb)
 
 
 class Recorder(L.LightningModule):

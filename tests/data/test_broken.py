@@ -221,6 +221,19 @@ def test_what_a_listing_has_left_out_is_listed_and_counted(tmp_path):
     assert "\n  train/b: a class folder without an image\n" in text
 
 
+def test_what_a_whole_listing_has_left_out_is_no_share_of_a_limited_run(tmp_path):
+    out = [BrokenSample("of no image", f"list.json:{i}") for i in range(3)]
+    draws(at(Data(size=1000, limit=40, left_out=out, broken={7}, max_bad_fraction=0.03), tmp_path / "a"), 10)
+    text = refusal(
+        lambda: draws(at(Data(size=1000, limit=40, broken={7, 8}, max_bad_fraction=0.03), tmp_path / "b"), 9)
+    )
+    assert text.startswith("2 of 40 training samples cannot be read so far")
+    assert "allows 1." in text
+    text = refusal(lambda: draws(at(Data(size=100, limit=40, left_out=out, max_bad_fraction=0.02), tmp_path / "c"), 1))
+    assert text.startswith("3 of 100 training samples cannot be read so far")
+    assert "allows 2." in text
+
+
 def test_another_sample_than_the_asked_one_may_be_broken(tmp_path):
     class Pairs(Numbers):
         """A clip with a frame of another one behind it, which is beyond `limit`."""
@@ -267,6 +280,7 @@ def test_a_list_that_cannot_be_written_is_one_message(tmp_path):
 def test_names_of_any_encoding_are_printed_and_listed(tmp_path, capsys):
     name = os.fsdecode(b"caf\xe9 \xe6\x97\xa5.jpg")
     assert printable(name) == "caf\\xe9 日.jpg"
+    assert printable("half \ud83d, whole \N{GRINNING FACE}") == "half \\ud83d, whole \N{GRINNING FACE}"
     BadSamples("train", 10, 0.5, tmp_path).add({1: BrokenSample("bad\0 \udce9 marker", name)}, 0, None)
     assert listed(tmp_path)[0]["path"] == "caf\\xe9 日.jpg"
     assert "caf\\xe9" in capsys.readouterr().out

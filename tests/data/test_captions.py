@@ -94,7 +94,7 @@ def test_journeydb_prefers_the_caption_and_removes_flags(tmp_path: Path) -> None
     assert [data.train_set.load(i, 0)["caption"] for i in range(2)] == ["A cat sits.", "a dog, oil"]
     assert data.prompts(5) is not None
     (folder / "train_anno.jsonl").write_text('{"img_path": 3}')
-    with pytest.raises(DataError, match=r"1 of 1 lines cannot be read; the first: .*train_anno\.jsonl:1: not an"):
+    with pytest.raises(DataError, match=r"1 of 1 annotations cannot be read; the first: .*train_anno\.jsonl:1: not an"):
         JourneyDB(tmp_path, batch_size=1).setup()
 
 
@@ -128,10 +128,40 @@ def test_a_caption_of_no_image_is_left_out(tmp_path: Path) -> None:
         "caption 4 is of image 999, which the file does not list"
     ]
     assert len(data.train_set.captions[0]) == 4
-    for broken in (b"{", b"[]", b'{"images": [], "annotations": [3]}', b"\xff\xfe"):
+    for broken in (b"{", b"[]", b'{"images": [3], "annotations": []}', b"\xff\xfe", b"[" * 9999):
         file.write_bytes(broken)
         with pytest.raises(DataError, match="is not an annotation file of COCO captions"):
             COCO(tmp_path, image_size=8, batch_size=1).setup()
+
+
+def test_annotations_of_coco_that_cannot_be_read_are_listed(tmp_path: Path) -> None:
+    file = coco(tmp_path, count=40) / "annotations" / "captions_train2017.json"
+    content = json.loads(file.read_text())
+    content["annotations"][7]["caption"] = None
+    del content["annotations"][8]["id"]
+    file.write_text("\ufeff" + json.dumps(content), encoding="utf-8")
+    data = COCO(tmp_path, image_size=8, batch_size=1, max_bad_fraction=0.05)
+    assert data.train_size == 40
+    assert [(error.path, error.reason) for error in data.train_set.left_out] == [
+        (f"{file}:annotations[7]", "its caption is null, not a text"),
+        (f"{file}:annotations[8]", "it lacks 'id'"),
+    ]
+    assert len(data.train_set.captions[1]) == 3
+    content["annotations"] += [3, None, {"id": "x"}, {"id": 1, "image_id": [], "caption": ""}] * 3
+    file.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"14 of 212 annotations cannot be read; the first: .*caption is null"):
+        COCO(tmp_path, image_size=8, batch_size=1, max_bad_fraction=0.05).setup()
+
+
+def test_captions_of_no_image_do_not_stop_a_limited_run(tmp_path: Path) -> None:
+    file = coco(tmp_path, count=400, captions=1) / "annotations" / "captions_train2017.json"
+    content = json.loads(file.read_text())
+    content["annotations"] += [{"id": i, "image_id": 999, "caption": "x"} for i in range(3)]
+    file.write_text(json.dumps(content))
+    data = COCO(tmp_path, image_size=8, batch_size=4, limit=40)
+    data.report_folder = tmp_path
+    assert len(next(iter(data.train_dataloader()))["caption"]) == 4
+    assert (tmp_path / "bad_samples.csv").read_text().count("which the file does not list") == 3
 
 
 @pytest.mark.parametrize(
@@ -151,6 +181,10 @@ def test_wrong_roots_show_the_layout(kind: type[Any], tmp_path: Path) -> None:
         kind(tmp_path / "absent").setup()
     with pytest.raises(DataError, match=r"(?s)ROOT/train"):
         kind(tmp_path).setup()
+    with pytest.raises(DataError) as error:
+        kind(tmp_path).setup()
+    assert "see `Captioned`" not in str(error.value)
+    assert "\n    ROOT" not in str(error.value)
 
 
 def test_real_coco_images() -> None:

@@ -35,15 +35,19 @@ def read(path: Path, decoder: str, indices: list[int]) -> np.ndarray:
         return np.stack(video.read(indices)).astype(int)
 
 
-def made(path: Path, count: int, open_gop: int = 0, **options: str) -> Path:
-    """A video of `count` frames 64 x 48 whose grey level is 5 times their number, B frames and a key frame every 12."""
+def made(path: Path, count: int, open_gop: int = 0, size: tuple[int, int] = (64, 48), **options: str) -> Path:
+    """A video of `count` frames, whose grey level is 5 times their number, with B frames and a key frame every 12.
+
+    Args:
+        size: width and height.
+    """
     av = pytest.importorskip("av", reason="makes a video with PyAV")
     settings = {"g": "12", "bf": "3", "x264-params": f"open-gop={open_gop}:scenecut=0", "crf": "10", **options}
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=10, options=settings)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         for i in range(count):
-            pixels = np.full((48, 64, 3), 5 * i % 250, np.uint8)
+            pixels = np.full((*size[::-1], 3), 5 * i % 250, np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
     return path
@@ -83,6 +87,22 @@ def test_any_frame_is_found_behind_key_frames_and_b_frames(name: str, ending: st
     for indices in ([0], [44], [11, 12, 13], [24], [3, 23, 25, 40], [30, 30]):
         found = read(path, name, indices).mean(axis=(1, 2, 3)) / 5
         assert np.abs(found - indices).max() < 0.5, (indices, found)
+
+
+@pytest.mark.parametrize("ending", ["mp4", "avi"])
+@pytest.mark.parametrize(("width", "height"), [(8, 8), (12, 20), (24, 24), (48, 16), (72, 40), (100, 100)])
+def test_rows_that_end_in_padding_are_read(width: int, height: int, ending: str, tmp_path: Path) -> None:
+    """The memory of decord's frames has rows of 32 pixels or more; it takes what fits into it for further channels."""
+    installed("decord")
+    path = made(tmp_path / f"a.{ending}", 20, size=(width, height))
+    indices = [0, 3, 3, 13, 19]
+    found = read(path, "decord", indices)
+    assert found.shape == (5, height, width, 3)
+    np.testing.assert_array_equal(found, read(path, "pyav", indices))
+    with contextlib.closing(open_video(path)) as video:
+        assert video.info() == (20, 10.0, width, height)
+        with pytest.raises(BrokenSample):
+            video.read([20])
 
 
 def test_pyav_begins_at_the_key_frame_before(tmp_path: Path) -> None:

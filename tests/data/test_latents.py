@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from traceback import clear_frames
 from typing import Any
 
 import pytest
@@ -11,8 +12,10 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from neural_rdm.cli import build
-from neural_rdm.core.errors import ConfigError
+from neural_rdm.core.errors import CheckpointError, ConfigError, DataError
+from neural_rdm.latents.shards import Shard
 from tests.data.encoding import caption_tree, clip_tree, composed, image_tree, make, stage
+from tests.data.tars import jpeg, write_shards, write_tar
 from tests.helpers import save_word_tokenizer
 from tests.latents.test_first_stage import tiny_autoencoder, tiny_vq
 
@@ -185,6 +188,50 @@ def test_workers_map_the_shards_themselves(workers: int, autoencoder: Path, tmp_
     assert batch["x"].shape == (4, 8, 8, 8)
     assert data.sample_shape == (4, 8, 8)
     assert (data.num_classes, data.class_names, data.train_size, data.val_size) == (2, ["c0", "c1"], 10, 4)
+
+
+def test_a_shard_that_is_damaged_later_is_one_message_out_of_a_worker(autoencoder: Path, tmp_path: Path) -> None:
+    overrides = [*COMMON, *IMAGES, f"data.root={image_tree(tmp_path / 'tree')}", *stage(autoencoder)]
+    make(tmp_path / "out", *overrides)
+    data = build.data(
+        composed("train", *overrides, "data.source=latents", f"data.latents={tmp_path / 'out'}", "data.num_workers=1")
+    )
+    data.setup()
+    shard = tmp_path / "out" / "train" / "0000000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-5])
+    with pytest.raises(DataError, match=r"^cannot read the latents in .*0000000\.safetensors") as error:
+        next(iter(data.train_dataloader()))
+    assert "Traceback" not in str(error.value)
+    clear_frames(error.tb)
+    again = build.data(composed("train", *overrides, "data.source=latents", f"data.latents={tmp_path / 'out'}"))
+    with pytest.raises(CheckpointError, match="cannot read the latents"):  # and before step 0
+        again.setup()
+
+
+def test_tar_shards_are_encoded_too(autoencoder: Path, tmp_path: Path) -> None:
+    write_shards(tmp_path / "tars", [4, 3], "cls")
+    shards = ["data=webdataset", *IMAGES[1:], f"data.root={tmp_path / 'tars'}", "backbone.num_classes=3"]
+    overrides = [*COMMON, *shards, *stage(autoencoder)]
+    found = make(tmp_path / "out", *overrides, "dtype=float32", "data.limit=6")
+    assert (found["num_classes"], found["splits"]["train"]["count"]) == (3, 6)
+    of_pixels = batches(composed("train", *overrides, "data.limit=6"), 3)
+    latents = ["data.source=latents", f"data.latents={tmp_path / 'out'}", "data.limit=6"]
+    for (a, x), (b, y) in zip(of_pixels, batches(composed("train", *overrides, *latents), 3), strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-6)
+        assert torch.equal(x["y"], y["y"])
+
+
+def test_captions_of_tar_shards_are_all_kept_and_broken_samples_named(autoencoder: Path, tmp_path: Path) -> None:
+    texts = [(f"{i}.json", f'{{"said": ["picture {i}", "again {i}"]}}'.encode()) for i in range(3)]
+    members = [(name.replace("json", "jpg"), jpeg(40 * i)) for i, (name, _) in enumerate(texts)]
+    members[1] = ("1.jpg", b"no picture")
+    write_tar(tmp_path / "tars" / "a.tar", [file for pair in zip(members, texts, strict=True) for file in pair])
+    tars = ["data=webdataset", f"data.root={tmp_path / 'tars'}", "data.caption_key=said", "data.image_size=16"]
+    found = make(tmp_path / "out", *tars, *stage(autoencoder), "data.max_bad_fraction=0.5")
+    assert found["splits"]["train"]["bad"] == [1]
+    shard = Shard(tmp_path / "out" / "train" / "0000000.safetensors")
+    assert [list(shard[i].captions) for i in range(2)] == [["picture 0", "again 0"], ["picture 2", "again 2"]]
+    assert "a.tar!1" in (tmp_path / "out" / "bad_samples.csv").read_text()
 
 
 def test_another_autoencoder_is_refused_and_one_that_is_not_there_is_said(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,76 @@ def test_clips_begin_at_their_first_frame(files: Path, frames: Any, interval: in
     assert np.abs(found.astype(int) - wanted).mean() < 20
 
 
+@pytest.mark.parametrize("shown", [[0] * 6, [0, 0, 1, 1, 1, 2], [0, 1, 2, 2, 2, 2], [0, 1, 0, 1, 1, 0]])
+@pytest.mark.parametrize("fps", [1, 8, 60])
+def test_frames_that_repeat_come_back(shown: list[int], fps: int, tmp_path: Path) -> None:
+    grey = np.random.default_rng(1).integers(0, 256, (3, 8, 8, 1), dtype=np.uint8)  # exact: a palette holds all greys
+    parts = Parts(tmp_path, 1, 1)
+    parts.save(0, grey[shown][None])
+    found, _ = everything(write_each(tmp_path / "gif", parts, "gif", fps))
+    np.testing.assert_array_equal(found, np.repeat(grey[shown][None], 3, axis=-1))
+
+
+def test_gifs_of_others_have_the_frames_that_are_stored(tmp_path: Path) -> None:
+    pages = [Image.new("L", (8, 6), grey) for grey in (0, 0, 90, 200)]
+    pages[0].save(tmp_path / "a.gif", save_all=True, append_images=pages[1:], duration=100)
+    assert everything(tmp_path)[0].shape == (1, 3, 6, 8, 3)
+
+
+@pytest.mark.parametrize("side", [8, 12, 16, 24, 48])
+def test_small_mp4s_are_read_back(side: int, tmp_path: Path) -> None:
+    pytest.importorskip("av", reason="PyAV writes the MP4")
+    pytest.importorskip("decord", reason="video files need decord")
+    clip = np.zeros((1, 5, side, side, 3), np.uint8)
+    for frame in range(5):
+        clip[0, frame, :, : side * (frame + 1) // 6] = 40 * frame + 60
+    parts = Parts(tmp_path, 1, 1)
+    parts.save(0, clip)
+    found, _ = everything(write_each(tmp_path / "mp4", parts, "mp4"))
+    assert found.shape == clip.shape
+    assert np.abs(found.astype(int) - clip).mean() < 12
+
+
+def job(folder: Path, source: Path, *kinds: str) -> Path:
+    """A folder as `sample` leaves it, with some of the files of `source`."""
+    folder.mkdir()
+    (folder / "sampling.json").write_text("{}")
+    for name in ("grid.png", "grid.gif"):
+        Image.new("RGB", (8, 6)).save(folder / name)
+    for kind in kinds:
+        if kind == "npz":
+            shutil.copy(source.with_suffix(".npz"), folder / "samples.npz")
+        else:
+            shutil.copytree(source.with_name(f"{source.name}_folder"), folder / f"samples_{kind}")
+    return folder
+
+
+def test_a_job_folder_is_its_samples_and_never_its_picture(files: Path, tmp_path: Path) -> None:
+    both = job(tmp_path / "both", files / "images", "npz", "png")
+    samples = open_samples(both)
+    assert (samples.path, len(samples)) == (both / "samples.npz", 13)
+    np.testing.assert_array_equal(everything(job(tmp_path / "png", files / "images", "png"))[0], IMAGES)
+    gifs = job(tmp_path / "gif", files / "clips", "gif", "mp4")
+    assert (open_samples(gifs).path, len(open_samples(gifs)), open_samples(gifs).labels) == (
+        gifs / "samples_gif", 5, None
+    )  # fmt: skip
+    with pytest.raises(DataError, match="holds no images"):
+        open_samples(job(tmp_path / "none", files / "images"))
+    (tmp_path / "none" / "parts").mkdir()
+    with pytest.raises(DataError, match=r"none: .* not all drawn yet; .* hydra\.run\.dir="):
+        open_samples(tmp_path / "none")
+    shutil.rmtree(tmp_path / "none" / "parts")
+    Image.new("RGB", (8, 6)).save(tmp_path / "none" / "0.png")  # somebody else's images, and what is known of them
+    assert len(open_samples(tmp_path / "none")) == 1
+
+
+def test_clips_that_lie_there_twice_are_refused(tmp_path: Path) -> None:
+    for name in ("0.gif", "1.gif", "0.mp4", "1.mp4"):
+        (tmp_path / name).touch()
+    with pytest.raises(DataError, match=r"0\.gif and .*0\.mp4, a clip twice.*one folder for each kind"):
+        open_samples(tmp_path)
+
+
 def test_real_videos_are_read(files: Path) -> None:
     pytest.importorskip("decord", reason="video files need decord")
     samples = open_samples(shared("data/ucf101/videos"), num_frames=4, frame_interval=3)
@@ -136,7 +207,7 @@ def test_fingerprints_tell_sets_apart(files: Path, tmp_path: Path) -> None:
 def test_samples_of_two_sizes_are_refused_naming_both(tmp_path: Path) -> None:
     Image.new("RGB", (8, 6)).save(tmp_path / "1.png")
     Image.new("RGB", (8, 7)).save(tmp_path / "2.png")
-    with pytest.raises(DataError, match=r"1\.png is 8x6 and 2\.png is 8x7"):
+    with pytest.raises(DataError, match=r"1\.png is 8x6 and 2\.png is 8x7.*stats data=image_folder data\.root="):
         list(open_samples(tmp_path).batches(1))
 
 

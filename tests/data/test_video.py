@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,29 @@ def test_ucf_labels_are_the_numbers_of_the_class_list(tmp_path: Path) -> None:
             broken.setup()
     with pytest.raises(ConfigError, match="split=4"):
         UCF101(tmp_path, split=4)
+
+
+def test_loops_of_links_and_pipes_are_passed_over(tmp_path: Path) -> None:
+    frames(tmp_path / "sky_train" / "v", 2)
+    frames(tmp_path / "sky_test" / "w", 2)
+    (tmp_path / "sky_train" / "loop").symlink_to("..")
+    (tmp_path / "sky_train" / "gone.mp4").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "sky_train" / "pipe.mp4")
+    assert [p.name for p in find_videos(tmp_path / "sky_train")] == ["gone.mp4", "v"]
+
+
+def test_linked_folders_of_lists_and_videos_are_found(tmp_path: Path) -> None:
+    lists, videos, root = tmp_path / "lists", tmp_path / "videos", tmp_path / "root"
+    lists.mkdir()
+    root.mkdir()
+    (lists / "classInd.txt").write_text("1 Archery\n")
+    (lists / "trainlist01.txt").write_text("Archery/v_Archery_g01_c01.avi 1\n")
+    (lists / "testlist01.txt").write_text("")
+    frames(videos / "v_Archery_g01_c01", 2)
+    (root / "ucfTrainTestlist").symlink_to(lists)
+    (root / "UCF-101").symlink_to(videos)
+    data = UCF101(root, image_size=8, num_frames=2, batch_size=1)
+    assert (data.train_size, data.class_names) == (1, ["Archery"])
 
 
 TABLE = "video_id,start,end,bbox,fps,width,height,partition\r\n"

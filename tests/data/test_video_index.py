@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ from neural_rdm.data.decoders import DECODERS, VideoInfo
 from neural_rdm.data.video import TaichiHD
 from neural_rdm.data.video_index import index_file, index_videos, probe
 from tests.data.test_decoders import TAICHI, UCF, installed, made
-from tests.helpers import shared
+from tests.helpers import ROOT, shared
 
 
 @pytest.fixture
@@ -93,8 +94,8 @@ def test_videos_are_looked_at_once_and_again_when_they_change(root, looks, index
 
 @pytest.mark.parametrize(
     "damage",
-    [b"", b"{", b"[]", b'{"version": 1, "videos": {"a.mp4": [1]}}', b'{"version": 0, "videos": {}}', b"\xff\xfe\0",
-     b'{"version": 1, "videos": {"a.mp4": "abc"}}', b'{"version": 1, "videos": []}'],
+    [b"", b"{", b"[]", b'{"version": 2, "videos": {"a.mp4": [1]}}', b'{"version": 0, "videos": {}}', b"\xff\xfe\0",
+     b'{"version": 2, "videos": {"a.mp4": "abc"}}', b'{"version": 2, "videos": []}'],
 )  # fmt: skip
 def test_a_damaged_index_is_made_anew(root, looks, damage):
     index_videos(root, paths(root)[:1], "decord")
@@ -177,14 +178,79 @@ def test_frames_that_the_container_only_claims_do_not_count(name, monkeypatch, t
     info, read = kind.info, kind.read
 
     def short(self, indices):
-        if max(indices) >= 13:
+        if max(indices) >= readable:
             raise BrokenSample("ends early", path)
         return read(self, indices)
 
     monkeypatch.setattr(kind, "read", short)
-    assert probe(path, name) == VideoInfo(13, 10.0, 64, 48)
+    readable = 18
+    assert probe(path, name) == VideoInfo(18, 10.0, 64, 48)
+    readable = 13
+    assert probe(path, name) == "only 13 of 20 frames can be decoded"
     monkeypatch.setattr(kind, "info", lambda self: info(self)._replace(frames=0))
     assert probe(path, name) == "none of its frames can be decoded"
+
+
+def test_a_real_video_with_damaged_bytes_is_no_still(tmp_path):
+    installed("decord")
+    content = np.frombuffer(shared(UCF).read_bytes(), np.uint8).copy()
+    draws = np.random.default_rng(0)
+    content[draws.integers(20_000, len(content) - 20_000, 2000)] = draws.integers(0, 256, 2000)
+    (tmp_path / "a.avi").write_bytes(content.tobytes())
+    found = index_videos(tmp_path, [str(tmp_path / "a.avi")], "decord")
+    assert found.frames[0] == 0 or found.frames[0] >= 0.9 * 164
+    if not found.frames[0]:
+        assert "of 164 frames can be decoded" in found.broken[0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
+def test_a_kill_leaves_neither_processes_nor_the_lock(tmp_path, capsys):
+    fcntl = pytest.importorskip("fcntl")
+    code = (
+        "import os, sys, time\nfrom pathlib import Path\nfrom neural_rdm.data import video_index\n"
+        "def hang(path, decoder):\n    print(os.getpid(), flush=True)\n    time.sleep(100)\n"
+        "video_index.probe, video_index.cache_folder = hang, lambda: Path(sys.argv[1])\n"
+        "names = [sys.argv[1] + '/' + n for n in ('a.mp4', 'b.mp4')]\n"
+        "video_index.index_videos(Path(sys.argv[1]), names, 'pyav', 2)\n"
+    )
+    installed("pyav")
+    for name in ("a.mp4", "b.mp4"):
+        (tmp_path / name).touch()
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE) as process:
+        probers = [int(process.stdout.readline()) for _ in range(2)]
+        lock = next(tmp_path.glob("*.lock"))
+        for pid in probers:  # the lock is the parent's alone
+            assert str(lock) not in [os.path.realpath(fd) for fd in Path(f"/proc/{pid}/fd").iterdir()]
+        with lock.open() as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        process.kill()
+    with lock.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    for _ in range(100):
+        left = [pid for pid in probers if Path(f"/proc/{pid}/stat").is_file()
+                and Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"]  # fmt: skip
+        if not left:
+            break
+        time.sleep(0.05)
+    assert left == []
+
+
+def test_who_waits_for_another_process_says_so(tmp_path, capsys):
+    file = tmp_path / "index.json"
+    with ThreadPoolExecutor(1) as pool:
+        with video_index._locked(file):
+
+            def wait():
+                with video_index._locked(file):
+                    return True
+
+            waiting = pool.submit(wait)
+            said = ""
+            while "waiting" not in said and not waiting.done():
+                said += capsys.readouterr().out
+                time.sleep(0.01)
+        assert waiting.result()
+    assert said == f"waiting for another process that looks at these videos ({file})\n"
 
 
 def test_a_missing_decoder_is_said_before_any_video_is_looked_at(root, monkeypatch):

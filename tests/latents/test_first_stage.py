@@ -137,6 +137,14 @@ def test_it_computes_in_its_own_dtype_whatever_surrounds_it(tmp_path: Path) -> N
         KL(folder, dtype="half")
 
 
+def test_loading_says_nothing_that_means_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    stage = KL(str(tiny_autoencoder(tmp_path)), downsample=2, dtype="bfloat16")
+    capfd.readouterr()
+    assert stage.moments(torch.zeros(1, 3, 8, 8))[0].dtype == torch.float32
+    out, err = capfd.readouterr()
+    assert "float32" not in out + err
+
+
 def test_large_images_are_tiled(tmp_path: Path) -> None:
     folder = str(tiny_autoencoder(tmp_path))
     whole, tiled = KL(folder, downsample=2), KL(folder, downsample=2, tile=True)

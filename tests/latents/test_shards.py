@@ -103,6 +103,17 @@ def test_a_damaged_shard_is_one_message(tmp_path: Path) -> None:
         Shard(path)
 
 
+def test_a_set_that_was_not_copied_whole_is_refused_at_once(tmp_path: Path) -> None:
+    shards = Shards(tmp_path, 4, 2)
+    for number in shards.numbers:
+        write_shard(shards.path(number), [sample(i) for i in shards.indices(number)], {})
+    with pytest.raises(DataError, match=r"0000001\.safetensors holds 2 samples, but 1 in the manifest"):
+        ShardedSet(tmp_path, [2, 1])
+    shards.path(1).write_bytes(shards.path(1).read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"cannot read the latents in .*0000001\.safetensors.*Copy it again"):
+        ShardedSet(tmp_path, [2, 2])
+
+
 def test_a_full_disk_is_one_message_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")

@@ -246,7 +246,7 @@ def test_downloads_into_torchs_cache(inception_file, tmp_path, monkeypatch):
         monkeypatch.setattr(Inception, "weights", type(Inception.weights)(**fields))
 
     serve(gone)
-    with pytest.raises(CheckpointError, match="Download it on another machine, and name the file with path=") as error:
+    with pytest.raises(CheckpointError, match=r"Download it on another machine, .* with features_path=") as error:
         feature_network("inception")
     one_line(error)
     serve(here, sha256="1" * 64)
@@ -275,8 +275,8 @@ def test_every_network_has_its_name_and_outputs():
     ("arguments", "says"),
     [
         (("vgg",), "no feature network 'vgg'; there are inception, i3d, efficientnet_lite0"),
-        (("i3d", "x.pt", "abc"), "64 hexadecimal digits"),
-        (("i3d", None, "0" * 64), "of the file at path="),
+        (("i3d", "x.pt", "abc"), "'abc' is no hash .* 64 hexadecimal digits with features_sha256="),
+        (("i3d", None, "0" * 64), "the file with features_path= .*metric.frame_features_path="),
     ],
 )
 def test_refuses_arguments(arguments, says):
@@ -286,7 +286,7 @@ def test_refuses_arguments(arguments, says):
 
 @pytest.mark.parametrize("name", sorted(NETWORKS))
 def test_a_missing_file_is_named(name, tmp_path):
-    with pytest.raises(CheckpointError, match=r"no such file: .*nowhere\.pth") as error:
+    with pytest.raises(CheckpointError, match=r"no such file of weights: .*nowhere\.pth.*features_path=") as error:
         feature_network(name, tmp_path / "nowhere.pth")
     one_line(error)
 

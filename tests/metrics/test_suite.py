@@ -152,11 +152,21 @@ def test_the_tables_of_the_paper_know_the_names():
     assert METRICS["clips"].fullmatch("frechet_tiny_video")
 
 
+def test_the_protocol_says_of_what_the_statistics_are():
+    told = {"data": "imagenet", "split": "val", "image_size": [64, 32], "num_frames": 16, "frame_interval": 3}
+    one = evaluation(reference=reference(hash="c" * 64, facts=told))
+    assert "35 samples of imagenet val 32x64 16 frames, every 3.)" in one.protocol
+    facts = one.facts
+    assert (facts["reference_size"], facts["reference_frames"], facts["features_official"]) == ("32x64", 16, True)
+    assert (facts["reference_count"], facts["reference_hash"]) == (35, "c" * 64)
+
+
 def test_the_protocol_says_what_the_numbers_hang_on():
     text = evaluation(reference=reference(hash="c" * 64)).protocol
     assert text == (
         "features tiny (weights aaaaaaaa, published); statistics cccccccc (neural-rdm, 35 samples); "
-        "Inception Score in 3 shuffled splits"
+        "Inception Score in 3 shuffled splits; 35 of them for precision, recall and the kernel distance "
+        "(k=3, 4 subsets of at most 9)"
     )
     assert "unknown count" in evaluation(reference=Reference("tiny", None, {}, None)).protocol
     network = tiny_network()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import re
 from pathlib import Path
 
@@ -11,7 +10,8 @@ import pytest
 import yaml
 
 from neural_rdm.reports import published as module
-from neural_rdm.reports.published import NOT_FOUND, Footnotes, own_runs, published, write_published
+from neural_rdm.reports.published import NOT_FOUND, own_runs, published, write_published
+from neural_rdm.reports.tables import write_metrics
 from tests.helpers import shared
 
 #: Tables 1 and 2 as the text of the paper has them: method | cells, in the columns' order
@@ -118,11 +118,21 @@ def test_the_paper_itself_prints_these_rows():
     assert f"| {' | '.join(cells(TABLE_1)['Latte-XL'])} |" in text
 
 
+#: of a report that meets the protocol of Table 1, so far as it has one
+FACTS = {
+    "sampler": "ddpm", "sampler_steps": 250, "weights": "ema", "first_stage": "none", "precision": "32-true",
+    "features_official": True, "reference_hash": "12345678" * 8, "reference_format": "neural-rdm",
+    "reference_count": 1281167, "reference_data": "imagenet", "reference_split": "train", "reference_size": "256x256",
+}  # fmt: skip
+#: what is told of every number
+TOLD = "ddpm, 250 steps; statistics of 1,281,167 samples of imagenet train 256x256"
+
+
 @pytest.fixture
 def run(tmp_path):
     """Make an evaluated run that meets the protocol of Table 1, but for what is given."""
 
-    def make(name="mine", numbers=None, protocol="How. weights ema; seed 0.", **changes) -> Path:
+    def make(name="mine", numbers=None, protocol="How.", facts=FACTS, **changes) -> Path:
         folder = tmp_path / name
         (folder / "report").mkdir(parents=True)
         config = {
@@ -135,7 +145,7 @@ def run(tmp_path):
             config[key] = {**config.get(key, {}), **value} if isinstance(value, dict) else value
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
         rows = [{"name": "generated", **(numbers or {"frechet_inception": 9.5, "count": 50000})}, {"name": "real"}]
-        (folder / "report" / "metrics.json").write_text(json.dumps({"protocol": protocol, "rows": rows}))
+        write_metrics(folder / "report", rows, protocol, facts)
         return folder
 
     return make
@@ -168,7 +178,7 @@ def test_without_runs(tmp_path):
     assert all(f"- {mark} " in page for mark in marks)
 
 
-def test_the_same_protocol_needs_no_mark(tmp_path, run):
+def test_what_the_paper_does_not_state_is_always_told(tmp_path, run):
     numbers = {
         "frechet_inception": 9.5,
         "frechet_inception_spatial": 6.5,
@@ -177,10 +187,10 @@ def test_the_same_protocol_needs_no_mark(tmp_path, run):
         "count": 50000,
     }
     page, own, _ = written(tmp_path, run(numbers=numbers))
-    assert "| own run | mine |  | 9.5 | 6.5 | 120.2 | – | – | – |" in page
-    assert {line["notes"] for line in own.values()} == {""}
+    assert re.search(r"\| own run \| mine \|  \| 9.5 (\[[a-z]\]) \| 6.5 \1 \| 120.2 \1 \| – \| – \| – \|", page)
+    assert {line["notes"] for line in own.values()} == {TOLD}
     assert own["mine", "Class-to-Image sFID"]["metric"] == "frechet_inception_spatial"
-    assert "- mine: How. weights ema; seed 0." in page
+    assert "- mine: How." in page
 
 
 @pytest.mark.parametrize(
@@ -198,24 +208,57 @@ def test_the_same_protocol_needs_no_mark(tmp_path, run):
         ({"choices": {"data": "digits"}}, "data digits, not imagenet"),
         ({"data": {"image_size": 64}}, "64 pixels, not 256"),
         ({"data": {"image_size": None}}, "image size not recorded"),
-        ({"protocol": "How. weights raw; seed 0."}, "raw weights, not ema"),
-        ({"protocol": ""}, "weights not recorded"),
+        ({"sampler": {"cfg_scale": 1.5, "channels": 3}}, "guided, cfg_scale 1.5 on 3 channels"),
+        ({"facts": {**FACTS, "cfg_scale": 4.0, "interval": [0, 600]}}, "guided, cfg_scale 4 at timesteps 0 to 600"),
+        ({"facts": {**FACTS, "weights": "raw"}}, "raw weights, not ema"),
+        ({"facts": {**FACTS, "weights": None}}, "weights not recorded"),
+        ({"facts": {**FACTS, "features_official": False}}, "not the published weights of inception"),
+        ({"facts": {**FACTS, "precision": "bf16-mixed"}}, "precision bf16-mixed"),
+        ({"facts": {**FACTS, "first_stage": "KL sd-vae-ft-mse, torch.float32"}}, "first stage KL sd-vae-ft-mse"),
         ({"backbone": {"num_classes": 0}}, "unconditional, not conditional"),
     ],
 )
 def test_another_protocol_is_marked(tmp_path, run, changes, note):
     page, own, _ = written(tmp_path, run(**changes))
     (line,) = own.values()
-    assert line["notes"].startswith(note)
-    assert ";" not in line["notes"]
+    assert [part for part in line["notes"].split("; ") if part.startswith(note)]
+    assert len(line["notes"].split("; ")) == 3
+    assert line["notes"].endswith(TOLD) or "facts" in changes
     mark = re.search(r"\| own run \| mine \|  \| [\d.]+ (\[[a-z]\]) \|", page).group(1)
     assert f"- {mark} {line['notes']}\n" in page
+
+
+@pytest.mark.parametrize(
+    ("facts", "note"),
+    [
+        (None, "sampler and statistics not recorded"),
+        ({}, "sampler and statistics not recorded"),
+        ({"weights": "ema"}, "sampler not recorded; statistics not recorded"),
+        (
+            FACTS | {"sampler": "ddim", "sampler_steps": 20, "reference_count": 400, "reference_split": "val"},
+            "ddim, 20 steps; statistics of 400 samples of imagenet val 256x256",
+        ),
+        (
+            FACTS | {"reference_data": "digits", "reference_frames": 16, "reference_interval": 3},
+            "ddpm, 250 steps; statistics of 1,281,167 samples of digits train 256x256, not of imagenet, "
+            "clips of 16 frames at interval 3",
+        ),
+        (
+            {"sampler": "ddpm", "sampler_steps": 250, "reference_format": "adm", "reference_hash": "ab" * 32},
+            "ddpm, 250 steps; statistics of an unknown count of samples (adm abababab)",
+        ),
+    ],
+)
+def test_the_sampler_and_the_statistics_of_every_number_are_told(tmp_path, run, facts, note):
+    _, own, _ = written(tmp_path, run(facts=facts))
+    (line,) = own.values()
+    assert line["notes"].removeprefix("weights not recorded; ") == note
 
 
 def test_differences_add_up_and_equal_ones_share_a_footnote(tmp_path, run):
     odd = {"numbers": {"frechet_pixels": 0.5, "count": 500}, "sampler": {"cfg_scale": 4.0}}
     page, own, _ = written(tmp_path, run("a", **odd), run("b", **odd))
-    note = "features of pixels, not of inception; 500 samples, not 50,000; guided, cfg_scale 4"
+    note = f"features of pixels, not of inception; 500 samples, not 50,000; guided, cfg_scale 4; {TOLD}"
     assert {line["notes"] for line in own.values()} == {note}
     assert page.count(note) == 1
     assert len(set(re.findall(r"own run \| [ab] \|  \| 0\.5 (\[[a-z]\])", page))) == 1
@@ -230,20 +273,20 @@ def test_the_columns_own_features_are_preferred(tmp_path, run):
 def test_texts(tmp_path, run):
     text = {"condition": {"dim": 384}, "choices": {"data": "coco"}, "backbone": {"num_classes": 0}}
     _, own, _ = written(tmp_path, run(**text))
-    assert own["mine", "Text-to-Image FID"]["notes"] == "data coco, not journeydb"
+    assert own["mine", "Text-to-Image FID"]["notes"] == f"data coco, not journeydb; {TOLD}, not of journeydb"
 
 
 def test_clips_stand_in_the_column_of_their_data(tmp_path, run):
-    numbers = {"frechet_i3d": 60.0, "frechet_inception": 5.0, "count": 2048}
+    numbers = {"frechet_i3d": 60.0, "frechet_inception_frames": 5.0, "count": 2048, "count_frames": 32768}
     sky = run("sky", numbers=numbers, choices={"data": "sky"}, **VIDEO)
     lite = {"frechet_efficientnet_lite0_video": 7.0, "count": 256}
     taichi = run("taichi", numbers=lite, choices={"data": "taichi"}, **VIDEO)
     ucf = {"choices": {"data": "ucf101"}, "backbone": {**VIDEO["backbone"], "extras": "class"}}
     page, own, _ = written(tmp_path, sky, taichi, run("ucf", numbers=numbers, **ucf))
-    assert own["sky", "None-to-Video SkyTimelapse FVD"]["notes"] == ""
-    assert own["ucf", "Class-to-Video UCF-101 FVD"]["notes"] == ""
+    assert own["sky", "None-to-Video SkyTimelapse FVD"]["notes"] == f"{TOLD}, not of sky"
+    assert own["ucf", "Class-to-Video UCF-101 FVD"]["notes"] == f"{TOLD}, not of ucf101"
     assert own["taichi", "None-to-Video Taichi-HD FVD"]["notes"] == (
-        "features of efficientnet_lite0_video, not of i3d; 256 samples, not 2,048"
+        f"features of efficientnet_lite0_video, not of i3d; 256 samples, not 2,048; {TOLD}, not of taichi"
     )
     assert "does not state" in own["sky", "Frame FID"]["notes"]
     assert {name for name, _ in own} == {"sky", "taichi", "ucf"}
@@ -251,11 +294,56 @@ def test_clips_stand_in_the_column_of_their_data(tmp_path, run):
     assert "frechet_efficientnet" not in own["sky", "Frame FID"]["metric"]
 
 
+def test_a_number_of_single_frames_is_a_frame_number_and_no_fvd(tmp_path, run):
+    numbers = {
+        "frechet_i3d": 60.0,
+        "frechet_inception_frames": 5.0,
+        "frechet_inception_frames_spatial": 4.0,
+        "inception_score_inception_frames": 3.0,
+        "inception_score_inception_frames_std": 0.5,
+        "inception_score_inception_std_frames": 0.5,
+        "kernel_distance_inception_frames_std": 0.25,
+        "count": 20,
+        "count_frames": 80,
+    }
+    facts = FACTS | {
+        "reference_data_frames": "sky", "reference_split_frames": "val", "reference_count_frames": 400,
+        "reference_format_frames": "neural-rdm", "features_official_frames": False,
+    }  # fmt: skip
+    _, own, _ = written(tmp_path, run(numbers=numbers, facts=facts, choices={"data": "sky"}, **VIDEO))
+    assert {column: line["metric"] for (_, column), line in own.items()} == {
+        "Frame FID": "frechet_inception_frames",
+        "Frame IS": "inception_score_inception_frames",
+        "None-to-Video SkyTimelapse FVD": "frechet_i3d",
+    }
+    notes = own["mine", "Frame FID"]["notes"]
+    assert notes.startswith("80 single frames of clips; ")
+    assert "features of" not in notes
+    assert "not the published weights of inception" in notes
+    assert "statistics of 400 samples of sky val" in notes
+    assert own["mine", "None-to-Video SkyTimelapse FVD"]["notes"] == f"20 samples, not 2,048; {TOLD}, not of sky"
+    images = run("images", numbers={"frechet_inception_frames": 5.0, "inception_score_inception_std": 1.0})
+    assert written(tmp_path, images)[1] == {}
+
+
+def test_samples_without_a_configuration_claim_nothing(tmp_path, run):
+    folder = run()
+    (folder / "config.yaml").unlink()
+    _, own, _ = written(tmp_path, folder)
+    assert own["mine", "Class-to-Image FID"]["notes"] == (
+        f"data not recorded; image size not recorded; condition not recorded; guidance not recorded; {TOLD}"
+    )
+    clips = run("clips", numbers={"frechet_i3d": 60.0, "count": 2048})
+    (clips / "config.yaml").unlink()
+    _, own, _ = written(tmp_path, clips)
+    assert list(own) == [("clips", "FVD, other data")]
+
+
 def test_clips_of_other_data_get_a_column_of_their_own(tmp_path, run):
     numbers = {"frechet_i3d": 60.0, "count": 2048}
     page, own, _ = written(tmp_path, run(numbers=numbers, choices={"data": "digits_video"}, **VIDEO))
     assert list(own) == [("mine", "FVD, other data")]
-    assert own["mine", "FVD, other data"]["notes"] == "data digits_video"
+    assert own["mine", "FVD, other data"]["notes"] == f"data digits_video; {TOLD}, not of digits_video"
     assert "| FVD, other data |" in page
 
 
@@ -279,11 +367,3 @@ def test_a_number_that_no_source_gave_says_so(tmp_path, monkeypatch):
     assert "| ✗ | not found | 7.36 |" in page
     assert "Not found: Table 1, BigGAN-deep, Class-to-Image FID." in page
     assert len(lines) == 106
-
-
-def test_footnotes_are_lettered():
-    notes = Footnotes()
-    assert [notes.mark(str(i)) for i in (0, 1, 0)] == [" [a]", " [b]", " [a]"]
-    assert notes.mark("") == ""
-    assert [notes.mark(str(i)) for i in range(30)][25:28] == [" [z]", " [aa]", " [ab]"]
-    assert notes.list().startswith("- [a] 0\n- [b] 1\n")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from neural_rdm.core.errors import ConfigError, UserError
-from neural_rdm.reports.samples import Parts, balanced, claim, write_each, write_mp4, write_npz
+from neural_rdm.core.errors import ConfigError, DataError, UserError
+from neural_rdm.reports.samples import Parts, balanced, claim, place, write_each, write_mp4, write_npz, written
 
 
 def saved(folder: Path, samples: np.ndarray, size: int) -> Parts:
@@ -53,6 +53,34 @@ def test_a_folder_keeps_to_one_request(tmp_path: Path) -> None:
     assert claim(tmp_path / "sampling.json", {"seed": 0, "steps": (1, 2)})
     with pytest.raises(ConfigError, match=r"different: more, seed"):
         claim(tmp_path / "sampling.json", {"seed": 1, "steps": (1, 2), "more": True})
+    for damaged in ('{"seed": 0,', "[1]", "", "\0"):
+        (tmp_path / "sampling.json").write_text(damaged)
+        with pytest.raises(DataError, match=r"sampling\.json is damaged") as error:
+            claim(tmp_path / "sampling.json", {"seed": 0})
+        assert "\n" not in str(error.value)
+
+
+def test_parts_are_made_again_of_the_array(tmp_path: Path) -> None:
+    samples = np.random.default_rng(0).standard_normal((7, 2, 3, 4)).astype(np.float32)
+    parts = saved(tmp_path, samples, 3)
+    array = write_npz(tmp_path / "samples.npz", parts)
+    parts.remove()
+    parts.restore(array)
+    assert parts.missing() == []
+    assert np.array_equal(np.concatenate(list(parts)), samples)
+    with pytest.raises(DataError, match=r"samples\.npz: .* 7 samples, not 8; remove it"):
+        Parts(tmp_path / "more", 8, 3).restore(array)
+
+
+def test_clips_keep_to_their_frames_a_second(tmp_path: Path) -> None:
+    parts = saved(tmp_path, clips(2), 2)
+    assert not written(tmp_path, "gif", 2)
+    write_each(place(tmp_path, "gif"), parts, "gif", fps=5)
+    assert written(tmp_path, "gif", 2)
+    with Image.open(place(tmp_path, "gif") / "0000001.gif") as gif:
+        assert gif.info["duration"] == 200
+    with pytest.raises(ConfigError, match=r"samples_gif holds .* \(different: fps\); .*remove that folder"):
+        write_each(place(tmp_path, "gif"), parts, "gif", fps=4)
 
 
 def test_classes_are_balanced() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from pathlib import PurePath
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from neural_rdm.reports import tables
-from neural_rdm.reports.tables import compare_runs, letter, markdown_table, write_comparison, write_metrics
+from neural_rdm.reports.tables import Footnotes, compare_runs, markdown_table, write_comparison, write_metrics
 
 ROWS = [
     {"name": "generated", "accuracy": 0.87654321, "frechet_pixels": 1.5, "count": 200},
@@ -238,4 +239,29 @@ def test_runs_that_differ_in_step_and_seed_share_a_protocol(tmp_path):
     page = write_comparison(runs, tmp_path / "out")[0].read_text()
     assert "protocol |" not in page
     assert page.count("how; weights ema") == 1
-    assert [letter(i) for i in (0, 25, 26, 27, 52)] == ["a", "z", "aa", "ab", "ba"]
+
+
+def test_footnotes_are_lettered():
+    notes = Footnotes()
+    assert [notes.mark(str(i)) for i in (0, 1, 0)] == ["[a]", "[b]", "[a]"]
+    assert notes.mark("") == ""
+    assert [notes.mark(str(i)) for i in range(60)][25:28] == ["[z]", "[aa]", "[ab]"]
+    assert notes.mark("52") == "[ba]"
+    assert notes.list().startswith("- [a] 0\n- [b] 1\n")
+
+
+def test_facts_are_written_beside_the_rows(tmp_path):
+    def content(**facts):
+        return json.loads(write_metrics(tmp_path, ROWS, "how", **facts)[2].read_text())
+
+    facts = {
+        "steps": 20,
+        "hash": None,
+        "official": True,
+        "interval": [0.0, 0.5],
+        "size": PurePath("x"),
+        "least": math.nan,
+    }
+    assert content(facts=facts)["facts"] == facts | {"size": "x", "least": "nan"}
+    assert content(facts={})["facts"] == {}
+    assert set(content()) == {"protocol", "rows"}

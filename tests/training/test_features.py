@@ -109,7 +109,7 @@ def real() -> Tensor:
 def test_the_distance_is_that_of_the_rounded_samples(real: Tensor, tmp_path: Path) -> None:
     report = FeatureReport("efficientnet_lite0", str(statistics(tmp_path / "s.npz", Means, real)), count=11)
     asked: list[Any] = []
-    rows, protocol = report.rows(subject(asked=asked))
+    rows, protocol, _ = report.rows(subject(asked=asked))
     drawn = torch.stack([to_bytes(picture(i)) for i in range(11)]).expand(-1, 3, -1, -1)
     sets = [Means()(x)["pool"].double() for x in (real, drawn)]
     wanted = frechet_distance(*(m for rows in sets for m in (rows.mean(0), rows.T.cov())))
@@ -120,14 +120,14 @@ def test_the_distance_is_that_of_the_rounded_samples(real: Tensor, tmp_path: Pat
     assert asked[0][1]["y"].tolist() == [i % 4 for i in range(11)]
     assert "11 samples, 4 classes equally often, the first ones once more; weights ema; step 7; seed 3." in protocol
     assert "uint8" in protocol
-    again, _ = report.rows(subject())
+    again, _, _ = report.rows(subject())
     assert again == rows  # nothing is left of what was measured before
 
 
 def test_a_network_without_classes_is_asked_for_nothing(real: Tensor, tmp_path: Path) -> None:
     asked: list[Any] = []
     report = FeatureReport("efficientnet_lite0", str(statistics(tmp_path / "s.npz", Means, real)), count=8)
-    _, protocol = report.rows(subject(asked=asked, net=SimpleNamespace(num_classes=0)))
+    _, protocol, _ = report.rows(subject(asked=asked, net=SimpleNamespace(num_classes=0)))
     assert asked[0][1] == {}
     assert "8 unconditional samples" in protocol
 
@@ -138,7 +138,7 @@ def test_texts_are_encoded_in_parts(real: Tensor, tmp_path: Path, monkeypatch: p
     text = SimpleNamespace(encode=lambda said: (torch.tensor([[[float(s)]] for s in said]), torch.ones(len(said), 1)))
     data = SimpleNamespace(prompts=lambda count: [str(i) for i in range(min(count, 6))])
     report = FeatureReport("efficientnet_lite0", str(statistics(tmp_path / "s.npz", Means, real)), count=9)
-    _, protocol = report.rows(subject(asked=asked, text=text, data=data))
+    _, protocol, _ = report.rows(subject(asked=asked, text=text, data=data))
     assert [positions for positions, _ in asked] == [range(4), range(4, 8), range(8, 9)]
     assert [c["context"].flatten().tolist() for _, c in asked] == [[0, 1, 2, 3], [4, 5, 0, 1], [2]]
     assert "9 samples of 6 validation captions" in protocol
@@ -146,8 +146,8 @@ def test_texts_are_encoded_in_parts(real: Tensor, tmp_path: Path, monkeypatch: p
 
 def test_latents_are_decoded_before_they_are_rounded(real: Tensor, tmp_path: Path) -> None:
     report = FeatureReport("efficientnet_lite0", str(statistics(tmp_path / "s.npz", Means, real)), count=8)
-    plain, _ = report.rows(subject())
-    scaled, _ = report.rows(subject(decode=lambda z: z.expand(-1, 3, -1, -1) * 0.5))
+    plain, _, _ = report.rows(subject())
+    scaled, _, _ = report.rows(subject(decode=lambda z: z.expand(-1, 3, -1, -1) * 0.5))
     assert scaled[0]["frechet_efficientnet_lite0"] != plain[0]["frechet_efficientnet_lite0"]
     with pytest.raises(ConfigError, match="4 channels are no pictures"):
         report.rows(subject(shape=(4, 8, 8)))
@@ -162,7 +162,7 @@ def test_clips_and_their_frames(real: Tensor, tmp_path: Path) -> None:
         frame_features="efficientnet_lite0",
         frame_reference=str(statistics(tmp_path / "frames.npz", Means, real)),
     )
-    rows, protocol = report.rows(subject(shape=(4, 1, 8, 8)))
+    rows, protocol, _ = report.rows(subject(shape=(4, 1, 8, 8)))
     names = {"frechet_efficientnet_lite0_video", "frechet_efficientnet_lite0_frames"}
     assert names < rows[0].keys()
     assert (rows[0]["count"], rows[0]["count_frames"]) == (6, 24)
@@ -175,11 +175,11 @@ def test_clips_and_their_frames(real: Tensor, tmp_path: Path) -> None:
 
 def test_samples_on_disk_are_measured_as_those_that_are_drawn(real: Tensor, tmp_path: Path) -> None:
     report = FeatureReport("efficientnet_lite0", str(statistics(tmp_path / "s.npz", Means, real)), count=9)
-    drawn, _ = report.rows(subject())
+    drawn, _, _ = report.rows(subject())
     images = torch.stack([to_bytes(picture(i)) for i in range(9)]).movedim(1, -1).numpy()
     np.savez(tmp_path / "samples.npz", arr_0=images)
     files = open_samples(tmp_path / "samples.npz")
-    rows, protocol = report.rows_of_files(files, 4, torch.device("cpu"), "made up.")
+    rows, protocol, _ = report.rows_of_files(files, 4, torch.device("cpu"), "made up.")
     assert rows[0] == pytest.approx({**drawn[0], "name": "generated"})
     assert "9 samples" in protocol
     assert protocol.endswith("made up.")
@@ -229,7 +229,7 @@ def test_the_clip_score_pairs_every_image_with_its_own_text(real: Tensor, tmp_pa
     report = FeatureReport(
         "efficientnet_lite0", str(statistics(tmp_path / "s.npz", Means, real)), count=8, clip=str(folder)
     )
-    rows, protocol = report.rows(subject(text=text, data=data))
+    rows, protocol, _ = report.rows(subject(text=text, data=data))
     images = torch.stack([to_bytes(picture(i)) for i in range(8)]).expand(-1, 3, -1, -1)
     model = CLIP(str(folder))
     wanted = clip_score(*model(images, [str(i % 6) for i in range(8)]))

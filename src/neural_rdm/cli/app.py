@@ -23,12 +23,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from neural_rdm.cli import resume
 from neural_rdm.cli.compose import Composed, compose_config, drop_unchosen, group_choices, parse
+from neural_rdm.cli.datasets import check_layout
 from neural_rdm.cli.grammar import written
 from neural_rdm.cli.launcher import register
 from neural_rdm.core.config import Sources, config_dir, validate
 from neural_rdm.core.errors import ConfigError, UserError
 from neural_rdm.core.files import write_text
-from neural_rdm.core.layouts import CHECKS, check_folder
 from neural_rdm.core.manifest import check_manifest, read_manifest
 from neural_rdm.core.ranks import is_first_rank
 
@@ -236,11 +236,8 @@ def _check(composed: Composed, config_name: str, resumed: bool = False) -> None:
     data, pretrained = cfg.get("data"), cfg.get("pretrained")
     if data is not None and data.get("source") == "latents":
         check_manifest(read_manifest(data.latents), data, cfg.first_stage, cfg.condition)
-    elif data is not None and data.get("root") is not None:
-        if (check := CHECKS.get(data._target_.rpartition(".")[2])) is not None:
-            check(data.root)
-        else:
-            check_folder(data.root, "data/README.md shows what it holds.")
+    elif data is not None and "root" in data:
+        check_layout(data, composed.choices.get("data", ""))
     if pretrained is not None and pretrained.path is not None and not resumed and not Path(pretrained.path).exists():
         raise ConfigError(
             f"pretrained.path={pretrained.path}: no such file or folder "

@@ -58,7 +58,10 @@ def parse(overrides: list[str]) -> list[Override]:
     Raises:
         ConfigError: one of them is not an override.
     """
-    advice = "Arguments look like key=value; put values with commas or spaces in quotes."
+    advice = (
+        "Arguments look like key=value; values with commas, spaces or braces need quotes of their own within those of "
+        "the shell: \"data.train='train-{000000..000099}.tar'\""
+    )
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except HydraException as error:

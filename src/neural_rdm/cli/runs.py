@@ -36,12 +36,10 @@ def natural(path: Path) -> list[tuple[int, int | str]]:
     return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", str(path)) if part]
 
 
-def find_runs(folder: Path) -> list[Path]:
-    """`folder` itself if it is a run (it holds a config.yaml), else the runs one, or else two, levels below it."""
-    if (folder / "config.yaml").is_file():
-        return [folder]
-    for pattern in ("*/config.yaml", "*/*/config.yaml"):
-        if found := [path.parent for path in folder.glob(pattern)]:
+def find_runs(folder: Path, files: Sequence[str] = ("config.yaml",)) -> list[Path]:
+    """`folder` itself if it is a run (it holds one of `files`), else the runs one, or else two, levels below it."""
+    for level in ("", "*/", "*/*/"):
+        if found := {path.parents[file.count("/")] for file in files for path in folder.glob(level + file)}:
             return sorted(found, key=natural)
     return []
 
@@ -250,6 +248,7 @@ class LoadedRun:
             "checkpoint": self.checkpoint.name,
             "step": self.step,
             "weights": self.weights,
+            "first_stage": self.first_stage,
         }
         return {**origin, "sampler": dataclasses.asdict(sampler), **more}
 

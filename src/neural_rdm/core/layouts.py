@@ -6,7 +6,9 @@ once.
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -146,9 +148,15 @@ def check_folder(root: str | os.PathLike[str] | None, layout: str) -> Path:
     if not base.is_dir():
         problem = f"{base} is a file, not a folder (unpack an archive first)" if base.exists() else f"no folder {base}"
         drawing = layout.replace("{root}", str(base))
-        advice = "" if "data.root=" in drawing else " Pass it with data.root=/path/to/it"
+        advice = "" if "data.root=" in layout else " Pass it with data.root=/path/to/it"
         raise DataError(f"data.root: {problem}.{advice}\n{drawing}".rstrip())
     return base
+
+
+def drawn(docstring: str | None) -> str:
+    """The layout that the docstring of a data module draws, for messages: what it says before its arguments."""
+    text = inspect.cleandoc(docstring or "").partition("\nArgs:")[0]
+    return re.sub(r"\s*Arguments: see `\w+`\.", "", text).strip()
 
 
 def _classes(train: Path, inner: str, num_classes: int | None, drawing: str) -> list[str]:

@@ -17,7 +17,7 @@ REQUEST = "request.json"
 MANIFEST = "manifest.json"
 
 #: keys of a data set that change what its latents are; others (workers, batches, clips drawn of whole videos) do not
-CONTENT = ("_target_", "image_size", "split")
+CONTENT = ("_target_", "image_size", "split", "caption_key")
 #: keys of a first stage that say which kind of latents these are; its weights are compared by `sha256`
 STAGE = ("_target_", "channels", "downsample")
 TEXT = ("kind", "path", "dim", "max_length", "keep_padding")

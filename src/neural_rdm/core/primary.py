@@ -86,6 +86,7 @@ class Evaluate(OfRun):
     samples: Optional[str] = field()
     num_frames: Optional[int] = positive()
     frame_interval: int = positive()
+    frame_folders: bool = field()
     guidance: Optional[list[float]] = field()
     averages: Optional[list[str]] = field()
     sampler: Any = node(optional=True)
@@ -98,8 +99,9 @@ class Evaluate(OfRun):
         wrong = [name for name in self.averages or [] if not re.fullmatch(WEIGHTS, name)]
         if wrong or self.averages == []:
             return [("averages", f"{wrong or '[]'}: give weights such as [ema,raw,ema-0.999]")]
-        if self.samples is None and (self.num_frames is not None or self.frame_interval != 1):
-            return [("num_frames", "and frame_interval are of samples=; a run's clips are as its network draws them")]
+        if self.samples is None and (self.num_frames is not None or self.frame_interval != 1 or self.frame_folders):
+            what = "frame_interval and frame_folders are of samples=; a run's clips are as its network draws them"
+            return [("num_frames", what)]
         if self.samples is not None and (self.guidance or self.averages):
             return [("samples", "are measured as they are; guidance and averages are of a run")]
         return []
@@ -243,6 +245,7 @@ class Stats:
     samples: Optional[str] = field()
     num_frames: Optional[int] = positive()
     frame_interval: int = positive()
+    frame_folders: bool = field()
     features: str = one_of("inception", "i3d", "efficientnet_lite0", "efficientnet_lite0_video")
     features_path: Optional[str] = field()
     features_sha256: Optional[str] = field()

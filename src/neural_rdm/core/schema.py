@@ -292,6 +292,8 @@ class FeatureReport:
     features_sha256: Optional[str] = field()
     frame_features: Optional[str] = one_of("inception", "efficientnet_lite0")
     frame_reference: Optional[str] = field()
+    frame_features_path: Optional[str] = field()
+    frame_features_sha256: Optional[str] = field()
     clip: Optional[str] = field()
 
     def check(self) -> list[Problem]:

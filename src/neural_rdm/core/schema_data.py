@@ -77,7 +77,7 @@ class Captioned(Stored):
 
 
 @dataclass
-class TarShards:
+class TarShards(Stored):
     _target_: str
     root: str
     train: str

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
@@ -253,30 +256,62 @@ class DataModule(LightningDataModule):
         workers = self.num_workers
         if workers > 0:
             samples.bad.share_memory()
-        return DataLoader(
+        return Loader(samples, workers, persistent_workers=workers > 0, pin_memory=torch.cuda.is_available(), **order)
+
+
+class Loader(DataLoader[Any]):
+    """A loader whose processes leave signals to their parent, and end with it whatever ends it.
+
+    Args:
+        num_workers: loader processes; 0 loads in this one.
+        options: of torch's `DataLoader`.
+
+    Raises:
+        LoaderError: while it is read: a process has died, or has given nothing for `PATIENCE` seconds.
+    """
+
+    def __init__(self, samples: Dataset[Any], num_workers: int, **options: Any) -> None:
+        super().__init__(
             samples,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=start_worker,
-            timeout=PATIENCE if workers > 0 else 0,
+            num_workers=num_workers,
+            worker_init_fn=_start_worker,
+            timeout=PATIENCE if num_workers > 0 else 0,
             # Fork shares the index of the files with the workers instead of pickling it; only Linux forks safely.
-            multiprocessing_context="fork" if workers > 0 and sys.platform == "linux" else None,
-            **order,
+            multiprocessing_context="fork" if num_workers > 0 and sys.platform == "linux" else None,
+            **options,
         )
 
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch's own is an iterator all the same
+        try:
+            yield from super().__iter__()
+        except RuntimeError as error:  # torch has no class of its own for these two
+            if "DataLoader timed out" in (text := str(error)):
+                raise LoaderError(
+                    f"no batch has come for {self.timeout:g} s: reading or decoding a sample hangs, or the storage "
+                    "does not answer. python -m neural_rdm.prepare with the same data looks at the files; then go on "
+                    "where this stopped"
+                ) from error
+            if text.startswith("DataLoader worker (pid"):
+                raise LoaderError(
+                    f"a process that loads data has died ({text.splitlines()[0]}). Where memory was short, pass a "
+                    "smaller data.num_workers; where a decoder crashed, data.num_workers=0 shows on which sample"
+                ) from error
+            raise
 
-def start_worker(worker: int) -> None:
-    """Keep each loader process to one thread (the workers themselves are the parallelism) and let it outlive the first
-    SIGTERM: one that goes to all processes of a job asks the run to finish its step, for which it needs its batches.
-    """
-    torch.set_num_threads(1)
-    asked = False
 
-    def handle(signum: int, frame: Any) -> None:
-        nonlocal asked
-        if asked:
-            raise SystemExit(128 + signum)
-        asked = True
+def _start_worker(worker: int) -> None:
+    """A signal that goes to all processes of a job is the parent's to answer: it may want the batches of its step."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
-    signal.signal(signal.SIGTERM, handle)
+
+def _end_workers() -> None:
+    """Before multiprocessing asks its daemons by SIGTERM, and waits: one that ignores it, or hangs, would keep us."""
+    daemons = [process for process in multiprocessing.active_children() if process.daemon]
+    if daemons and hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would take their end for a failure
+    for process in daemons:
+        process.kill()
+
+
+atexit.register(_end_workers)

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -55,8 +56,9 @@ class BadSamples:
         size: N, samples of the split that are used.
         fraction: `data.max_bad_fraction`; see `bad_allowed`.
         folder: the run folder, None for no file.
-        left_out: what the split's listing has left out already (an empty class folder, a line that cannot be read).
-        length: samples that the source has, where it is more than are used.
+        left_out: what the split's listing has left out already (an empty class folder, a line that cannot be read):
+            of the whole split, of which it may be a share of `fraction`.
+        length: samples of the whole split, where `data.limit` uses fewer.
     """
 
     def __init__(
@@ -101,8 +103,9 @@ class BadSamples:
         new = [(index, error, position, replacement) for index, error in found.items() if not self._bad[index]]
         if new:
             self._add(new)
-        if self.count > self.most:
-            self._stop()
+        for count, size in ((self.count, len(self._bad)), (self.count - int(self._left_out), self.size)):
+            if count > bad_allowed(self.fraction, size):
+                self._stop(count, size)
 
     def _add(self, rows: Sequence[tuple[int | None, BrokenSample, int | None, int | None]]) -> None:
         with self._locked() as file:
@@ -162,14 +165,14 @@ class BadSamples:
                 f"cannot write {self.file}: {error.strerror}. Free some disk space, then resume."
             ) from error
 
-    def _stop(self) -> None:
+    def _stop(self, count: int, size: int) -> None:
         names = {"train": "training", "val": "validation"}
         listed = "" if self.file is None else f", listed in {self.file}"
         again = "" if self.file is None else ", delete that list and resume"
         shown = "".join(f"\n  {line}" for line in self._first)
         raise LoaderError(
-            f"{self.count} of {self.size} {names.get(self.split, self.split)} samples cannot be read so far{listed}; "
-            f"data.max_bad_fraction={self.fraction:g} allows {self.most}.{shown}\n"
+            f"{count} of {size} {names.get(self.split, self.split)} samples cannot be read so far{listed}; "
+            f"data.max_bad_fraction={self.fraction:g} allows {bad_allowed(self.fraction, size)}.{shown}\n"
             f"Replace or remove them{again}, or raise data.max_bad_fraction."
         )
 
@@ -182,8 +185,11 @@ def bad_allowed(fraction: float, size: int) -> int:
 
 
 def printable(path: str | bytes | os.PathLike[str]) -> str:
-    r"""A path that can be printed and written as UTF-8: bytes of another encoding become \xNN."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    r"""A path, or a text that holds one, that can be printed and written as UTF-8: bytes of another encoding become
+    \xNN, half characters \uNNNN.
+    """
+    text = re.sub(r"[\ud800-\udc7f\udd00-\udfff]", lambda half: f"\\u{ord(half[0]):x}", os.fsdecode(path))
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _append(file: BinaryIO, rows: Sequence[Sequence[object]]) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from neural_rdm.core.errors import ConfigError, DataError
-from neural_rdm.core.layouts import check_folder
+from neural_rdm.core.layouts import check_folder, drawn
 from neural_rdm.core.seeding import choice, keys, uniform
 from neural_rdm.data.base import BrokenSample, DataModule
 from neural_rdm.data.broken import bad_allowed
@@ -96,7 +96,7 @@ class Captioned(DataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Check the folder, then read its annotations unless they are read; may be called without a Trainer."""
-        self.root = check_folder(self.root, type(self).__doc__ or "")
+        self.root = check_folder(self.root, drawn(type(self).__doc__))
         super().setup(stage)
 
     def prompts(self, count: int) -> list[str] | None:
@@ -107,29 +107,70 @@ class Captioned(DataModule):
         order = np.argsort(keys(0, "prompts", range(len(source))), kind="stable")[:count]
         return [source.captions[i][0] for i in order.tolist()]
 
-    def _images(
-        self, folder: Path, captions: dict[str, list[str]], training: bool, left_out: Sequence[BrokenSample]
-    ) -> CaptionedImages:
-        """The images of an annotation file. Missing ones stay in the list, so that the order of the others does not
-        depend on them; they are broken samples.
+    NEEDS: str = ""
+    """What cannot be found, where there is no training split."""
+
+    @staticmethod
+    def splits(root: Path) -> dict[str, tuple[Path, Path]]:
+        """{"train" or "val": (folder of its images, its annotation file)}, whether these are there or not."""
+        raise NotImplementedError
+
+    @staticmethod
+    def read(folder: Path, file: Path) -> Annotated:
+        """Read an annotation file.
 
         Raises:
-            DataError: more of them are missing than may be.
+            DataError: it cannot be read at all.
         """
+        raise NotImplementedError
+
+    def load_datasets(self) -> None:
+        """Read the annotations; images are decoded when they are drawn.
+
+        Raises:
+            DataError: an annotation file, too many of its annotations or too many of its images cannot be read.
+        """
+        splits = self.splits(self.root)
+        if "train" not in splits or not splits["train"][0].is_dir():
+            raise DataError(f"data.root: {self.NEEDS} in {self.root}.\n{drawn(type(self).__doc__)}")
+        for split, (folder, file) in splits.items():
+            if folder.is_dir():
+                setattr(self, f"{split}_set", self._images(folder, file, training=split == "train"))
+
+    def _images(self, folder: Path, file: Path, training: bool) -> CaptionedImages:
+        """The images of an annotation file. Missing ones stay in the list, so that the order of the others does not
+        depend on them; they are broken samples.
+        """
+        captions, left_out, count = self.read(folder, file)
+        if len(left_out) > bad_allowed(self.max_bad_fraction, count):
+            raise DataError(
+                f"data.root: {len(left_out)} of {count} annotations cannot be read; the first: {left_out[0]}. "
+                "Fetch the file again, or raise data.max_bad_fraction."
+            )
         names = list(captions)
-        there: dict[str, set[str]] = {}
         used = names[: self.limit]
-        for inner in {os.path.dirname(name) for name in used}:
-            there[inner] = set(os.listdir(folder / inner)) if (folder / inner).is_dir() else set()
-        missing = [name for name in used if os.path.basename(name) not in there[os.path.dirname(name)]]
+        missing = absent(folder, used)
         if len(missing) > bad_allowed(self.max_bad_fraction, len(used)):
             raise DataError(
                 f"data.root: {len(missing)} of {len(used)} annotated images are not in {folder}, such as {missing[0]}. "
-                f"Unpack all of its archives, or raise data.max_bad_fraction.\n{type(self).__doc__}"
+                f"Unpack all of its archives, or raise data.max_bad_fraction.\n{drawn(type(self).__doc__)}"
             )
         paths = (os.path.join(folder, name) for name in names)
         said = (captions[name] for name in names)
         return CaptionedImages(paths, said, self.image_size, self.flip, training, self.seed, left_out)
+
+
+class Annotated(NamedTuple):
+    """What an annotation file says.
+
+    captions: path of an image below the split's folder -> what is said of it.
+    left_out: annotations that cannot be read, or are of no image.
+    annotations: how many there are, with those.
+    """
+
+    captions: dict[str, list[str]]
+    left_out: list[BrokenSample]
+    annotations: int
 
 
 class COCO(Captioned):
@@ -141,35 +182,39 @@ class COCO(Captioned):
     (or 2014 in all four names). One of an image's five captions is drawn each time. Arguments: see `Captioned`.
     """
 
-    def load_datasets(self) -> None:
-        """Read the annotations; images are decoded when they are drawn."""
-        for year in ("2017", "2014"):
-            if (self.root / f"train{year}").is_dir():
-                self.train_set = self._split(f"train{year}", training=True)
-                if (self.root / f"val{year}").is_dir():
-                    self.val_set = self._split(f"val{year}", training=False)
-                return
-        raise DataError(f"data.root: neither train2017 nor train2014 in {self.root}.\n{type(self).__doc__}")
+    NEEDS = "neither train2017 nor train2014"
 
-    def _split(self, name: str, training: bool) -> CaptionedImages:
-        file = self.root / "annotations" / f"captions_{name}.json"
+    @staticmethod
+    def splits(root: Path) -> dict[str, tuple[Path, Path]]:
+        """Those of 2017, or of 2014 where only that is there."""
+        year = "2014" if (root / "train2014").is_dir() and not (root / "train2017").is_dir() else "2017"
+        names = {split: f"{split}{year}" for split in ("train", "val")}
+        return {split: (root / n, root / "annotations" / f"captions_{n}.json") for split, n in names.items()}
+
+    @staticmethod
+    def read(folder: Path, file: Path) -> Annotated:
+        """See `Captioned.read`."""
         captions: dict[str, list[str]] = {}
-        left_out = []
+        left_out, found = [], []
         try:
             content = json.loads(_text(file.read_bytes()))
-            files = {image["id"]: image["file_name"] for image in content["images"]}
-            for said in sorted(content["annotations"], key=lambda a: a["id"]):
-                if said["image_id"] in files:
-                    captions.setdefault(files[said["image_id"]], []).append(_plain(said["caption"]))
-                else:
-                    reason = f"caption {said['id']} is of image {said['image_id']}, which the file does not list"
-                    left_out.append(BrokenSample(reason, f"{file}:{said['id']}"))
+            files = {image["id"]: str(image["file_name"]) for image in content["images"]}
+            annotations = list(content["annotations"])
         except OSError as error:
-            raise DataError(f"data.root: cannot read {file}: {error.strerror}.\n{type(self).__doc__}") from error
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            problem = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-            raise DataError(f"{file} is not an annotation file of COCO captions: {problem}") from error
-        return self._images(self.root / name, captions, training, left_out)
+            raise DataError(f"data.root: cannot read {file}: {error.strerror}.\n{drawn(COCO.__doc__)}") from error
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise DataError(f"{file} is not an annotation file of COCO captions: {_problem(error)}") from error
+        for place, said in enumerate(annotations):
+            try:
+                number, image, caption = int(said["id"]), said["image_id"], _plain(said["caption"])
+                if image not in files:
+                    raise LookupError(f"caption {number} is of image {image}, which the file does not list")
+                found.append((number, place, files[image], caption))
+            except (LookupError, TypeError, ValueError, OverflowError) as error:
+                left_out.append(BrokenSample(_problem(error), f"{file}:annotations[{place}]"))
+        for _, _, name, caption in sorted(found):
+            captions.setdefault(name, []).append(caption)
+        return Annotated(captions, left_out, len(annotations))
 
 
 class JourneyDB(Captioned):
@@ -183,45 +228,67 @@ class JourneyDB(Captioned):
     `Captioned`.
     """
 
-    def load_datasets(self) -> None:
-        """Read the annotations; images are decoded when they are drawn."""
-        for name, training in (("train", True), ("valid", False)):
-            folder = self.root / name
-            files = sorted(folder.glob("*.jsonl")) if folder.is_dir() else []
-            if not files and training:
-                raise DataError(f"data.root: no *.jsonl in {folder}.\n{type(self).__doc__}")
-            if not files:
-                continue
-            split = self._split(folder, files[-1], training)
-            if training:
-                self.train_set = split
-            else:
-                self.val_set = split
+    NEEDS = "no train/*.jsonl"
 
-    def _split(self, folder: Path, file: Path, training: bool) -> CaptionedImages:
+    @staticmethod
+    def splits(root: Path) -> dict[str, tuple[Path, Path]]:
+        """Those that have an annotation file."""
+        folders = {"train": root / "train", "val": root / "valid"}
+        files = {split: sorted(folder.glob("*.jsonl")) for split, folder in folders.items()}
+        return {split: (folders[split], found[-1]) for split, found in files.items() if found}
+
+    @staticmethod
+    def read(folder: Path, file: Path) -> Annotated:
+        """See `Captioned.read`."""
         captions: dict[str, list[str]] = {}
         left_out, count = [], 0
+        for _, found in JourneyDB.lines(folder, file):
+            count += 1
+            if isinstance(found, BrokenSample):
+                left_out.append(found)
+            else:
+                captions[found[0]] = [found[1]]
+        return Annotated(captions, left_out, count)
+
+    @staticmethod
+    def lines(folder: Path, file: Path) -> Iterator[tuple[bytes, tuple[str, str] | BrokenSample]]:
+        """Each line of an annotation file that is not blank, and its image (below the folder) and caption.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
         inner = "imgs" if (folder / "imgs").is_dir() else ""
         try:
             with file.open("rb") as lines:  # not read at once: the release has 4.2 million lines
                 for number, line in enumerate(lines, start=1):
                     if not line.strip():
                         continue
-                    count += 1
                     try:
                         entry = json.loads(_text(line))
                         said = (entry.get("Task2") or {}).get("Caption") or without_flags(entry["prompt"])
                         path = entry["img_path"].removeprefix("./")
                         name = path if path.startswith(f"{inner}/") or not inner else f"{inner}/{path}"
-                        captions[name] = [_plain(said)]
+                        yield line, (name, _plain(said))
                     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-                        reason = f"not an annotation of JourneyDB ({type(error).__name__}: {error})"
-                        left_out.append(BrokenSample(reason, f"{file}:{number}"))
+                        reason = f"not an annotation of JourneyDB ({_problem(error)})"
+                        yield line, BrokenSample(reason, f"{file}:{number}")
         except OSError as error:
             raise DataError(f"data.root: cannot read {file}: {error.strerror}") from error
-        if len(left_out) > bad_allowed(self.max_bad_fraction, count):
-            raise DataError(f"data.root: {len(left_out)} of {count} lines cannot be read; the first: {left_out[0]}")
-        return self._images(folder, captions, training, left_out)
+
+
+def absent(folder: Path, names: Sequence[str]) -> list[str]:
+    """Those of some paths below a folder that are not there; each folder is listed once.
+
+    Raises:
+        DataError: a folder cannot be read.
+    """
+    there: dict[str, set[str]] = {}
+    try:
+        for inner in {os.path.dirname(name) for name in names}:
+            there[inner] = set(os.listdir(folder / inner)) if (folder / inner).is_dir() else set()
+    except OSError as error:
+        raise DataError(f"cannot read the folder {error.filename}: {error.strerror}. Check its permissions.") from error
+    return [name for name in names if os.path.basename(name) not in there[os.path.dirname(name)]]
 
 
 def without_flags(prompt: str) -> str:
@@ -233,6 +300,12 @@ def _text(line: bytes) -> str:
     return line.decode("utf-8-sig")
 
 
-def _plain(said: str) -> str:
+def _plain(said: object) -> str:
     """A caption without space around it, and without half characters, which tokenizers refuse."""
+    if not isinstance(said, str):
+        raise TypeError(f"its caption is {json.dumps(said)[:40]}, not a text")
     return said.strip().encode("utf-8", "replace").decode("utf-8")
+
+
+def _problem(error: Exception) -> str:
+    return f"it lacks {error}" if isinstance(error, KeyError) else str(error)

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from neural_rdm.core.files import walk
 from neural_rdm.core.layouts import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from neural_rdm.core.seeding import uniform
 from neural_rdm.data.base import BrokenSample
@@ -42,10 +43,12 @@ def frame_numbers(length: int, num_frames: int, frame_interval: int, u: float) -
 def find_videos(folder: Path) -> list[Path]:
     """Every video file below `folder` and every folder that directly holds images, sorted by name."""
     found: list[Path] = []
-    for directory, folders, files in os.walk(folder, followlinks=True):
+    for directory, folders, files in walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         here = [f for f in files if not f.startswith(".")]
-        found += [Path(directory) / f for f in here if os.path.splitext(f)[1].lower() in VIDEO_SUFFIXES]
+        videos = [Path(directory) / f for f in here if os.path.splitext(f)[1].lower() in VIDEO_SUFFIXES]
+        # a link that leads nowhere is a broken sample; a pipe would be waited for without end
+        found += [path for path in videos if path.is_file() or not path.exists()]
         if any(os.path.splitext(f)[1].lower() in IMAGE_SUFFIXES for f in here):
             found.append(Path(directory))
     return sorted(found, key=lambda path: natural(str(path)))

@@ -87,6 +87,8 @@ class Decord:
     Open it where it is used and close it at once: a reader that a forked process inherits hangs. In an AVI its seeks
     land on wrong frames (issues 195 and 252 of dmlc/decord), so these are read from the first frame on. In other
     files they are exact unless a group of pictures refers to the one before (x264's open-gop): PyAV is exact there too.
+    Where the rows of a frame end in padding that is a multiple of its width (8, 12, 16, 24, 48, 72, ... pixels), decord
+    takes it for further channels and cannot make a batch: such frames come one at a time, without their padding.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -107,13 +109,18 @@ class Decord:
         """The frames `indices`."""
         try:
             if not _is_avi(self.path):
-                return list(self._reader.get_batch(list(indices)).asnumpy())
+                try:
+                    return list(self._reader.get_batch(list(indices)).asnumpy())
+                except Exception as error:
+                    if "size must exactly match" not in str(error):
+                        raise
+                    return [_without_padding(self._reader[index]) for index in indices]
             found, wanted = {}, set(indices)
             self._reader.seek(0)
             for index in range(max(wanted) + 1):
                 frame = self._reader.next()
                 if index in wanted:
-                    found[index] = frame.asnumpy()
+                    found[index] = _without_padding(frame)
             return [found[index] for index in indices]
         except Exception as error:
             raise _broken(error, self.path) from error
@@ -301,6 +308,13 @@ def _is_avi(path: str | os.PathLike[str]) -> bool:
     with open(path, "rb") as file:
         head = file.read(12)
     return head[:4] == b"RIFF" and head[8:] == b"AVI "
+
+
+def _without_padding(frame: Any) -> Frame:
+    """A frame of decord as [H, W, 3]; see there."""
+    pixels = frame.asnumpy()
+    height, width = pixels.shape[:2]
+    return pixels.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3)
 
 
 def _broken(error: Exception, path: str | os.PathLike[str]) -> BrokenSample:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable, Iterator
+import csv
+import io
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from neural_rdm.core.errors import UserError
+from neural_rdm.core.errors import DataError, UserError
+from neural_rdm.core.files import write_text
 from neural_rdm.core.progress import progress_bar
-from neural_rdm.data.base import start_worker
-from neural_rdm.data.broken import BadSamples, BrokenSample
+from neural_rdm.data.base import Loader
+from neural_rdm.data.broken import COLUMNS, FILE, BadSamples, BrokenSample, LoaderError
 from neural_rdm.data.whole import Raw, Whole, pixels
 from neural_rdm.latents.first_stage import DTYPES, Autoencoder
-from neural_rdm.latents.shards import Moments, Shards, write_shard
+from neural_rdm.latents.shards import Moments, Shard, Shards, write_shard
 
 if TYPE_CHECKING:
     from neural_rdm.conditioning.text import TextEncoder
@@ -55,24 +56,41 @@ class Encoder:
         self.num_workers, self.max_bad_fraction, self.mirrored = num_workers, max_bad_fraction, mirrored
 
     def write(self, split: str, whole: Whole, shards: Shards, numbers: list[int], show: bool) -> None:
-        """Write these shards of a split.
+        """Write these shards of a split. What the shards that are there could not read counts with the rest.
 
         Raises:
             UserError: the disk is full, the moments are too large for the dtype, or too many samples are broken.
         """
-        if not numbers:
-            return
+        try:
+            listed = BadSamples(
+                split, shards.count, self.max_bad_fraction, self.folder, whole.left_out, length=len(whole)
+            )
+            missing = set(shards.missing())
+            for there in [number for number in shards.numbers if number not in missing]:
+                listed.add(_samples(Shard(shards.path(there)).bad), None, None)
+            if numbers:
+                self._write(split, whole, shards, numbers, listed, show)
+        except LoaderError as error:
+            facts, _, advice = str(error).rpartition("\n")
+            if "data.max_bad_fraction" not in advice:
+                raise
+            raise DataError(
+                f"{facts}\nRaise data.max_bad_fraction and give the same command again, or repair them and encode into "
+                "a new folder"
+            ) from error
+
+    def _write(
+        self, split: str, whole: Whole, shards: Shards, numbers: list[int], listed: BadSamples, show: bool
+    ) -> None:
         left = [shards.indices(number) for number in numbers]
         items = iter(_loader(whole, [i for indices in left for i in indices], self.num_workers))
-        listed = BadSamples(split, shards.count, self.max_bad_fraction, self.folder)
         bar = progress_bar(f"encoding {split}", sum(map(len, left)), "samples") if show else nullcontext(lambda: None)
         with bar as advance:
             for number, indices in zip(numbers, left, strict=True):
                 bad: dict[int, tuple[str, str]] = {}
                 samples = list(self._encoded(_readable(items, len(indices), bad, advance), split in self.mirrored))
                 self._speak(samples)
-                if bad:
-                    listed.add({i: BrokenSample(reason, path) for i, (path, reason) in bad.items()}, None, None)
+                listed.add(_samples(bad), None, None)
                 write_shard(shards.path(number), samples, bad)
 
     def _encoded(self, items: Iterable[Raw], mirrored: bool) -> Iterator[Moments]:
@@ -116,17 +134,36 @@ class Encoder:
         return [row[real].to(self.dtype) for row, real in zip(context, mask, strict=True)]
 
 
+def list_broken(
+    folder: Path, left_out: Mapping[str, Sequence[BrokenSample]], bad: Mapping[str, Mapping[int, tuple[str, str]]]
+) -> Path | None:
+    """Write `bad_samples.csv` of finished latents anew, as their shards have it; None where there is nothing to list.
+
+    Args:
+        left_out: of each split, what its listing has passed over.
+        bad: of each split, index -> (path, reason).
+    """
+    text = io.StringIO()
+    rows: list[tuple[object, ...]] = []
+    for split, samples in bad.items():
+        rows += [(split, None, error.path, error.reason, None, None) for error in left_out[split]]
+        rows += [(split, index, *samples[index], None, None) for index in sorted(samples)]
+    if not rows:
+        (folder / FILE).unlink(missing_ok=True)
+        return None
+    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *rows])
+    write_text(folder / FILE, text.getvalue())
+    return folder / FILE
+
+
+def _samples(bad: Mapping[int, tuple[str, str]]) -> dict[int, BrokenSample]:
+    return {index: BrokenSample(reason, path) for index, (path, reason) in bad.items()}
+
+
 def _loader(whole: Whole, indices: list[int], num_workers: int) -> Iterable[Raw]:
     """Samples in order, decoded by loader processes."""
-    return DataLoader(
-        whole,
-        batch_size=None,
-        sampler=indices,
-        num_workers=num_workers,
-        worker_init_fn=start_worker,
-        prefetch_factor=None if num_workers == 0 else 1 if whole.videos else 16,
-        multiprocessing_context="fork" if num_workers > 0 and sys.platform == "linux" else None,
-    )
+    ahead = None if num_workers == 0 else 1 if whole.videos else 16
+    return Loader(whole, num_workers, batch_size=None, sampler=indices, prefetch_factor=ahead)
 
 
 def _readable(

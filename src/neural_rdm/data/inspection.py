@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from neural_rdm.core.files import walk
 from neural_rdm.core.seeding import keys
 from neural_rdm.data.base import BrokenSample, Source
+from neural_rdm.data.broken import printable
 from neural_rdm.data.decoders import VideoInfo, open_video
 
 
@@ -23,7 +25,7 @@ class Looked:
     Attributes:
         decoded: how many were tried, broken ones too.
         failed: how many of these do not decode.
-        broken: {path: reason} of these, and of all clips that the index of the videos knows to be broken.
+        broken: {path, printable: reason} of these, and of all clips that the index of the videos knows to be broken.
         sizes: (width, height) in pixels of each file that was tried, of a clip of its first frame.
         fps: frames a second of each that says so.
         frames: (number of frames, path) of each clip of the whole set.
@@ -43,6 +45,12 @@ def path_of(source: Source, index: int) -> str | None:
         return os.fspath(path(index))
     paths = getattr(source, "paths", None)
     return None if paths is None else os.fspath(paths[index])
+
+
+def known_broken(source: Source) -> dict[int, str]:
+    """{index: reason} of the samples that are known to be broken before they are read: of videos, by their index."""
+    broken: dict[int, str] = getattr(source, "broken", {})
+    return broken
 
 
 def labels_of(source: Source) -> NDArray[np.int64] | None:
@@ -74,9 +82,9 @@ def look(
     """
     looked = Looked()
     for source in sources.values():
-        lengths, broken = getattr(source, "frames", []), getattr(source, "broken", {})
+        lengths, broken = getattr(source, "frames", []), known_broken(source)
         looked.frames += [(int(n), path_of(source, i) or "") for i, n in enumerate(lengths) if i not in broken]
-        looked.broken |= {path_of(source, i) or "": reason for i, reason in broken.items()}
+        looked.broken |= {printable(path_of(source, i) or ""): reason for i, reason in broken.items()}
         for index in spread(len(source), count, seed):
             path = path_of(source, index)
             looked.decoded += 1
@@ -86,7 +94,7 @@ def look(
                     _measure(path, decoder, looked)
             except BrokenSample as error:
                 looked.failed += 1
-                looked.broken[error.path or path or f"sample {index}"] = error.reason
+                looked.broken[error.path or printable(path or f"sample {index}")] = error.reason
             advance()
     return looked
 
@@ -120,13 +128,8 @@ def video_info(path: str, decoder: str) -> VideoInfo:
 
 def disk_usage(root: str | os.PathLike[str]) -> tuple[int, int]:
     """(number of files, bytes) below `root`; links are followed, each folder once."""
-    seen, number, total = set(), 0, 0
-    for folder, folders, files in os.walk(root, followlinks=True):
-        stat = os.stat(folder)
-        if (stat.st_dev, stat.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((stat.st_dev, stat.st_ino))
+    number, total = 0, 0
+    for folder, _, files in walk(root):
         for name in files:
             try:
                 total += os.stat(os.path.join(folder, name)).st_size

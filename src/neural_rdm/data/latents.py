@@ -14,6 +14,7 @@ from neural_rdm.core.manifest import MANIFEST, read_manifest
 from neural_rdm.core.ranks import is_first_rank
 from neural_rdm.core.seeding import choice, uniform
 from neural_rdm.data.base import DataModule
+from neural_rdm.data.broken import LoaderError
 from neural_rdm.data.clips import frame_numbers
 from neural_rdm.latents.shards import Moments, ShardedSet
 
@@ -57,10 +58,14 @@ class LatentSet:
         dtype of the shards; y, caption, context [L, E] and context_mask [L] where there are any.
 
         Raises:
-            CheckpointError: a damaged shard.
+            LoaderError: a damaged shard.
         """
-        if self.clip is not None:
-            return self._clip(index, key, self.clip)
+        try:
+            return self._image(index, key) if self.clip is None else self._clip(index, key, self.clip)
+        except CheckpointError as error:
+            raise LoaderError(str(error)) from error
+
+    def _image(self, index: int, key: int) -> dict[str, Any]:
         held = self.shards[index]
         mirrored = self.training and self.flip and uniform(self.seed, "flip", [key])[0] < 0.5
         sample: dict[str, Any] = {"x": _rows(held, mirrored)[0]}
@@ -156,7 +161,7 @@ class Latents(DataModule):
         self.sample_shape = cells if frames == 1 else (frames, *cells)
 
     def load_datasets(self) -> None:
-        """Read the manifest, compare the first stage, and find the shards; they are opened when samples are drawn."""
+        """Read the manifest, compare the first stage, and find the shards."""
         self._read()
         self._compare()
         if self.manifest["condition"] is None:

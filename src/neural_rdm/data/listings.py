@@ -1,23 +1,25 @@
 """The lists that data sets ship: which samples they name, which of those are there, and the lists of a part of them.
 
-A data module reads the lists for training; here they are read for `prepare`, which says what is missing by name and
-makes small subsets whose lists name what they hold.
+They are read by what the data modules read them with; here `prepare` learns what is missing by name, and small subsets
+get lists that name what they hold.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import json
-import os
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from neural_rdm.core.errors import DataError
-from neural_rdm.core.files import write_text
-from neural_rdm.core.layouts import VIDEO_SUFFIXES
+from neural_rdm.data.captions import COCO, Captioned, JourneyDB, absent
 from neural_rdm.data.clips import find_videos
+from neural_rdm.data.video import by_name, clip_rows, clip_table, list_folder, list_lines
+
+#: of which split the parts of the lists of videos are
+_PARTS = {"train": "train", "test": "val"}
 
 
 @dataclass(frozen=True)
@@ -49,161 +51,102 @@ def read_listings(kind: str, root: Path, split: int = 1) -> list[Listing]:
     Raises:
         DataError: a list that is there cannot be read.
     """
-    reader = {"COCO": _coco, "JourneyDB": _journeydb, "UCF101": _ucf, "TaichiHD": _taichi}.get(kind)
-    try:
-        return [] if reader is None else reader(root, split)
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise DataError(f"data.root: a list of {root} cannot be read: {error}") from error
+    if kind in _CAPTIONED:
+        return list(_captioned(_CAPTIONED[kind], root))
+    if kind == "UCF101":
+        return list(_ucf(root, split))
+    return list(_taichi(root)) if kind == "TaichiHD" else []
 
 
-def write_listings(kind: str, root: Path, target: Path, kept: Collection[str]) -> list[Path]:
-    """Write the lists of `root` into `target`, cut down to the samples that are kept; return the files.
+def write_listings(kind: str, root: Path, target: Path, kept: Collection[str]) -> None:
+    """Write the lists of `root` into `target`, cut down to the samples that are kept.
 
     Args:
         kept: the samples' paths below `root`.
+
+    Raises:
+        DataError: a list cannot be read.
+        OSError: one cannot be written.
     """
-    kept = frozenset(kept)
-    if kind == "COCO":
-        return [_part_of_coco(file, root, target, kept) for file in _coco_files(root)]
-    written = []
-    if kind == "JourneyDB":
-        for name in ("train", "valid"):
-            keys = {_below_imgs(path.partition("/")[2]) for path in kept if path.startswith(f"{name}/")}
-            for file in _last(root / name):
-                lines = [line for line in _lines(file) if _below_imgs(json.loads(line)["img_path"]) in keys]
-                written.append(_write_lines(target / file.relative_to(root), lines))
-    if kind == "UCF101" and (lists := _ucf_folder(root)) is not None:
-        names = set(map(_stem, kept))
-        for file in sorted(lists.glob("*.txt")):
-            lines = list(_lines(file))
-            if file.name != "classInd.txt":
-                lines = [line for line in lines if _stem(line.split()[0]) in names]
-            written.append(_write_lines(target / file.relative_to(root), lines))
-    if kind == "TaichiHD":
-        names = set(map(_stem, kept))
-        for file in _taichi_files(root):
-            first, *lines = _lines(file)
-            rows = [line for line, row in zip(lines, _rows(file), strict=True) if _taichi_name(row) in names]
-            written.append(_write_lines(target / file.relative_to(root), [first, *rows]))
-    return written
+    parts = {
+        "COCO": _part_of_coco,
+        "JourneyDB": _part_of_journeydb,
+        "UCF101": _part_of_ucf,
+        "TaichiHD": _part_of_taichi,
+    }
+    for file, text in parts[kind](root, frozenset(kept)) if kind in parts else ():
+        path = target / file.relative_to(root)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8", newline="\n")
 
 
-def _coco_files(root: Path) -> list[Path]:
-    year = "2014" if (root / "train2014").is_dir() and not (root / "train2017").is_dir() else "2017"
-    files = (root / "annotations" / f"captions_{part}{year}.json" for part in ("train", "val"))
-    return [file for file in files if file.is_file()]
+_CAPTIONED: dict[str, type[Captioned]] = {"COCO": COCO, "JourneyDB": JourneyDB}
 
 
-def _coco(root: Path, split: int) -> list[Listing]:
-    found = []
-    for file in _coco_files(root):
-        folder = root / file.stem.removeprefix("captions_")
-        names = [image["file_name"] for image in json.loads(file.read_text(encoding="utf-8"))["images"]]
-        there = _entries(folder)
-        missing = [f"{folder.name}/{name}" for name in names if name not in there]
-        found.append(Listing(file, folder.name.rstrip("0123456789"), len(names), missing, counts=True))
-    return found
-
-
-def _part_of_coco(file: Path, root: Path, target: Path, kept: frozenset[str]) -> Path:
-    folder = file.stem.removeprefix("captions_")
-    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    content["images"] = [image for image in content["images"] if f"{folder}/{image['file_name']}" in kept]
-    numbers = {image["id"] for image in content["images"]}
-    content["annotations"] = [said for said in content["annotations"] if said["image_id"] in numbers]
-    path = target / file.relative_to(root)
-    write_text(path, json.dumps(content))
-    return path
-
-
-def _last(folder: Path) -> list[Path]:
-    """The list that `JourneyDB` reads: the last one by name."""
-    return sorted(folder.glob("*.jsonl"))[-1:]
-
-
-def _below_imgs(path: str) -> str:
-    return path.removeprefix("./").removeprefix("imgs/")
-
-
-def _journeydb(root: Path, split: int) -> list[Listing]:
-    found = []
-    for name, kind in (("train", "train"), ("valid", "val")):
-        folder = root / name
-        images = folder / "imgs" if (folder / "imgs").is_dir() else folder
-        for file in _last(folder):
-            paths = [_below_imgs(json.loads(line)["img_path"]) for line in _lines(file)]
-            missing = [f"{name}/{images.relative_to(folder) / p}" for p in paths if not (images / p).is_file()]
-            found.append(Listing(file, kind, len(paths), missing, counts=True))
-    return found
-
-
-def _ucf_folder(root: Path) -> Path | None:
-    return next((path.parent for path in sorted(root.rglob("classInd.txt"))), None)
-
-
-def _ucf(root: Path, split: int) -> list[Listing]:
-    lists = _ucf_folder(root)
-    if lists is None:
-        return []
-    there = _videos(root)
-    found = []
-    for part, kind in (("train", "train"), ("test", "val")):
-        file = lists / f"{part}list0{split}.txt"
+def _captioned(kind: type[Captioned], root: Path) -> Iterator[Listing]:
+    for split, (folder, file) in kind.splits(root).items():
         if file.is_file():
-            names = [line.split()[0] for line in _lines(file)]
-            missing = [name for name in names if _stem(name) not in there]
-            found.append(Listing(file, kind, len(names), missing))
-    return found
+            names = list(kind.read(folder, file).captions)
+            missing = [f"{folder.name}/{name}" for name in absent(folder, names)]
+            yield Listing(file, split, len(names), missing, counts=True)
 
 
-def _taichi_files(root: Path) -> list[Path]:
-    """The tables of clips among the csv files beside the clips: those with a column `partition`."""
-    return [file for file in sorted(root.glob("*.csv")) if "partition" in next(_lines(file), "").split(",")]
+def _part_of_coco(root: Path, kept: frozenset[str]) -> Iterator[tuple[Path, str]]:
+    """Images and annotations as they are, with all that the file says of them."""
+    for folder, file in COCO.splits(root).values():
+        if file.is_file():
+            content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8-sig"))
+            content["images"] = [i for i in content["images"] if _below(folder, str(i["file_name"])) in kept]
+            numbers = {str(image["id"]) for image in content["images"]}
+            said = (entry for entry in content["annotations"] if isinstance(entry, dict))
+            content["annotations"] = [entry for entry in said if str(entry.get("image_id")) in numbers]
+            yield file, json.dumps(content)
 
 
-def _taichi_name(row: dict[str, str]) -> str:
-    """How first-order-model's load_videos.py names the clip of a row, without its ending."""
-    return f"{row['video_id']}#{row['start'].zfill(6)}#{row['end'].zfill(6)}"
+def _part_of_journeydb(root: Path, kept: frozenset[str]) -> Iterator[tuple[Path, str]]:
+    for folder, file in JourneyDB.splits(root).values():
+        found = JourneyDB.lines(folder, file)
+        lines = (line for line, entry in found if isinstance(entry, tuple) and _below(folder, entry[0]) in kept)
+        yield file, _lines(line.decode("utf-8-sig").strip() for line in lines)
 
 
-def _taichi(root: Path, split: int) -> list[Listing]:
-    found, there = [], _videos(root)
-    for file in _taichi_files(root)[:1]:
-        rows = _rows(file)
-        for part, kind in (("train", "train"), ("test", "val")):
-            names = [_taichi_name(row) for row in rows if row["partition"] == part]
-            found.append(Listing(file, kind, len(names), [f"{part}/{name}" for name in names if name not in there]))
-    return found
+def _below(folder: Path, name: str) -> str:
+    """An image of a split as a path below the root."""
+    return PurePosixPath(folder.name, name).as_posix()
 
 
-def _videos(root: Path) -> set[str]:
-    return {_stem(path.as_posix()) for path in find_videos(root)}
+def _ucf(root: Path, split: int) -> Iterator[Listing]:
+    lists, there = list_folder(root), by_name(find_videos(root))
+    for part, kind in _PARTS.items():
+        if lists is not None and (file := lists / f"{part}list0{split}.txt").is_file():
+            names = [line.split()[0] for line in list_lines(file)]
+            yield Listing(file, kind, len(names), [name for name in names if Path(name).stem not in there])
 
 
-def _stem(path: str) -> str:
-    """The name of a video without the ending of a video file; a folder of frames may have a dot in its name."""
-    name = path.rpartition("/")[2]
-    stem, ending = os.path.splitext(name)
-    return stem if ending.lower() in VIDEO_SUFFIXES else name
+def _part_of_ucf(root: Path, kept: frozenset[str]) -> Iterator[tuple[Path, str]]:
+    lists, names = list_folder(root), by_name(map(Path, kept))
+    if lists is not None:
+        yield lists / "classInd.txt", _lines(list_lines(lists / "classInd.txt"))
+        for file in sorted(lists.glob("t*list0?.txt")):
+            yield file, _lines(line for line in list_lines(file) if Path(line.split()[0]).stem in names)
 
 
-def _rows(file: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(_lines(file)))
+def _taichi(root: Path) -> Iterator[Listing]:
+    if (file := clip_table(root)) is not None:
+        rows, there = clip_rows(file), by_name(find_videos(root))
+        for part, kind in _PARTS.items():
+            names = [name for name, of, _ in rows if of == part]
+            yield Listing(file, kind, len(names), [f"{part}/{name}" for name in names if name not in there])
 
 
-def _entries(folder: Path) -> set[str]:
-    return set(os.listdir(folder)) if folder.is_dir() else set()
+def _part_of_taichi(root: Path, kept: frozenset[str]) -> Iterator[tuple[Path, str]]:
+    if (file := clip_table(root)) is not None:
+        rows, names, text = clip_rows(file), by_name(map(Path, kept)), io.StringIO()
+        table = csv.DictWriter(text, list(rows[0][2]) if rows else [], extrasaction="ignore", lineterminator="\n")
+        table.writeheader()
+        table.writerows(row for name, _, row in rows if name in names)
+        yield file, text.getvalue()
 
 
-def _lines(file: Path) -> Iterator[str]:
-    """The lines of a list that are not blank, one at a time, whatever ends them.
-
-    They end at line feeds alone: a caption may hold other characters that `str.splitlines` would split it at.
-    """
-    with file.open(encoding="utf-8", newline="\n") as text:
-        yield from (line.rstrip("\r\n") for line in text if line.strip())
-
-
-def _write_lines(path: Path, lines: Iterable[str]) -> Path:
-    write_text(path, "".join(f"{line}\n" for line in lines))
-    return path
+def _lines(lines: Iterable[str]) -> str:
+    return "".join(f"{line}\n" for line in lines)

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from neural_rdm.core.errors import ConfigError, DataError
 from neural_rdm.core.seeding import keys
-from neural_rdm.data.base import DataModule, Source, start_worker
+from neural_rdm.data.base import DataModule, Loader, Source
 from neural_rdm.data.broken import BadSamples, BrokenSample
 from neural_rdm.data.inspection import labels_of
 
@@ -70,13 +70,12 @@ class RealSamples:
         Raises:
             DataError: more samples cannot be read than `data.max_bad_fraction` allows.
         """
-        loader = DataLoader(
+        loader = Loader(
             _Bytes(self.source, self.size),
-            batch_size,
+            self.num_workers,
+            batch_size=batch_size,
             sampler=range(self.size) if positions is None else positions,
-            num_workers=self.num_workers,
             collate_fn=list,
-            worker_init_fn=start_worker,
         )
         for batch in loader:
             for position, index, error in [loaded for loaded in batch if isinstance(loaded[2], BrokenSample)]:

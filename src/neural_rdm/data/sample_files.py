@@ -19,16 +19,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageSequence
 from torch import Tensor
 
 from neural_rdm.core.errors import DataError
+from neural_rdm.core.gifs import read_gif
 from neural_rdm.core.layouts import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from neural_rdm.data.base import BrokenSample
 from neural_rdm.data.decoders import natural, open_video
 from neural_rdm.data.image_folder import read_rgb
 
 CLIP_SUFFIXES = VIDEO_SUFFIXES | {".gif"}
+SAMPLING = "sampling.json"  # what `sample` writes beside its samples
 READERS = 8
 Pixels = NDArray[np.uint8]
 
@@ -85,7 +86,7 @@ class SampleFiles:
             if pixels.shape[:-1] != first[1]:
                 raise DataError(
                     f"{self.path}: all {self.kind}s must have one size, but {first[0]} is {_size(first[1])} and {name} "
-                    f"is {_size(pixels.shape[:-1])}"
+                    f"is {_size(pixels.shape[:-1])}{self._advice()}"
                 )
             held.append(np.broadcast_to(pixels, (*pixels.shape[:-1], 3)))
             if len(held) == batch_size or i == len(positions) - 1:
@@ -105,6 +106,10 @@ class SampleFiles:
                 f"need {needed}"
             )
         return slice(0, needed, self.frame_interval)
+
+    def _advice(self) -> str:
+        """What else can be done with samples of several sizes."""
+        return ""
 
     def _files(self) -> Iterable[tuple[str, Path]]:
         raise NotImplementedError
@@ -167,13 +172,14 @@ class NpzSamples(SampleFiles):
 
 
 class FolderSamples(SampleFiles):
-    """Image files, or video files and GIFs, below a folder, in natural order of their names.
+    """Image files, or video files and GIFs, below a folder, in natural order of their names; the pictures `grid` beside
+    a `sampling.json` are none.
 
     Args:
         frames: folders that hold images are clips, not classes.
 
     Raises:
-        DataError: no samples, or images beside clips.
+        DataError: no samples, images beside clips, or clips of one name as files of two kinds.
     """
 
     def __init__(self, path: Path, num_frames: int | None, frame_interval: int, frames: bool) -> None:
@@ -181,7 +187,8 @@ class FolderSamples(SampleFiles):
         found: dict[str, list[Path]] = {"image": [], "clip": []}
         for folder, folders, files in os.walk(path, followlinks=True):
             folders[:] = [name for name in folders if not name.startswith(".")]
-            kinds = {name: _kind(name) for name in files if not name.startswith(".")}
+            drawn = SAMPLING in files
+            kinds = {n: _kind(n) for n in files if n[0] != "." and not (drawn and os.path.splitext(n)[0] == "grid")}
             for kind, paths in found.items():
                 paths += [Path(folder) / name for name, its in kinds.items() if its == kind]
         if frames:
@@ -197,6 +204,10 @@ class FolderSamples(SampleFiles):
             )
         self.kind = kinds_there[0]
         self.paths = sorted(found[self.kind], key=lambda p: natural(p.relative_to(path).as_posix()))
+        names_seen: dict[Path, Path] = {}
+        for clip in self.paths if self.kind == "clip" and not frames else ():
+            if (other := names_seen.setdefault(clip.with_suffix(""), clip)) is not clip:
+                raise DataError(f"{path} holds {other} and {clip}, a clip twice; make one folder for each kind of file")
         parents = [p.parent for p in self.paths]
         if all(parent.parent == path for parent in parents) and not (frames and self.kind == "clip"):
             names = sorted(set(parents))
@@ -204,6 +215,11 @@ class FolderSamples(SampleFiles):
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def _advice(self) -> str:
+        if self.kind == "clip":
+            return ""
+        return f"; or crop them to one: stats data=image_folder data.root={self.path} data.image_size=SIZE"
 
     def _files(self) -> Iterable[tuple[str, Path]]:
         for path in self.paths:
@@ -236,8 +252,8 @@ def open_samples(
     """Open an `.npz` of samples or a folder of them.
 
     Args:
-        path: `.npz` with `arr_0` (uint8), or a folder of images (.png, .jpg, ...) or clips (.mp4, .gif, ...), which may
-            lie in class folders.
+        path: `.npz` with `arr_0` (uint8), a folder of images (.png, .jpg, ...) or clips (.mp4, .gif, ...), which may
+            lie in class folders, or the folder of a `sample` job: its `samples.npz`, or else its first `samples_KIND`.
         num_frames, frame_interval: which frames of a clip are taken, from the first one on; None takes all frames.
         frames: in a folder, each folder that holds images is a clip.
 
@@ -245,6 +261,8 @@ def open_samples(
         DataError: no such file or folder, no samples in it, latents, or a damaged file; in one line.
     """
     path = Path(path)
+    if (path / SAMPLING).is_file():
+        path = _of_job(path)
     if path.is_dir():
         return FolderSamples(path, num_frames, frame_interval, frames)
     if not path.is_file():
@@ -252,6 +270,17 @@ def open_samples(
     if path.suffix != ".npz":
         raise DataError(f"{path}: samples are an .npz with arr_0, or a folder of images or clips")
     return NpzSamples(path, num_frames, frame_interval)
+
+
+def _of_job(folder: Path) -> Path:
+    """The samples in the folder of a `sample` job; the folder itself where it is only described by a sampling.json."""
+    if (folder / "samples.npz").is_file():
+        return folder / "samples.npz"
+    if (folder / "parts").is_dir():
+        raise DataError(
+            f"{folder}: its samples are not all drawn yet; give its sample command again, with hydra.run.dir={folder}"
+        )
+    return next((kind for kind in sorted(folder.glob("samples*")) if kind.is_dir()), folder)
 
 
 def _header(member: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -268,8 +297,7 @@ def _kind(name: str) -> str | None:
 def _gif(path: Path) -> Pixels:
     """All frames [F, H, W, 3] of a GIF."""
     try:
-        with Image.open(path, formats=["GIF"]) as file:
-            return np.stack([np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(file)])
+        return read_gif(path)
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, ...
         raise BrokenSample(f"cannot read the GIF {path}: {error or type(error).__name__}") from error
 

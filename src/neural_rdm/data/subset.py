@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ from neural_rdm.core.errors import ConfigError, DataError, UserError
 from neural_rdm.core.layouts import IMAGE_SUFFIXES
 from neural_rdm.core.progress import progress_bar
 from neural_rdm.data.base import DataModule
-from neural_rdm.data.inspection import labels_of, path_of
+from neural_rdm.data.broken import printable
+from neural_rdm.data.inspection import known_broken, labels_of, path_of
 from neural_rdm.data.listings import write_listings
 
 #: what explains a data set beside its samples and lists, if it is small: the devkit, class names, licences
@@ -22,16 +24,17 @@ EXTRA_BYTES = 8 << 20
 
 
 def chosen(data: DataModule, count: int) -> dict[str, list[int]]:
-    """Indices of `count` samples of each class (without classes: of each split), evenly spread, by split."""
+    """Indices of `count` samples of each class (without classes: of each split), evenly spread, by split; none of those
+    that are known to be broken.
+    """
     found = {}
     for name, source in (("train", data.train_set), ("val", data.val_set)):
         if source is None:
             continue
         labels = labels_of(source)
-        groups = [np.arange(len(source))]
-        if labels is not None:
-            groups = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-        picks = [group[np.arange(min(count, len(group))) * len(group) // min(count, len(group))] for group in groups]
+        good = np.delete(np.arange(len(source)), list(known_broken(source)))
+        groups = [good] if labels is None else [good[labels[good] == label] for label in np.unique(labels[good])]
+        picks = [g[np.arange(min(count, len(g))) * len(g) // min(count, len(g))] for g in groups if len(g)]
         found[name] = sorted(int(index) for pick in picks for index in pick)
     return found
 
@@ -42,7 +45,7 @@ def make_subset(data: DataModule, root: Path, target: Path, count: int, copy: bo
     Args:
         data: the whole data set, set up.
         root: its folder, absolute.
-        target: the new folder.
+        target: the new folder, absolute.
         copy: copy the files; otherwise they are links, which hold as long as `root` stays where it is.
 
     Returns:
@@ -53,33 +56,63 @@ def make_subset(data: DataModule, root: Path, target: Path, count: int, copy: bo
         DataError: samples that are no files below `root`.
         UserError: `target` cannot be written.
     """
-    target = Path(os.path.abspath(os.path.expanduser(target)))
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ConfigError(f"subset_dir={target} is there already and not empty; choose another folder or delete it")
-    if target.is_relative_to(root):
-        raise ConfigError(f"subset_dir={target} lies in data.root={root} and would be read as data; choose another")
+    check_target(root, target)
     kept: list[str] = []
     sizes = {}
     for name, indices in chosen(data, count).items():
         source = data.train_set if name == "train" else data.val_set
         assert source is not None
         paths = [path_of(source, index) for index in indices]
-        if any(path is None or not Path(path).is_relative_to(root) for path in paths):
+        if any(path is None or not Path(path).is_relative_to(root) or ".." in Path(path).parts for path in paths):
             raise DataError(f"subset: the samples of {type(data).__name__} are no files of their own below {root}")
         there = [Path(path).relative_to(root).as_posix() for path in paths if path is not None and os.path.exists(path)]
         sizes[name] = len(there)
         kept += there
-    with progress_bar("copying" if copy else "linking", len(kept), "samples") as advance:
-        for path in kept:
-            for file in _files(root / path):
-                _put(file, target / file.relative_to(root), copy)
-            advance()
-    written = set(write_listings(type(data).__name__, root, target, kept))
-    samples = {root / path for path in kept} | {(root / path).parent for path in kept}
-    for file in _extras(root, samples):
-        if (place := target / file.relative_to(root)) not in written and not place.exists():
-            _put(file, place, copy=True)
+    with _whole_or_not_at_all(target) as place:
+        write_listings(type(data).__name__, root, place, kept)
+        with progress_bar("copying" if copy else "linking", len(kept), "samples") as advance:
+            for path in kept:
+                for file in _files(root / path):
+                    _put(file, place / file.relative_to(root), copy)
+                advance()
+        samples = {root / path for path in kept} | {(root / path).parent for path in kept}
+        for file in _extras(root, samples):
+            if not (extra := place / file.relative_to(root)).exists():
+                _put(file, extra, copy=True)
     return sizes
+
+
+def check_target(root: Path, target: Path) -> None:
+    """Refuse a folder that a subset cannot be made in.
+
+    Args:
+        root: the folder of the data set, absolute.
+        target: the new folder, absolute.
+
+    Raises:
+        ConfigError: it holds something already, or lies in `root`, where it would be read as data.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"subset_dir={target} is there already and not empty; choose another folder or delete it")
+    if target.is_relative_to(root):
+        raise ConfigError(f"subset_dir={target} lies in data.root={root} and would be read as data; choose another")
+
+
+@contextlib.contextmanager
+def _whole_or_not_at_all(target: Path) -> Iterator[Path]:
+    """A folder beside `target` that takes its name when all is in it; otherwise nothing of it stays."""
+    place = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        place.mkdir(parents=True)
+        yield place
+        if target.exists():
+            target.rmdir()  # it is empty
+        place.rename(target)
+    except OSError as error:
+        advice = "Free some disk space, choose another subset_dir, or pass copy=true where links cannot be made."
+        raise UserError(f"cannot write {target}: {printable(str(error))}. {advice}") from error
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def _files(path: Path) -> Iterator[Path]:
@@ -106,12 +139,8 @@ def _extras(root: Path, samples: set[Path]) -> Iterator[Path]:
 
 
 def _put(file: Path, place: Path, copy: bool) -> None:
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if copy:
-            shutil.copyfile(file, place)
-        else:
-            place.symlink_to(file.resolve())
-    except OSError as error:
-        advice = "Free some disk space, choose another subset_dir, or pass copy=true where links cannot be made."
-        raise UserError(f"cannot write {place}: {error.strerror}. {advice}") from error
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if copy:
+        shutil.copyfile(file, place)
+    else:
+        place.symlink_to(file.resolve())

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from neural_rdm.core.errors import DataError, UserError
 from neural_rdm.core.files import write_atomically
 from neural_rdm.core.progress import progress_bar
+from neural_rdm.core.ranks import is_first_rank
 from neural_rdm.data.broken import printable
-from neural_rdm.data.tar_paths import kept_file
+from neural_rdm.data.tar_paths import KEPT, kept_file
 
 #: endings of a sample's image; where it has several, the first of these is taken
 IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -60,8 +61,10 @@ def read_indices(root: Path, shards: Sequence[Path], label: str) -> tuple[Table,
                 stamp, table = _stamp(shards[i]), read_index(shards[i])
                 tables[i], kept = table, kept and _keep(root, shards[i], stamp, table)
                 advance()
-        if not kept:
-            print(f"{root} cannot be written: its shards will be indexed anew the next time", flush=True)
+        if kept and is_first_rank():
+            print(f"the index of {len(missing)} {label} is kept in {printable(root / KEPT)}", flush=True)
+        elif not kept:
+            print(f"{printable(root)} cannot be written: its shards will be indexed anew the next time", flush=True)
     whole = [table for table in tables if table is not None]
     counts = np.cumsum([len(table.labels) for table in whole], dtype=np.int64)
     shifts = np.cumsum([0, *(len(table.names) for table in whole[:-1])])

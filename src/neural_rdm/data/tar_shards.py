@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from neural_rdm.core.errors import ConfigError, DataError
-from neural_rdm.core.layouts import check_folder
+from neural_rdm.core.layouts import check_folder, drawn
 from neural_rdm.core.seeding import choice, generator, keys, uniform
 from neural_rdm.data.base import DataModule
 from neural_rdm.data.broken import BrokenSample, printable
@@ -212,7 +212,7 @@ class TarShards(DataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Check the folder, fetch and index the shards unless that is done; may be called without a Trainer."""
-        self.root = check_folder(self.root, type(self).__doc__ or "")
+        self.root = check_folder(self.root, drawn(type(self).__doc__))
         super().setup(stage)
 
     def load_datasets(self) -> None:

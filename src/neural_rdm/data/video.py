@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from neural_rdm.core.errors import ConfigError, DataError
-from neural_rdm.core.layouts import VIDEO_SUFFIXES, check_folder
+from neural_rdm.core.files import walk
+from neural_rdm.core.layouts import VIDEO_SUFFIXES, check_folder, drawn
 from neural_rdm.core.ranks import is_first_rank
 from neural_rdm.data.base import DataModule
 from neural_rdm.data.clips import ClipFiles, find_videos
@@ -76,7 +77,7 @@ class Clips(DataModule):
         """Make the sets of these videos, of which `limit` are looked at."""
         if not train:
             raise DataError(
-                f"data.root: no training video (file or folder of frames) in {self.root}.\n{type(self).__doc__}"
+                f"data.root: no training video (file or folder of frames) in {self.root}.\n{drawn(type(self).__doc__)}"
             )
         train, val = train[: self.limit], val[: self.limit]
         paths = list(map(os.fspath, [*train, *val]))
@@ -104,7 +105,7 @@ class Clips(DataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Check the folder, then list its videos unless they are listed; may be called without a Trainer."""
-        self.root = check_folder(self.root, type(self).__doc__ or "")
+        self.root = check_folder(self.root, drawn(type(self).__doc__))
         super().setup(stage)
 
     def load_datasets(self) -> None:
@@ -151,20 +152,12 @@ class TaichiHD(Clips):
 
     def load_datasets(self) -> None:
         """List the videos by folder, or else by the table of clips."""
-        tables = [file for file in sorted(self.root.glob("*.csv")) if "partition" in next(iter(_lines(file)), "")]
-        if self._split(*self.TRAIN) is not None or not tables:
+        file = clip_table(self.root)
+        if self._split(*self.TRAIN) is not None or file is None:
             super().load_datasets()
             return
-        file, videos = tables[0], _by_name(find_videos(self.root))
-        splits: dict[str, list[str]] = {"train": [], "test": []}
-        try:
-            for row in csv.DictReader(_lines(file)):
-                name = f"{row['video_id']}#{int(row['start']):06d}#{int(row['end']):06d}"
-                splits[row["partition"]].append(name)
-        except (KeyError, ValueError, TypeError) as error:
-            raise DataError(
-                f"data.root: {file} is not a table of clips (video_id, start, end, partition train or test): {error}"
-            ) from error
+        rows, videos = clip_rows(file), by_name(find_videos(self.root))
+        splits = {split: [name for name, part, _ in rows if part == split] for split in ("train", "test")}
         named = {split: self._named(file, names, videos) for split, names in splits.items()}
         if not any(named.values()):
             super().load_datasets()
@@ -215,18 +208,18 @@ class UCF101(Clips):
 
     def load_datasets(self) -> None:
         """Read the official lists and find their videos."""
-        lists = next((p.parent for p in sorted(self.root.rglob("classInd.txt"))), None)
+        lists = list_folder(self.root)
         if lists is None:
-            raise DataError(f"data.root: no classInd.txt below {self.root}.\n{type(self).__doc__}")
+            raise DataError(f"data.root: no classInd.txt below {self.root}.\n{drawn(type(self).__doc__)}")
         numbers = _classes(lists / "classInd.txt")
         self.class_names = sorted(numbers, key=lambda name: numbers[name])
-        videos = _by_name(find_videos(self.root))
+        videos = by_name(find_videos(self.root))
         found: dict[str, list[Path]] = {}
         labels: dict[Path, int] = {}
         for kind in ("train", "test"):
             file = lists / f"{kind}list0{self.split}.txt"
             listed = {}
-            for line in _lines(file):
+            for line in list_lines(file):
                 path = Path(line.split()[0])
                 if path.parent.name not in numbers:
                     raise DataError(f"data.root: {file} says {line!r}, but classInd.txt has no class {path.parent}")
@@ -236,12 +229,41 @@ class UCF101(Clips):
             labels |= {videos[name]: listed[name] for name in there}
         if not found["train"]:
             raise DataError(
-                f"data.root: no video of trainlist0{self.split}.txt is below {self.root}.\n{type(self).__doc__}"
+                f"data.root: no video of trainlist0{self.split}.txt is below {self.root}.\n{drawn(type(self).__doc__)}"
             )
         self._use(found["train"], found["test"], labels)
 
 
-def _by_name(paths: Iterable[Path]) -> dict[str, Path]:
+def clip_table(root: Path) -> Path | None:
+    """Taichi-HD's table of clips: the first csv file in the folder that has a column `partition`."""
+    tables = sorted(root.glob("*.csv"))
+    return next((file for file in tables if "partition" in next(iter(list_lines(file)), "").split(",")), None)
+
+
+def clip_rows(file: Path) -> list[tuple[str, str, dict[str, str]]]:
+    """(name of the clip as load_videos.py of first-order-model gives it, train or test, row) of a table of clips.
+
+    Raises:
+        DataError: it is no such table.
+    """
+    try:
+        rows = list(csv.DictReader(list_lines(file)))
+        found = [(f"{r['video_id']}#{int(r['start']):06d}#{int(r['end']):06d}", r["partition"], r) for r in rows]
+        if strange := {part for _, part, _ in found} - {"train", "test"}:
+            raise ValueError(f"partition {min(map(str, strange))}")
+    except (KeyError, ValueError, TypeError, csv.Error) as error:
+        raise DataError(
+            f"data.root: {file} is not a table of clips (video_id, start, end, partition train or test): {error}"
+        ) from error
+    return found
+
+
+def list_folder(root: Path) -> Path | None:
+    """The folder of UCF-101's official lists."""
+    return next((Path(folder) for folder, _, files in walk(root) if "classInd.txt" in files), None)
+
+
+def by_name(paths: Iterable[Path]) -> dict[str, Path]:
     """Videos by their names without the ending; a folder of frames may have that of a file."""
     return {path.stem if path.suffix.lower() in VIDEO_SUFFIXES else path.name: path for path in paths}
 
@@ -249,7 +271,7 @@ def _by_name(paths: Iterable[Path]) -> dict[str, Path]:
 def _classes(file: Path) -> dict[str, int]:
     """{name: label from 0 on} of a list that counts from 1."""
     try:
-        found = {name: int(number) - 1 for number, name in (line.split() for line in _lines(file))}
+        found = {name: int(number) - 1 for number, name in (line.split() for line in list_lines(file))}
     except ValueError as error:
         raise DataError(f"data.root: a line of {file} is not a number and a name: {error}") from error
     if sorted(found.values()) != list(range(len(found))):
@@ -257,7 +279,7 @@ def _classes(file: Path) -> dict[str, int]:
     return found
 
 
-def _lines(path: Path) -> list[str]:
+def list_lines(path: Path) -> list[str]:
     """The lines of an official list that are not blank, whatever ends them."""
     try:
         return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]

@@ -8,6 +8,7 @@ of change is another. To look at all of them again, delete the file.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import json
 import multiprocessing
@@ -20,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,11 +29,15 @@ from numpy.typing import NDArray
 from neural_rdm.core.errors import UserError
 from neural_rdm.core.files import write_text
 from neural_rdm.core.progress import progress_bar
+from neural_rdm.core.ranks import is_first_rank
 from neural_rdm.data.base import BrokenSample
+from neural_rdm.data.broken import printable
 from neural_rdm.data.decoders import DECODERS, VideoInfo, library, open_video
 
 PATIENCE = 120.0  # seconds that a decoder may take to look at one video before it counts as hanging
-_VERSION = 1
+READABLE = 0.9  # share of the frames that the container claims; a video of which less can be read is broken
+_VERSION = 2
+_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
 
 class VideoIndex(NamedTuple):
@@ -56,8 +61,9 @@ def index_videos(root: Path, paths: Sequence[str], decoder: str, processes: int 
     """Look at the videos that the index does not know yet, with a progress bar, and write them into it.
 
     A video counts as many frames as can be read: the last one is decoded, and where that fails, the last one that can
-    be is searched. This is done in processes of their own, since decoders crash or hang on some damaged files. Of
-    several processes that come at once, one does the work and the others wait for it.
+    be is searched; where that leaves less than `READABLE` of them, the video is broken. This is done in processes of
+    their own, since decoders crash or hang on some damaged files. Of several processes that come at once, one does the
+    work and the others wait for it.
 
     Args:
         root: folder of the data set, absolute.
@@ -75,12 +81,12 @@ def index_videos(root: Path, paths: Sequence[str], decoder: str, processes: int 
     stamps = {name: _stamp(path) for name, path in zip(names, paths, strict=True)}
     known = _read(file)
     if any(_unknown(known, name, stamp) for name, stamp in stamps.items()):
-        with _locked(file):
+        with _locked(file) as lock:
             known = _read(file)  # once more: another process may have been at work
             todo = [name for name, stamp in stamps.items() if _unknown(known, name, stamp)]
             try:
                 with progress_bar("Looking at videos once", len(todo), "videos") as advance:
-                    for name, entry in _probed(root, todo, decoder, processes):
+                    for name, entry in _probed(root, todo, decoder, processes, lock):
                         if (stamp := stamps[name]) is not None:
                             known[name] = stamp, entry
                         advance()
@@ -147,21 +153,31 @@ def _write(file: Path, root: Path, decoder: str, known: dict[str, Entry]) -> Non
     head = f'{{"version": {_VERSION}, "root": {json.dumps(str(root))}, "decoder": "{decoder}", "videos": {{\n'
     try:
         write_text(file, head + ",\n".join(lines) + "\n}}\n")
+        if is_first_rank():
+            print(f"the index of {len(lines)} videos is kept in {printable(file)}", flush=True)
     except UserError as error:
         print(f"the videos will be looked at again next time: {error}", flush=True)
 
 
 @contextlib.contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    """Hold the lock of an index, where the system and the file system have locks."""
+def _locked(file: Path) -> Iterator[IO[str] | None]:
+    """Hold the lock of an index, where the system and the file system have locks: until the file that this gives is
+    closed by all processes that have it.
+    """
     with contextlib.ExitStack() as stack:
+        lock = None
         with contextlib.suppress(ImportError, OSError):
             import fcntl
 
             file.parent.mkdir(parents=True, exist_ok=True)
             lock = stack.enter_context(file.with_suffix(".lock").open("w"))
-            fcntl.flock(lock, fcntl.LOCK_EX)  # given back when it is closed
-        yield
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if is_first_rank():
+                    print(f"waiting for another process that looks at these videos ({file})", flush=True)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lock
 
 
 @dataclass
@@ -179,8 +195,10 @@ class _Prober:
         self.pipe.close()
 
 
-def _probed(root: Path, names: Sequence[str], decoder: str, processes: int) -> Iterator[tuple[str, Found]]:
-    """(name, what is known of it), in the order in which they are ready."""
+def _probed(
+    root: Path, names: Sequence[str], decoder: str, processes: int, lock: IO[str] | None = None
+) -> Iterator[tuple[str, Found]]:
+    """(name, what is known of it), in the order in which they are ready. The processes that look do not keep `lock`."""
     # as for the loader: only Linux forks safely. A fork starts at once.
     context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     waiting = deque(names)
@@ -189,7 +207,7 @@ def _probed(root: Path, names: Sequence[str], decoder: str, processes: int) -> I
     try:
         while waiting or busy:
             while waiting and len(busy) < max(1, processes):
-                prober = idle.pop() if idle else _start(context, decoder)
+                prober = idle.pop() if idle else _start(context, decoder, [lock, *busy])
                 prober.name, prober.deadline = waiting.popleft(), time.monotonic() + PATIENCE
                 prober.pipe.send(os.fspath(root / prober.name))
                 busy[prober.pipe] = prober
@@ -210,17 +228,26 @@ def _probed(root: Path, names: Sequence[str], decoder: str, processes: int) -> I
             prober.stop()
 
 
-def _start(context: Any, decoder: str) -> _Prober:
+def _start(context: Any, decoder: str, held: Sequence[IO[str] | Connection | None]) -> _Prober:
+    """Start a process that looks at videos; of a fork, `held` is what it must not keep open."""
     here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(there, decoder), daemon=True)
+    inherited = [here, *filter(None, held)] if context.get_start_method() == "fork" else []
+    process = context.Process(target=_serve, args=(there, decoder, inherited, os.getpid()), daemon=True)
     process.start()
     there.close()  # so that the end of the process is the end of the pipe
     return _Prober(process, here)
 
 
-def _serve(pipe: Connection, decoder: str) -> None:
-    """The loop of a prober: a path comes in, what is known of it goes out."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its probers
+def _serve(pipe: Connection, decoder: str, inherited: Sequence[IO[str] | Connection], parent: int) -> None:
+    """The loop of a prober: a path comes in, what is known of it goes out. It ends with its parent."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # they are for the parent, which ends its probers
+        signal.signal(number, signal.SIG_IGN)
+    for file in inherited:
+        file.close()
+    if sys.platform == "linux":  # a decoder that hangs would not notice the end of the pipe
+        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+        if os.getppid() != parent:
+            return
     with contextlib.suppress(EOFError):
         while True:
             pipe.send(probe(pipe.recv(), decoder))
@@ -237,7 +264,11 @@ def probe(path: str, decoder: str) -> Found:
         while low < high:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if _reads(path, decoder, middle - 1) else (low, middle - 1)
-        return info._replace(frames=low) if low else "none of its frames can be decoded"
+        if not low:
+            return "none of its frames can be decoded"
+        if low < READABLE * info.frames:  # its clips would end in stills
+            return f"only {low} of {info.frames} frames can be decoded"
+        return info._replace(frames=low)
     except BrokenSample as error:
         return str(error) if os.path.isdir(path) else error.reason
 

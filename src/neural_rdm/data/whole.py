@@ -7,6 +7,7 @@ import copy
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from neural_rdm.core.errors import ConfigError
+from neural_rdm.core.progress import progress_bar
 from neural_rdm.data.base import BrokenSample, Source
 from neural_rdm.data.captions import CaptionedImages
 from neural_rdm.data.clips import ClipFiles
 from neural_rdm.data.image_folder import ImageFiles, adm_crop
+from neural_rdm.data.tar_shards import TarImages
+
+_STEP = 1000  # files that are compared from one look at the bar to the next
 
 
 @dataclass
@@ -51,18 +56,22 @@ class Whole(Dataset[Raw]):
 
     def __init__(self, source: Source) -> None:
         self.videos = isinstance(source, ClipFiles)
-        if not self.videos and not isinstance(source, (ImageFiles, CaptionedImages)):
+        if not self.videos and not isinstance(source, (ImageFiles, CaptionedImages, TarImages)):
             raise ConfigError(f"samples of a {type(source).__name__} are not files: there is nothing to encode once")
         plain: Any = copy.copy(source)
         plain.flip = plain.random = False
         self.source = plain
+        #: what its listing has passed over
+        self.left_out: list[BrokenSample] = list(getattr(source, "left_out", ()))
 
     def __len__(self) -> int:
         return len(self.source)
 
     def path(self, index: int) -> str:
-        """The file (or folder of frames) of a sample."""
+        """The file (or folder of frames, or shard and key) of a sample."""
         source = self.source
+        if isinstance(source, TarImages):
+            return source.name(index)
         return str(source.path(index) if hasattr(source, "path") else source.paths[index])
 
     def __getitem__(self, index: int) -> Raw:
@@ -70,11 +79,11 @@ class Whole(Dataset[Raw]):
             if self.videos:
                 return Raw(index, self._frames(index), None if self.source.y is None else int(self.source.y[index]))
             sample = self.source.load(index, 0)
+            captions = self._captions(index) if "caption" in sample else None
         except BrokenSample as error:
             return Raw(index, broken=(error.path or self.path(index), error.reason))
         # exact: pixels are k / 127.5 - 1 of a byte k
         x = sample["x"].add(1).mul(127.5).round().to(torch.uint8)[None]
-        captions = list(self.source.captions[index]) if "caption" in sample else None
         return Raw(index, x, sample.get("y"), captions)
 
     def _frames(self, index: int) -> Tensor:
@@ -85,19 +94,39 @@ class Whole(Dataset[Raw]):
                 frames += [adm_crop(Image.fromarray(f), self.source.image_size) for f in video.read(chosen)]
         return torch.from_numpy(np.stack(frames).transpose(0, 3, 1, 2).copy())
 
-    def fingerprint(self, root: Path) -> str:
-        """sha256 of what the samples are made of: names below `root`, sizes and times of change of all files, labels
-        and captions.
+    def _captions(self, index: int) -> list[str]:
+        source = self.source
+        return source.captions(index) if isinstance(source, TarImages) else list(source.captions[index])
+
+    def fingerprint(self, root: Path, count: int, show: bool = False) -> str:
+        """sha256 of what the first `count` samples are made of: names below `root`, sizes and times of change of all
+        their files, labels and captions; of tar shards the same of the shards.
+
+        Args:
+            show: a progress bar, where there are many.
         """
-        digest = hashlib.sha256()
-        for index in range(len(self)):
-            path = self.path(index)
+        digest, source = hashlib.sha256(), self.source
+
+        def add(path: str) -> None:
             for name, size, changed in _files(path):
                 digest.update(f"{os.path.relpath(name, root)}\0{size}\0{changed}\0".encode("utf-8", "surrogateescape"))
-            if isinstance(self.source, CaptionedImages):
-                digest.update("\0".join(self.source.captions[index]).encode())
-            elif self.source.y is not None:
-                digest.update(f"{int(self.source.y[index])}\0".encode())
+
+        if isinstance(source, TarImages):
+            for shard, end in zip(source.shards, [0, *source.shard_ends], strict=False):
+                if end < count:
+                    add(os.fspath(shard))
+            return digest.hexdigest()
+        steps = range(0, count, _STEP)
+        shown = show and len(steps) > 1
+        with progress_bar("Comparing files", len(steps), "thousand") if shown else nullcontext(lambda: None) as advance:
+            for first in steps:
+                for index in range(first, min(first + _STEP, count)):
+                    add(self.path(index))
+                    if isinstance(source, CaptionedImages):
+                        digest.update("\0".join(source.captions[index]).encode())
+                    elif source.y is not None:
+                        digest.update(f"{int(source.y[index])}\0".encode())
+                advance()
         return digest.hexdigest()
 
 

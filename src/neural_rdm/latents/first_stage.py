@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from neural_rdm.core import seeding
 from neural_rdm.core.errors import CheckpointError
@@ -173,7 +173,7 @@ class Autoencoder:
                 )
             if self.tile:
                 vae.enable_tiling()
-            self._vae = vae.eval().requires_grad_(False).to(self.dtype)
+            self._vae = nn.Module.to(vae.eval().requires_grad_(False), self.dtype)  # diffusers' own warns of nothing
         return self._vae.to(device)
 
     def _load(self) -> Any:

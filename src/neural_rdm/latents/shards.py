@@ -15,8 +15,9 @@ and, in its metadata, which samples could not be read and why.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,18 +116,10 @@ class Shard:
     """
 
     def __init__(self, path: Path) -> None:
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, framework="pt") as file:
-                self._tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                bad = json.loads(file.metadata()["bad"])
+        with _opened(path) as file:
+            self._tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            bad = json.loads(file.metadata()["bad"])
             self.bad: dict[int, tuple[str, str]] = {int(index): (path, why) for index, (path, why) in bad.items()}
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"cannot read the latents in {path}: {error}. Remove that file and its folder's manifest.json, and "
-                "give the encode command again"
-            ) from error
 
     def __len__(self) -> int:
         return len(self._tensors["index"])
@@ -153,19 +146,36 @@ class Shard:
         )
 
 
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A shard whose header fits its length, in `safe_open`."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"cannot read the latents in {path}: {error}. Copy it again, or remove that file and the manifest.json of "
+            "its folder, and give the encode command again"
+        ) from error
+
+
 def _span(ends: Tensor, place: int) -> tuple[int, int]:
     return int(ends[place - 1]) if place else 0, int(ends[place])
 
 
 class ShardedSet:
-    """The readable samples of one finished split, by number 0 ... N - 1; shards are opened at their first use.
+    """The readable samples of one finished split, by number 0 ... N - 1. All headers are read at once, so that a folder
+    that was not copied to its end is refused; a shard is mapped at its first use.
 
     Args:
         folder: of the split.
         counts: samples in each shard.
 
     Raises:
-        DataError: a shard is missing.
+        DataError: a shard is missing, or holds another number of samples.
+        CheckpointError: a shard is damaged.
     """
 
     def __init__(self, folder: Path, counts: Sequence[int]) -> None:
@@ -174,6 +184,12 @@ class ShardedSet:
         self._open: dict[int, Shard] = {}
         if missing := self.shards.missing():
             raise DataError(f"{self.shards.path(missing[0])} is missing; copy all of the folder, or encode again")
+        for number, count in enumerate(counts):
+            path = self.shards.path(number)
+            with _opened(path) as file:
+                (found,) = file.get_slice("index").get_shape()
+            if found != count:
+                raise DataError(f"{path} holds {found} samples, but {count} in the manifest; copy all of the folder")
 
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0

@@ -55,6 +55,7 @@ class Evaluation(Metric):
         splits: of the Inception Score.
         k: neighbour that bounds a ball of precision and recall.
         subsets, subset_size, seed: of the kernel distance; subsets of fewer samples where there are fewer.
+        space: what the names of the numbers say instead of the network's name.
 
     Raises:
         ValueError: a reference of another network.
@@ -78,6 +79,7 @@ class Evaluation(Metric):
         subsets: int = 100,
         subset_size: int = 1000,
         seed: int = 2020,
+        space: str | None = None,
     ) -> None:
         super().__init__()
         if reference is not None and (
@@ -85,7 +87,8 @@ class Evaluation(Metric):
         ):
             raise ValueError(f"the reference is of {reference.network}, or other weights of it, not of {network.name}")
         self._network = [network]  # in a list: neither its weights nor its device are this metric's
-        self.reference, self.main, self.space = reference, network.main(), network.name
+        self.reference, self.main, self.space = reference, network.main(), space or network.name
+        self.dim = network.outputs[self.main]
         for side in ("generated", "real"):
             self.add_state(f"{side}_count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         stored = {} if reference is None else reference.moments
@@ -100,7 +103,7 @@ class Evaluation(Metric):
                 distance.set_reference(*stored[output], count=reference.count)
         if score and not network.takes_clips and "logits" in network.outputs:
             children[SCORE] = InceptionScore(self.space, network.outputs["logits"], splits, seed)
-        dim = network.outputs[self.main]
+        dim = self.dim
         kept: list[TwoSets] = [PrecisionRecall(self.space, dim, k)] if neighbours else []
         kept += [KernelDistance(self.space, dim, subsets, subset_size, seed)] if kernel else []
         if kept and (reference is None or self.main in features or reference.holds_images):
@@ -109,18 +112,52 @@ class Evaluation(Metric):
                 both.set_reference(features[self.main])
         self.metrics: Any = nn.ModuleDict(children)
         self._score = f"; Inception Score in {splits} shuffled splits" if SCORE in children else ""
+        self._kept = f"k={k}, {subsets} subsets of at most {subset_size}"
 
     @property
     def protocol(self) -> str:
         """In one line what the numbers depend on, besides the samples and how they were made."""
         (network,) = self._network
         what = "published" if network.official else "not the published ones"
-        line = f"features {self.space} (weights {network.weights_hash[:8]}, {what}); "
+        line = f"features {network.name} (weights {network.weights_hash[:8]}, {what}); "
         if self.reference is None:
             return f"{line}real samples without a file{self._score}"
-        count = "an unknown count of" if self.reference.count is None else self.reference.count
-        where = "" if self.reference.hash is None else f" {self.reference.hash[:8]}"
-        return f"{line}statistics{where} ({self.reference.format}, {count} samples){self._score}"
+        facts, reference = self.facts, self.reference
+        known = [str(facts[key]) for key in ("reference_data", "reference_split", "reference_size") if key in facts]
+        if "reference_frames" in facts:
+            known += [f"{facts['reference_frames']} frames, every {facts['reference_interval']}."]
+        count = "an unknown count of" if reference.count is None else reference.count
+        real = f"{reference.format}, {count} samples{' of ' * bool(known)}{' '.join(known)}"
+        line += f"statistics{'' if reference.hash is None else f' {reference.hash[:8]}'} ({real}){self._score}"
+        if KEPT in self.metrics:
+            rows = reference.features.get(self.main)
+            kept = "its images" if rows is None else f"{len(rows)} of them"
+            line += f"; {kept} for precision, recall and the kernel distance ({self._kept})"
+        return line
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The same as plain values: `features...` of the network, `reference...` of the real samples."""
+        (network,) = self._network
+        facts: dict[str, Any] = {
+            "features": network.name,
+            "features_hash": network.weights_hash,
+            "features_official": network.official,
+        }
+        if (reference := self.reference) is None:
+            return facts
+        told, size = reference.facts, reference.facts.get("image_size")
+        known = {
+            "hash": reference.hash,
+            "format": reference.format,
+            "count": reference.count,
+            "data": told.get("data"),
+            "split": told.get("split"),
+            "size": None if size is None else "x".join(map(str, reversed(size))),
+            "frames": told.get("num_frames"),
+            "interval": told.get("frame_interval"),
+        }
+        return facts | {f"reference_{key}": value for key, value in known.items() if value is not None}
 
     def update(self, images: Tensor, real: bool = False) -> None:
         """Add samples: uint8 [B, 3, H, W], or clips [B, F, 3, H, W]; a network of images takes the frames of clips.

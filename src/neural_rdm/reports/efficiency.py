@@ -9,19 +9,21 @@ Recorded evaluations live in `<run>/evaluations.csv`, a line an evaluation durin
 | `frechet_SPACE` | a distance to the real data; SPACE names the feature network, one column for each |
 | `cfg_scale` | guidance of the samples; 1 is none |
 | `weights` | `ema` or `raw` |
-| `count` | generated samples behind the number |
+| `count` | generated samples behind the number; `count_frames` for a SPACE of single frames, `..._frames` |
+| `sampler`, `sampler_steps` | how they were drawn; optional, as the two below |
+| `reference` | hash of the statistics of real samples |
+| `precision` | what the network computed in |
 | `train_size` | samples in one epoch; optional, see `reached` |
 
-Further columns are ignored, and so are lines that a kill cut short. Of lines of equal step, guidance, weights and
-count (a resumed run) the last counts.
+Further columns are ignored, and so are lines that a kill cut short. Of lines that are equal in all but the numbers (a
+resumed run) the last counts.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from neural_rdm.core.errors import DataError
 from neural_rdm.core.files import write_text
 from neural_rdm.core.records import read_rows
 from neural_rdm.reports.figures import canvas, log_if_wide, number, save, tidy
-from neural_rdm.reports.tables import compare_runs, markdown_table, read_mapping
+from neural_rdm.reports.tables import Row, compare_runs, markdown_table, read_mapping, with_protocols
 
 FILE = "evaluations.csv"
 REQUIRED = ("step", "cfg_scale", "weights", "count")
@@ -38,12 +40,33 @@ INTERPOLATION = "interpolated between two evaluations, linearly in images agains
 
 
 @dataclass(frozen=True)
+class Conditions:
+    """What distances must share to be compared, besides features, guidance and weights; "" where not recorded."""
+
+    count: int
+    sampler: str = ""
+    sampler_steps: str = ""
+    reference: str = ""
+    precision: str = ""
+
+    def __str__(self) -> str:
+        words = {
+            "sampler": self.sampler and f"{self.sampler}, {self.sampler_steps} steps",
+            "statistics": self.reference and f"statistics {self.reference}",
+            "precision": self.precision and f"precision {self.precision}",
+        }
+        missing = ", ".join(name for name, text in words.items() if not text)
+        told = ", ".join([f"{self.count} samples", *filter(None, words.values())])
+        return f"{told}; {missing} not recorded" if missing else told
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """One line of `evaluations.csv` for one feature network."""
 
     images: float
     distance: float
-    count: int
+    conditions: Conditions
     train_size: int | None
 
 
@@ -54,13 +77,13 @@ class Reached:
     Attributes:
         images: training samples until then.
         epochs: the same in epochs; None where the size of the training set is unknown.
-        count: generated samples behind each evaluation that was used.
+        conditions: those of every evaluation that was used.
         bound: the first evaluation was low enough already, so that this is an upper bound.
     """
 
     images: float
     epochs: float | None
-    count: int
+    conditions: Conditions
     bound: bool
 
 
@@ -76,12 +99,13 @@ def read_evaluations(run: str | Path, space: str = "inception", weights: str = "
     """
     path = Path(run) / FILE
     rows = _rows(path)
-    found: dict[tuple[int, int], Evaluation] = {}
+    found: dict[tuple[int, Conditions], Evaluation] = {}
     batch_size = _data(Path(run)).get("batch_size")
     for row in rows:
         if row["weights"] != weights or number(row["cfg_scale"]) != 1:
             continue
-        distance, count = number(row.get(PREFIX + space)), number(row["count"])
+        distance = number(row.get(PREFIX + space))
+        count = number(row.get("count_frames" if space.endswith("_frames") else "count"))
         if not (math.isfinite(distance) and math.isfinite(count)):
             continue
         step, images, size = int(row["step"]), number(row.get("images")), number(row.get("train_size"))
@@ -90,8 +114,9 @@ def read_evaluations(run: str | Path, space: str = "inception", weights: str = "
                 raise DataError(f"{path}: step {step} has no `images`, and {Path(run) / 'config.yaml'} no batch size.")
             images = float(step * batch_size)
         train_size = int(size) if math.isfinite(size) else None
-        found[step, int(count)] = Evaluation(images, distance, int(count), train_size)
-    return [found[key] for key in sorted(found)]
+        conditions = Conditions(int(count), *(row.get(f.name) or "" for f in fields(Conditions)[1:]))
+        found[step, conditions] = Evaluation(images, distance, conditions, train_size)
+    return [found[key] for key in sorted(found, key=lambda key: (key[0], key[1].count))]
 
 
 def reached(
@@ -105,13 +130,14 @@ def reached(
     """EP_FID@k: images and epochs until the unguided Frechet distance is first at most `k`; None if it never is.
 
     Between the last evaluation above `k` and the first one that is not, the logarithm of the distance is taken to be
-    linear in images. Distances from different counts of samples cannot be compared: one count is used.
+    linear in images. Distances under different conditions cannot be compared: those are used under which there are
+    most, of equals those with the largest count.
 
     Args:
         run: folder with `evaluations.csv` and `config.yaml`.
         k: the distance to reach, above 0.
         space, weights: see `read_evaluations`.
-        count: samples behind an evaluation; by default the count that most evaluations have, of equals the largest.
+        count: samples behind an evaluation; by default any.
         train_size: samples in one epoch; by default the file's `train_size`, else the run's `data.limit`, its cap.
 
     Raises:
@@ -119,12 +145,7 @@ def reached(
     """
     if not (math.isfinite(k) and k > 0):
         raise DataError(f"ep_fid={k}: a Frechet distance to reach is a number above 0, such as 2.")
-    evaluations = read_evaluations(run, space, weights)
-    if not evaluations:
-        return None
-    counts = Counter(evaluation.count for evaluation in evaluations)
-    count = count if count is not None else max(counts, key=lambda n: (counts[n], n))
-    records = [evaluation for evaluation in evaluations if evaluation.count == count]
+    records = _comparable(e for e in read_evaluations(run, space, weights) if count in (None, e.conditions.count))
     index = next((i for i, record in enumerate(records) if record.distance <= k), None)
     if index is None:
         return None
@@ -136,7 +157,15 @@ def reached(
         images = before.images + share * (after.images - before.images)
     limit = _data(Path(run)).get("limit")
     size = train_size or after.train_size or (limit if isinstance(limit, int) else None)
-    return Reached(images, images / size if size else None, count, bound=index == 0)
+    return Reached(images, images / size if size else None, after.conditions, bound=index == 0)
+
+
+def _comparable(evaluations: Iterable[Evaluation]) -> list[Evaluation]:
+    """Those under the conditions that most of them share, of equals the ones with the largest count."""
+    groups: dict[Conditions, list[Evaluation]] = {}
+    for evaluation in evaluations:
+        groups.setdefault(evaluation.conditions, []).append(evaluation)
+    return max(groups.values(), key=lambda group: (len(group), group[0].conditions.count), default=[])
 
 
 def spaces(run: str | Path) -> list[str]:
@@ -146,20 +175,24 @@ def spaces(run: str | Path) -> list[str]:
     return [name.removeprefix(PREFIX) for name in names]
 
 
-def efficiency_rows(runs: Iterable[str | Path], k: float) -> list[dict[str, Any]]:
+def efficiency_rows(runs: Iterable[str | Path], k: float) -> tuple[list[Row], str]:
     """A row a run and feature network: what tells the run, then `epochs` and `images` to a distance of `k`.
 
     `result` says how the numbers came about, or why there are none. A run without evaluations has one row.
+
+    Returns:
+        The rows, with a column `protocol` where conditions differ, and Markdown that names the conditions.
     """
     folders = [Path(run) for run in runs]
-    rows = []
+    rows, protocols = [], []
     for folder, row in zip(folders, compare_runs(folders), strict=True):
         told = {key: row[key] for key in ("run", "exp", "residual", "gates", "depth", "steps", "seed")}
         for space in spaces(folder) or [""]:
             found = reached(folder, k, space) if space else None
+            used = _comparable(read_evaluations(folder, space)) if space else []
             if not space:
                 result = f"no evaluation in a file {FILE}"
-            elif not read_evaluations(folder, space):
+            elif not used:
                 result = "no unguided evaluation of the EMA weights"
             elif found is None:
                 result = "never reached"
@@ -171,19 +204,21 @@ def efficiency_rows(runs: Iterable[str | Path], k: float) -> list[dict[str, Any]
                     "distance": f"{PREFIX}{space} <= {k:g}" if space else None,
                     "epochs": found.epochs if found else None,
                     "images": round(found.images) if found else None,
-                    "count": found.count if found else None,
+                    "count": used[0].conditions.count if used else None,
                     "result": result,
                 }
             )
-    return rows
+            protocols.append(str(used[0].conditions) if used else "")
+    return with_protocols(rows, protocols)
 
 
 def write_efficiency(runs: Iterable[str | Path], k: float, folder: str | Path) -> Path:
     """Write `efficiency.md`: the table of `efficiency_rows` and how it was made."""
     path = Path(folder) / "efficiency.md"
-    page = f"# Training to a Frechet distance of {k:g} without guidance\n\n{markdown_table(efficiency_rows(runs, k))}\n"
+    rows, told = efficiency_rows(runs, k)
+    page = f"# Training to a Frechet distance of {k:g} without guidance\n\n{markdown_table(rows)}{told}\n"
     page += f"EMA weights, cfg_scale 1; {INTERPOLATION}; count: generated samples behind each evaluation. Only\n"
-    page += "distances of the same features, count and real data can be compared.\n"
+    page += "distances of the same features and real data can be compared.\n"
     write_text(path, page)
     return path
 
@@ -201,11 +236,12 @@ def plot_evaluations(run: str | Path, path: str | Path) -> Path | None:
     figure = canvas(4.6 * len(names), 3.6)
     for place, name in enumerate(names, start=1):
         axes = tidy(figure.add_subplot(1, len(names), place))
-        kinds = dict.fromkeys((row["weights"], row["cfg_scale"], row["count"]) for row in rows)
-        for kind in kinds:
-            chosen = [row for row in rows if (row["weights"], row["cfg_scale"], row["count"]) == kind]
+        told = [c for c in ("sampler", "sampler_steps", "reference", "precision") if len({r.get(c) for r in rows}) > 1]
+        kinds = [(row["weights"], row["cfg_scale"], row["count"], *(row.get(c) or "" for c in told)) for row in rows]
+        for kind in dict.fromkeys(kinds):
+            chosen = [row for row, own in zip(rows, kinds, strict=True) if own == kind]
             points = {number(row.get("images")): number(row[name]) for row in chosen}
-            label = f"{kind[0]}, cfg_scale {number(kind[1]):g}, {kind[2]} samples"
+            label = ", ".join([kind[0], f"cfg_scale {number(kind[1]):g}", f"{kind[2]} samples", *kind[3:]])
             axes.plot(*zip(*points.items(), strict=True), marker="o", markersize=3.5, linewidth=1.6, label=label)
         log_if_wide(axes, [number(row[name]) for row in rows], decades=1)
         axes.set_xlabel("training images")

@@ -127,12 +127,12 @@ def stage_colourbar(figure: Figure, axes: Axes | Sequence[Axes], steps: list[int
     bar.set_label("training step")
 
 
-def log_if_wide(axes: Axes, values: Sequence[float], decades: float) -> None:
-    """A logarithmic vertical axis where positive values span more than so many decades, else one from 0."""
+def log_if_wide(axes: Axes, values: Sequence[float], decades: float, zero: bool = True) -> None:
+    """A logarithmic vertical axis where positive values span more than so many decades, else one from 0 (`zero`)."""
     finite = [value for value in values if math.isfinite(value)]
     if finite and min(finite) > 0 and max(finite) / min(finite) > 10**decades:
         axes.set_yscale("log")
-    elif finite and min(finite) >= 0:
+    elif zero and finite and min(finite) >= 0:
         axes.set_ylim(bottom=0)
 
 

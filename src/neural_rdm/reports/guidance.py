@@ -4,37 +4,49 @@ differ here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from neural_rdm.reports.figures import canvas, log_if_wide, save, tidy
 from neural_rdm.reports.tables import GENERATED, Row, write_metrics
 
 
 def write_guidance(
-    folder: str | Path, rows: Sequence[Row], beside: Sequence[Row], protocols: Sequence[str]
-) -> list[Path]:
+    folder: str | Path,
+    settings: Sequence[Row],
+    measured: Sequence[tuple[Sequence[Row], str, Mapping[str, Any]]],
+) -> tuple[list[Path], Mapping[str, Any]]:
     """Write `metrics.{md,csv,json}` with a row a setting, and `guidance.png`.
 
     The row `generated` is the setting with the lowest Frechet distance, which is what publications report; the
     protocol line says so.
 
     Args:
-        rows: each holds `cfg_scale`, `weights` and numbers, among them one `frechet_...`.
-        beside: rows to compare with (real data held out).
-        protocols: one line for each of `rows`.
+        settings: `cfg_scale` and `weights` of each.
+        measured: the rows, the protocol line and the facts of each; the first row is the setting's own number, with a
+            `frechet_...`. Further rows that are equal in all settings (real data held out) are written once.
+
+    Returns:
+        The paths, and the facts of `generated`.
     """
+    rows = [{**setting, **found[0]} for setting, (found, _, _) in zip(settings, measured, strict=True)]
     key = next((name for name in rows[0] if name.startswith("frechet_")), None)
     best = min(range(len(rows)), key=lambda i: float(rows[i][key])) if key else 0
-    chosen = [best, *(i for i in range(len(rows)) if i != best)]
-    named = [
-        {**rows[i], "name": GENERATED if i == best else f"cfg_scale {rows[i]['cfg_scale']:g}, {rows[i]['weights']}"}
-        for i in chosen
-    ]
-    ordered = [{"name": row["name"], **row} for row in named]
+    table: list[dict[str, Any]] = []
+    shared = [row for row in measured[best][0][1:] if all(row in found for found, _, _ in measured)]
+    for i in (best, *(i for i in range(len(rows)) if i != best)):
+        setting = f"cfg_scale {settings[i]['cfg_scale']:g}, {settings[i]['weights']}"
+        table.append({"name": GENERATED if i == best else setting, **settings[i], **_unnamed(rows[i])})
+        more = [row for row in measured[i][0][1:] if row not in shared]
+        table += [{"name": f"{row['name']}, {setting}", **settings[i], **_unnamed(row)} for row in more]
     note = f"The other rows differ in cfg_scale and weights alone; `generated` has the lowest {key} of all {len(rows)}."
-    paths = write_metrics(folder, [*ordered, *beside], f"{protocols[best]} {note}")
-    return [*paths, plot_guidance(rows, Path(folder) / "guidance.png")]
+    paths = write_metrics(folder, [*table, *shared], f"{measured[best][1]} {note}", measured[best][2])
+    return [*paths, plot_guidance(rows, Path(folder) / "guidance.png")], measured[best][2]
+
+
+def _unnamed(row: Row) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key != "name"}
 
 
 def plot_guidance(rows: Sequence[Row], path: str | Path) -> Path:
@@ -52,7 +64,8 @@ def plot_guidance(rows: Sequence[Row], path: str | Path) -> Path:
         for weights in dict.fromkeys(str(row["weights"]) for row in rows):
             line = sorted((float(r["cfg_scale"]), float(r[name])) for r in rows if r["weights"] == weights)
             axes.plot(*zip(*line, strict=True), marker="o", markersize=3.5, linewidth=1.6, label=weights)
-        log_if_wide(axes, [float(row[name]) for row in rows], decades=2)
+        axes.margins(y=0.1)
+        log_if_wide(axes, [float(row[name]) for row in rows], decades=2, zero=False)  # settings differ by little
         axes.set_xlabel("cfg_scale")
         axes.set_title(name, fontsize=9)
         if place == 1:

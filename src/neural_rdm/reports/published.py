@@ -1,18 +1,18 @@
 """Tables 1 and 2 of the paper (arXiv 2406.13215) with all their baselines, and one's own evaluated runs in them.
 
 The numbers live in `published.yaml` beside this file, each with the source in which it was read. A number of one's own
-stands in a column only with a mark and a footnote wherever it was made by another protocol than the column's: other
-features, another count of samples, guidance, other data, another size, raw weights, or one that was not recorded.
+stands in a column only with a mark and a footnote that says in what it was made by another protocol than the column's
+(other features, another count of samples, guidance, other data, another size, raw weights, or one that was not
+recorded), and always what the paper states for no number: the sampler, and the statistics of real samples.
 
 Which of a run's numbers belong to a column is told by their names in `report/metrics.json`, row `generated`; SPACE is
-the feature network:
+the feature network. How they were made is told by its `facts`.
 
 | column | names |
 |---|---|
-| FID | `frechet_SPACE` |
-| sFID | `frechet_SPACE_spatial`, `sfrechet_SPACE` |
-| IS | `inception_score_SPACE`, `inception_score` |
-| FVD | `frechet_i3d`, `frechet_SPACE_clips`, `frechet_SPACE_video` |
+| FID, sFID, IS of images | `frechet_SPACE`, `frechet_SPACE_spatial`, `inception_score_SPACE` |
+| Frame FID, Frame IS | `frechet_SPACE_frames`, `inception_score_SPACE_frames` |
+| FVD | `frechet_i3d`, `frechet_SPACE_video` |
 """
 
 from __future__ import annotations
@@ -20,46 +20,30 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from neural_rdm.core.files import write_text
-from neural_rdm.reports.tables import compare_runs, csv_text, generated, letter, markdown_table, read_mapping
+from neural_rdm.reports.tables import Footnotes, csv_text, generated, labels, markdown_table, read_mapping, read_report
 
 DATA_FILE = Path(__file__).with_name("published.yaml")
 DASH, NOT_FOUND = "–", "not found"
-#: kind of a column -> names of the numbers that may stand in it; the group is the feature network
+#: kind of a column -> names of the numbers that may stand in it; the first group is the feature network
 METRICS = {
-    "clips": re.compile(r"frechet_(i3d|.+_clips|.+_video)"),
-    "spatial": re.compile(r"(?:frechet_(?=.+_spatial$)|sfrechet_)(.+?)(?:_spatial)?"),
-    "score": re.compile(r"inception_score(?:_(.+))?(?<!_std)"),
-    "frechet": re.compile(r"frechet_(.+)"),
+    "clips": re.compile(r"frechet_(i3d|.+_video)"),
+    "spatial": re.compile(r"frechet_(.+?)(_frames)?_spatial"),
+    "score": re.compile(r"inception_score_(?!.*_std)(.+?)(_frames)?"),
+    "frechet": re.compile(r"frechet_(.+?)(_frames)?"),
 }
 #: last part of `data._target_` -> the name of that choice, for runs that do not say which they made
 DATA = {"SkyTimelapse": "sky", "TaichiHD": "taichi", "UCF101": "ucf101", "JourneyDB": "journeydb", "COCO": "coco"}
+GUIDANCE = ("cfg_scale", "channels", "interval")
+#: what a report knows of its real samples, `facts["reference_..."]`
+REFERENCE = ("format", "hash", "count", "data", "split", "size", "frames", "interval")
 CSV_COLUMNS = ("table", "kind", "architecture", "method", "column", "metric", "value", "source", "also_in", "notes")
-
-
-@dataclass
-class Footnotes:
-    """Notes of one table, lettered in the order in which they are first needed; equal notes share a letter."""
-
-    texts: list[str] = field(default_factory=list)
-
-    def mark(self, note: str) -> str:
-        """The mark of a note, such as ` [a]`; nothing for an empty one."""
-        if not note:
-            return ""
-        if note not in self.texts:
-            self.texts.append(note)
-        return f" [{letter(self.texts.index(note))}]"
-
-    def list(self) -> str:
-        """The notes as a Markdown list."""
-        return "".join(f"-{self.mark(text)} {text}\n" for text in self.texts)
 
 
 @dataclass(frozen=True)
@@ -69,53 +53,55 @@ class OwnRun:
     Attributes:
         name: its label.
         task: "class", "text" or "video".
-        conditional: whether it is told a class or a text.
+        conditional: whether it is told a class or a text; None without a configuration.
         data: name of its data set, as in `data=`.
         size: height and width of its images.
         frames: length of its clips.
-        guidance: the sampler's `cfg_scale`.
+        guidance: the keys of its sampler that are in `GUIDANCE`.
         weights: "ema" or "raw".
         protocol: the line that says how its numbers were made.
         numbers: the row `generated` of its report.
+        facts: the facts of its report.
     """
 
     name: str
     task: str
-    conditional: bool
+    conditional: bool | None
     data: str | None
     size: int | None
     frames: float | None
-    guidance: float | None
+    guidance: dict[str, Any]
     weights: str | None
     protocol: str
     numbers: dict[str, Any]
+    facts: dict[str, Any]
 
     @classmethod
     def read(cls, folder: Path, name: str, numbers: dict[str, Any]) -> OwnRun:
-        """Read a run or an evaluation: its `config.yaml`, `report/metrics.json` and, if it has one, `sampling.json`."""
-        config, sampling = read_mapping(folder / "config.yaml"), read_mapping(folder / "sampling.json")
+        """Read a run or an evaluation: its `config.yaml` and `report/metrics.json`."""
+        config, report = read_mapping(folder / "config.yaml"), read_report(folder)
         data, backbone = _node(config, "data"), _node(config, "backbone")
         frames = _number(backbone.get("num_frames")) or _number(data.get("num_frames"))
-        task = "video" if (frames or 1) > 1 else "text" if config.get("condition") else "class"
+        clips = (frames or 1) > 1 or any(METRICS["clips"].fullmatch(key) for key in numbers)
+        task = "video" if clips else "text" if config.get("condition") else "class"
         kind = str(data.get("_target_", "")).rpartition(".")[2]
-        guidance = _node(sampling, "sampler").get("cfg_scale", _node(config, "sampler").get("cfg_scale"))
-        protocol = str(read_mapping(folder / "report" / "metrics.json").get("protocol") or "")
-        told = re.search(r"\bweights (ema(?:-[\d.e-]+\d)?|raw)\b", protocol)
+        facts = report["facts"]
+        conditional = bool(config.get("condition")) or (
+            any((_number(backbone.get(key)) or 0) > 0 for key in ("num_classes", "num_context_classes"))
+            and backbone.get("extras") != "unconditional"
+        )
         return cls(
             name=name,
             task=task,
-            conditional=bool(config.get("condition"))
-            or (
-                any((_number(backbone.get(key)) or 0) > 0 for key in ("num_classes", "num_context_classes"))
-                and backbone.get("extras") != "unconditional"
-            ),
+            conditional=conditional if config else None,
             data=_node(config, "choices").get("data") or DATA.get(kind) or kind.lower() or None,
             size=data.get("image_size"),
             frames=frames,
-            guidance=_number(numbers.get("cfg_scale", guidance)),
-            weights=numbers.get("weights") or sampling.get("weights") or (told.group(1) if told else None),
-            protocol=" ".join(protocol.split()),
+            guidance={k: v for k, v in {**_node(config, "sampler"), **facts, **numbers}.items() if k in GUIDANCE},
+            weights=numbers.get("weights") or facts.get("weights"),
+            protocol=" ".join(report["protocol"].split()),
             numbers=numbers,
+            facts=facts,
         )
 
     def cell(self, column: dict[str, Any]) -> tuple[str, float, str] | None:
@@ -126,18 +112,18 @@ class OwnRun:
         """
         if column["task"] != self.task or (self.task == "video" and column.get("data") not in (None, self.data)):
             return None
-        found = [(key, space) for key in self.numbers if (space := _space(key, column["metric"])) is not None]
-        found = [(key, space) for key, space in found if _number(self.numbers[key]) is not None]
+        numbers = [key for key, value in self.numbers.items() if _number(value) is not None]
+        found = [(key, space) for key in numbers if (space := _space(key, column)) is not None]
         if not found:
             return None
         key, space = min(found, key=lambda pair: pair[1] != column.get("network"))
-        return key, float(self.numbers[key]), "; ".join(self.differences(column, space))
+        return key, float(self.numbers[key]), "; ".join(self.differences(column, space) + self.made(column, space))
 
     def differences(self, column: dict[str, Any], space: str) -> list[str]:
-        """In what a number of this run was made otherwise than the column's protocol says."""
-        kinds = {True: "conditional", False: "unconditional"}
+        """In what a number in the features of `space` was made otherwise than the column's protocol says."""
+        kinds = {True: "conditional", False: "unconditional", None: None}
         facts = {
-            "features": (space or "an unnamed network", "network", "features of {}, not of {}"),
+            "features": (space, "network", "features of {}, not of {}"),
             "count of samples": (_number(self.numbers.get("count")), "count", "{:,.0f} samples, not {:,.0f}"),
             "data": (self.data, "data", "data {}, not {}"),
             "image size": (self.size, "size", "{} pixels, not {}"),
@@ -150,13 +136,34 @@ class OwnRun:
             theirs = column.get(key, "ema" if key == "weights" else None)
             if theirs is not None and mine != theirs:
                 found.append(f"{what} not recorded" if mine is None else text.format(mine, theirs))
+        if _of_frames(column):
+            count = _number(self.numbers.get("count_frames"))
+            found.append("single frames of clips" if count is None else f"{count:,.0f} single frames of clips")
         if column.get("unstated"):
             found.append("the paper does not state the data and the count of this column")
-        if self.guidance is None:
+        scale, channels, interval = map(self.guidance.get, GUIDANCE)
+        if _number(scale) is None:
             found.append("guidance not recorded")
-        elif self.guidance != 1:
-            found.append(f"guided, cfg_scale {self.guidance:g}")
+        elif scale != 1:
+            part = "" if channels in (None, "all") else f" on {channels} channels"
+            part += f" at timesteps {interval[0]} to {interval[-1]}" if isinstance(interval, list) else ""
+            found.append(f"guided, cfg_scale {scale:g}{part}")
         return found
+
+    def made(self, column: dict[str, Any], space: str) -> list[str]:
+        """How a number in the features of `space` was made, in what no column states."""
+        facts = self.facts
+        if not facts:
+            return ["sampler and statistics not recorded"]
+        sampler, stage, precision = (facts.get(key) for key in ("sampler", "first_stage", "precision"))
+        found = [f"{sampler}, {facts.get('sampler_steps')} steps" if sampler else "sampler not recorded"]
+        found += [f"first stage {stage}"] if stage not in (None, "none") else []
+        found += [f"precision {precision}"] if precision not in (None, "32-true") else []
+        ending = "_frames" if _of_frames(column) else ""
+        if facts.get(f"features_official{ending}") is False:
+            found.append(f"not the published weights of {space}")
+        real = {key: facts.get(f"reference_{key}{ending}") for key in REFERENCE}
+        return [*found, _statistics(real, column.get("data"))]
 
 
 @functools.cache
@@ -168,10 +175,7 @@ def published() -> dict[str, Any]:
 def own_runs(folders: Iterable[str | Path]) -> list[OwnRun]:
     """The runs in `folders`, labelled as in the comparison of runs."""
     paths = [Path(folder) for folder in folders]
-    return [
-        OwnRun.read(path, str(row["run"]), generated(path))
-        for path, row in zip(paths, compare_runs(paths), strict=True)
-    ]
+    return [OwnRun.read(path, name, generated(path)) for path, name in zip(paths, labels(paths), strict=True)]
 
 
 def write_published(folder: str | Path, runs: Sequence[OwnRun] = ()) -> list[Path]:
@@ -210,14 +214,14 @@ def _published_row(
 ) -> dict[str, str]:
     note = "; ".join(published()["notes"][key] for key in row.get("notes", ()))
     cite = f" [{row['cite']}]" if "cite" in row else ""
-    cells = _first_cells(table, row["architecture"], f"{row['method']}{cite}{notes.mark(note)}", row["scalability"])
+    cells = _first_cells(table, row["architecture"], f"{row['method']}{cite} {notes.mark(note)}", row["scalability"])
     for key, column in columns.items():
         entry = row["values"].get(key)
         cells[column["title"]] = entry[0] if entry else DASH
         if entry and entry[0] != NOT_FOUND:
             lines.append(
-                _line(table, "published", row["architecture"], row["method"], column, value=entry[0], notes=note)
-                | {"metric": column["title"].split()[-1], "source": entry[1], "also_in": " ".join(entry[2:])}
+                _line(table, "published", row["architecture"], row["method"], column, entry[0], note, entry[1])
+                | {"metric": column["title"].split()[-1], "also_in": " ".join(entry[2:])}
             )
     return cells
 
@@ -235,10 +239,10 @@ def _own_row(
             metric, value, note = found
             if key == "other_fvd":
                 note = "; ".join(filter(None, [f"data {run.data or 'not recorded'}", note]))
-            cells[column["title"]] = f"{value:.4g}{notes.mark(note)}"
+            cells[column["title"]] = f"{value:.4g} {notes.mark(note)}"
             lines.append(
-                _line(table, "own", "own run", run.name, column, value=value, notes=note)
-                | {"metric": metric, "source": "report/metrics.json"}
+                _line(table, "own", "own run", run.name, column, value, note, "report/metrics.json")
+                | {"metric": metric}
             )
             empty = False
     return None if empty else cells
@@ -250,17 +254,11 @@ def _first_cells(table: dict[str, Any], architecture: str, method: str, scalabil
 
 
 def _line(
-    table: dict[str, Any], kind: str, architecture: str, method: str, column: dict[str, Any], value: Any, notes: str
+    table: dict[str, Any], kind: str, architecture: str, method: str, column: dict[str, Any], *rest: Any
 ) -> dict[str, Any]:
-    return {
-        "table": table["number"],
-        "kind": kind,
-        "architecture": architecture,
-        "method": method,
-        "column": column["title"],
-        "value": value,
-        "notes": notes,
-    }
+    values = (table["number"], kind, architecture, method, column["title"], *rest)
+    names = ("table", "kind", "architecture", "method", "column", "value", "notes", "source")
+    return dict(zip(names, values, strict=True))
 
 
 def _other(table: dict[str, Any], run: OwnRun) -> dict[str, Any] | None:
@@ -275,6 +273,10 @@ def _own_protocols(runs: Sequence[OwnRun], placed: set[str]) -> str:
     if not runs:
         return ""
     text = "## Own runs, as they were measured\n\n"
+    text += (
+        "The paper states neither the sampler nor the statistics of real samples behind its numbers; the notes above\n"
+    )
+    text += "tell those of one's own.\n\n"
     for run in runs:
         where = "" if run.name in placed else "no column of these tables fits its numbers. "
         text += f"- {run.name}: {where}{run.protocol or 'it has no report with a protocol.'}\n"
@@ -297,12 +299,35 @@ def _sources(content: dict[str, Any], lines: Sequence[dict[str, Any]]) -> str:
     return text + "\n" + "".join(f"- {key}: {' '.join(name.split())}\n" for key, name in content["sources"].items())
 
 
-def _space(key: str, metric: str) -> str | None:
-    """The feature network of a number's name if it is of this kind of metric ("" where none is named), else None."""
+def _space(key: str, column: dict[str, Any]) -> str | None:
+    """The feature network of a number's name if it is of the column's kind, else None."""
     for kind, pattern in METRICS.items():
         if match := pattern.fullmatch(key):
-            return (match.group(1) or "") if kind == metric else None
+            belongs = kind == column["metric"] and ("_frames" in key) == _of_frames(column)
+            return match.group(1) if belongs else None
     return None
+
+
+def _of_frames(column: dict[str, Any]) -> bool:
+    """Whether its numbers are of the single frames of clips."""
+    return column["task"] == "video" and column["metric"] != "clips"
+
+
+def _statistics(real: dict[str, Any], data: str | None) -> str:
+    """The real samples of a number in a few words.
+
+    Args:
+        real: what is known of them, by the names in `REFERENCE`.
+        data: the data set to which the column belongs.
+    """
+    if not real["format"]:
+        return "statistics not recorded"
+    count = f"{real['count']:,}" if real["count"] else "an unknown count of"
+    told = " ".join(str(real[key]) for key in ("data", "split", "size") if real[key])
+    words = f"of {told}" if told else f"({real['format']} {str(real['hash'])[:8]})"
+    words += f", not of {data}" if data and real["data"] not in (None, data) else ""
+    words += f", clips of {real['frames']} frames at interval {real['interval']}" if real["frames"] else ""
+    return f"statistics of {count} samples {words}"
 
 
 def _node(config: dict[str, Any], key: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -14,10 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from neural_rdm.core.errors import ConfigError, UserError
+from neural_rdm.core.errors import ConfigError, DataError, UserError
 from neural_rdm.core.files import write_atomically, write_text
+from neural_rdm.core.gifs import save_gif
+from neural_rdm.reports.tables import read_mapping
 
 ROUNDING = "uint8: 127.5 * x + 128, clamped to [0, 255] and truncated (DiT)"
+SPEED = "fps.json"  # beside the clips of a job
 
 
 def to_bytes(x: Tensor) -> Tensor:
@@ -70,6 +74,26 @@ class Parts:
         number, place = divmod(position, self.size)
         return np.load(self.path(number), mmap_mode="r")[place]
 
+    def restore(self, path: Path) -> None:
+        """Make the parts anew of the array in which `write_npz` put them.
+
+        Raises:
+            DataError: it is damaged.
+            UserError: the disk is full.
+        """
+        try:
+            with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as member:
+                np.lib.format.read_magic(member)
+                shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+                if shape[0] != self.count:
+                    raise ValueError(f"it holds {shape[0]} samples, not {self.count}")
+                for number in self.numbers:
+                    part = (len(self.positions(number)), *shape[1:])
+                    content = member.read(math.prod(part) * dtype.itemsize)
+                    self.save(number, np.frombuffer(content, dtype).reshape(part))
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+            raise DataError(f"cannot read {path}: {error}; remove it, and the samples are drawn again") from error
+
     def remove(self) -> None:
         """Delete the parts, once something was made of them."""
         for path in self.folder.glob("*.npy"):
@@ -86,11 +110,17 @@ def claim(path: Path, request: dict[str, Any]) -> bool:
 
     Raises:
         ConfigError: it holds samples of another one.
+        DataError: what is written there cannot be read.
     """
     if not path.is_file():
         write_text(path, json.dumps(request, indent=2) + "\n")
         return False
-    held = json.loads(path.read_text(encoding="utf-8"))
+    held = read_mapping(path)
+    if not held:
+        raise DataError(
+            f"{path} is damaged, so nobody knows what the samples beside it are; choose another hydra.run.dir, or "
+            "remove that folder"
+        )
     asked = json.loads(json.dumps(request))
     different = [key for key in {**held, **asked} if held.get(key) != asked.get(key)]
     if different:
@@ -122,34 +152,69 @@ def write_npz(path: Path, parts: Parts, **more: NDArray[Any]) -> Path:
     return path
 
 
+def place(folder: Path, kind: str) -> Path:
+    """Where the files of a kind lie in the folder of a job."""
+    return folder / ("samples.npz" if kind == "npz" else f"samples_{kind}")
+
+
+def written(folder: Path, kind: str, count: int) -> bool:
+    """Whether a job's files of a kind are all there: the last of its `count` samples is written last."""
+    path = place(folder, kind)
+    return (path if kind == "npz" else _file(path, count - 1, kind)).is_file()
+
+
+def check_kinds(folder: Path, kinds: Sequence[str], clips: bool, pixels: bool, fps: int) -> None:
+    """Refuse files that cannot be written into the folder of a job, before anything is drawn.
+
+    Args:
+        clips, pixels: what the samples are; images and latents otherwise.
+
+    Raises:
+        ConfigError: a kind that does not fit the samples, mp4 without PyAV, or clips that are there with another `fps`.
+    """
+    for kind in kinds:
+        if kind != "npz" and (clips != (kind in ("gif", "mp4")) or not pixels):
+            what = "latents" if not pixels else "clips" if clips else "images"
+            fitting = "npz" if not pixels else "npz,gif" if clips else "npz,png"
+            raise ConfigError(f"files={kind} does not fit {what}; choose files=[{fitting}]")
+        if kind == "mp4":
+            _pyav()
+        if kind in ("gif", "mp4") and (speed := place(folder, kind) / SPEED).is_file():
+            claim(speed, {"fps": fps})
+
+
 def write_each(folder: Path, parts: Parts, kind: str, fps: int = 8) -> Path:
     """Write every sample as `folder/0000000.KIND`: images [H, W, C] as png, clips [F, H, W, C] as gif or mp4 (uint8).
 
-    Files that are there already are kept, so that a job that was killed goes on.
+    Files that are there already are kept, so that a job that was killed goes on; clips keep to the first `fps`.
 
     Raises:
-        ConfigError: a kind that does not fit the samples, or mp4 without PyAV.
+        ConfigError: see `check_kinds`.
     """
     from PIL import Image
 
+    first = next(iter(parts))
+    check_kinds(folder.parent, [kind], first.ndim == 5, first.dtype == np.uint8, fps)
+    if first.ndim == 5:
+        claim(folder / SPEED, {"fps": fps})
     for number, part in zip(parts.numbers, parts, strict=True):
-        clips = part.ndim == 5
-        if clips != (kind in ("gif", "mp4")) or part.dtype != np.uint8:
-            what = "clips" if clips else "images" if part.dtype == np.uint8 else "latents"
-            raise ConfigError(f"files={kind} does not fit {what}; choose files=[{'npz,gif' if clips else 'npz'}]")
         for position, sample in zip(parts.positions(number), part, strict=True):
-            path = folder / f"{position:07d}.{kind}"
+            path = _file(folder, position, kind)
             if path.is_file():
                 continue
             if kind == "mp4":
                 write_mp4(path, sample, fps)
                 continue
-            frames = [Image.fromarray(_shown(frame)) for frame in (sample if clips else [sample])]
-            options: dict[str, Any] = {"format": kind.upper()}
-            if clips:
-                options |= {"save_all": True, "append_images": frames[1:], "duration": 1000 // fps, "loop": 0}
-            write_atomically(path, partial(frames[0].save, **options))
+            if kind == "gif":
+                frames = [Image.fromarray(_shown(frame)) for frame in sample]
+                write_atomically(path, partial(save_gif, frames=frames, fps=fps))
+                continue
+            write_atomically(path, partial(Image.fromarray(_shown(sample)).save, format="PNG"))
     return folder
+
+
+def _file(folder: Path, position: int, kind: str) -> Path:
+    return folder / f"{position:07d}.{kind}"
 
 
 def write_mp4(path: Path, clip: NDArray[np.uint8], fps: int = 8) -> Path:
@@ -158,10 +223,7 @@ def write_mp4(path: Path, clip: NDArray[np.uint8], fps: int = 8) -> Path:
     Raises:
         ConfigError: PyAV is not installed.
     """
-    try:
-        import av
-    except ImportError as error:
-        raise ConfigError('files=mp4 needs PyAV: pip install "neural-rdm[mp4]", or choose files=[npz,gif]') from error
+    av = _pyav()
     height, width = (side + side % 2 for side in clip.shape[1:3])
 
     def write(file: Any) -> None:
@@ -178,6 +240,14 @@ def write_mp4(path: Path, clip: NDArray[np.uint8], fps: int = 8) -> Path:
 
     write_atomically(path, write)
     return path
+
+
+def _pyav() -> Any:
+    try:
+        import av
+    except ImportError as error:
+        raise ConfigError('files=mp4 needs PyAV: pip install "neural-rdm[mp4]", or choose files=[npz,gif]') from error
+    return av
 
 
 def _shown(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:

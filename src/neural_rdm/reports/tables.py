@@ -1,7 +1,7 @@
 """The numbers of a run, and of several runs side by side, as Markdown, CSV and JSON.
 
-A run's numbers live in `<run>/report/metrics.{md,csv,json}`. The JSON file, `{"protocol": text, "rows": [row, ...]}`,
-is what the comparison reads; of the rows, the one whose `name` is `generated` is the run's own.
+A run's numbers live in `<run>/report/metrics.{md,csv,json}`. The JSON file, `{"protocol": text, "facts": {...},
+"rows": [row, ...]}`, is what the comparison reads; of the rows, the one whose `name` is `generated` is the run's own.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,55 @@ def markdown_table(rows: Sequence[Row], columns: Sequence[str] | None = None, fl
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def write_metrics(folder: str | Path, rows: Sequence[Row], protocol: str) -> list[Path]:
+@dataclass
+class Footnotes:
+    """Notes of one table, lettered in the order in which they are first needed; equal notes share a letter.
+
+    Args:
+        same: what is compared of a note.
+    """
+
+    same: Callable[[str], str] = str
+    texts: list[str] = field(default_factory=list)
+
+    def mark(self, note: str) -> str:
+        """The mark of a note, such as `[a]`; nothing for an empty one."""
+        if not note:
+            return ""
+        known, wanted = [self.same(text) for text in self.texts], self.same(note)
+        if wanted not in known:
+            self.texts.append(note)
+            known.append(wanted)
+        return f"[{_letter(known.index(wanted))}]"
+
+    def list(self) -> str:
+        """The notes as a Markdown list."""
+        return "".join(f"- {self.mark(text)} {text}\n" for text in self.texts)
+
+
+def with_protocols(
+    rows: Sequence[Row], protocols: Sequence[str], same: Callable[[str], str] = str
+) -> tuple[list[Row], str]:
+    """Rows whose numbers can be compared where they bear the same letter, and Markdown that says what it stands for.
+
+    Args:
+        protocols: how the numbers of each row were made; "" for a row without any.
+        same: what two protocols that can be compared have in common.
+
+    Returns:
+        The rows, with a column `protocol` where there is more than one.
+    """
+    notes = Footnotes(same)
+    marks = [notes.mark(protocol) for protocol in protocols]
+    if len(notes.texts) <= 1:
+        return list(rows), "".join(f"\n- {text}\n" for text in notes.texts)
+    told = f"\nMeasured by different protocols; only numbers of one letter can be compared:\n\n{notes.list()}"
+    return [{**row, "protocol": mark or None} for row, mark in zip(rows, marks, strict=True)], told
+
+
+def write_metrics(
+    folder: str | Path, rows: Sequence[Row], protocol: str, facts: Mapping[str, Any] | None = None
+) -> list[Path]:
     """Write a run's numbers as `metrics.md`, `metrics.csv` and `metrics.json`; return the three paths.
 
     Args:
@@ -55,16 +104,17 @@ def write_metrics(folder: str | Path, rows: Sequence[Row], protocol: str) -> lis
         rows: plain values; the row with `name="generated"` is what `compare_runs` shows. In the JSON file NaN and
             infinities are the texts "nan", "inf" and "-inf", for JSON has no such numbers.
         protocol: one line that says how the numbers were made.
+        facts: the same as plain values, for programs; they stand in the JSON file alone.
     """
     folder = Path(folder)
     plain = [{str(key): _plain(value) for key, value in row.items()} for row in rows]
-    strict = [
-        {key: str(v) if isinstance(v, float) and not math.isfinite(v) else v for key, v in r.items()} for r in plain
-    ]
+    content: dict[str, Any] = {"protocol": protocol}
+    content |= {} if facts is None else {"facts": _strict(facts)}
+    content["rows"] = [_strict(row) for row in plain]
     contents = {
         "metrics.md": f"# Metrics\n\n{protocol}\n\n{markdown_table(plain)}",
         "metrics.csv": csv_text(plain),
-        "metrics.json": json.dumps({"protocol": protocol, "rows": strict}, indent=2, allow_nan=False) + "\n",
+        "metrics.json": json.dumps(content, indent=2, allow_nan=False) + "\n",
     }
     for name, text in contents.items():
         write_text(folder / name, text)
@@ -84,7 +134,7 @@ def compare_runs(run_folders: Iterable[str | Path]) -> list[dict[str, Any]]:
     configs = [read_mapping(folder / "config.yaml") for folder in folders]
     differing = _differences(configs)
     rows = []
-    for folder, label, config in zip(folders, _labels(folders), configs, strict=True):
+    for folder, label, config in zip(folders, labels(folders), configs, strict=True):
         row = {
             "run": label,
             "exp": _dig(config, "choices", "exp"),
@@ -108,19 +158,9 @@ def write_comparison(run_folders: Iterable[str | Path], out_folder: str | Path) 
     seed, a column `protocol` marks each row with the letter of its own: only rows of one letter can be compared.
     """
     folders, out = [Path(folder) for folder in run_folders], Path(out_folder)
-    rows = compare_runs(folders)
-    protocols = [_report(folder)["protocol"] for folder in folders]
-    kinds = list(dict.fromkeys(_RUNS_OWN.sub("", protocol) for protocol in protocols if protocol))
-    marks = [f"[{letter(kinds.index(_RUNS_OWN.sub('', p)))}]" if p else "" for p in protocols]
-    if len(kinds) > 1:
-        rows = [row | {"protocol": mark or None} for row, mark in zip(rows, marks, strict=True)]
-    page = f"# Comparison of {len(rows)} runs\n\n{markdown_table(rows)}"
-    if len(kinds) > 1:
-        page += "\nMeasured by different protocols; only numbers of one letter can be compared:\n\n"
-        first = {mark: protocol for mark, protocol in reversed(list(zip(marks, protocols, strict=True))) if mark}
-        page += "".join(f"- {mark} {first[mark]}\n" for mark in sorted(first))
-    elif kinds:
-        page += f"\n- {next(protocol for protocol in protocols if protocol)}\n"
+    protocols = [read_report(folder)["protocol"] for folder in folders]
+    rows, told = with_protocols(compare_runs(folders), protocols, same=lambda text: _RUNS_OWN.sub("", text))
+    page = f"# Comparison of {len(rows)} runs\n\n{markdown_table(rows)}{told}"
     write_text(out / "comparison.csv", csv_text(rows))
     written = [out / "comparison.md", out / "comparison.csv"]
     curves = {name: _loss(folder) for folder, name in zip(folders, _legend(rows), strict=True)}
@@ -131,9 +171,9 @@ def write_comparison(run_folders: Iterable[str | Path], out_folder: str | Path) 
     return written
 
 
-def letter(index: int) -> str:
+def _letter(index: int) -> str:
     """a, b, ..., z, aa, ab, ..."""
-    return (letter(index // 26 - 1) if index >= 26 else "") + chr(ord("a") + index % 26)
+    return (_letter(index // 26 - 1) if index >= 26 else "") + chr(ord("a") + index % 26)
 
 
 def _columns(rows: Sequence[Row]) -> list[str]:
@@ -157,6 +197,12 @@ def _plain(value: Any) -> Any:
     """A scalar tensor or NumPy number as a Python number; plain values as they are, anything else as text."""
     value = value.item() if hasattr(value, "item") else value
     return value if value is None or isinstance(value, str | bool | int | float) else str(value)
+
+
+def _strict(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as JSON has them: lists stay lists, and NaN and infinities become texts."""
+    plain = {str(key): value if isinstance(value, list) else _plain(value) for key, value in values.items()}
+    return {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in plain.items()}
 
 
 def _is_number(value: Any) -> bool:
@@ -183,14 +229,14 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 def generated(folder: Path) -> dict[str, Any]:
     """A run's own numbers: the row `generated` of its report; empty where there is none."""
-    return next((r for r in _report(folder)["rows"] if isinstance(r, dict) and r.get("name") == GENERATED), {})
+    return next((r for r in read_report(folder)["rows"] if isinstance(r, dict) and r.get("name") == GENERATED), {})
 
 
-def _report(folder: Path) -> dict[str, Any]:
-    """`report/metrics.json` of a run; no rows and no protocol where it is missing or damaged."""
+def read_report(folder: Path) -> dict[str, Any]:
+    """`rows`, `protocol` and `facts` of a run's `report/metrics.json`; empty where they are missing or damaged."""
     report = read_mapping(folder / "report" / "metrics.json")
-    rows, protocol = report.get("rows"), report.get("protocol")
-    return {"rows": rows if isinstance(rows, list) else [], "protocol": protocol if isinstance(protocol, str) else ""}
+    empty: dict[str, Any] = {"rows": [], "protocol": "", "facts": {}}
+    return {key: value if isinstance(value := report.get(key), type(none)) else none for key, none in empty.items()}
 
 
 def _loss(folder: Path) -> tuple[list[int], list[float]]:
@@ -265,7 +311,8 @@ def _legend(rows: Sequence[Row]) -> list[str]:
     return [f"{row['run']} ({text})" if text else str(row["run"]) for row, text in zip(rows, texts, strict=True)]
 
 
-def _labels(folders: Sequence[Path]) -> list[str]:
+def labels(folders: Sequence[Path]) -> list[str]:
+    """Names of runs: their folders', those of equal names with their parents'."""
     names = [folder.resolve().name for folder in folders]
     return [
         name if names.count(name) == 1 else f"{folder.resolve().parent.name}/{name}"

@@ -21,7 +21,7 @@ from neural_rdm.reports.figures import attempt
 from neural_rdm.reports.plots import plot_losses
 from neural_rdm.reports.tables import GENERATED
 from neural_rdm.training.ema import averaged
-from neural_rdm.training.measuring import Report, Subject, subject_of
+from neural_rdm.training.measuring import Measured, Report, Subject, subject_of
 from neural_rdm.training.module import NeuralRDM, encoded
 from neural_rdm.training.sampling import SampleGrid
 from neural_rdm.training.sensitivity import SensitivityLog
@@ -70,15 +70,16 @@ class DigitsReport(Report):
             data.train_set.x, data.train_set.y, data.val_set.x, data.val_set.y, sync_on_compute=False
         )
 
-    def rows(self, subject: Subject) -> tuple[list[dict[str, Any]], str]:
+    def rows(self, subject: Subject) -> Measured:
         """The run's own numbers, and those of real digits held out; nothing on a rank that does not write."""
         drawn = subject.draw(self.condition(subject.text), range(len(self.labels)))
         if not subject.writes:
-            return [], ""
+            return [], "", {}
         subject.data.setup()
         metric = self.metric(subject.data)
         rows = [*self.measured(metric, drawn), {"name": "real, held out", **metric.reference()}]
-        return rows, f"{metric.protocol} {subject.protocol(f'{self.per_class} samples a class')}"
+        protocol = f"{metric.protocol} {subject.protocol(f'{self.per_class} samples a class')} Clamped, not rounded."
+        return rows, protocol, {**subject.facts(), "rounding": "none", "count": len(self.labels)}
 
     def measured(self, metric: Any, drawn: Tensor) -> list[dict[str, Any]]:
         """The numbers of samples [10 * per_class, ...] of `labels`, a row of the table each; first the run's own."""

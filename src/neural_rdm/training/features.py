@@ -6,6 +6,7 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +21,7 @@ from neural_rdm.metrics.reference import Reference, read_reference
 from neural_rdm.metrics.suite import Evaluation
 from neural_rdm.reports.samples import ROUNDING, balanced, to_bytes
 from neural_rdm.reports.tables import GENERATED
-from neural_rdm.training.measuring import Report, Subject
+from neural_rdm.training.measuring import Measured, Report, Subject
 from neural_rdm.training.sampling import condition_of
 
 TEXTS = 1024  # prompts that are encoded at a time
@@ -30,13 +31,14 @@ class Held:
     """A feature network with its metrics.
 
     Args:
-        ending: of the names of their numbers.
+        frames: it takes the single frames of clips; the names of its numbers say so.
     """
 
-    def __init__(self, network: FeatureNetwork, reference: Reference, ending: str) -> None:
-        self.network, self.reference, self.ending = network, reference, ending
-        self.evaluation = Evaluation(network, reference)
+    def __init__(self, network: FeatureNetwork, reference: Reference, frames: bool = False) -> None:
+        self.network, self.reference, self.frames = network, reference, frames
+        self.evaluation = Evaluation(network, reference, space=f"{network.name}_frames" if frames else None)
         self._seen = not reference.holds_images
+        self._size, self._count = "", 0
 
     def begin(self, device: torch.device, first: bool) -> None:
         """Forget the generated samples. The images that an ADM reference holds are looked at once, by the `first` rank:
@@ -55,6 +57,37 @@ class Held:
                         advance()
         self._seen = True
 
+    def add(self, samples: Tensor) -> None:
+        """Look at samples, uint8.
+
+        Raises:
+            ConfigError: clips of another length than those behind the statistics.
+        """
+        length = self.reference.facts.get("num_frames")
+        if length is not None and self.network.takes_clips and samples.shape[1] != length:
+            raise ConfigError(
+                f"clips of {samples.shape[1]} frames, and statistics ({self.reference.path}) of clips of {length}; "
+                "make both of one length, with num_frames"
+            )
+        self._size = f"{samples.shape[-1]}x{samples.shape[-2]}"
+        self.evaluation.update(samples)
+
+    def numbers(self) -> dict[str, float]:
+        """Every number by its name."""
+        found = self.evaluation.compute()
+        self._count = int(found["count"])  # of all ranks
+        return {f"{name}_frames" if self.frames and name == "count" else name: v for name, v in found.items()}
+
+    def protocol(self) -> str:
+        """What the numbers depend on, and what is to be thought of before they are compared."""
+        facts, count = self.evaluation.facts, self._count
+        text = f"{'Frames: f' if self.frames else 'F'}{self.evaluation.protocol[1:]}."
+        if self._size and facts.get("reference_size", self._size) != self._size:
+            text += f" The samples are {self._size}, the real ones {facts['reference_size']}."
+        if count <= self.evaluation.dim:
+            text += f" No more samples ({count}) than dimensions ({self.evaluation.dim}): distances are biased upwards."
+        return text
+
 
 class FeatureReport(Report):
     """Distances between generated samples and the statistics of real ones, in the features of a named network.
@@ -72,7 +105,8 @@ class FeatureReport(Report):
         features_path, features_sha256: of the network's weights where they are not to be downloaded; the hash where
             they are not the published ones.
         frame_features, frame_reference: for clips, a network and statistics of images: every frame is measured by
-            itself as well; these numbers end in `_frames`.
+            itself as well; the names of these numbers say `_frames`.
+        frame_features_path, frame_features_sha256: as above, of that network.
         clip: for networks that read texts, a CLIP model (hub name or folder): how well images fit their captions.
 
     Raises:
@@ -88,6 +122,8 @@ class FeatureReport(Report):
         features_sha256: str | None = None,
         frame_features: str | None = None,
         frame_reference: str | None = None,
+        frame_features_path: str | None = None,
+        frame_features_sha256: str | None = None,
         clip: str | None = None,
     ) -> None:
         for name in filter(None, (features, frame_features)):
@@ -107,6 +143,7 @@ class FeatureReport(Report):
         self.features, self.reference, self.count = features, reference, count
         self.features_path, self.features_sha256 = features_path, features_sha256
         self.frame_features, self.frame_reference = frame_features, frame_reference
+        self.frame_features_path, self.frame_features_sha256 = frame_features_path, frame_features_sha256
         self.clip = clip
         self._held: list[Held] = []
         self._pairs: tuple[CLIP, CLIPScore] | None = None
@@ -143,17 +180,17 @@ class FeatureReport(Report):
         """
         if not self._held:
             network = feature_network(self.features, self.features_path, self.features_sha256)
-            self._held = [Held(network, read_reference(self.reference, network), "")]
+            self._held = [Held(network, read_reference(self.reference, network))]
             if self.frame_features is not None:
-                frames = feature_network(self.frame_features)
+                frames = feature_network(self.frame_features, self.frame_features_path, self.frame_features_sha256)
                 assert self.frame_reference is not None
-                self._held.append(Held(frames, read_reference(self.frame_reference, frames), "_frames"))
+                self._held.append(Held(frames, read_reference(self.frame_reference, frames), frames=True))
             if self.clip is not None:
                 model = CLIP(self.clip)
                 self._pairs = model, CLIPScore(model.name)
         return self._held
 
-    def rows(self, subject: Subject) -> tuple[list[dict[str, Any]], str]:
+    def rows(self, subject: Subject) -> Measured:
         """Draw, measure. The ranks share the drawing and add up what they saw."""
         shown, how = self._shown(subject)
         self._begin(subject.device, subject.writes)
@@ -167,20 +204,22 @@ class FeatureReport(Report):
             part = range(start, min(start + each, self.count))
             condition = {} if shown is None else condition_of(shown[part.start : part.stop], subject.text)
             subject.draw(condition, part, use)
-        protocol = f"{subject.protocol(f'{self.count} {how}')} First stage: {subject.first_stage}. {ROUNDING}."
-        return [{"name": GENERATED, **self._numbers()}], f"{self._protocol()} {protocol}"
+        told = f"{subject.protocol(f'{self.count} {how}')} Rounding: {ROUNDING}."
+        return self._measured(told, {**subject.facts(), "rounding": ROUNDING, "count": self.count})
 
     def rows_of_files(
-        self, files: SampleFiles, batch_size: int, device: torch.device, told: str
-    ) -> tuple[list[dict[str, Any]], str]:
+        self, files: SampleFiles, batch_size: int, device: torch.device, told: str, facts: dict[str, Any] | None = None
+    ) -> Measured:
         """The numbers of samples on disk.
 
         Args:
-            told: what is known of their origin, for the protocol line.
+            told, facts: what is known of their origin.
 
         Raises:
             UserError: samples of the other kind, or damaged ones.
         """
+        if self.clip is not None:
+            raise ConfigError("metric.clip needs the texts of the samples: pass run=DIR, or leave it out for samples=")
         if (files.kind == "clip") != self.clips:
             kinds = ", ".join(n for n, network in NETWORKS.items() if network.takes_clips == (files.kind == "clip"))
             raise ConfigError(f"{files.path} holds {files.kind}s; choose metric.features from {kinds}")
@@ -190,8 +229,10 @@ class FeatureReport(Report):
                 self._add(batch.to(device))
                 for _ in range(len(batch)):
                     advance()
-        protocol = f"{self._protocol()} {len(files)} samples of {files.path} (sha256 {files.fingerprint[:8]}): {told}"
-        return [{"name": GENERATED, **self._numbers()}], protocol
+        counts = [] if files.labels is None else np.unique(files.labels, return_counts=True)[1].tolist()
+        classes = f" of {len(counts)} classes, {min(counts)} to {max(counts)} each," if counts else ""
+        told = f"{len(files)} samples{classes} of {files.path} (sha256 {files.fingerprint[:8]}): {told}"
+        return self._measured(told, {**(facts or {}), "count": len(files), "samples_hash": files.fingerprint})
 
     def _shown(self, subject: Subject) -> tuple[Sequence[int | str] | None, str]:
         """What each sample shows, and the words for it."""
@@ -219,25 +260,25 @@ class FeatureReport(Report):
             raise ConfigError(f"samples of {samples.shape[-3]} channels are no pictures; leave the metric out: ~metric")
         samples = samples.expand(*samples.shape[:-3], 3, *samples.shape[-2:])
         for held in self.evaluations():
-            held.evaluation.update(samples)
+            held.add(samples)
         if self._pairs is not None and texts is not None:
             model, score = self._pairs
             score.update(*model(samples, texts))
 
-    def _numbers(self) -> dict[str, float]:
+    def _measured(self, told: str, facts: dict[str, Any]) -> Measured:
+        """The row, the protocol and the facts of the samples that were added, which `told` and `facts` describe."""
+        row: dict[str, Any] = {"name": GENERATED}
+        lines, held = [], self.evaluations()
         try:
-            found = {
-                f"{k}{held.ending}": v for held in self.evaluations() for k, v in held.evaluation.compute().items()
-            }
+            for each in held:
+                row |= each.numbers()
+                lines.append(each.protocol())
         except ValueError as error:  # fewer than two samples
             raise DataError(str(error)) from error
-        if self._pairs is not None and int((score := self._pairs[1]).count):
-            found[score.name] = float(score.compute())
-        return found
-
-    def _protocol(self) -> str:
-        lines = (f"{'frames: ' if held.ending else ''}{held.evaluation.protocol}." for held in self.evaluations())
-        text = " ".join(line[0].upper() + line[1:] for line in lines)
         if self._pairs is not None:
-            text += f" CLIP score: {self._pairs[0].name} (weights {self._pairs[0].weights_hash[:8]}), times 100."
-        return text
+            model, score = self._pairs
+            row[score.name] = float(score.compute())
+            lines.append(f"CLIP score: {model.name} (weights {model.weights_hash[:8]}), times 100.")
+        facts = facts | held[0].evaluation.facts
+        facts |= {f"{name}_frames": value for each in held[1:] for name, value in each.evaluation.facts.items()}
+        return [row], " ".join([*lines, told]), facts

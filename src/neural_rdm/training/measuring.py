@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: use(x, positions): a batch of finished samples (latents or pixels, float32, where they were drawn) and their numbers
 Use = Callable[[Tensor, range], None]
+#: rows of a table, the protocol line, and the same as facts
+Measured = tuple[list[dict[str, Any]], str, dict[str, Any]]
 
 
 class Draw(Protocol):
@@ -50,6 +52,7 @@ class Subject:
         decode: latents -> pixels; None where the network works on the data as they are.
         device: where samples are drawn.
         first_stage: the words for it in a protocol line.
+        precision: what the network computes in, as `trainer.precision` names it.
         writes: whether this process writes the report (rank 0).
     """
 
@@ -64,6 +67,7 @@ class Subject:
     decode: Callable[[Tensor], Tensor] | None
     device: torch.device
     first_stage: str
+    precision: str = "32-true"
     writes: bool = True
 
     def draw(self, condition: dict[str, Tensor], positions: range, use: Use | None = None) -> Tensor:
@@ -75,8 +79,24 @@ class Subject:
         s = self.sampler
         return (
             f"Sampler {s.name}, {s.steps} steps, cfg_scale {s.cfg_scale:g} on channels {s.channels}, interval "
-            f"{s.interval}; {count}; weights {self.weights}; step {self.step}; seed {self.seed}."
+            f"{s.interval}; {count}; weights {self.weights}; step {self.step}; seed {self.seed}. "
+            f"First stage: {self.first_stage}; precision {self.precision}."
         )
+
+    def facts(self) -> dict[str, Any]:
+        """The same as plain values."""
+        return {
+            "sampler": self.sampler.name,
+            "sampler_steps": self.sampler.steps,
+            "cfg_scale": self.sampler.cfg_scale,
+            "channels": self.sampler.channels,
+            "interval": None if self.sampler.interval is None else list(self.sampler.interval),
+            "weights": self.weights,
+            "step": self.step,
+            "seed": self.seed,
+            "first_stage": self.first_stage,
+            "precision": self.precision,
+        }
 
 
 def subject_of(trainer: pl.Trainer, module: NeuralRDM, sampler: Sampler, weights: str, progress: bool) -> Subject:
@@ -97,6 +117,7 @@ def subject_of(trainer: pl.Trainer, module: NeuralRDM, sampler: Sampler, weights
         decode=module.first_stage.decode if module.encode else None,
         device=module.device,
         first_stage=words(module.first_stage),
+        precision=trainer.precision_plugin.precision,
         writes=trainer.is_global_zero,
     )
 
@@ -124,8 +145,8 @@ class Report:
         """The same report on about so many samples, for an evaluation while training."""
         raise NotImplementedError
 
-    def rows(self, subject: Subject) -> tuple[list[dict[str, Any]], str]:
-        """The numbers of the subject's samples, and the protocol line. Every rank must call it.
+    def rows(self, subject: Subject) -> Measured:
+        """The numbers of the subject's samples, the protocol line, and the same as facts. Every rank must call it.
 
         The first row, named `generated`, is the run's own; others may follow to compare it with. A rank that does not
         write may return none.
@@ -138,7 +159,7 @@ class Report:
         Returns:
             The numbers of the first row and the paths; neither on the other ranks.
         """
-        rows, protocol = self.rows(subject)
+        rows, protocol, facts = self.rows(subject)
         if not subject.writes:
             return {}, []
-        return {k: v for k, v in rows[0].items() if k != "name"}, write_metrics(folder, rows, protocol)
+        return {k: v for k, v in rows[0].items() if k != "name"}, write_metrics(folder, rows, protocol, facts)

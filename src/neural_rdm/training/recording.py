@@ -15,7 +15,10 @@ from neural_rdm.training.ema import averaged
 from neural_rdm.training.measuring import Report, subject_of
 from neural_rdm.training.steps import StepCallback
 
-COLUMNS = ("step", "images", "weights", "cfg_scale", "sampler", "sampler_steps", "count", "train_size")
+COLUMNS = (
+    "step", "images", "weights", "cfg_scale", "sampler", "sampler_steps", "reference", "precision", "count",
+    "train_size",
+)  # fmt: skip
 
 
 class EvaluationLog(StepCallback):
@@ -44,7 +47,7 @@ class EvaluationLog(StepCallback):
         sampler = self.sampler if self.cfg_scale is None else replace(self.sampler, cfg_scale=self.cfg_scale)
         with averaged(trainer, pl_module.net) as weights:
             subject = subject_of(trainer, pl_module, sampler, weights, progress=False)
-            rows, _ = self.report.with_count(self.count).rows(subject)
+            rows, _, facts = self.report.with_count(self.count).rows(subject)
         if not trainer.is_global_zero:
             return
         numbers = {name: value for name, value in rows[0].items() if name != "name"}
@@ -58,6 +61,10 @@ class EvaluationLog(StepCallback):
             "cfg_scale": sampler.cfg_scale,
             "sampler": sampler.name,
             "sampler_steps": sampler.steps,
+            "reference": "+".join(
+                facts[key][:8] for key in ("reference_hash", "reference_hash_frames") if facts.get(key)
+            ),
+            "precision": facts.get("precision"),
             "train_size": data.train_size,
         }
         self._records.append([{**line, **numbers, "count": int(numbers.get("count", self.count))}])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from neural_rdm.core.errors import ConfigError
-from neural_rdm.metrics.networks.base import FeatureNetwork
+from neural_rdm.metrics.networks.base import FeatureNetwork, key
 from neural_rdm.metrics.networks.inception import Inception
 from neural_rdm.metrics.networks.offline import EfficientNetLite0, EfficientNetLite0Video
 from neural_rdm.metrics.networks.video import I3D
@@ -40,5 +40,8 @@ def feature_network(name: str, path: str | Path | None = None, sha256: str | Non
     if name not in NETWORKS:
         raise ConfigError(f"there is no feature network {name!r}; there are {', '.join(NETWORKS)}")
     if sha256 is not None and (path is None or len(sha256) != 64 or set(sha256.lower()) - set("0123456789abcdef")):
-        raise ConfigError(f"sha256={sha256!r}: give the 64 hexadecimal digits of the file at path=")
+        raise ConfigError(
+            f"{sha256!r} is no hash of a file of weights: give the 64 hexadecimal digits with {key('sha256')}, and the "
+            f"file with {key('path')}"
+        )
     return NETWORKS[name](path, sha256)

@@ -17,6 +17,11 @@ from torch import Tensor, nn
 from neural_rdm.core.errors import CheckpointError
 
 
+def key(what: str) -> str:
+    """How somebody types the path or the sha256 of a network's weights."""
+    return f"features_{what}= (in train and evaluate metric.features_{what}= or metric.frame_features_{what}=)"
+
+
 @dataclass(frozen=True)
 class Weights:
     """A published file of weights: where it comes from and how it is known again."""
@@ -53,7 +58,10 @@ class Weights:
     def _located(self, path: str | Path | None) -> Path:
         file = self._cached() if path is None else Path(path)
         if not file.is_file():
-            raise CheckpointError(f"no such file: {file} ({file.resolve()}). {self._advice()}".rstrip())
+            raise CheckpointError(
+                f"no such file of weights: {file} ({file.resolve()}); name it with {key('path')}. "
+                f"{self._advice()}".rstrip()
+            )
         return file
 
     def _cached(self) -> Path:
@@ -72,7 +80,7 @@ class Weights:
             return path
         raise CheckpointError(
             f"cannot download {self.what} ({'; '.join(failures)}). Download it on another machine, and name the file "
-            f"with path= or put it at {path}"
+            f"with {key('path')}, or put it at {path}"
         )
 
     def _check(self, path: Path, found: str, wanted: str | None) -> None:
@@ -90,7 +98,7 @@ class Weights:
             )
         raise CheckpointError(
             f"{path} is not {self.what}: its sha256 is {found} and not {self.sha256}. {self._advice()} To use other "
-            "weights on purpose, give their sha256"
+            f"weights on purpose, name their hash with {key('sha256')}"
         )
 
     def _advice(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Sequence
@@ -65,7 +66,10 @@ class CLIP(nn.Module):
             return_tensors="pt",
         )
         pixels = self._pixels(images=list(images.cpu()), return_tensors="pt").pixel_values
-        with full_precision(device):
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")  # training on a GPU may have allowed TF32
+        with full_precision(device), contextlib.ExitStack() as stack:
+            stack.callback(torch.set_float32_matmul_precision, before)
             out = self.net(
                 input_ids=tokens.input_ids.to(device),
                 attention_mask=tokens.attention_mask.to(device),
