@@ -14,7 +14,7 @@ from PIL import Image
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.data import decoders
 from neural_rdm.data.base import BrokenSample
-from neural_rdm.data.decoders import DECODERS, FrameFolder, PyAV, library, natural, open_video
+from neural_rdm.data.decoders import DECODERS, FrameFolder, PyAV, _broken, library, natural, open_video
 from tests.helpers import shared
 
 UCF = "data/ucf101/videos/v_ApplyEyeMakeup_g01_c01.avi"
@@ -171,3 +171,9 @@ def test_a_decoder_that_is_not_there_is_one_line_of_advice(monkeypatch: pytest.M
     monkeypatch.setattr(decoders.importlib, "import_module", fails)
     with pytest.raises(ConfigError, match=r"data.decoder=torchcodec: torchcodec cannot be loaded. .* FFmpeg's shared"):
         library("torchcodec.decoders")
+
+
+def test_a_reason_holds_no_time_and_no_path_of_the_decoder() -> None:
+    said = "[16:22:14] /github/workspace/src/video.cc:292: [16:22:14] /github/workspace/src/d.cc:1: Check failed: x"
+    assert _broken(RuntimeError(said), "a.avi").reason == "cannot be decoded (Check failed: x)"
+    assert _broken(RuntimeError(""), "a.avi").reason == "cannot be decoded (RuntimeError)"

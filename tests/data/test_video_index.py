@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -199,8 +200,8 @@ def test_a_real_video_with_damaged_bytes_is_no_still(tmp_path):
     (tmp_path / "a.avi").write_bytes(content.tobytes())
     found = index_videos(tmp_path, [str(tmp_path / "a.avi")], "decord")
     assert found.frames[0] == 0 or found.frames[0] >= 0.9 * 164
-    if not found.frames[0]:
-        assert "of 164 frames can be decoded" in found.broken[0]
+    if not found.frames[0]:  # decord's threads meet the damage here or there
+        assert re.search(r"only \d+ of \d+ frames can be decoded|cannot be decoded \([^/\[]", found.broken[0])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")

@@ -318,5 +318,6 @@ def _without_padding(frame: Any) -> Frame:
 
 
 def _broken(error: Exception, path: str | os.PathLike[str]) -> BrokenSample:
-    text = str(error).strip()
+    # decord puts "[12:00:00] /its/source.cc:292: " before its words, a time that would make equal runs differ
+    text = re.sub(r"\[[\d:]+\] \S+?:\d+: ", "", str(error)).strip()
     return BrokenSample(f"cannot be decoded ({text.splitlines()[-1] if text else type(error).__name__})", path)
