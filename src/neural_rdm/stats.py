@@ -121,8 +121,7 @@ def measure(
                 if shown < SHOWN:
                     first.append(x[: SHOWN - shown])
                     shown += len(first[-1])
-                for _ in range(len(x)):
-                    advance()
+                advance(len(x))
     return statistics.compute(), torch.cat(first) if first else torch.empty(0), len(positions)
 
 
@@ -141,7 +140,7 @@ def processes() -> Iterator[tuple[int, int]]:
             torch.distributed.destroy_process_group()
 
 
-def _nothing() -> None:
+def _nothing(count: int) -> None:
     """The progress of the other processes."""
 
 

@@ -8,8 +8,10 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def progress_bar(label: str, total: int, unit: str = "steps") -> Iterator[Callable[[], None]]:
-    """Show a bar of `total` pieces of work while the context is open, and yield its "one more done"."""
+def progress_bar(label: str, total: int, unit: str = "steps") -> Iterator[Callable[..., None]]:
+    """Show a bar of `total` pieces of work while the context is open, and yield its "so many more done", one by
+    default.
+    """
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -25,9 +27,9 @@ def progress_bar(label: str, total: int, unit: str = "steps") -> Iterator[Callab
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task, begin, done = bar.add_task(label, total=total, rate=0.0), time.perf_counter(), 0
 
-        def advance() -> None:
+        def advance(count: int = 1) -> None:
             nonlocal done
-            done += 1
-            bar.update(task, advance=1, rate=done / (time.perf_counter() - begin))
+            done += count
+            bar.update(task, advance=count, rate=done / (time.perf_counter() - begin))
 
         yield advance

@@ -53,8 +53,7 @@ class Held:
             with progress_bar("real images of the statistics", len(files)) as advance:
                 for batch, _ in files.batches(64):
                     self.evaluation.update(batch.to(device), real=True)
-                    for _ in range(len(batch)):
-                        advance()
+                    advance(len(batch))
         self._seen = True
 
     def add(self, samples: Tensor) -> None:
@@ -227,8 +226,7 @@ class FeatureReport(Report):
         with progress_bar("measuring", len(files)) as advance:
             for batch, _ in files.batches(batch_size):
                 self._add(batch.to(device))
-                for _ in range(len(batch)):
-                    advance()
+                advance(len(batch))
         counts = [] if files.labels is None else np.unique(files.labels, return_counts=True)[1].tolist()
         classes = f" of {len(counts)} classes, {min(counts)} to {max(counts)} each," if counts else ""
         told = f"{len(files)} samples{classes} of {files.path} (sha256 {files.fingerprint[:8]}): {told}"
