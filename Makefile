@@ -17,6 +17,16 @@ args :=
 run :=
 runs :=
 
+# Which targets take which variables; a variable that every target of a command line would ignore is refused below.
+takes_exp := encode train sweep
+takes_run := sample evaluate lens
+takes_runs := report
+takes_args := prepare preview encode stats train sweep sample evaluate lens report test test-full bench
+else_exp := a data set is chosen with args="data=NAME", and a run knows its experiment
+else_run := training goes on with make train args="resume=DIR", runs are compared with make report runs=DIR
+else_runs := one run is sampled, evaluated or looked into with run=DIR
+else_args := this target has no arguments
+
 VENV := .venv
 STAMP := $(VENV)/.stamp
 PY := $(VENV)/bin/python
@@ -25,6 +35,17 @@ ARGS = $(value args)
 
 # A run that is resumed knows its experiment.
 EXP = $(if $(and $(filter file,$(origin exp)),$(findstring resume=,$(ARGS))),,exp=$(exp))
+
+# Whether a variable was typed after `make`.
+typed = $(filter command,$(firstword $(origin $1)))
+GOALS := $(or $(MAKECMDGOALS),help)
+$(foreach name,exp run runs args,$(if $(call typed,$(name)),$(if $(filter $(takes_$(name)),$(GOALS)),,\
+  $(error make $(GOALS) takes no $(name)=: it goes with $(takes_$(name)); $(else_$(name))))))
+# The keys of the configuration are written in small letters, the variables of make and of the environment are not.
+small := a b c d e f g h i j k l m n o p q r s t u v w x y z + ~
+keys := $(filter-out exp run runs args,$(filter $(addsuffix %,$(small)),$(.VARIABLES)))
+$(foreach name,$(keys),$(if $(call typed,$(name)),\
+  $(error make knows no $(name)=: a key of the configuration goes into args="$(name)=$(value $(name))")))
 
 .PHONY: help setup prepare preview encode stats train sweep sample evaluate lens report test test-full lint bench clean
 
@@ -40,8 +61,8 @@ prepare: $(STAMP) ## check a data set: args="data=ucf101 data.root=DIR"
 preview: $(STAMP) ## look at a data set as training sees it: args="data=coco data.root=DIR"
 	$(PY) -m neural_rdm.preview $(ARGS)
 
-encode: $(STAMP) ## latents made once: args="exp=dit_xl_gated data.root=DIR"
-	$(PY) -m neural_rdm.encode $(ARGS)
+encode: $(STAMP) ## latents made once, as exp= trains on them: exp=dit_xl_gated args="data.root=DIR"
+	$(PY) -m neural_rdm.encode $(if $(call typed,exp),exp=$(exp) )$(ARGS)
 
 stats: $(STAMP) ## statistics of real samples for evaluate: args="data=imagenet data.root=DIR"
 	$(PY) -m neural_rdm.stats $(ARGS)
@@ -88,4 +109,5 @@ $(STAMP): pyproject.toml
 	@echo "installing $(TORCH) and the project into $(VENV)/ (the first time this takes minutes)"
 	@set -o pipefail; $(PY) -m pip install --disable-pip-version-check "$(TORCH)" -e ".[dev]" \
 	  | awk '/^ *(Collecting|Downloading|Building|Installing|Successfully)/ { print substr($$0, 1, 100); fflush() }'
+	@$(PY) -c "from neural_rdm.core import shims; shims.make_permanent()"
 	@touch $@

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from neural_rdm import DiT, UNet, UViT, load_official
+from neural_rdm.cli.compose import compose_config
+from neural_rdm.convert import sampling
 from neural_rdm.core.weights import read_weights
+from neural_rdm.diffusion.process import DDPM
 from neural_rdm.residual import units
 from tests.end_to_end.commands import TINY, run
 
@@ -20,7 +24,8 @@ pytestmark = pytest.mark.end_to_end
 
 @pytest.mark.parametrize(("rule", "to"), [("rezero", "official"), ("resnet", "diffusers")])
 def test_a_run_is_exported_and_read_again(tmp_path: Path, rule: str, to: str) -> None:
-    code, output = run(*TINY, f"residual={rule}", "trainer.max_steps=2", "hydra.run.dir=run", cwd=tmp_path)
+    objective = ["diffusion=v"] if to == "official" else ["diffusion=flow", "sampler=euler"]
+    code, output = run(*TINY, *objective, f"residual={rule}", "trainer.max_steps=2", "hydra.run.dir=run", cwd=tmp_path)
     assert code == 0, output
     code, output = run("run=run", f"to={to}", "hydra.run.dir=out", cwd=tmp_path, module="convert")
     assert code == 0, output
@@ -34,6 +39,27 @@ def test_a_run_is_exported_and_read_again(tmp_path: Path, rule: str, to: str) ->
     source.load_state_dict(read_weights(tmp_path / "run"))
     x, t, y = torch.randn(2, 1, 8, 8), torch.tensor([3, 700]), torch.tensor([1, 10])
     torch.testing.assert_close(net(x, t, y), source(x, t, y), atol=1e-5, rtol=1e-4)
+    facts = json.loads((tmp_path / "out/sampling.json").read_text())
+    assert facts["latents"] is None
+    assert facts["sampler"]["steps"] == 2
+    diffusers = pytest.importorskip("diffusers", reason="it reads scheduler_config.json")
+    if to == "official":
+        scheduler = diffusers.DDIMScheduler.from_pretrained(tmp_path / "out")
+        assert (scheduler.config.prediction_type, facts["prediction"]) == ("v_prediction", "v")
+    else:
+        scheduler = diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(tmp_path / "out")
+        assert (scheduler.config.num_train_timesteps, facts["prediction"]) == (1000, "velocity")
+
+
+def test_the_scale_of_the_latents_goes_with_the_weights() -> None:
+    cfg = compose_config("train", ["exp=dit_s_gated", "data=synthetic", "first_stage.shift=0.5"]).cfg
+    net = SimpleNamespace(learn_sigma=True, null_class=1000)
+    run: Any = SimpleNamespace(config=cfg, net=net, process=DDPM(), facts=lambda sampler, **more: more)
+    facts = sampling(run, None, "diffusers")
+    assert facts["latents"]["scaling_factor"] == 0.18215
+    assert facts["latents"]["shift_factor"] == 0.5
+    assert facts["latents"]["first_stage"] == "stabilityai/sd-vae-ft-ema"
+    assert any("1000 is no class" in note for note in facts["notes"])
 
 
 def test_gates_that_do_not_fit_are_named(tmp_path: Path) -> None:

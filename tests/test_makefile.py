@@ -60,6 +60,9 @@ def test_every_target_can_be_made(target):
         (["sweep", "exp=x", "args=residual=gated,resnet"], "sweep exp=x residual=gated,resnet"),
         (["sample", "run=out/a b"], "sample run='out/a b'"),
         (["sample"], "sample"),
+        (["encode", "exp=x", "args=data.root=d"], "encode exp=x data.root=d"),
+        (["encode", "args=exp=x data.root=d"], "encode exp=x data.root=d"),
+        (["train", "report", "exp=x", "runs=d"], "report runs='d'"),
         (["evaluate", "run=last", "args=weights=raw"], "evaluate run='last' weights=raw"),
         (["report", "runs=outputs/*/{a,b}"], "report runs='outputs/*/{a,b}'"),
     ],
@@ -68,9 +71,31 @@ def test_command_lines_keep_what_was_typed(args, line):
     assert commands(*args)[-1] == f".venv/bin/python -m neural_rdm.{line}"
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["preview", "exp=x"], 'preview takes no exp=: .*args="data=NAME"'),
+        (["sample", "exp=x"], "sample takes no exp=: .*a run knows its experiment"),
+        (["train", "run=d"], 'train takes no run=: .*args="resume=DIR"'),
+        (["report", "run=d"], "report takes no run=: .*runs=DIR"),
+        (["evaluate", "runs=d"], "evaluate takes no runs=: .*run=DIR"),
+        (["test", "exp=x"], "test takes no exp="),
+        (["lint", "args=x"], "lint takes no args="),
+        (["exp=x"], "help takes no exp="),
+        (["train", "data.root=my pictures"], 'knows no data.root=: .*args="data.root=my pictures"'),
+        (["train", "+a=1"], r"knows no \+a="),
+    ],
+)
+def test_a_variable_that_would_be_ignored_is_refused(line: list[str], message: str) -> None:
+    done = subprocess.run(["make", "-n", *line], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.search(message, done.stderr)
+
+
 def test_environment_variables_are_no_arguments(monkeypatch):
     monkeypatch.setenv("exp", "from_the_environment")
     monkeypatch.setenv("args", "from=environment")
+    monkeypatch.setenv("residual", "environment")
     assert commands("train")[-1] == ".venv/bin/python -m neural_rdm.train exp=digits_gated"
 
 

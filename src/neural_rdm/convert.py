@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
@@ -14,16 +15,24 @@ from neural_rdm.cli.app import main, print_paths
 from neural_rdm.cli.runs import inherit
 from neural_rdm.core.files import write_atomically, write_text
 
+if TYPE_CHECKING:
+    from neural_rdm.cli.runs import LoadedRun
+
 
 def convert(cfg: DictConfig, folder: Path) -> int:
-    """Write the exported network into `folder`; return the exit code 0.
+    """Write the exported network into `folder`, and beside it what weights do not tell; return the exit code 0.
+
+    `scheduler_config.json` is the process as diffusers' schedulers load it, `sampling.json` the scale of the latents,
+    the run's sampler and what else a person needs to draw the same samples.
 
     Raises:
         UserError: no usable run, or gates that the other layout cannot express.
     """
     from safetensors.torch import save
 
+    from neural_rdm.cli import build
     from neural_rdm.cli.runs import load_run
+    from neural_rdm.diffusion.scheduler_config import scheduler_config
     from neural_rdm.surgery.export import constructor, to_diffusers, to_official
 
     run = load_run(Path(cfg.run), cfg.weights, "cpu")
@@ -41,9 +50,53 @@ def convert(cfg: DictConfig, folder: Path) -> int:
         paths = [folder / "weights.safetensors", folder / "config.json"]
         write_atomically(paths[0], lambda file: file.write(content))
         write_text(paths[1], json.dumps(constructor(run.net), indent=2) + "\n")
+    sampler = build.build(run.config.sampler, "sampler")
+    scheduler = scheduler_config(run.process, sampler, bool(getattr(run.net, "learn_sigma", False)))
+    for name, facts in (("scheduler_config", scheduler), ("sampling", sampling(run, sampler, cfg.to))):
+        paths.append(folder / f"{name}.json")
+        write_text(paths[-1], json.dumps(facts, indent=2) + "\n")
     print("wrote:")
     print_paths(paths)
     return 0
+
+
+def sampling(run: LoadedRun, sampler: Any, to: str) -> dict[str, Any]:
+    """What somebody needs beside weights and scheduler to draw the run's samples, for a JSON file.
+
+    `latents` is null where the network works on pixels in [-1, 1]; otherwise `latents = (z - shift_factor) *
+    scaling_factor` of the first stage's z, both under diffusers' names.
+    """
+    from neural_rdm.diffusion.process import Flow
+
+    stage, net = run.config.first_stage, run.net
+    learned, flow = bool(getattr(net, "learn_sigma", False)), isinstance(run.process, Flow)
+    notes = []
+    if learned:
+        notes.append("the network's output has twice the channels: the prediction, then the learned variance")
+    if flow:
+        notes.append(
+            "the network is told t = num_train_timesteps * sigma and predicts noise - data; for the run's own steps "
+            "call set_timesteps(sigmas=[1 - i / steps for i in range(steps)]) of FlowMatchEulerDiscreteScheduler"
+        )
+    if to == "diffusers" and hasattr(net, "class_embedder"):
+        notes.append("row y of class_embedder.safetensors, [B, 1, D], is the encoder_hidden_states of class y")
+    if getattr(net, "null_class", None) is not None:
+        notes.append(f"class {net.null_class} is no class: the unconditional half of guidance")
+    latents = {
+        "scaling_factor": stage.get("scale"),
+        "shift_factor": stage.get("shift"),
+        "first_stage": stage.get("path"),
+        "subfolder": stage.get("subfolder"),
+        "kind": stage._target_.rpartition(".")[2],
+        "pixels_per_cell": stage.get("downsample"),
+    }
+    return run.facts(
+        sampler,
+        prediction=run.process.prediction,
+        learned_variance=learned,
+        latents=latents if "path" in stage else None,
+        notes=notes,
+    )
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -65,3 +66,22 @@ def test_a_machine_without_torchvision_is_left_alone(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(shims, "_keep", [])
     shims.declare_torchvision_operators()
     assert shims._keep == []
+
+
+def test_made_permanent_it_helps_whatever_is_imported_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The two files are written where the library is missing, stand alone, and go where it is there."""
+    from neural_rdm.core import shims
+
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(shims, "declare_torchvision_operators", lambda: None)
+    monkeypatch.setattr(shims, "_keep", ["a library"])
+    hook = shims.make_permanent()
+    assert hook is not None
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".pth", ".py"]
+    code = (
+        f"import site, sys; site.addsitedir({str(tmp_path)!r}); print('neural_rdm' in sys.modules); import torchvision"
+    )
+    assert run(code) == "False"
+    monkeypatch.setattr(shims, "_keep", [])
+    assert shims.make_permanent() is None
+    assert list(tmp_path.iterdir()) == []

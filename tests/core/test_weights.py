@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from neural_rdm.core.errors import CheckpointError
-from neural_rdm.core.weights import read_weights
+from neural_rdm.core.weights import read_weights, unwrapped
 
 
 class Trainer:
@@ -78,3 +78,44 @@ def test_a_file_of_old_torch_that_was_cut_short_is_not_said_to_hold_too_much(tmp
     (tmp_path / "cut.pt").write_bytes(content[: len(content) // 2])
     with pytest.raises(CheckpointError, match=r"torch before 1\.6 that is incomplete or holds more than tensors"):
         read_weights(tmp_path / "cut.pt")
+
+
+PLAIN = {
+    "blocks.0.attn.qkv.weight": torch.ones(3, 1),
+    "x_embedder.proj.bias": torch.zeros(1),
+    "pos_embed": torch.ones(2),
+}
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "_orig_mod.module.",
+        "module._orig_mod.",
+        "module.module.",
+        "model._orig_mod.module.",
+        "ema.module.",
+        "net.model.",
+    ],
+)
+def test_wrappers_go_in_whatever_order_they_stand(prefix: str, tmp_path: Path) -> None:
+    wrapped = {f"{prefix}{name}": tensor for name, tensor in PLAIN.items()}
+    assert unwrapped(wrapped).keys() == PLAIN.keys()
+    torch.save({"model": wrapped}, tmp_path / "weights.pt")
+    assert read_weights(tmp_path / "weights.pt").keys() == PLAIN.keys()
+
+
+def test_a_wrapper_is_what_every_name_has_and_compiled_blocks_are_found_inside() -> None:
+    blocks = {"_orig_mod.blocks.0._orig_mod.attn._checkpoint_wrapped_module.proj.bias": torch.ones(1)}
+    assert list(unwrapped(blocks)) == ["blocks.0.attn.proj.bias"]
+    averaged = {"n_averaged": torch.tensor(3), **{f"module.{name}": tensor for name, tensor in PLAIN.items()}}
+    assert unwrapped(averaged).keys() == PLAIN.keys()
+    mixed = {"model.a": torch.ones(1), "ema.a": torch.zeros(1)}
+    assert unwrapped(mixed).keys() == mixed.keys()
+    ldm = {"model.diffusion_model.out.0.bias": torch.ones(1), "model.diffusion_model.out.2.bias": torch.ones(1)}
+    assert unwrapped({f"module.{name}": tensor for name, tensor in ldm.items()}).keys() == ldm.keys()
+
+
+def test_two_names_for_one_parameter_are_refused() -> None:
+    with pytest.raises(CheckpointError, match=r"hold a\.b twice"):
+        unwrapped({"a.b": torch.ones(1), "a._orig_mod.b": torch.zeros(1)})

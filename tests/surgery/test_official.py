@@ -166,6 +166,21 @@ def test_every_layout_gives_the_averaged_weights(tmp_path: Path, wrap: str) -> N
     assert all(torch.equal(read[k], state[k]) for k in state)
 
 
+def test_wrappers_in_a_state_dict_and_in_a_folder_of_diffusers(tmp_path: Path) -> None:
+    state = official()
+    net, plain = DiT(**TINY), load_official(DiT(**TINY), state)
+    compiled = {f"_orig_mod.module.{k.replace('blocks.0.', 'blocks.0._orig_mod.')}": v for k, v in state.items()}
+    torch.testing.assert_close(load_official(net, compiled)(*inputs(net)), plain(*inputs(net)), rtol=0, atol=0)
+    stock = to_diffusers(DiT(**TINY, residual="resnet"))
+    (tmp_path / "config.json").write_text(json.dumps(dict(stock.config)))
+    wrapped = {f"module._orig_mod.{k}": v.contiguous() for k, v in stock.state_dict().items()}
+    save_file({k: v.clone() for k, v in wrapped.items()}, tmp_path / "diffusion_pytorch_model.safetensors")
+    assert torch.equal(
+        load_official(net, tmp_path).get_parameter("x_embedder.proj.weight"),
+        wrapped["module._orig_mod.pos_embed.proj.weight"],
+    )
+
+
 def test_gates_of_our_own_files_are_kept() -> None:
     source = load_official(DiT(**TINY), official())
     source.blocks[0].attn_unit.alpha.data.fill_(0.3)

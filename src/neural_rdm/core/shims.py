@@ -5,6 +5,11 @@ library does not load, and `import torchvision` then fails while it registers fa
 `torchvision::qnms`, operators that do not exist. timm, torchmetrics and lightning import torchvision but never call
 these two. So, just before the first import of torchvision in a process, its library is tried and, only where that
 fails, the two schemas are declared. `import neural_rdm` installs this; it imports nothing itself.
+
+There is no better pin: torch 2.13.0 fits torchvision 0.28.0 alone, PyPI has it for x86-64 Linux as a CUDA build alone,
+and timm cannot be imported without torchvision. A program that imports diffusers before this package would still fail,
+so `make setup` calls `make_permanent` in the environment that it builds. This module therefore imports nothing else of
+the package.
 """
 
 from __future__ import annotations
@@ -37,6 +42,30 @@ def install() -> None:
     """Watch for the first import of torchvision in this process."""
     if "torchvision" not in sys.modules and not any(isinstance(f, _BeforeTorchvision) for f in sys.meta_path):
         sys.meta_path.insert(0, _BeforeTorchvision())
+
+
+def make_permanent() -> Path | None:
+    """Watch in every process of this environment, whatever it imports first, if torchvision needs it here.
+
+    A copy of this module goes into site-packages, with a `.pth` file that installs it when Python starts. Both are
+    removed where torchvision's library loads.
+
+    Returns:
+        The `.pth` file, or None where it is not needed.
+    """
+    import shutil  # here, because a copy of this module is loaded whenever Python starts
+    import sysconfig
+
+    module = Path(sysconfig.get_path("purelib")) / "neural_rdm_torchvision.py"
+    hook = module.with_suffix(".pth")
+    for file in (hook, module):
+        file.unlink(missing_ok=True)
+    declare_torchvision_operators()
+    if not _keep:
+        return None
+    shutil.copyfile(__file__, module)
+    hook.write_text(f"import {module.stem}; {module.stem}.install()\n", encoding="utf-8")
+    return hook
 
 
 def declare_torchvision_operators() -> None:

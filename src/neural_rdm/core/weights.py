@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from neural_rdm.core.errors import CheckpointError
 
 #: the files of a folder written by diffusers' `save_pretrained`, best first
 FOLDER_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
-#: what parallel training and torch.compile put in front of names
-WRAPPERS = ("module.", "_orig_mod.")
+#: what wrappers of single blocks (torch.compile, checkpointing, FSDP) put into names, wherever the wrapped block stands
+INSIDE = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
+#: what wrappers of a whole network (parallel training, an average, a trainer's attribute) put in front of every name
+AROUND = ("module.", "_forward_module.", "model.", "net.", "network.", "ema.", "ema_model.", "unet.", "transformer.")
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -38,8 +41,27 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"no such file or folder: {path} ({path.resolve()})")
     content = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
-    state = _unwrap(content, path)
-    return {_unwrapped(name): tensor for name, tensor in state.items()}
+    return unwrapped(_unwrap(content, path))
+
+
+def unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict without what wrappers have put into its names, in whatever order they stood around the network.
+
+    A prefix such as `module.` or `model.` goes where every name has it, and torch.compile's `_orig_mod.` anywhere. The
+    count that torch's `AveragedModel` keeps beside its weights goes too.
+
+    Raises:
+        CheckpointError: two names become one, as of a network that is saved both with and without its wrapper.
+    """
+    names = {name: INSIDE.sub("", name) for name in state if name != "n_averaged"}
+    while common := _common_wrapper(set(names.values())):
+        names = {name: short.removeprefix(common) for name, short in names.items()}
+    result: dict[str, Tensor] = {}
+    for name, short in names.items():
+        if short in result:
+            raise CheckpointError(f"the weights hold {short} twice, the second time as {name}: which one is meant?")
+        result[short] = state[name]
+    return result
 
 
 def _file_in(folder: Path) -> Path:
@@ -129,7 +151,7 @@ def _unwrap(content: Any, path: Path) -> dict[str, Tensor]:
     if isinstance(state, Mapping) and any(str(name).startswith("net.") for name in state):  # a checkpoint of ours
         own = {name.removeprefix("net."): tensor for name, tensor in state.items()}
         return own | dict(averaged["weights"]) if isinstance(averaged, Mapping) else own
-    for inner in (averaged, content.get("model"), state):
+    for inner in (averaged, content.get("model"), state, content.get("module")):  # the last: DeepSpeed's
         if isinstance(inner, Mapping) and _is_state(inner):
             return dict(inner)
     keys = ", ".join(sorted(map(str, content))[:6]) or "nothing"
@@ -140,12 +162,11 @@ def _is_state(content: Mapping[Any, Any]) -> bool:
     return bool(content) and all(isinstance(v, Tensor) for v in content.values())
 
 
-def _unwrapped(name: str) -> str:
-    for wrapper in WRAPPERS:
-        while name.startswith(wrapper):
-            name = name.removeprefix(wrapper)
-        name = name.replace(f".{wrapper}", ".") if wrapper == "_orig_mod." else name
-    return name
+def _common_wrapper(names: set[str]) -> str | None:
+    """The wrapper's prefix that every name has, if that is none of the names themselves."""
+    if all(name.startswith("model.diffusion_model.") for name in names) or "net.conv_in.weight" in names:
+        return None  # a U-Net as latent diffusion names it, or as we do
+    return next((prefix for prefix in AROUND if all(name.startswith(prefix) for name in names)), None)
 
 
 def _first_line(error: Exception) -> str:

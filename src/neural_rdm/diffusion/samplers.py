@@ -20,6 +20,8 @@ from neural_rdm.diffusion.guidance import Condition, Guidance, Predict, guided_m
 from neural_rdm.diffusion.process import DDPM, Flow, split_output
 
 SAMPLERS = (*tables.DDPM_SAMPLERS, *tables.FLOW_SAMPLERS)
+#: what the network of a DDPM predicts, in diffusers' words
+PREDICTION_TYPES = {"epsilon": "epsilon", "v": "v_prediction", "x0": "sample"}
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class Sampler:
         options: dict[str, Any] = {
             "num_train_timesteps": len(bars),
             "trained_betas": process.betas.tolist(),
-            "prediction_type": {"epsilon": "epsilon", "v": "v_prediction", "x0": "sample"}[process.prediction],
+            "prediction_type": PREDICTION_TYPES[process.prediction],
         }
         scheduler: Any
         if self.name == "dpm++":

@@ -17,7 +17,7 @@ from neural_rdm.backbones.dit import DiT
 from neural_rdm.backbones.unet import UNet
 from neural_rdm.backbones.uvit import UViT
 from neural_rdm.core.errors import CheckpointError
-from neural_rdm.core.weights import read_weights
+from neural_rdm.core.weights import read_weights, unwrapped
 from neural_rdm.residual import Unit, is_gate
 from neural_rdm.surgery import ldm
 from neural_rdm.surgery.tables import TABLES, fitted, uvit_fitted
@@ -47,7 +47,7 @@ def load_official(model: nn.Module, source: str | Path | Mapping[str, Tensor], r
 
     Args:
         model: a DiT, Latte, UViT or UNet.
-        source: a file, a folder (see `core.weights.read_weights`) or a state dict.
+        source: a file, a folder (see `core.weights.read_weights`) or a state dict, whatever wrappers its names show.
         reinit: beginnings of parameter names that keep this network's own values, such as `y_embedder` (`label_emb`,
             `class_embedder`) for another number of classes; `pos_embed` (another resolution) and `temp_embed` (another
             number of frames) are interpolated instead.
@@ -59,7 +59,7 @@ def load_official(model: nn.Module, source: str | Path | Mapping[str, Tensor], r
         CheckpointError: the weights cannot be read or do not fit; one message names every key and what probably
             happened. The model is untouched.
     """
-    state = dict(source) if isinstance(source, Mapping) else read_weights(source)
+    state = unwrapped(source) if isinstance(source, Mapping) else read_weights(source)
     name = "the state dict" if isinstance(source, Mapping) else str(source)
     if isinstance(model, UNet) and not isinstance(source, Mapping) and Path(source).is_dir():
         ldm.check_folder(Path(source), model)
