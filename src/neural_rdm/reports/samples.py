@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from neural_rdm.core.errors import ConfigError, DataError, UserError
+from neural_rdm.core.extras import install
 from neural_rdm.core.files import write_atomically, write_text
 from neural_rdm.core.gifs import save_gif
 from neural_rdm.reports.tables import read_mapping
@@ -246,7 +247,7 @@ def _pyav() -> Any:
     try:
         import av
     except ImportError as error:
-        raise ConfigError('files=mp4 needs PyAV: pip install "neural-rdm[mp4]", or choose files=[npz,gif]') from error
+        raise ConfigError(f"files=mp4 needs PyAV: {install('mp4')}, or choose files=[npz,gif]") from error
     return av
 
 

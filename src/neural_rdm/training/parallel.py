@@ -11,6 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Str
 from torch import Tensor, nn
 
 from neural_rdm.core.errors import ConfigError
+from neural_rdm.core.extras import install
 
 
 def single(devices: int = 1, num_nodes: int = 1) -> str:
@@ -50,7 +51,7 @@ def deepspeed(devices: int = 1, num_nodes: int = 1, stage: int = 2, offload_opti
 
         return DeepSpeedStrategy(stage=stage, offload_optimizer=offload_optimizer)
     except (ImportError, ModuleNotFoundError) as error:
-        raise ConfigError('strategy=deepspeed_zero2/3 needs DeepSpeed: pip install "neural-rdm[deepspeed]"') from error
+        raise ConfigError(f"strategy=deepspeed_zero2/3 needs DeepSpeed: {install('deepspeed')}") from error
 
 
 def shards(module: pl.LightningModule) -> bool:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neural_rdm.core.errors import CheckpointError
+from neural_rdm.core.hub import silent
 
 
 def key(what: str) -> str:
@@ -71,6 +72,9 @@ class Weights:
         path.parent.mkdir(parents=True, exist_ok=True)
         failures = []
         for url in self.urls:
+            if why := silent(url):
+                failures.append(f"{url}: {why}")
+                continue
             try:
                 # to a temporary name, renamed once the hash fits: several ranks may do this at the same time
                 torch.hub.download_url_to_file(url, str(path), self.sha256, progress=sys.stderr.isatty())

