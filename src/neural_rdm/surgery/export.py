@@ -44,7 +44,8 @@ def _ours(key: str) -> bool:
 def to_diffusers(model: DiT | UViT | UNet) -> ModelMixin:
     """A U-Net or a DiT as diffusers' network, whose output agrees.
 
-    A U-Net is diffusers' own already: its gates are folded. (LDM's class embedder is not part of that network.)
+    A U-Net is diffusers' own already: its gates are folded. (LDM's class embedder is not part of that network.) The
+    scheduler that goes with it is `diffusion.scheduler_config`'s; `python -m neural_rdm.convert` writes all of them.
 
     diffusers divides the exponents of the timestep's frequencies by `half - 1`, the official code by `half`: stock
     DiTTransformer2DModel is off by a percent at t = 1 and useless at t = 500 for such weights. The class returned here
