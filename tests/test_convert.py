@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from neural_rdm import DiT, UNet, UViT, load_official
 from neural_rdm.cli.compose import compose_config
-from neural_rdm.convert import sampling
+from neural_rdm.convert import described
 from neural_rdm.core.weights import read_weights
 from neural_rdm.diffusion.process import DDPM
 from neural_rdm.residual import units
@@ -39,7 +39,7 @@ def test_a_run_is_exported_and_read_again(tmp_path: Path, rule: str, to: str) ->
     source.load_state_dict(read_weights(tmp_path / "run"))
     x, t, y = torch.randn(2, 1, 8, 8), torch.tensor([3, 700]), torch.tensor([1, 10])
     torch.testing.assert_close(net(x, t, y), source(x, t, y), atol=1e-5, rtol=1e-4)
-    facts = json.loads((tmp_path / "out/sampling.json").read_text())
+    facts = json.loads((tmp_path / "out/export.json").read_text())
     assert facts["latents"] is None
     assert facts["sampler"]["steps"] == 2
     diffusers = pytest.importorskip("diffusers", reason="it reads scheduler_config.json")
@@ -55,7 +55,7 @@ def test_the_scale_of_the_latents_goes_with_the_weights() -> None:
     cfg = compose_config("train", ["exp=dit_s_gated", "data=synthetic", "first_stage.shift=0.5"]).cfg
     net = SimpleNamespace(learn_sigma=True, null_class=1000)
     run: Any = SimpleNamespace(config=cfg, net=net, process=DDPM(), facts=lambda sampler, **more: more)
-    facts = sampling(run, None, "diffusers")
+    facts = described(run, None, "diffusers")
     assert facts["latents"]["scaling_factor"] == 0.18215
     assert facts["latents"]["shift_factor"] == 0.5
     assert facts["latents"]["first_stage"] == "stabilityai/sd-vae-ft-ema"

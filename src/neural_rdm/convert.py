@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def convert(cfg: DictConfig, folder: Path) -> int:
     """Write the exported network into `folder`, and beside it what weights do not tell; return the exit code 0.
 
-    `scheduler_config.json` is the process as diffusers' schedulers load it, `sampling.json` the scale of the latents,
+    `scheduler_config.json` is the process as diffusers' schedulers load it, `export.json` the scale of the latents,
     the run's sampler and what else a person needs to draw the same samples.
 
     Raises:
@@ -52,7 +52,7 @@ def convert(cfg: DictConfig, folder: Path) -> int:
         write_text(paths[1], json.dumps(constructor(run.net), indent=2) + "\n")
     sampler = build.build(run.config.sampler, "sampler")
     scheduler = scheduler_config(run.process, sampler, bool(getattr(run.net, "learn_sigma", False)))
-    for name, facts in (("scheduler_config", scheduler), ("sampling", sampling(run, sampler, cfg.to))):
+    for name, facts in (("scheduler_config", scheduler), ("export", described(run, sampler, cfg.to))):
         paths.append(folder / f"{name}.json")
         write_text(paths[-1], json.dumps(facts, indent=2) + "\n")
     print("wrote:")
@@ -60,7 +60,7 @@ def convert(cfg: DictConfig, folder: Path) -> int:
     return 0
 
 
-def sampling(run: LoadedRun, sampler: Any, to: str) -> dict[str, Any]:
+def described(run: LoadedRun, sampler: Any, to: str) -> dict[str, Any]:
     """What somebody needs beside weights and scheduler to draw the run's samples, for a JSON file.
 
     `latents` is null where the network works on pixels in [-1, 1]; otherwise `latents = (z - shift_factor) *

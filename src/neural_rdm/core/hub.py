@@ -46,7 +46,7 @@ def from_hub(name: str, load: Callable[[bool], T]) -> T:
 def silent(url: str) -> str | None:
     """Why nobody answers at the host of `url`, asked once a process; None for any answer at all."""
     parts = urlsplit(url)
-    return _silent(f"{parts.scheme}://{parts.netloc}")
+    return None if parts.scheme not in ("http", "https") else _silent(f"{parts.scheme}://{parts.netloc}")
 
 
 @functools.cache
