@@ -37,15 +37,13 @@ def scheduler_config(process: DDPM | Flow, sampler: Sampler, learned_variance: b
     Raises:
         ValueError: the sampler cannot run the process.
     """
-    import diffusers
-
-    sampler.scheduler(process)  # refuses what does not fit
-    common = {"_class_name": SCHEDULERS[sampler.name], "_diffusers_version": diffusers.__version__}
+    if isinstance(process, Flow) != (sampler.name in tables.FLOW_SAMPLERS):
+        raise ValueError(f"sampler name={sampler.name} cannot run a {type(process).__name__} process")
+    common = {"_class_name": SCHEDULERS[sampler.name], "num_train_timesteps": process.num_timesteps}
     if isinstance(process, Flow):
-        return {**common, "num_train_timesteps": process.num_timesteps, "shift": 1.0}
+        return common | {"shift": 1.0}
     config = {
         **common,
-        "num_train_timesteps": process.num_timesteps,
         **_betas(process.betas),
         "prediction_type": PREDICTION_TYPES[process.prediction],
         "clip_sample": False,
