@@ -1,8 +1,8 @@
 """Videos as frames: one interface, behind which are PyAV, decord, torchcodec, and folders of image files.
 
-All of them count the frames alike: index i is the i-th picture that is shown (see `videos.Video`). PyAV lists the frames
-of every file, and reads those in which the other two would find other frames. Only what a read needs is decoded, from
-the key frame before it on. Every decoder keeps to one thread; the loader's processes are the parallelism.
+All of them count the frames alike: index i is the i-th picture that is shown (see `videos.Video`). PyAV lists the
+frames of every file, and reads those in which the other two would find other frames. Only what a read needs is decoded,
+from the key frame before it on. Every decoder keeps to one thread; the loader's processes are the parallelism.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from neural_rdm.data.videos import Frame, VideoInfo, address, broken, library
 
 
 class PlainVideo:
-    """A plain video file in another decoder than PyAV.
+    """A plain video file in another decoder than PyAV, which reads what this decoder fails to read.
 
     Args:
         listed: the same file, which is closed with this one.
@@ -36,16 +36,14 @@ class PlainVideo:
 
     def info(self) -> VideoInfo:
         """What it is; see `Video`."""
-        info = self._listed.info()
-        self.read([info.frames - 1])
-        return info
+        return self._listed.info()
 
     def read(self, indices: Sequence[int]) -> list[Frame]:
         """The frames `indices`; see `Video`."""
         try:
             return self._read(list(indices))
-        except Exception as error:
-            raise broken(error, self.path) from error
+        except Exception:  # damage, or another size of the picture from here on
+            return self._listed.read(indices)
 
     def close(self) -> None:
         """Free the decoder."""

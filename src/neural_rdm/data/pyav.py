@@ -1,4 +1,4 @@
-"""Video files through PyAV (FFmpeg): which frames they show, and these frames, found by time stamps that are checked."""
+"""Video files through PyAV (FFmpeg): which frames they show, and these, found by time stamps that are checked."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import bisect
 import os
 import struct
 from collections.abc import Iterator, Sequence
-from itertools import dropwhile
+from itertools import dropwhile, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,7 +24,7 @@ _IDR = 5  # NAL unit type of H.264: a picture behind which nothing refers to any
 
 
 class Packet(NamedTuple):
-    """A stored packet: its time stamps, is it shown, is it cut off, is it a key frame, is that an IDR picture of H.264."""
+    """A stored packet: its time stamps, is it shown, is it damaged, is it a key frame, and an IDR picture of H.264."""
 
     pts: int | None
     dts: int | None
@@ -54,18 +54,18 @@ class PyAV:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._av = library("av")
         self.path = path
+        self._options = {"threads": 1} if int(self._av.__version__.partition(".")[0]) >= 17 else {}
         self._reformatter = self._av.video.reformatter.VideoReformatter()
-        self._threads = {"threads": 1} if int(self._av.__version__.partition(".")[0]) >= 17 else {}
         try:
             self._open()
             packets, first = self._listed()
             if first is None:
                 raise ValueError("no frames in it")
             self._claimed = sum(packet.shown for packet in packets)
-            # of the whole video: an H.264 stream may say it once and mean all that follows
+            # those of the whole video: a stream may say once which way up it is, and change its size
+            self._options |= {"format": "rgb24", "width": first.width, "height": first.height}
             self._matrix = _matrix(first)
-            empty = np.empty((first.height, first.width, 0), np.uint8)
-            self._height, self._width = turned(empty, self._matrix).shape[:2]
+            self._shown = turned(np.empty((first.height, first.width, 0), np.uint8), self._matrix).shape
             self.stamps = self._told(packets, first.pts)
             self.keys = sorted({0, *(bisect.bisect_left(self.stamps, p.pts) for p in packets if p.key and p.shown)})
             self.plain = self._matrix is None and self._is_plain(packets)
@@ -76,7 +76,7 @@ class PyAV:
     def info(self) -> VideoInfo:
         """What it is; see `Video`."""
         rate = self._stream.average_rate
-        return VideoInfo(self._count(), float(rate or 0), self._width, self._height)
+        return VideoInfo(self._count(), float(rate or 0), self._shown[1], self._shown[0])
 
     def read(self, indices: Sequence[int]) -> list[Frame]:
         """The frames `indices`; see `Video`."""
@@ -165,7 +165,7 @@ class PyAV:
             and all(p.idr and self.stamps[i] == p.pts for i, p in keys)
             and all(
                 one.pts is not None and two.dts is not None and one.pts < two.dts
-                for (_, one), (_, two) in zip(keys, keys[1:], strict=False)
+                for (_, one), (_, two) in pairwise(keys)
             )
         )
 
@@ -212,7 +212,7 @@ class PyAV:
         last = max(wanted)
         for index, frame in frames:
             if index in wanted:
-                rgb = self._reformatter.reformat(frame, format="rgb24", **self._threads).to_ndarray()
+                rgb = self._reformatter.reformat(frame, **self._options).to_ndarray()
                 found[index] = turned(rgb, self._matrix)
             if index >= last:
                 break
