@@ -25,7 +25,7 @@ from PIL import Image
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.core.progress import progress_bar
 from neural_rdm.data.clips import ClipFiles, find_videos
-from neural_rdm.data.decoders import DECODERS, library
+from neural_rdm.data.decoders import DECODERS, check_decoder
 from neural_rdm.data.video_index import probe
 from neural_rdm.reports.samples import write_mp4
 from neural_rdm.reports.tables import markdown_table
@@ -42,9 +42,9 @@ def run() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         videos = material(Path(folder))
         decoders, missing = [], {}
-        for name, (_, module, _) in DECODERS.items():
+        for name in DECODERS:
             try:
-                library(module)
+                check_decoder(name)
                 decoders.append(name)
             except ConfigError as error:
                 missing[name] = str(error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from neural_rdm.core.errors import DataError
+from neural_rdm.core.errors import ConfigError, DataError
 from neural_rdm.data.sample_files import open_samples
 from neural_rdm.reports.samples import Parts, write_each, write_npz
+from tests.data.containers import encoded, number, rewritten
 from tests.helpers import shared
 
 RANDOM = np.random.default_rng(0)
@@ -32,8 +34,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("samples")
     for name, samples in (("images", IMAGES), ("clips", CLIPS)):
         parts = Parts(folder / f"{name}_parts", len(samples), 4)
-        for number in parts.numbers:
-            parts.save(number, samples[parts.positions(number)])
+        for part in parts.numbers:
+            parts.save(part, samples[parts.positions(part)])
         write_npz(folder / f"{name}.npz", parts, **({"arr_1": LABELS} if name == "images" else {}))
         write_each(folder / f"{name}_folder", parts, "png" if name == "images" else "gif")
     np.savez_compressed(folder / "packed.npz", IMAGES, LABELS)
@@ -123,8 +125,7 @@ def test_gifs_of_others_have_the_frames_that_are_stored(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("side", [8, 12, 16, 24, 48])
 def test_small_mp4s_are_read_back(side: int, tmp_path: Path) -> None:
-    pytest.importorskip("av", reason="PyAV writes the MP4")
-    pytest.importorskip("decord", reason="video files need decord")
+    pytest.importorskip("av", reason="PyAV writes and reads the MP4")
     clip = np.zeros((1, 5, side, side, 3), np.uint8)
     for frame in range(5):
         clip[0, frame, :, : side * (frame + 1) // 6] = 40 * frame + 60
@@ -175,8 +176,23 @@ def test_clips_that_lie_there_twice_are_refused(tmp_path: Path) -> None:
         open_samples(tmp_path)
 
 
+def test_mp4s_need_no_decord_and_say_what_they_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("av", reason="PyAV writes and reads the MP4")
+    folder = tmp_path / "a:b"  # by a relative path, FFmpeg takes this for a protocol
+    folder.mkdir()
+    rewritten(encoded(folder / "0.mp4"), [(25, 5)])
+    monkeypatch.setitem(sys.modules, "decord", None)
+    monkeypatch.chdir(tmp_path)
+    found, _ = everything(Path("a:b"))
+    assert [number(frame) for frame in found[0]] == list(range(5, 30))
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ConfigError, match=r"video files are read with PyAV, .* pip install av\.") as error:
+        everything(Path("a:b"))
+    assert "data." not in str(error.value)  # no key of evaluate
+
+
 def test_real_videos_are_read(files: Path) -> None:
-    pytest.importorskip("decord", reason="video files need decord")
+    pytest.importorskip("av", reason="video files need PyAV")
     samples = open_samples(shared("data/ucf101/videos"), num_frames=4, frame_interval=3)
     (x, labels) = next(samples.batches(1))
     assert (samples.kind, x.shape, labels) == ("clip", (1, 4, 3, 240, 320), None)

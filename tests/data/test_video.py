@@ -262,6 +262,7 @@ def test_real_videos_come_through_workers(workers: int, tmp_path: Path) -> None:
 
 
 def test_broken_videos_are_one_sentence_with_their_path(tmp_path: Path) -> None:
+    pytest.importorskip("av")
     pytest.importorskip("decord")
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "bad.mp4").write_bytes(b"not a video" * 100)

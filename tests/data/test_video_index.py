@@ -22,9 +22,11 @@ from neural_rdm.core.errors import ConfigError, DataError
 from neural_rdm.data import video_index
 from neural_rdm.data.base import BrokenSample
 from neural_rdm.data.clips import ClipFiles
-from neural_rdm.data.decoders import DECODERS, VideoInfo
+from neural_rdm.data.decoders import VideoInfo
+from neural_rdm.data.pyav import PyAV
 from neural_rdm.data.video import TaichiHD
 from neural_rdm.data.video_index import index_file, index_videos, probe
+from tests.data.containers import encoded, rewritten
 from tests.data.test_decoders import TAICHI, UCF, installed, made
 from tests.helpers import ROOT, shared
 
@@ -95,8 +97,8 @@ def test_videos_are_looked_at_once_and_again_when_they_change(root, looks, index
 
 @pytest.mark.parametrize(
     "damage",
-    [b"", b"{", b"[]", b'{"version": 2, "videos": {"a.mp4": [1]}}', b'{"version": 0, "videos": {}}', b"\xff\xfe\0",
-     b'{"version": 2, "videos": {"a.mp4": "abc"}}', b'{"version": 2, "videos": []}'],
+    [b"", b"{", b"[]", b'{"version": 3, "videos": {"a.mp4": [1]}}', b'{"version": 0, "videos": {}}', b"\xff\xfe\0",
+     b'{"version": 3, "videos": {"a.mp4": "abc"}}', b'{"version": 3, "videos": []}'],
 )  # fmt: skip
 def test_a_damaged_index_is_made_anew(root, looks, damage):
     index_videos(root, paths(root)[:1], "decord")
@@ -162,34 +164,44 @@ def test_decoders_that_crash_or_hang_cost_one_video(tmp_path, monkeypatch, proce
     for name in names:
         (tmp_path / name).touch()
     monkeypatch.setattr(video_index, "probe", wild)
-    monkeypatch.setattr(video_index, "PATIENCE", 0.3)
+    monkeypatch.setattr(video_index, "PATIENCE", 1.5)
     found = index_videos(tmp_path, [str(tmp_path / n) for n in names], "decord", processes)
     assert found.frames.tolist() == [5, 0, 5, 0, 5, 0]
     assert "crashed on it (exit code 139)" in found.broken[1]
-    assert "still busy with it after 0.3 s" in found.broken[3]
+    assert "still busy with it after 1.5 s" in found.broken[3]
     assert sorted(found.broken) == [1, 3, 5]
 
 
 @pytest.mark.parametrize("name", ["decord", "pyav"])
-def test_frames_that_the_container_only_claims_do_not_count(name, monkeypatch, tmp_path):
+def test_the_index_counts_the_frames_that_are_shown_and_forgets_what_an_older_one_counted(name, tmp_path):
     installed(name)
-    path = str(made(tmp_path / "a.mp4", 20))
-    assert probe(path, name) == VideoInfo(20, 10.0, 64, 48)
-    kind = DECODERS[name][0]
-    info, read = kind.info, kind.read
+    rewritten(encoded(tmp_path / "a.mp4"), [(25, 5)])
+    assert probe(str(tmp_path / "a.mp4"), name) == VideoInfo(25, 25.0, 96, 64)
+    stat = (tmp_path / "a.mp4").stat()
+    old = {"a.mp4": [stat.st_size, stat.st_mtime_ns, 40, 25.0, 96, 64]}
+    index_file(tmp_path, name).write_text(json.dumps({"version": 2, "videos": old}))
+    assert index_videos(tmp_path, [str(tmp_path / "a.mp4")], name).frames.tolist() == [25]
 
-    def short(self, indices):
-        if max(indices) >= readable:
-            raise BrokenSample("ends early", path)
-        return read(self, indices)
 
-    monkeypatch.setattr(kind, "read", short)
+@pytest.mark.parametrize("ending", ["mp4", "avi"])
+def test_frames_that_the_container_only_claims_do_not_count(ending, monkeypatch, tmp_path):
+    installed("pyav")
+    path = str(made(tmp_path / f"a.{ending}", 20))
+    assert probe(path, "pyav") == VideoInfo(20, 10.0, 64, 48)
+    av = PyAV(path)._av
+
+    def short(self):
+        yield from ((i, None) for i in range(readable))
+        raise av.InvalidDataError(1, "ends early")
+
+    monkeypatch.setattr(PyAV, "_from", lambda self, key: iter(()))
+    monkeypatch.setattr(PyAV, "_in_order", short)
     readable = 18
-    assert probe(path, name) == VideoInfo(18, 10.0, 64, 48)
+    assert probe(path, "pyav") == VideoInfo(18, 10.0, 64, 48)
     readable = 13
-    assert probe(path, name) == "only 13 of 20 frames can be decoded"
-    monkeypatch.setattr(kind, "info", lambda self: info(self)._replace(frames=0))
-    assert probe(path, name) == "none of its frames can be decoded"
+    assert probe(path, "pyav") == "only 13 of 20 frames can be decoded"
+    monkeypatch.setattr(PyAV, "_in_order", lambda self: iter(()))
+    assert probe(path, "pyav") == "none of its frames can be decoded"
 
 
 def test_a_real_video_with_damaged_bytes_is_no_still(tmp_path):

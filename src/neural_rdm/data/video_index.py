@@ -32,11 +32,10 @@ from neural_rdm.core.progress import progress_bar
 from neural_rdm.core.ranks import is_first_rank
 from neural_rdm.data.base import BrokenSample
 from neural_rdm.data.broken import printable
-from neural_rdm.data.decoders import DECODERS, VideoInfo, library, open_video
+from neural_rdm.data.decoders import VideoInfo, check_decoder, open_video
 
 PATIENCE = 120.0  # seconds that a decoder may take to look at one video before it counts as hanging
-READABLE = 0.9  # share of the frames that the container claims; a video of which less can be read is broken
-_VERSION = 2
+_VERSION = 3  # of what is counted, too: 2 counted frames that an edit list cuts off
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
 
@@ -60,10 +59,9 @@ Entry = tuple[tuple[int, int], Found]
 def index_videos(root: Path, paths: Sequence[str], decoder: str, processes: int = 1) -> VideoIndex:
     """Look at the videos that the index does not know yet, with a progress bar, and write them into it.
 
-    A video counts as many frames as can be read: the last one is decoded, and where that fails, the last one that can
-    be is searched; where that leaves less than `READABLE` of them, the video is broken. This is done in processes of
-    their own, since decoders crash or hang on some damaged files. Of several processes that come at once, one does the
-    work and the others wait for it.
+    A video counts as many frames as it shows and can be read (`Video.info`). This is done in processes of their own,
+    since decoders crash or hang on some damaged files. Of several processes that come at once, one does the work and
+    the others wait for it.
 
     Args:
         root: folder of the data set, absolute.
@@ -75,7 +73,7 @@ def index_videos(root: Path, paths: Sequence[str], decoder: str, processes: int 
         ConfigError: there are video files, and the decoder is not installed.
     """
     if not all(map(os.path.isdir, paths)):
-        library(DECODERS[decoder][1])
+        check_decoder(decoder)
     file = index_file(root, decoder)
     names = [os.path.relpath(path, root) for path in paths]
     stamps = {name: _stamp(path) for name, path in zip(names, paths, strict=True)}
@@ -257,25 +255,6 @@ def probe(path: str, decoder: str) -> Found:
     """Look at one video: what it is, with as many frames as can be read, or what is wrong."""
     try:
         with contextlib.closing(open_video(path, decoder)) as video:
-            info = video.info()
-        if os.path.isdir(path) or _reads(path, decoder, info.frames - 1):
-            return info
-        low, high = 0, info.frames - 1  # the first `low` frames can be read, `high` + 1 cannot
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if _reads(path, decoder, middle - 1) else (low, middle - 1)
-        if not low:
-            return "none of its frames can be decoded"
-        if low < READABLE * info.frames:  # its clips would end in stills
-            return f"only {low} of {info.frames} frames can be decoded"
-        return info._replace(frames=low)
+            return video.info()
     except BrokenSample as error:
         return str(error) if os.path.isdir(path) else error.reason
-
-
-def _reads(path: str, decoder: str, index: int) -> bool:
-    try:
-        with contextlib.closing(open_video(path, decoder)) as video:  # anew: some do not recover from an error
-            return index >= 0 and len(video.read([index])) == 1
-    except BrokenSample:
-        return False
