@@ -19,9 +19,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from neural_rdm.core.errors import ConfigError
-from neural_rdm.core.layouts import IMAGE_SUFFIXES
+from neural_rdm.core.errors import ConfigError, DataError
 from neural_rdm.data.base import BrokenSample
+from neural_rdm.data.frames import frames_of
 from neural_rdm.data.image_folder import read_rgb
 
 Frame = NDArray[np.uint8]
@@ -58,10 +58,9 @@ class FrameFolder:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         try:
-            names = [n for n in os.listdir(path) if os.path.splitext(n)[1].lower() in IMAGE_SUFFIXES and n[0] != "."]
-        except OSError as error:
-            raise BrokenSample(error.strerror or "no such folder", path) from error
-        self.names = sorted(names, key=natural)
+            self.names = frames_of(path).names
+        except DataError as error:
+            raise BrokenSample(str(error), path) from error
 
     def info(self) -> VideoInfo:
         """How many frames there are, and the size of the first one."""
@@ -287,11 +286,6 @@ def library(module: str) -> Any:
         raise ConfigError(
             f"data.decoder={name}: {module.partition('.')[0]} {why}. {advice}. Folders of frames need no decoder."
         ) from error
-
-
-def natural(name: str) -> list[tuple[int, int | str]]:
-    """Sort key by the numbers in a name: frame_10 follows frame_9."""
-    return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", name) if part]
 
 
 def _source(path: str | os.PathLike[str]) -> str | io.BytesIO:
