@@ -96,8 +96,8 @@ def test_videos_are_looked_at_once_and_again_when_they_change(root, looks, index
 
 @pytest.mark.parametrize(
     "damage",
-    [b"", b"{", b"[]", b'{"version": 2, "videos": {"a.mp4": [1]}}', b'{"version": 0, "videos": {}}', b"\xff\xfe\0",
-     b'{"version": 2, "videos": {"a.mp4": "abc"}}', b'{"version": 2, "videos": []}'],
+    [b"", b"{", b"[]", b'{"version": 3, "videos": {"a.mp4": [1]}}', b'{"version": 0, "videos": {}}', b"\xff\xfe\0",
+     b'{"version": 3, "videos": {"a.mp4": "abc"}}', b'{"version": 3, "videos": []}'],
 )  # fmt: skip
 def test_a_damaged_index_is_made_anew(root, looks, damage):
     index_videos(root, paths(root)[:1], "decord")

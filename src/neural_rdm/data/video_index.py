@@ -36,7 +36,7 @@ from neural_rdm.data.decoders import DECODERS, VideoInfo, library, open_video
 
 PATIENCE = 120.0  # seconds that a decoder may take to look at one video before it counts as hanging
 READABLE = 0.9  # share of the frames that the container claims; a video of which less can be read is broken
-_VERSION = 2
+_VERSION = 3
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from neural_rdm.core.errors import ConfigError
+from neural_rdm.core.errors import ConfigError, DataError
 from neural_rdm.core.progress import progress_bar
 from neural_rdm.data.base import BrokenSample, Source
 from neural_rdm.data.captions import CaptionedImages
@@ -139,7 +139,11 @@ def pixels(x: Tensor) -> Tensor:
 def _files(path: str) -> Iterator[tuple[str, int, int]]:
     """(path, bytes, time of change) of a file, or of the frames in a folder."""
     if os.path.isdir(path):
-        for name in frames_of(path).names:
+        try:
+            names = frames_of(path).names
+        except DataError:  # a broken sample, and no more than that
+            names = []
+        for name in names:
             yield from _files(os.path.join(path, name))
         return
     try:
