@@ -298,3 +298,14 @@ def test_real_trees(tmp_path: Path) -> None:
     )
     assert prepare(cfg, tmp_path / "out") == 0
     assert len(list((tmp_path / "s").iterdir())) == 1000
+
+
+def test_folders_of_ones_own_are_not_called_imagenet(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "set")
+    (root / "train/n00000001/x.gif").touch()
+    (root / "train/n00000001/again.png").symlink_to("0.png")
+    _, found = examine(composed("prepare", "data=image_folder", f"data.root={root}", "data.image_size=8"))
+    assert found.name is None
+    assert "imagenet" not in json.dumps(vars(found)).lower()
+    assert any(text.startswith("train: left out") and ".gif files are not read" in text for text in found.warnings)
+    assert any("second names of images" in text for text in found.warnings)

@@ -122,6 +122,7 @@ def examine(cfg: DictConfig, part_of: Path | None = None) -> tuple[DataModule | 
     sources = _sources(data)
     _count(found, sources, lists, None if part_of is not None else known)
     if data is not None:
+        found.warnings += data.notes
         _classes(found, data, known if part_of is None else None)
         with progress_bar("decoding", sum(min(cfg.decode, len(s)) for s in sources.values()), "samples") as advance:
             looked = look(sources, cfg.decode, cfg.seed, advance, cfg.data.get("decoder", "decord"))
@@ -177,8 +178,12 @@ def _count(found: Findings, sources: dict[str, Source], lists: list[Listing], kn
             word = "more than" if there > official else "of"
             found.warnings.append(f"{split}: {there:,} {word} the {official:,} samples of the whole data set")
     for split, source in sources.items():
-        left_out = getattr(source, "left_out", [])
-        found.warnings += [f"{split}: left out {error.path}: {error.reason}" for error in left_out]
+        reasons: dict[str, list[str]] = {}
+        for error in getattr(source, "left_out", []):
+            reasons.setdefault(error.reason, []).append(error.path)
+        for reason, paths in reasons.items():
+            some = ", ".join(paths[:NAMED]) + (f", ... ({len(paths):,} in all)" if len(paths) > NAMED else "")
+            found.warnings.append(f"{split}: left out {some}: {reason}")
     if sources and "val" not in sources and getattr(known, "val", None) is None:
         found.warnings.append("there is no validation set")
 

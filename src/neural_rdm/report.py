@@ -14,8 +14,9 @@ from omegaconf import DictConfig
 
 from neural_rdm.cli.app import main, print_paths
 from neural_rdm.cli.compose import parse
-from neural_rdm.cli.runs import find_runs, natural, written
+from neural_rdm.cli.runs import find_runs, written
 from neural_rdm.core.errors import DataError
+from neural_rdm.core.listing import natural_order
 from neural_rdm.reports.efficiency import write_efficiency
 from neural_rdm.reports.published import own_runs, write_published
 from neural_rdm.reports.tables import write_comparison
@@ -55,7 +56,7 @@ def select_runs(runs: str) -> list[Path]:
     found: list[Path] = []
     entries = [runs] if os.path.isdir(runs) else [entry for entry in (e.strip() for e in runs.split(",")) if entry]
     for entry in entries:
-        folders = [Path(entry)] if os.path.isdir(entry) else sorted(map(Path, glob.glob(entry)), key=natural)
+        folders = [Path(entry)] if os.path.isdir(entry) else natural_order(map(Path, glob.glob(entry)))
         below = [run for folder in folders if folder.is_dir() for run in find_runs(folder, FILES)]
         if not below:
             raise DataError(

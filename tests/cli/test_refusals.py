@@ -234,3 +234,17 @@ def test_ranks_started_from_outside_need_one_folder(
         app.main("train", lambda cfg, folder: 0)
     assert stopped.value.code == 2
     assert "hydra.run.dir=DIR" in capsys.readouterr().err
+
+
+def test_another_number_of_classes_says_what_to_type(refuse: Refuse, tmp_path: Path) -> None:
+    for label in ("a", "b"):
+        (tmp_path / "train" / label).mkdir(parents=True)
+        (tmp_path / "train" / label / "x.png").touch()
+    for exp, typed in (
+        ("dit_s_gated", "backbone.num_classes=2 data.num_classes=2"),
+        ("uvit_h_gated", "backbone.num_classes=3 data.num_classes=2"),
+        ("ldm4_gated", "backbone.num_context_classes=2 data.num_classes=2"),
+    ):
+        first = refuse(f"exp={exp}", f"data.root={tmp_path}").splitlines()[0]
+        assert f"2 class folders in {tmp_path}/train" in first
+        assert f"For these folders pass {typed}." in first

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from neural_rdm.core.errors import CheckpointError, UserError
-from neural_rdm.core.files import link_atomically, load_tensors, save_tensors, walk, write_atomically, write_text
+from neural_rdm.core.files import link_atomically, load_tensors, save_tensors, write_atomically, write_text
 
 CONTENT: dict[str, Any] = {
     "weights": torch.arange(300.0),
@@ -191,19 +191,3 @@ def test_a_file_system_without_links_gets_a_copy(tmp_path: Path, monkeypatch: py
     assert (tmp_path / "last").read_bytes() == (tmp_path / "step1").read_bytes()
     assert not (tmp_path / "last").samefile(tmp_path / "step1")
     assert names(tmp_path) == ["last", "step1"]
-
-
-def test_a_walk_takes_each_folder_once_through_links_and_loops(tmp_path: Path) -> None:
-    (tmp_path / "top" / "b" / "inner").mkdir(parents=True)
-    (tmp_path / "beside" / "deep").mkdir(parents=True)
-    (tmp_path / "top" / "b" / "inner" / "f").touch()
-    (tmp_path / "beside" / "deep" / "g").touch()
-    for name, target in (("a", ".."), ("b/loop", "../b"), ("c", "../beside"), ("d", "../beside/deep"), ("e", "gone")):
-        (tmp_path / "top" / name).symlink_to(target)
-    found = [os.path.relpath(folder, tmp_path / "top") for folder, _, _ in walk(tmp_path / "top")]
-    assert found == [".", "b", "b/inner", "c", "c/deep"]
-    shorter = []
-    for folder, folders, _ in walk(tmp_path / "top"):
-        shorter.append(os.path.relpath(folder, tmp_path / "top"))
-        folders[:] = [name for name in folders if name != "b"]
-    assert shorter == [".", "c", "c/deep"]

@@ -19,7 +19,7 @@ from PIL import Image
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.data import videos
 from neural_rdm.data.base import BrokenSample
-from neural_rdm.data.decoders import DECODERS, FrameFolder, check_decoder, natural, open_video
+from neural_rdm.data.decoders import DECODERS, FrameFolder, check_decoder, open_video
 from neural_rdm.data.plain_decoders import Decord
 from neural_rdm.data.pyav import PyAV
 from neural_rdm.data.videos import broken
@@ -270,8 +270,6 @@ def test_frames_are_in_the_order_of_their_numbers_and_may_differ_in_size(tmp_pat
     assert video.info() == (12, 0.0, 20, 12)
     assert [frame[0, 0, 0] for frame in video.read([2, 11])] == [20, 110]
     assert [frame.shape for frame in video.read([0, 1])] == [(12, 20, 3), (16, 20, 3)]
-    assert natural("a10b2") > natural("a9b3")
-    assert natural("a²") != natural("a2")
     with pytest.raises(BrokenSample, match="holds 12 frames; number 12 is not there"):
         video.read([12])
     (tmp_path / "empty").mkdir()

@@ -301,3 +301,43 @@ def test_postscript_is_never_handed_to_an_interpreter(tmp_path: Path, monkeypatc
     (tmp_path / "picture.jpg").write_bytes(eps)
     with pytest.raises(BrokenSample, match="not an image"):
         read_rgb(tmp_path / "picture.jpg")
+
+
+def test_pictures_of_formats_that_are_not_read_are_counted(tree: Path) -> None:
+    for name in ("x.jfif", "x.gif", "x.AVIF", "x.jp2", "x.heic"):
+        (tree / "train" / "a" / name).write_bytes(b"picture")
+    (tree / "train" / "a" / "notes.txt").touch()
+    data = ImageFolder(tree, 16, 4, max_bad_fraction=0.5)
+    data.setup()
+    assert len(data.train_set.left_out) == 5
+    assert {Path(error.path).suffix for error in data.train_set.left_out} == {".jfif", ".gif", ".AVIF", ".jp2", ".heic"}
+    with pytest.raises(DataError, match=r"(?s)5 of 10 .*files are not read"):
+        next(iter(ImageFolder(tree, 16, 4).train_dataloader()))
+
+
+def test_label_order_is_said_where_class_names_are_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for label in (1, 2, 10):
+        (tmp_path / "set" / str(label)).mkdir(parents=True)
+        Image.fromarray(picture(16, 16)).save(tmp_path / "set" / str(label) / "a.png")
+    data = ImageFolder(tmp_path / "set", 16, 1)
+    data.setup()
+    assert data.class_names == ["1", "10", "2"]
+    assert "(1, 10, 2, ...): label 1 is class 10, not 2" in capsys.readouterr().out
+    (tmp_path / "set" / "10").rename(tmp_path / "set" / "3")
+    ImageFolder(tmp_path / "set", 16, 1).setup()
+    assert capsys.readouterr().out == ""
+
+
+def test_files_of_two_names_are_said(tree: Path) -> None:
+    for name, target in (("a/again.png", "0.png"), ("b/other.png", "../a/1.png")):
+        (tree / "train" / name).symlink_to(target)
+    Image.fromarray(picture(40, 32, seed=3)).save(tree / "train" / "a" / "3.jpg")
+    (tree / "train" / "c").symlink_to("a")
+    data = ImageFolder(tree, 16, 1)
+    data.setup()
+    said = "\n".join(data.notes)
+    assert data.train_size == 5 + 1 + 5 + 1 + 6  # a link to a class is a class; in a folder a file counts once
+    assert "second names of images are left out, such as" in said
+    assert "are one folder: its images have two labels" in said
+    assert "1 images are files of two names" in said
+    assert "another ending, such as" in said

@@ -66,7 +66,7 @@ def test_only_images_that_are_not_hidden_are_listed(tmp_path):
 def test_a_missing_root_is_named_in_full(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert refusal("nowhere").startswith(f"data.root: no folder {tmp_path / 'nowhere'}.")
-    assert "data.root=/path/to/imagenet" in refusal("nowhere")
+    assert "data.root=/path/to/images" in refusal("nowhere")
     assert refusal(None).startswith("data.root is not set")
     assert refusal("").startswith("data.root is not set")
     touch(tmp_path / "imagenet.tar")
@@ -87,7 +87,8 @@ def test_folders_without_classes_or_images(tmp_path):
 def test_another_number_of_classes(tmp_path):
     touch(tmp_path / "a/x.jpg", tmp_path / "b/x.jpg")
     text = refusal(tmp_path, 1000)
-    assert f"2 class folders in {tmp_path}, but data.num_classes=1000. Pass data.num_classes=2" in text
+    assert f"2 class folders in {tmp_path}, but data.num_classes=1000, which is the network's" in text
+    assert "Pass data.num_classes" not in text
 
 
 def test_a_validation_split_must_fit(tmp_path):

@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from neural_rdm.cli import build
 from neural_rdm.core.errors import ConfigError, UserError
+from neural_rdm.data.image_folder import ImageFolder
+from neural_rdm.data.subset import make_subset
 from neural_rdm.prepare import prepare
 from tests.test_prepare import LAYOUTS, arguments, class_folders, journeydb, report, sky, two_splits, ucf
 from tests.test_preview import _own_cache, composed  # noqa: F401  (a fixture)
@@ -109,3 +112,18 @@ def test_known_broken_clips_are_not_chosen_for_a_part(tmp_path: Path) -> None:
     found = report(tmp_path / "out")
     assert found["splits"][0]["found"] == 6
     assert found["broken"] == {}
+
+
+def test_loops_and_links_that_lead_nowhere_beside_the_samples(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    for i in range(3):
+        (root / "a").mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(root / "a" / f"{i}.png")
+    (root / "loop").mkdir()
+    (root / "loop" / "again").symlink_to("..")
+    (root / "gone.txt").symlink_to("nowhere")
+    (root / "words.txt").write_text("a")
+    data = ImageFolder(root, 8, 1, max_bad_fraction=0.9)
+    data.setup()
+    assert make_subset(data, root, tmp_path / "part", 2) == {"train": 2}
+    assert sorted(path.name for path in (tmp_path / "part").rglob("*.*")) == ["0.png", "1.png", "words.txt"]

@@ -164,3 +164,14 @@ def test_a_closed_port_and_a_full_disk(address: str, tmp_path: Path, monkeypatch
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(UserError, match="No space left on device"):
         find_shards(tmp_path, f"{address}/s-0.tar", "data.train")
+
+
+def test_a_glob_ends_in_loops_of_links_and_names_no_shard_twice(tmp_path: Path) -> None:
+    touch(tmp_path, "a/1.tar", "a/2.tar", "__MACOSX/a/1.tar")
+    (tmp_path / "loop").symlink_to(".")
+    (tmp_path / "a" / "up").symlink_to("..")
+    (tmp_path / "a" / "0.tar").symlink_to("2.tar")
+    for pattern in ("**/*.tar", "**/a/**/*.tar"):
+        assert find_shards(tmp_path, pattern, "data.train") == [tmp_path / "a/1.tar", tmp_path / "a/2.tar"]
+    with pytest.raises(DataError, match=r"names .*2\.tar twice"):
+        find_shards(tmp_path, "a/{0,2}.tar", "data.train")

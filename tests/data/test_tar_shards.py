@@ -290,3 +290,14 @@ def test_the_same_samples_as_from_the_folder_they_were_packed_from(tmp_path: Pat
         ours, theirs = shards.train_set.load(place, 7 * i), folder.train_set.load(i, 7 * i)
         assert torch.equal(ours["x"], theirs["x"])
         assert ours["caption"] == theirs["caption"]
+
+
+def test_a_wildcard_never_trains_on_what_is_held_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for prefix in ("set-train", "set-val", "set-test", "val/0"):
+        write_shards(tmp_path, [2], prefix=prefix)
+    data = TarShards(tmp_path, train="**/*.tar", val="set-val-*.tar", image_size=8, batch_size=1)
+    assert (data.train_size, data.val_size) == (2, 2)
+    assert "3 shards such as set-test-000000.tar are held out by their names" in capsys.readouterr().out
+    (tmp_path / "set-train-000000.tar").unlink()
+    with pytest.raises(DataError, match="nothing to train on: its 2 shards such as set-test"):
+        TarShards(tmp_path, image_size=8, batch_size=1).setup()

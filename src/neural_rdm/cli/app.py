@@ -237,7 +237,7 @@ def _check(composed: Composed, config_name: str, resumed: bool = False) -> None:
     if data is not None and data.get("source") == "latents":
         check_manifest(read_manifest(data.latents), data, cfg.first_stage, cfg.condition)
     elif data is not None and "root" in data:
-        check_layout(data, composed.choices.get("data", ""))
+        check_layout(data, composed.choices.get("data", ""), cfg.get("backbone"))
     if pretrained is not None and pretrained.path is not None and not resumed and not Path(pretrained.path).exists():
         raise ConfigError(
             f"pretrained.path={pretrained.path}: no such file or folder "

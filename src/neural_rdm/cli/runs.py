@@ -6,7 +6,6 @@ Everything that needs torch is imported inside the functions: `inherit` runs in 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from neural_rdm.cli.grammar import written
 from neural_rdm.core.config import Sources, as_plain, config_dir, validate
 from neural_rdm.core.errors import CheckpointError, ConfigError, UserError
 from neural_rdm.core.files import load_tensors
+from neural_rdm.core.listing import natural_order
 
 if TYPE_CHECKING:
     import torch
@@ -31,16 +31,11 @@ if TYPE_CHECKING:
     from neural_rdm.training.measuring import Subject
 
 
-def natural(path: Path) -> list[tuple[int, int | str]]:
-    """Sort key of a path: numbers inside names by their value, so that job 10 follows job 9."""
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", str(path)) if part]
-
-
 def find_runs(folder: Path, files: Sequence[str] = ("config.yaml",)) -> list[Path]:
     """`folder` itself if it is a run (it holds one of `files`), else the runs one, or else two, levels below it."""
     for level in ("", "*/", "*/*/"):
         if found := {path.parents[file.count("/")] for file in files for path in folder.glob(level + file)}:
-            return sorted(found, key=natural)
+            return natural_order(found)
     return []
 
 

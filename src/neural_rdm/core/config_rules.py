@@ -46,7 +46,7 @@ def check_across(cfg: DictConfig, sources: Sources) -> None:
     if classes and labels and classes != labels:
         key, rows = _called(backbone, CLASSES)
         raise ConfigError(
-            f"data.num_classes={classes} but {key}={rows}; pass {key}={rows + classes - labels}{sources.where(key)}"
+            f"data.num_classes={classes} but {key}={rows}; pass {for_classes(backbone, classes)}{sources.where(key)}"
         )
     frames, clip = backbone.get("num_frames"), data.get("num_frames")
     if frames is not None and clip is not None and frames != clip:
@@ -94,6 +94,12 @@ def _labels(backbone: DictConfig) -> int:
     classes = _called(backbone, CLASSES)[1] or 0
     null = "img_size" in backbone and backbone.get("class_dropout_prob", 0) > 0
     return max(0, classes - null)
+
+
+def for_classes(backbone: DictConfig, classes: int) -> str:
+    """The override that gives a backbone so many classes, such as `backbone.num_classes=10`."""
+    key, rows = _called(backbone, CLASSES)
+    return f"{key}={(rows or 0) + classes - _labels(backbone)}"
 
 
 def _reads(backbone: DictConfig) -> tuple[str, int | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -93,27 +93,6 @@ def load_tensors(path: str | Path, verify: bool = False) -> dict[str, Any]:
     except Exception as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"cannot read {path}: {first}") from error
-
-
-def walk(folder: str | os.PathLike[str]) -> Iterator[tuple[str, list[str], list[str]]]:
-    """As `os.walk` from the top, by name, into linked folders too; each folder once, and no link to one that is above.
-
-    A caller may shorten the list of folders, to leave them out.
-    """
-    top = Path(folder).resolve()
-    seen = {_identity(parent) for parent in top.parents}
-    for here, folders, files in os.walk(folder, followlinks=True):
-        if (identity := _identity(here)) in seen:
-            folders.clear()
-            continue
-        seen.add(identity)
-        folders.sort()
-        yield here, folders, sorted(files)
-
-
-def _identity(folder: str | Path) -> tuple[int, int]:
-    stat = os.stat(folder)
-    return stat.st_dev, stat.st_ino
 
 
 def _copy(source: BinaryIO, target: BinaryIO) -> None:

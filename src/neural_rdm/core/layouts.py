@@ -9,16 +9,30 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from neural_rdm.core.errors import DataError
+from neural_rdm.core.listing import file_names, is_hidden, unreadable
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v"})
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
-_SPLITS = {"train", "val", "test"}
+#: pictures that people keep in class folders and that are not read: their endings
+UNREAD_SUFFIXES = frozenset({
+    ".jfif", ".jpe", ".gif", ".avif", ".jp2", ".j2k", ".jpx", ".heic", ".heif", ".jxl", ".svg", ".psd", ".tga", ".exr",
+    ".hdr", ".dng", ".cr2", ".nef", ".arw",
+})  # fmt: skip
+#: names of folders with what is trained on, and words for what is held out, the ones for validation first
+TRAIN_NAMES = ("train", "training")
+_VALIDATION = "val|valid|validation|eval|evaluation|dev|devel"
+_TEST = "test|testing|holdout|hold[-_ ]?out|held[-_ ]?out"
+_HELD_OUT = re.compile(
+    rf"(?!.*train)(?:.*[-_. ])?(?:(?P<val>{_VALIDATION})|{_TEST})"
+    r"(?:[-_. ]?(?:\d+|set|split|data|clips?|videos?|frames?|images?|imgs?))*",
+    re.IGNORECASE,
+)
 _DRAWING = """Expected layout (one folder a class, images directly inside it):
     {root}/
       train/
@@ -26,7 +40,7 @@ _DRAWING = """Expected layout (one folder a class, images directly inside it):
         <class 2>/  ...
       val/          (may be left out; same class names)
         <class 1>/  ...
-or the class folders directly in {root}/. Pass the folder with data.root=/path/to/imagenet"""
+or the class folders directly in {root}/. Pass the folder with data.root=/path/to/images"""
 _IMAGENET = """Expected layout:
     {root}/
       train/<wnid>/*.JPEG
@@ -40,7 +54,8 @@ class ImageTree(NamedTuple):
     """A checked tree: absolute folders of the splits, and the class names in label order.
 
     `inner` is the folder inside each training class that holds its images ("" where they lie in the class folder
-    itself). `labels` is the file that says the classes of a `val` without class folders.
+    itself). `labels` is the file that says the classes of a `val` without class folders. `notes` are what a user should
+    know of how the folder was read.
     """
 
     train: Path
@@ -48,30 +63,99 @@ class ImageTree(NamedTuple):
     classes: list[str]
     inner: str = ""
     labels: Path | None = None
+    notes: tuple[str, ...] = ()
 
 
-def image_names(folder: Path) -> Iterator[str]:
-    """Names of the image files directly in `folder`, in the file system's order; hidden files are passed over.
+class ClassCount(DataError):
+    """Another number of class folders than there must be.
+
+    Attributes:
+        found: how many there are.
+    """
+
+    def __init__(self, message: str, found: int) -> None:
+        super().__init__(message)
+        self.found = found
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's ending is that of an image that is read."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def is_video(name: str) -> bool:
+    """Whether a file's ending is that of a video."""
+    return os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
+
+
+def image_names(folder: Path) -> list[str]:
+    """Sorted names of the image files directly in `folder`, each file once; hidden files are passed over.
+
+    Raises:
+        DataError: the folder cannot be read.
+    """
+    return file_names(folder, is_image).names
+
+
+def first_image(folder: Path) -> str | None:
+    """Any image file directly in `folder`, without listing all of them; None where there is none.
 
     Raises:
         DataError: the folder cannot be read.
     """
     try:
         with os.scandir(folder) as entries:
-            for entry in entries:
-                name = entry.name
-                if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
-                    yield name
+            return next((e.name for e in entries if is_image(e.name) and not is_hidden(e.name)), None)
     except OSError as error:
-        raise DataError(f"cannot read the folder {folder}: {error.strerror}. Check its permissions.") from error
+        raise unreadable(folder, error) from error
+
+
+def is_held_out(name: str) -> bool:
+    """Whether a folder of this name holds what is never trained on: test, val, valid, validation, sky_test, val2017,
+    ... in any case.
+    """
+    return _HELD_OUT.fullmatch(name) is not None
+
+
+def held_out(folder: Path) -> list[Path]:
+    """The folders directly in `folder` that are held out, those for validation before those for tests."""
+    names = [name for name in folders_in(folder) if is_held_out(name)]
+    return [folder / name for name in sorted(names, key=lambda name: (_for_tests(name), len(name), name))]
+
+
+def _for_tests(name: str) -> bool:
+    match = _HELD_OUT.fullmatch(name)
+    return match is not None and match["val"] is None
+
+
+def split_folder(folder: Path, names: Iterable[str]) -> Path | None:
+    """The first of these folders that exists directly in `folder`, whatever the case of its name."""
+    there = {name.casefold(): name for name in reversed(folders_in(folder))}
+    return next((folder / there[name] for name in names if name in there), None)
+
+
+def nothing_to_train_on(folder: Path, what: str) -> str:
+    """The refusal of a folder that holds nothing but what is held out.
+
+    Args:
+        what: of what there is none, "videos" for example.
+    """
+    found = held_out(folder)
+    names = ", ".join(path.name for path in found)
+    return (
+        f"data.root: nothing to train on in {folder}: besides what is held out ({names}) it holds no {what}. What is "
+        f"held out is never trained on. Put the training {what} into {folder / 'train'}; or, to train on these after "
+        f"all, pass data.root={found[0]}"
+    )
 
 
 def check_root(root: str | os.PathLike[str] | None, num_classes: int | None = None) -> ImageTree:
     """Check the class-folder tree `root` by looking at folders and at one image name; takes milliseconds.
 
-    `root/train` is the training split if it holds folders, and `root/val` is then the validation split. Otherwise the
-    folders of `root` itself are the classes. Labels follow the sorted folder names, as in torchvision's `ImageFolder`,
-    which the official DiT code uses.
+    `root/train` is the training split if it holds folders. Otherwise the folders of `root` itself are the classes,
+    without those that are held out (see `is_held_out`), which are never trained on. Of these the first with the same
+    classes is the validation split. Labels follow the sorted folder names, as in torchvision's `ImageFolder`, which the
+    official DiT code uses.
 
     Args:
         root: the folder; `~` is expanded and a relative path starts at the working directory.
@@ -83,14 +167,11 @@ def check_root(root: str | os.PathLike[str] | None, num_classes: int | None = No
     """
     base = check_folder(root, _DRAWING)
     drawing = _DRAWING.format(root=base)
-    folders = _folders(base)
-    split = "train" in folders and (bool(_folders(base / "train")) or set(folders) <= _SPLITS)
-    train = base / "train" if split else base
-    classes = _classes(train, "", num_classes, drawing)
-    val = base / "val" if split and "val" in folders else None
-    if val is not None:
-        _check_val(val, train, classes, drawing)
-    return ImageTree(train, val, classes)
+    train = split_folder(base, TRAIN_NAMES)
+    if train is not None and not folders_in(train):  # a class may be called train
+        others = [name for name in folders_in(base) if name != train.name and not is_held_out(name)]
+        train = None if others else train
+    return _tree(base, train, "", num_classes, drawing)
 
 
 def check_imagenet(root: str | os.PathLike[str] | None, num_classes: int | None = None) -> ImageTree:
@@ -109,19 +190,19 @@ def check_imagenet(root: str | os.PathLike[str] | None, num_classes: int | None 
     drawing = _IMAGENET.format(root=base)
     kaggle = base / "ILSVRC" / "Data" / "CLS-LOC"
     images = kaggle if kaggle.is_dir() else base
-    train, val = images / "train", images / "val"
-    if not train.is_dir():
-        return ImageTree(base, None, _classes(base, "", num_classes, drawing))
-    first = next(iter(_folders(train)), "")
-    inner = "images" if (train / first / "images").is_dir() and next(image_names(train / first), None) is None else ""
-    classes = _classes(train, inner, num_classes, drawing)
-    if not val.is_dir():
-        return ImageTree(train, None, classes, inner)
+    train = split_folder(images, TRAIN_NAMES)
+    if train is None:
+        return _tree(images, None, "", num_classes, drawing)
+    first = next(iter(folders_in(train)), "")
+    inner = "images" if (train / first / "images").is_dir() and first_image(train / first) is None else ""
+    val = split_folder(images, ("val",))
+    if val is None:
+        return _tree(images, train, inner, num_classes, drawing)
     if (labels := val / "val_annotations.txt").is_file() and (val / "images").is_dir():
-        return ImageTree(train, val / "images", classes, inner, labels)
-    if _folders(val) or next(image_names(val), None) is None:
-        _check_val(val, train, classes, drawing)
-        return ImageTree(train, val, classes, inner)
+        return ImageTree(train, val / "images", _classes(train, inner, num_classes, drawing), inner, labels)
+    if folders_in(val) or first_image(val) is None:
+        return _tree(images, train, inner, num_classes, drawing)
+    classes = _classes(train, inner, num_classes, drawing)
     lists = [base / "LOC_val_solution.csv", *sorted(base.glob(f"*devkit*/data/{GROUND_TRUTH}"))]
     found = next((file for file in lists if file.is_file()), None)
     if found is None:
@@ -159,31 +240,59 @@ def drawn(docstring: str | None) -> str:
     return re.sub(r"\s*Arguments: see `\w+`\.", "", text).strip()
 
 
-def _classes(train: Path, inner: str, num_classes: int | None, drawing: str) -> list[str]:
-    """The sorted class folders of `train`, some of which hold images, as many as there must be."""
-    classes = _folders(train)
+def _tree(base: Path, train: Path | None, inner: str, num_classes: int | None, drawing: str) -> ImageTree:
+    """The class folders of `train`, or of `base` without what is held out, and the validation split beside them."""
+    classes = _classes(train or base, inner, num_classes, drawing, whole=train is None)
+    notes = []
+    if train is None and (others := held_out(base)):
+        notes.append(
+            f"{', '.join(path.name for path in others)} in {base}: held out by the name, no class. If it is a class, "
+            f"move the class folders into {base / 'train'}"
+        )
+    for folder in held_out(base):
+        if not _for_tests(folder.name):
+            _check_val(folder, train or base, classes, drawing)
+        elif not folders_in(folder) or not set(folders_in(folder)) <= set(classes):  # tests often come without labels
+            notes.append(f"{folder} is not used for validation: its folders are not the classes")
+            continue
+        return ImageTree(train or base, folder, classes, inner, notes=tuple(notes))
+    return ImageTree(train or base, None, classes, inner, notes=tuple(notes))
+
+
+def _classes(train: Path, inner: str, num_classes: int | None, drawing: str, whole: bool = False) -> list[str]:
+    """The sorted class folders of `train`, some of which hold images, as many as there must be.
+
+    Args:
+        whole: `train` is the data set's folder itself: folders that are held out are no classes.
+    """
+    classes = [name for name in folders_in(train) if not (whole and is_held_out(name))]
     if not classes:
-        flat = next(image_names(train), None)
+        if whole and folders_in(train):
+            raise DataError(f"{nothing_to_train_on(train, 'class folders')}\n{drawing}")
+        flat = first_image(train)
         found = f"images (such as {flat}) but no class folders" if flat else "no class folders and no images"
         advice = " Images without classes go into one folder of any name." if flat else ""
         raise DataError(f"data.root: {found} in {train}.{advice}\n{drawing}")
-    if all(next(image_names(train / name / inner), None) is None for name in classes):
+    if not any(first_image(train / name / inner) for name in classes if (train / name / inner).is_dir()):
         raise DataError(
             f"data.root: no image directly in any of the {len(classes)} folders of {train} (the first is "
             f"{classes[0]!r}; endings read: {' '.join(sorted(IMAGE_SUFFIXES))}).\n{drawing}"
         )
     if num_classes is not None and num_classes != len(classes):
-        raise DataError(
-            f"data.root: {len(classes)} class folders in {train}, but data.num_classes={num_classes}. Pass "
-            f"data.num_classes={len(classes)}, or the folder of the right data set with data.root=/path/to/imagenet.\n"
-            f"{drawing}"
+        raise ClassCount(
+            f"data.root: {len(classes)} class folders in {train}, but data.num_classes={num_classes}, which "
+            "is the network's number of classes unless it is set. Pass the folder of the right data set with "
+            f"data.root.\n{drawing}",
+            len(classes),
         )
     return classes
 
 
 def _check_val(val: Path, train: Path, classes: list[str], drawing: str) -> None:
-    found = _folders(val)
+    found = folders_in(val)
     advice = f"Sort its images into the class folders of {train}, or train without it: data.root={train}"
+    if val.parent == train:
+        advice = f"Sort its images into its own folders of these names, or move it out of {train}"
     if not found:
         raise DataError(f"data.root: no class folders in {val}. {advice}\n{drawing}")
     unknown = sorted(set(found) - set(classes))
@@ -192,13 +301,17 @@ def _check_val(val: Path, train: Path, classes: list[str], drawing: str) -> None
                         f"such as {unknown[0]!r}. {advice}\n{drawing}")  # fmt: skip
 
 
-def _folders(folder: Path) -> list[str]:
-    """Sorted names of the folders (or links to folders) in `folder` that are not hidden."""
+def folders_in(folder: Path) -> list[str]:
+    """Sorted names of the folders (or links to folders) in `folder` that are not hidden.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     try:
         with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+            return sorted(entry.name for entry in entries if not is_hidden(entry.name) and entry.is_dir())
     except OSError as error:
-        raise DataError(f"cannot read the folder {folder}: {error.strerror}. Check its permissions.") from error
+        raise unreadable(folder, error) from error
 
 
 #: what finds the splits and classes of a folder of images, by the name of the data module

@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from neural_rdm.core.errors import ConfigError
+from neural_rdm.core.errors import ConfigError, DataError
+from neural_rdm.core.ranks import is_first_rank
 from neural_rdm.core.seeding import choice
-from neural_rdm.data.broken import BadSamples, BrokenSample, LoaderError
+from neural_rdm.data.broken import BadSamples, BrokenSample, LoaderError, printable
 from neural_rdm.data.sampler import Draw, StepBatchSampler, shuffled, split_batch
+from neural_rdm.data.splits import refuse_shared
 
 _ATTEMPTS = 1000  # samples tried for one place; more than chance could need where most can be read
 _FAR = 1 << 40  # from the key of one attempt to the next, beyond every position: other draws, such as frames of others
@@ -52,7 +54,8 @@ class Batch(TypedDict, total=False):
 class Source(Protocol):
     """A map-style set of samples.
 
-    It may have an attribute `left_out`, a list of `BrokenSample`: what its listing has passed over.
+    It may have an attribute `left_out`, a list of `BrokenSample`: what its listing has passed over. Where its samples
+    are read from files, a method `origins` gives their paths: see `splits.refuse_shared`.
     """
 
     def __len__(self) -> int: ...
@@ -151,6 +154,8 @@ class DataModule(LightningDataModule):
         self.limit = limit
         self.max_bad_fraction = max_bad_fraction
         self._lists: dict[tuple[str, Path | None], BadSamples] = {}
+        #: what a user should know of how the data were read
+        self.notes: list[str] = []
         self.seed = 0
         self.micro_steps = 1
 
@@ -166,9 +171,25 @@ class DataModule(LightningDataModule):
         raise NotImplementedError(f"{type(self).__name__} does not say how to load its data (load_datasets).")
 
     def setup(self, stage: str | None = None) -> None:
-        """Load the data sets unless they are loaded; may be called without a Trainer."""
+        """Load the data sets unless they are loaded; may be called without a Trainer.
+
+        Raises:
+            DataError: they cannot be read, or training and validation share samples.
+        """
         if self.train_set is None:
             self.load_datasets()
+            try:
+                refuse_shared(self.train_set, self.val_set)
+            except DataError:
+                self.train_set = self.val_set = None
+                raise
+
+    def note(self, text: str) -> None:
+        """Say something of the data that a user should know, once, and keep it in `notes`."""
+        if (text := printable(text)) not in self.notes:
+            self.notes.append(text)
+            if is_first_rank():
+                print(text, flush=True)
 
     def prompts(self, count: int) -> list[str] | None:
         """`count` texts to draw previews of; None where the data have no captions."""

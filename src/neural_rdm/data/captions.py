@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from neural_rdm.core.errors import ConfigError, DataError
-from neural_rdm.core.layouts import check_folder, drawn
+from neural_rdm.core.layouts import TRAIN_NAMES, check_folder, drawn, held_out, split_folder
+from neural_rdm.core.listing import file_names
 from neural_rdm.core.seeding import choice, keys, uniform
 from neural_rdm.data.base import BrokenSample, DataModule
 from neural_rdm.data.broken import bad_allowed
@@ -46,6 +47,10 @@ class CaptionedImages:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def origins(self) -> Iterator[str]:
+        """Path of each image."""
+        return iter(self.paths)
 
     def load(self, index: int, key: int) -> dict[str, Any]:
         """Image `index` as x float32 [3, S, S] in [-1, 1], and one of its captions.
@@ -132,7 +137,9 @@ class Captioned(DataModule):
         """
         splits = self.splits(self.root)
         if "train" not in splits or not splits["train"][0].is_dir():
-            raise DataError(f"data.root: {self.NEEDS} in {self.root}.\n{drawn(type(self).__doc__)}")
+            found = ", ".join(path.name for path in held_out(self.root))
+            also = f"; what is held out there ({found}) is never trained on" if found else ""
+            raise DataError(f"data.root: {self.NEEDS} in {self.root}{also}.\n{drawn(type(self).__doc__)}")
         for split, (folder, file) in splits.items():
             if folder.is_dir():
                 setattr(self, f"{split}_set", self._images(folder, file, training=split == "train"))
@@ -232,10 +239,16 @@ class JourneyDB(Captioned):
 
     @staticmethod
     def splits(root: Path) -> dict[str, tuple[Path, Path]]:
-        """Those that have an annotation file."""
-        folders = {"train": root / "train", "val": root / "valid"}
-        files = {split: sorted(folder.glob("*.jsonl")) for split, folder in folders.items()}
-        return {split: (folders[split], found[-1]) for split, found in files.items() if found}
+        """Those that have an annotation file; for validation the first folder of what is held out that has one."""
+        found = {"train": _annotated(split_folder(root, TRAIN_NAMES))}
+        there = map(_annotated, held_out(root))
+        found["val"] = next((split for split in there if split and JourneyDB._is_read(*split)), None)
+        return {name: split for name, split in found.items() if split is not None}
+
+    @staticmethod
+    def _is_read(folder: Path, file: Path) -> bool:
+        """Whether it has captions: the questions of a test have none. The split `valid` is read whatever is in it."""
+        return "val" in folder.name.casefold() or any(isinstance(f, tuple) for _, f in JourneyDB.lines(folder, file))
 
     @staticmethod
     def read(folder: Path, file: Path) -> Annotated:
@@ -274,6 +287,12 @@ class JourneyDB(Captioned):
                         yield line, BrokenSample(reason, f"{file}:{number}")
         except OSError as error:
             raise DataError(f"data.root: cannot read {file}: {error.strerror}") from error
+
+
+def _annotated(folder: Path | None) -> tuple[Path, Path] | None:
+    """A split's folder and its last annotation file, where it has one."""
+    files = [] if folder is None else file_names(folder, lambda name: name.endswith(".jsonl")).names
+    return (folder, folder / files[-1]) if folder is not None and files else None
 
 
 def absent(folder: Path, names: Sequence[str]) -> list[str]:

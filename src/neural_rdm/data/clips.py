@@ -1,11 +1,9 @@
-"""Clips out of videos: which videos there are, which of their frames make a clip, and the clip as a tensor."""
+"""Clips out of videos: which of their frames make a clip, and the clip as a tensor."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,11 +11,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from neural_rdm.core.files import walk
-from neural_rdm.core.layouts import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from neural_rdm.core.seeding import uniform
 from neural_rdm.data.base import BrokenSample
-from neural_rdm.data.decoders import Video, natural, open_video
+from neural_rdm.data.decoders import Video, open_video
 from neural_rdm.data.image_folder import adm_crop
 from neural_rdm.data.packed import PackedStrings
 
@@ -38,20 +34,6 @@ def frame_numbers(length: int, num_frames: int, frame_interval: int, u: float) -
     span = (num_frames - 1) * frame_interval + 1
     start = int(u * max(1, length - span + 1))
     return np.minimum(start + frame_interval * np.arange(num_frames), length - 1)
-
-
-def find_videos(folder: Path) -> list[Path]:
-    """Every video file below `folder` and every folder that directly holds images, sorted by name."""
-    found: list[Path] = []
-    for directory, folders, files in walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        here = [f for f in files if not f.startswith(".")]
-        videos = [Path(directory) / f for f in here if os.path.splitext(f)[1].lower() in VIDEO_SUFFIXES]
-        # a link that leads nowhere is a broken sample; a pipe would be waited for without end
-        found += [path for path in videos if path.is_file() or not path.exists()]
-        if any(os.path.splitext(f)[1].lower() in IMAGE_SUFFIXES for f in here):
-            found.append(Path(directory))
-    return sorted(found, key=lambda path: natural(str(path)))
 
 
 class ClipFiles:
@@ -94,6 +76,10 @@ class ClipFiles:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def origins(self) -> Iterator[str]:
+        """Path of each video file or folder of frames."""
+        return iter(self.paths)
 
     def open(self, index: int) -> Video:
         """The video `index`; close it again.

@@ -8,14 +8,14 @@ from the key frame before it on. Every decoder keeps to one thread; the loader's
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from neural_rdm.core.layouts import IMAGE_SUFFIXES
+from neural_rdm.core.errors import DataError
 from neural_rdm.data.base import BrokenSample
+from neural_rdm.data.frames import frames_of
 from neural_rdm.data.image_folder import read_rgb
 from neural_rdm.data.plain_decoders import Decord, TorchCodec
 from neural_rdm.data.pyav import PyAV
@@ -67,10 +67,9 @@ class FrameFolder:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         try:
-            names = [n for n in os.listdir(path) if os.path.splitext(n)[1].lower() in IMAGE_SUFFIXES and n[0] != "."]
-        except OSError as error:
-            raise BrokenSample(error.strerror or "no such folder", path) from error
-        self.names = sorted(names, key=natural)
+            self.names = frames_of(path).names
+        except DataError as error:
+            raise BrokenSample(str(error), path) from error
 
     def info(self) -> VideoInfo:
         """How many frames there are, and the size of the first one."""
@@ -90,6 +89,3 @@ class FrameFolder:
         return np.asarray(read_rgb(self.path / self.names[index]))
 
 
-def natural(name: str) -> list[tuple[int, int | str]]:
-    """Sort key by the numbers in a name: frame_10 follows frame_9."""
-    return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", name) if part]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,10 +14,12 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from neural_rdm.core.errors import ConfigError, DataError
-from neural_rdm.core.layouts import ImageTree, check_root, image_names
+from neural_rdm.core.layouts import ImageTree, check_root
+from neural_rdm.core.listing import natural_order
 from neural_rdm.core.seeding import uniform
 from neural_rdm.data.base import BrokenSample, DataModule
 from neural_rdm.data.broken import bad_allowed, printable
+from neural_rdm.data.class_files import list_classes
 from neural_rdm.data.packed import PackedStrings
 
 #: what is decoded; Pillow knows more, and would hand PostScript in a file called .jpg to Ghostscript, which runs it
@@ -124,6 +126,7 @@ class ImageFiles:
         y: labels [N].
         flip: mirror half of the images, keyed by (seed, position).
         left_out: what the listing has passed over.
+        notes: what else a user should know of it.
     """
 
     def __init__(
@@ -136,14 +139,19 @@ class ImageFiles:
         flip: bool = False,
         seed: int = 0,
         left_out: Sequence[BrokenSample] = (),
+        notes: Sequence[str] = (),
     ) -> None:
         self.folders = [os.fspath(folder) for folder in folders]
         self._names, self._ends = PackedStrings(names), np.cumsum(counts)
         self.y, self.image_size, self.flip, self.seed = y, image_size, flip, seed
-        self.left_out = list(left_out)
+        self.left_out, self.notes = list(left_out), list(notes)
 
     def __len__(self) -> int:
         return len(self.y)
+
+    def origins(self) -> Iterator[str]:
+        """Path of each image."""
+        return map(self.path, range(len(self)))
 
     def path(self, index: int) -> str:
         """Path of image `index`."""
@@ -161,19 +169,13 @@ class ImageFiles:
 
 
 def class_files(folders: Sequence[Path], image_size: int, flip: bool = False, seed: int = 0) -> ImageFiles:
-    """The images in class folders, in the order of (class, file name); label k for the k-th folder.
+    """The images in class folders, in the order of (class, file name); label k for the k-th folder; see `list_classes`.
 
     A folder without an image is left out, and said to be; the labels of the others stay. Folders may be absent.
     """
-    names, counts, left_out = [], [], []
-    for folder in folders:
-        images = sorted(image_names(folder)) if folder.is_dir() else []
-        if not images and folder.is_dir():
-            left_out.append(BrokenSample("a class folder without an image", folder))
-        names += images
-        counts.append(len(images))
-    y = torch.arange(len(folders)).repeat_interleave(torch.tensor(counts))
-    return ImageFiles(folders, names, counts, y, image_size, flip, seed, left_out)
+    found = list_classes(folders)
+    y = torch.arange(len(folders)).repeat_interleave(torch.tensor(found.counts))
+    return ImageFiles(folders, found.names, found.counts, y, image_size, flip, seed, found.left_out, found.notes)
 
 
 class ImageFolder(DataModule):
@@ -183,6 +185,7 @@ class ImageFolder(DataModule):
     ROOT/val/<class>/*.jpg      may be left out
 
     or ROOT/<class>/*.jpg. Labels follow the sorted folder names; a class keeps its label where its folder is empty.
+    Folders called test, valid, validation, ... are held out: one of them serves as validation where there is no val.
     Images are cropped as in ADM and scaled to [-1, 1]; those of the validation split are not mirrored. As samples are
     indexed class by class, a small `limit` takes images of the first classes only.
 
@@ -232,12 +235,21 @@ class ImageFolder(DataModule):
         """
         tree, size = self.tree, self.sample_shape[-1]
         train = class_files([tree.train / name / tree.inner for name in tree.classes], size, self.flip, self.seed)
-        empty = train.left_out
+        empty = [error for error in train.left_out if os.path.isdir(error.path)]
         if len(empty) > bad_allowed(self.max_bad_fraction, len(tree.classes)):
             raise DataError(
                 f"data.root: {len(empty)} of {len(tree.classes)} class folders hold no image, such as {empty[0].path}. "
                 "Unpack their archives again, or remove these folders."
             )
+        if (counted := natural_order(tree.classes)) != tree.classes:
+            place = next(i for i, (a, b) in enumerate(zip(tree.classes, counted, strict=True)) if a != b)
+            some = ", ".join(map(printable, tree.classes[: place + 2]))
+            self.note(
+                f"labels follow the names of the class folders as texts, not as numbers ({some}, ...): label {place} "
+                f"is class {printable(tree.classes[place])}, not {printable(counted[place])}"
+            )
         self.train_set = train
         if tree.val is not None and tree.labels is None:
             self.val_set = class_files([tree.val / name for name in tree.classes], size)
+        for text in (*tree.notes, *train.notes, *getattr(self.val_set, "notes", ())):
+            self.note(text)

@@ -48,7 +48,7 @@ class ImageNet(ImageFolder):
         number = {wnid: label for label, wnid in enumerate(self.tree.classes)}
         wnids = read_labels(labels)
         names, y, left_out, foreign = [], [], [], 0
-        for name in sorted(image_names(val)):
+        for name in image_names(val):
             wnid = wnids.get(Path(name).stem)
             if wnid is None:
                 left_out.append(BrokenSample(f"no class in {labels.name}", val / name))
@@ -58,7 +58,7 @@ class ImageNet(ImageFolder):
                 names.append(name)
                 y.append(number[wnid])
         if foreign:
-            print(f"{foreign} validation images are of classes that {self.tree.train} lacks; left out", flush=True)
+            self.note(f"{foreign} validation images are of classes that {self.tree.train} lacks; left out")
         if not names:
             raise DataError(
                 f"data.root: {labels} says no class for any image in {val}, such as {next(iter(wnids), '')}"

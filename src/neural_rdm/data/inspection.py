@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from neural_rdm.core.files import walk
+from neural_rdm.core.listing import Identity, walk
 from neural_rdm.core.seeding import keys
 from neural_rdm.data.base import BrokenSample, Source
 from neural_rdm.data.broken import printable
@@ -127,13 +127,18 @@ def video_info(path: str, decoder: str) -> VideoInfo:
 
 
 def disk_usage(root: str | os.PathLike[str]) -> tuple[int, int]:
-    """(number of files, bytes) below `root`; links are followed, each folder once."""
-    number, total = 0, 0
+    """(number of files, bytes) below `root`; links are followed, each folder and each file once."""
+    total = 0
+    seen: dict[Identity, int] = {}
+    number = 0
     for folder, _, files in walk(root):
         for name in files:
             try:
-                total += os.stat(os.path.join(folder, name)).st_size
+                state = os.stat(os.path.join(folder, name))
             except OSError:  # a link that leads nowhere
                 continue
-            number += 1
-    return number, total
+            if state.st_nlink > 1 or os.path.islink(os.path.join(folder, name)):
+                seen[state.st_dev, state.st_ino] = state.st_size
+            else:
+                number, total = number + 1, total + state.st_size
+    return number + len(seen), total + sum(seen.values())

@@ -15,8 +15,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from neural_rdm.data.captions import COCO, Captioned, JourneyDB, absent
-from neural_rdm.data.clips import find_videos
-from neural_rdm.data.video import by_name, clip_rows, clip_table, list_folder, list_lines
+from neural_rdm.data.video import clip_rows, clip_table, list_folder, list_lines
+from neural_rdm.data.video_files import clip_name, find_candidates
 
 #: of which split the parts of the lists of videos are
 _PARTS = {"train": "train", "test": "val"}
@@ -116,36 +116,47 @@ def _below(folder: Path, name: str) -> str:
 
 
 def _ucf(root: Path, split: int) -> Iterator[Listing]:
-    lists, there = list_folder(root), by_name(find_videos(root))
+    lists, there = list_folder(root), _there(root)
     for part, kind in _PARTS.items():
         if lists is not None and (file := lists / f"{part}list0{split}.txt").is_file():
             names = [line.split()[0] for line in list_lines(file)]
-            yield Listing(file, kind, len(names), [name for name in names if Path(name).stem not in there])
+            yield Listing(file, kind, len(names), [n for n in names if Path(n).stem.casefold() not in there])
 
 
 def _part_of_ucf(root: Path, kept: frozenset[str]) -> Iterator[tuple[Path, str]]:
-    lists, names = list_folder(root), by_name(map(Path, kept))
+    lists, names = list_folder(root), _names(map(Path, kept))
     if lists is not None:
         yield lists / "classInd.txt", _lines(list_lines(lists / "classInd.txt"))
         for file in sorted(lists.glob("t*list0?.txt")):
-            yield file, _lines(line for line in list_lines(file) if Path(line.split()[0]).stem in names)
+            yield file, _lines(line for line in list_lines(file) if Path(line.split()[0]).stem.casefold() in names)
 
 
 def _taichi(root: Path) -> Iterator[Listing]:
     if (file := clip_table(root)) is not None:
-        rows, there = clip_rows(file), by_name(find_videos(root))
+        rows, there = clip_rows(file), _there(root)
         for part, kind in _PARTS.items():
             names = [name for name, of, _ in rows if of == part]
-            yield Listing(file, kind, len(names), [f"{part}/{name}" for name in names if name not in there])
+            yield Listing(file, kind, len(names), [f"{part}/{n}" for n in names if n.casefold() not in there])
 
 
 def _part_of_taichi(root: Path, kept: frozenset[str]) -> Iterator[tuple[Path, str]]:
     if (file := clip_table(root)) is not None:
-        rows, names, text = clip_rows(file), by_name(map(Path, kept)), io.StringIO()
+        rows, names, text = clip_rows(file), _names(map(Path, kept)), io.StringIO()
         table = csv.DictWriter(text, list(rows[0][2]) if rows else [], extrasaction="ignore", lineterminator="\n")
         table.writeheader()
-        table.writerows(row for name, _, row in rows if name in names)
+        table.writerows(row for name, _, row in rows if name.casefold() in names)
         yield file, text.getvalue()
+
+
+def _there(root: Path) -> set[str]:
+    """Names of the videos below a folder."""
+    found = find_candidates(root)
+    return _names([*found.files, *found.folders])
+
+
+def _names(paths: Iterable[Path]) -> set[str]:
+    """The names by which lists call videos, in small letters."""
+    return {clip_name(path).casefold() for path in paths}
 
 
 def _lines(lines: Iterable[str]) -> str:

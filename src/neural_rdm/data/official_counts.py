@@ -108,12 +108,12 @@ def official(choice: str, kind: str = "", split: int | None = None, folders: fro
         kind: name of the data module's class.
         split: UCF-101's list.
         folders: names in `data.root`; tell COCO's years apart.
-        classes: class names; a tree of wnid folders is ImageNet (1000) or Tiny-ImageNet (200) by their number.
+        classes: class names; 200 wnids in the place of ImageNet are Tiny-ImageNet.
     """
     if kind == "COCO":
         return COUNTS["coco2014" if "train2014" in folders and "train2017" not in folders else "coco2017"]
     if kind == "UCF101":
         return COUNTS[f"ucf101_{split or 1}"]
-    if classes and all(len(c) == 9 and c[0] == "n" and c[1:].isdigit() for c in classes):
-        choice = {1000: "imagenet", 200: "tiny_imagenet"}.get(len(classes), choice)
+    if choice == "imagenet" and len(classes or ()) == 200:
+        choice = "tiny_imagenet"
     return COUNTS.get(choice)

@@ -23,13 +23,14 @@ from torch import Tensor
 
 from neural_rdm.core.errors import DataError
 from neural_rdm.core.gifs import read_gif
-from neural_rdm.core.layouts import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from neural_rdm.core.ranks import is_first_rank
 from neural_rdm.data.base import BrokenSample
-from neural_rdm.data.decoders import natural, open_video
+from neural_rdm.data.broken import printable
+from neural_rdm.data.decoders import open_video
+from neural_rdm.data.frames import frames_of
 from neural_rdm.data.image_folder import read_rgb
+from neural_rdm.data.sample_listing import SAMPLING, list_samples
 
-CLIP_SUFFIXES = VIDEO_SUFFIXES | {".gif"}
-SAMPLING = "sampling.json"  # what `sample` writes beside its samples
 READERS = 8
 Pixels = NDArray[np.uint8]
 
@@ -172,46 +173,24 @@ class NpzSamples(SampleFiles):
 
 
 class FolderSamples(SampleFiles):
-    """Image files, or video files and GIFs, below a folder, in natural order of their names; the pictures `grid` beside
-    a `sampling.json` are none.
+    """The samples below a folder, in natural order of their names; see `list_samples`.
 
     Args:
         frames: folders that hold images are clips, not classes.
 
     Raises:
-        DataError: no samples, images beside clips, or clips of one name as files of two kinds.
+        DataError: no samples, or some that are there twice.
     """
 
     def __init__(self, path: Path, num_frames: int | None, frame_interval: int, frames: bool) -> None:
         super().__init__(path, num_frames, frame_interval)
-        found: dict[str, list[Path]] = {"image": [], "clip": []}
-        for folder, folders, files in os.walk(path, followlinks=True):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            drawn = SAMPLING in files
-            kinds = {n: _kind(n) for n in files if n[0] != "." and not (drawn and os.path.splitext(n)[0] == "grid")}
-            for kind, paths in found.items():
-                paths += [Path(folder) / name for name, its in kinds.items() if its == kind]
-        if frames:
-            found["clip"] += sorted({image.parent for image in found.pop("image")})
-        kinds_there = [kind for kind, paths in found.items() if paths]
-        if len(kinds_there) != 1:
-            some = " and ".join(str(found[kind][0]) for kind in kinds_there)
-            raise DataError(
-                f"{path} holds images and clips ({some}); put them into two folders"
-                if some
-                else f"{path} holds no images ({' '.join(sorted(IMAGE_SUFFIXES))}) and no clips "
-                f"({' '.join(sorted(CLIP_SUFFIXES))})"
-            )
-        self.kind = kinds_there[0]
-        self.paths = sorted(found[self.kind], key=lambda p: natural(p.relative_to(path).as_posix()))
-        names_seen: dict[Path, Path] = {}
-        for clip in self.paths if self.kind == "clip" and not frames else ():
-            if (other := names_seen.setdefault(clip.with_suffix(""), clip)) is not clip:
-                raise DataError(f"{path} holds {other} and {clip}, a clip twice; make one folder for each kind of file")
-        parents = [p.parent for p in self.paths]
-        if all(parent.parent == path for parent in parents) and not (frames and self.kind == "clip"):
-            names = sorted(set(parents))
-            self.labels = np.array([names.index(parent) for parent in parents], dtype=np.int64)
+        listed = list_samples(path, frames)
+        self.kind, self.paths = listed.kind, listed.paths
+        if listed.classes is not None:
+            names = sorted(set(listed.classes))
+            self.labels = np.array([names.index(name) for name in listed.classes], dtype=np.int64)
+        for text in listed.notes if is_first_rank() else ():
+            print(f"{printable(path)}: {printable(text)}", flush=True)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -223,8 +202,8 @@ class FolderSamples(SampleFiles):
 
     def _files(self) -> Iterable[tuple[str, Path]]:
         for path in self.paths:
-            inside = filter(Path.is_file, path.iterdir()) if path.is_dir() else [path]
-            for file in sorted(inside, key=lambda p: natural(p.name)):
+            inside = [path / name for name in frames_of(path).names] if path.is_dir() else [path]
+            for file in inside:
                 yield file.relative_to(self.path).as_posix(), file
 
     def _arrays(self, positions: Sequence[int]) -> Iterator[tuple[str, Pixels]]:
@@ -287,11 +266,6 @@ def _header(member: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     version = np.lib.format.read_magic(member)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     return read(member)
-
-
-def _kind(name: str) -> str | None:
-    suffix = os.path.splitext(name)[1].lower()
-    return "image" if suffix in IMAGE_SUFFIXES else "clip" if suffix in CLIP_SUFFIXES else None
 
 
 def _gif(path: Path) -> Pixels:

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from neural_rdm.core.errors import ConfigError, DataError, UserError
-from neural_rdm.core.layouts import IMAGE_SUFFIXES
+from neural_rdm.core.listing import walk
 from neural_rdm.core.progress import progress_bar
 from neural_rdm.data.base import DataModule
 from neural_rdm.data.broken import printable
+from neural_rdm.data.frames import frames_of
 from neural_rdm.data.inspection import known_broken, labels_of, path_of
 from neural_rdm.data.listings import write_listings
 
@@ -120,22 +121,20 @@ def _files(path: Path) -> Iterator[Path]:
     if not path.is_dir():
         yield path
         return
-    for entry in os.scandir(path):
-        if entry.is_file() and os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
-            yield path / entry.name
+    for name in frames_of(path).names:
+        yield path / name
 
 
 def _extras(root: Path, samples: set[Path]) -> Iterator[Path]:
     """Small files at most three folders below `root`, outside of the folders that hold samples."""
-    folders = [root]
-    for _ in range(4):
-        below = []
-        for entry in (entry for folder in folders for entry in os.scandir(folder) if entry.name[0] != "."):
-            if entry.is_dir() and Path(entry.path) not in samples:
-                below.append(Path(entry.path))
-            elif entry.name.lower().endswith(EXTRA_SUFFIXES) and entry.stat().st_size <= EXTRA_BYTES:
-                yield Path(entry.path)
-        folders = below
+    for directory, folders, files in walk(root):
+        here = Path(directory)
+        if len(here.relative_to(root).parts) == 3:
+            folders.clear()
+        folders[:] = [name for name in folders if here / name not in samples]
+        for file in (here / name for name in files if name.lower().endswith(EXTRA_SUFFIXES)):
+            if file.is_file() and file.stat().st_size <= EXTRA_BYTES:
+                yield file
 
 
 def _put(file: Path, place: Path, copy: bool) -> None:

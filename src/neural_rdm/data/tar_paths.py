@@ -8,7 +8,6 @@ import hashlib
 import os
 import re
 import urllib.request
-from collections import Counter
 from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
@@ -16,6 +15,8 @@ from typing import Any
 
 from neural_rdm.core.errors import ConfigError, DataError
 from neural_rdm.core.files import write_atomically
+from neural_rdm.core.layouts import is_held_out
+from neural_rdm.core.listing import identity, walk
 from neural_rdm.core.progress import progress_bar
 
 #: below `data.root`: what was downloaded, and the index of every shard; may be deleted at any time
@@ -63,7 +64,7 @@ def find_shards(root: Path, pattern: str, key: str) -> list[Path]:
             files.append(path)
         elif glob.has_magic(source):
             inside = os.path.join(glob.escape(str(root)), os.path.expanduser(source))
-            files += [Path(p) for p in sorted(glob.glob(inside, recursive=True)) if os.path.isfile(p)]
+            files += _each_once(sorted({p for p in _matching(inside) if os.path.isfile(p)}))
         else:
             missing.append(source)
     if missing:
@@ -72,10 +73,49 @@ def find_shards(root: Path, pattern: str, key: str) -> list[Path]:
         )
     if not files:
         raise DataError(f"{key}={pattern}: no file of that name in {root}, which holds {_content(root)}")
-    if len(set(files)) < len(files):
-        twice = Counter(files).most_common(1)[0][0]
-        raise DataError(f"{key}={pattern} names {twice} twice; each shard is read once")
+    first: dict[object, Path] = {}
+    for number, file in enumerate(files):
+        if first.setdefault(identity(file) or number, file) is not file:
+            raise DataError(f"{key}={pattern} names {file} twice; each shard is read once")
     return files
+
+
+def without_held_out(root: Path, files: list[Path], pattern: str) -> tuple[list[Path], list[Path]]:
+    """Shards for training and, apart, those among them that a wildcard has caught by mistake: their names say that they
+    are held out (`val-000000.tar`, `test/0.tar`), and the pattern does not ask for these.
+    """
+    if not glob.has_magic(pattern) or _is_held_out(pattern):
+        return files, []
+    apart = [file for file in files if file.is_relative_to(root) and _is_held_out(str(file.relative_to(root)))]
+    return [file for file in files if file not in set(apart)], apart
+
+
+def _is_held_out(path: str) -> bool:
+    *folders, name = path.split("/")
+    words = re.split(r"[^a-zA-Z]+", name)
+    return any(map(is_held_out, folders)) or (
+        "train" not in name.lower() and any(map(is_held_out, filter(None, words)))
+    )
+
+
+def _matching(pattern: str) -> Iterator[str]:
+    """What a glob matches. `**` enters a folder once, whatever links lead to it: a loop of links ends."""
+    above, star, below = pattern.partition("**")
+    if not star:
+        yield from glob.glob(pattern)
+        return
+    for top in glob.glob(above) if glob.has_magic(above) else [above]:
+        for folder, _, _ in walk(top):
+            yield from _matching(os.path.join(glob.escape(folder), below.lstrip("/") or "*"))
+
+
+def _each_once(paths: list[str]) -> list[Path]:
+    """Those of the files that a glob has found which are no second names of others; a name that is no link stays."""
+    first: dict[object, str] = {}
+    for path in sorted(paths, key=os.path.islink):
+        first.setdefault(identity(path), path)
+    kept = set(first.values())
+    return [Path(path) for path in paths if path in kept]
 
 
 def expand(pattern: str) -> list[str]:

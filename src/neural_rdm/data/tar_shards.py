@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from neural_rdm.data.base import DataModule
 from neural_rdm.data.broken import BrokenSample, printable
 from neural_rdm.data.image_folder import load_pixels
 from neural_rdm.data.tar_index import ABSENT, IMAGE, IMAGES, JSON, TEXT, read_indices
-from neural_rdm.data.tar_paths import find_shards
+from neural_rdm.data.tar_paths import find_shards, without_held_out
 
 MAX_IMAGE = 1 << 28  # bytes of an encoded image
 MAX_TEXT = 1 << 20  # bytes of a text or a JSON
@@ -70,6 +71,10 @@ class TarImages:
         self.captioned = _most(self.table.members[:, self._text, 0])
         #: labels int64 [N], negative where one cannot be read; None without labels
         self.y: Tensor | None = torch.from_numpy(self.table.labels) if _most(self.table.labels) else None
+
+    def origins(self) -> Iterator[str]:
+        """Path of each shard."""
+        return map(os.fspath, self.shards)
 
     def __len__(self) -> int:
         return len(self.table.labels)
@@ -222,6 +227,15 @@ class TarShards(DataModule):
             for split, pattern in self.patterns.items()
             if pattern is not None
         }
+        shards["train"], apart = without_held_out(self.root, shards["train"], pattern := str(self.patterns["train"]))
+        if apart:
+            some = f"{len(apart)} shards such as {apart[0].name}"
+            if not shards["train"]:
+                raise DataError(
+                    f"data.train={pattern}: nothing to train on: its {some} are held out by their names, and what is "
+                    "held out is never trained on. Name the training shards with data.train, and these with data.val"
+                )
+            self.note(f"data.train={pattern}: {some} are held out by their names and not trained on")
         if both := set(shards["train"]) & set(shards.get("val", ())):
             raise ConfigError(f"data.train and data.val both name {min(both)}; a shard is for one of them")
         sets = {split: self._images(files, split) for split, files in shards.items()}

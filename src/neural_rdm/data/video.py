@@ -8,12 +8,21 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from neural_rdm.core.errors import ConfigError, DataError
-from neural_rdm.core.files import walk
-from neural_rdm.core.layouts import VIDEO_SUFFIXES, check_folder, drawn
+from neural_rdm.core.layouts import (
+    TRAIN_NAMES,
+    check_folder,
+    drawn,
+    held_out,
+    is_held_out,
+    nothing_to_train_on,
+    split_folder,
+)
+from neural_rdm.core.listing import walk
 from neural_rdm.core.ranks import is_first_rank
 from neural_rdm.data.base import DataModule
-from neural_rdm.data.clips import ClipFiles, find_videos
+from neural_rdm.data.clips import ClipFiles
 from neural_rdm.data.decoders import DECODERS
+from neural_rdm.data.video_files import by_name, find_candidates, find_videos
 from neural_rdm.data.video_index import index_videos
 
 
@@ -76,9 +85,10 @@ class Clips(DataModule):
     def _use(self, train: list[Path], val: list[Path], labels: Mapping[Path, int] | None = None) -> None:
         """Make the sets of these videos, of which `limit` are looked at."""
         if not train:
-            raise DataError(
-                f"data.root: no training video (file or folder of frames) in {self.root}.\n{drawn(type(self).__doc__)}"
-            )
+            problem = f"data.root: no training video (file or folder of frames) in {self.root}."
+            if self._split() is None and held_out(self.root):
+                problem = nothing_to_train_on(self.root, "videos")
+            raise DataError(f"{problem}\n{drawn(type(self).__doc__)}")
         train, val = train[: self.limit], val[: self.limit]
         paths = list(map(os.fspath, [*train, *val]))
         frames, broken = index_videos(self.root, paths, self.decoder, self.num_workers)
@@ -99,9 +109,9 @@ class Clips(DataModule):
             )
             setattr(self, f"{name}_set", source if used else None)
 
-    def _split(self, *names: str) -> Path | None:
-        """The first of these folders that exists."""
-        return next((self.root / name for name in names if (self.root / name).is_dir()), None)
+    def _split(self) -> Path | None:
+        """The folder of the training split, where there is one."""
+        return split_folder(self.root, (*self.TRAIN, *TRAIN_NAMES))
 
     def setup(self, stage: str | None = None) -> None:
         """Check the folder, then list its videos unless they are listed; may be called without a Trainer."""
@@ -109,19 +119,41 @@ class Clips(DataModule):
         super().setup(stage)
 
     def load_datasets(self) -> None:
-        """List the videos of both splits; frames are decoded when they are drawn."""
-        val = self._split(*self.VAL)
-        self._use(find_videos(self._split(*self.TRAIN) or self.root), [] if val is None else find_videos(val))
+        """List the videos of both splits; frames are decoded when they are drawn.
 
-    def _named(self, file: Path, names: list[str], videos: Mapping[str, Path]) -> list[str]:
-        """Those of the names in a list whose videos are there; says how many are not."""
-        there = [name for name in names if name in videos]
-        if len(there) < len(names) and is_first_rank():
-            print(f"{file.name}: {len(there)} of {len(names)} videos are there", flush=True)
-        return there
+        Where there is no folder of the training split, ROOT stands in for it, without what is held out.
+        """
+        train, others = self._split(), held_out(self.root)
+        val = split_folder(self.root, self.VAL) or next(iter(others), None)
+        if train is None and is_held_out(self.root.name):
+            self.note(f"{self.root} is trained on, though it is called as what is held out is")
+        self._use(
+            self._found(train or self.root, whole=train is None), [] if val is None else self._found(val, whole=False)
+        )
 
-    TRAIN: tuple[str, ...] = ("train",)
-    VAL: tuple[str, ...] = ("test", "val")
+    def _found(self, folder: Path, whole: bool) -> list[Path]:
+        """The videos below a folder; what is left out is said."""
+        videos, notes = find_videos(folder, whole)
+        for text in notes:
+            self.note(text)
+        return videos
+
+    def _named(self, *lists: tuple[Path, Iterable[str]]) -> dict[str, Path]:
+        """{name: its video} of those in some lists that are there; says how many are not."""
+        found = find_candidates(self.root)
+        videos, notes = by_name(found, [name for _, names in lists for name in names])
+        for file, names in lists:
+            there = [name in videos for name in names]
+            if not all(there) and is_first_rank():
+                print(f"{file.name}: {sum(there)} of {len(there)} videos are there", flush=True)
+        for text in (*found.notes(), *notes):
+            self.note(text)
+        return videos
+
+    TRAIN: tuple[str, ...] = ()
+    """Folders of the training split, in small letters, besides `train`."""
+    VAL: tuple[str, ...] = ("test",)
+    """Folders of the validation split that go before others that are held out."""
 
 
 class SkyTimelapse(Clips):
@@ -130,12 +162,13 @@ class SkyTimelapse(Clips):
     ROOT/sky_train/<video>/<clip>/*.jpg     training: every folder that holds frames is one clip
     ROOT/sky_test/<video>/<clip>/*.jpg      validation; may be left out
 
-    `train` and `test` are read as well, and ROOT itself where there is neither. Users get the archive by the link in
-    the README of https://github.com/weixiong-ur/mdgan. Arguments: see `Clips`.
+    `train` and `test` (val, valid, ...) are read as well. Without a folder for training, all of ROOT is, but what is
+    held out by its name. Users get the archive by the link in the README of https://github.com/weixiong-ur/mdgan.
+    Arguments: see `Clips`.
     """
 
-    TRAIN = ("sky_train", "train")
-    VAL = ("sky_test", "test", "val")
+    TRAIN = ("sky_train",)
+    VAL = ("sky_test",)
 
 
 class TaichiHD(Clips):
@@ -145,24 +178,25 @@ class TaichiHD(Clips):
     ROOT/test/<id>#<start>#<end>.mp4        validation; may be left out
 
     or the same clips anywhere below ROOT, with a ROOT/*.csv that has the columns video_id, start, end and partition
-    (train or test), as taichi-metadata.csv has. Without either, all videos below ROOT are for training. Users make the
-    clips with load_videos.py of https://github.com/AliaksandrSiarohin/first-order-model, data/taichi-loading; videos
-    that have left YouTube since are left out. Arguments: see `Clips`.
+    (train or test), as taichi-metadata.csv has. Without either, all videos below ROOT are for training but those in
+    folders that are held out by their names. Users make the clips with load_videos.py of
+    https://github.com/AliaksandrSiarohin/first-order-model, data/taichi-loading; videos that have left YouTube since
+    are left out. Arguments: see `Clips`.
     """
 
     def load_datasets(self) -> None:
         """List the videos by folder, or else by the table of clips."""
         file = clip_table(self.root)
-        if self._split(*self.TRAIN) is not None or file is None:
+        if self._split() is not None or file is None:
             super().load_datasets()
             return
-        rows, videos = clip_rows(file), by_name(find_videos(self.root))
+        rows = clip_rows(file)
         splits = {split: [name for name, part, _ in rows if part == split] for split in ("train", "test")}
-        named = {split: self._named(file, names, videos) for split, names in splits.items()}
-        if not any(named.values()):
+        videos = self._named(*((file, names) for names in splits.values()))
+        if not videos:
             super().load_datasets()
             return
-        self._use([videos[name] for name in named["train"]], [videos[name] for name in named["test"]])
+        self._use(*([videos[name] for name in splits[split] if name in videos] for split in ("train", "test")))
 
 
 class UCF101(Clips):
@@ -172,7 +206,8 @@ class UCF101(Clips):
     ROOT/**/ucfTrainTestlist/               classInd.txt, trainlist0{1,2,3}.txt, testlist0{1,2,3}.txt
 
     Labels are those of classInd.txt, which begin at 1, less one. Videos of another format and folders of frames of the
-    same names are read as well. Videos of the list that are not there are left out, with a line that says how many.
+    same names are read as well; a video file goes before frames, and optical flow is left out. Names are compared
+    without case. Videos of the list that are not there are left out, with a line that says how many.
     Users get UCF101.rar and UCF101TrainTestSplits-RecognitionTask.zip at https://www.crcv.ucf.edu/data/UCF101.php.
 
     Args:
@@ -213,25 +248,24 @@ class UCF101(Clips):
             raise DataError(f"data.root: no classInd.txt below {self.root}.\n{drawn(type(self).__doc__)}")
         numbers = _classes(lists / "classInd.txt")
         self.class_names = sorted(numbers, key=lambda name: numbers[name])
-        videos = by_name(find_videos(self.root))
-        found: dict[str, list[Path]] = {}
-        labels: dict[Path, int] = {}
+        labels = {name.casefold(): number for name, number in numbers.items()}
+        listed: dict[Path, dict[str, int]] = {}
         for kind in ("train", "test"):
             file = lists / f"{kind}list0{self.split}.txt"
-            listed = {}
+            listed[file] = {}
             for line in list_lines(file):
                 path = Path(line.split()[0])
-                if path.parent.name not in numbers:
+                if (label := labels.get(path.parent.name.casefold())) is None:
                     raise DataError(f"data.root: {file} says {line!r}, but classInd.txt has no class {path.parent}")
-                listed[path.stem] = numbers[path.parent.name]
-            there = self._named(file, list(listed), videos)
-            found[kind] = [videos[name] for name in there]
-            labels |= {videos[name]: listed[name] for name in there}
-        if not found["train"]:
+                listed[file][path.stem] = label
+        videos = self._named(*listed.items())
+        train, test = ([videos[name] for name in names if name in videos] for names in listed.values())
+        if not train:
             raise DataError(
                 f"data.root: no video of trainlist0{self.split}.txt is below {self.root}.\n{drawn(type(self).__doc__)}"
             )
-        self._use(found["train"], found["test"], labels)
+        of = {videos[name]: label for names in listed.values() for name, label in names.items() if name in videos}
+        self._use(train, test, of)
 
 
 def clip_table(root: Path) -> Path | None:
@@ -263,18 +297,13 @@ def list_folder(root: Path) -> Path | None:
     return next((Path(folder) for folder, _, files in walk(root) if "classInd.txt" in files), None)
 
 
-def by_name(paths: Iterable[Path]) -> dict[str, Path]:
-    """Videos by their names without the ending; a folder of frames may have that of a file."""
-    return {path.stem if path.suffix.lower() in VIDEO_SUFFIXES else path.name: path for path in paths}
-
-
 def _classes(file: Path) -> dict[str, int]:
     """{name: label from 0 on} of a list that counts from 1."""
     try:
         found = {name: int(number) - 1 for number, name in (line.split() for line in list_lines(file))}
     except ValueError as error:
         raise DataError(f"data.root: a line of {file} is not a number and a name: {error}") from error
-    if sorted(found.values()) != list(range(len(found))):
+    if sorted(found.values()) != list(range(len({name.casefold() for name in found}))):
         raise DataError(f"data.root: {file} does not number its classes from 1 on")
     return found
 

@@ -35,7 +35,8 @@ from neural_rdm.data.broken import printable
 from neural_rdm.data.decoders import VideoInfo, check_decoder, open_video
 
 PATIENCE = 120.0  # seconds that a decoder may take to look at one video before it counts as hanging
-_VERSION = 3  # of what is counted, too: 2 counted frames that an edit list cuts off
+#: of what is counted, too: 2 counted frames that an edit list cuts off, 3 a still in two formats twice
+_VERSION = 4
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
 

@@ -18,11 +18,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from neural_rdm.core.errors import ConfigError
+from neural_rdm.core.errors import ConfigError, DataError
 from neural_rdm.core.progress import progress_bar
 from neural_rdm.data.base import BrokenSample, Source
 from neural_rdm.data.captions import CaptionedImages
 from neural_rdm.data.clips import ClipFiles
+from neural_rdm.data.frames import frames_of
 from neural_rdm.data.image_folder import ImageFiles, adm_crop
 from neural_rdm.data.tar_shards import TarImages
 
@@ -136,9 +137,13 @@ def pixels(x: Tensor) -> Tensor:
 
 
 def _files(path: str) -> Iterator[tuple[str, int, int]]:
-    """(path, bytes, time of change) of a file, or of the files of a folder."""
+    """(path, bytes, time of change) of a file, or of the frames in a folder."""
     if os.path.isdir(path):
-        for name in sorted(os.listdir(path)):
+        try:
+            names = frames_of(path).names
+        except DataError:  # a broken sample, and no more than that
+            names = []
+        for name in names:
             yield from _files(os.path.join(path, name))
         return
     try:
