@@ -201,6 +201,18 @@ def test_broken_samples_empty_classes_and_small_pictures(tmp_path: Path) -> None
     assert found.facts["height in pixels"] == "10"
 
 
+def test_sets_that_are_all_but_black_are_warned_of(tmp_path: Path) -> None:
+    class_folders(tmp_path / "bright")
+    class_folders(tmp_path / "black")
+    for path in sorted((tmp_path / "black").rglob("*.png"))[::3]:  # 12 bits, shifted down once too often
+        Image.open(path).point(lambda value: value // 16).save(path)
+    cfg = {name: composed("prepare", *arguments("image_folder", tmp_path / name)) for name in ("bright", "black")}
+    warned = {name: [w for w in examine(c)[1].warnings if "black" in w.split(":")[0]] for name, c in cfg.items()}
+    assert warned["bright"] == []
+    assert len(warned["black"]) == 1
+    assert "7 of 20 samples" in warned["black"][0]
+
+
 def test_short_clips_and_their_lengths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = sky(tmp_path / "set")
     cfg = composed("prepare", "data=sky", f"data.root={root}", "data.image_size=8", "data.num_frames=6")

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from neural_rdm.data.official_counts import Official
 
 PICTURES = 16
+DARK_SHARE = 0.05  # of the samples that are decoded; so many black ones are worth a warning
 NAMED = 3  # examples of what is missing; missing.txt has all
 #: how to train on data sets that no experiment chooses by itself
 BORROWED = {
@@ -178,7 +179,9 @@ def _count(found: Findings, sources: dict[str, Source], lists: list[Listing], kn
             found.warnings.append(f"{split}: {there:,} {word} the {official:,} samples of the whole data set")
     for split, source in sources.items():
         left_out = getattr(source, "left_out", [])
-        found.warnings += [f"{split}: left out {error.path}: {error.reason}" for error in left_out]
+        found.warnings += [f"{split}: left out {error.path}: {error.reason}" for error in left_out[:NAMED]]
+        if len(left_out) > NAMED:
+            found.warnings.append(f"{split}: left out {len(left_out) - NAMED:,} others, {len(left_out):,} in all")
     if sources and "val" not in sources and getattr(known, "val", None) is None:
         found.warnings.append("there is no validation set")
 
@@ -208,7 +211,9 @@ def _classes(found: Findings, data: DataModule, known: Official | None) -> None:
 
 
 def _judge(found: Findings, looked: Looked, data: DictConfig) -> None:
-    """What the samples that were decoded say: broken ones, sizes, lengths."""
+    """What the samples that were decoded say: broken ones, black ones, sizes, lengths."""
+    from neural_rdm.data.inspection import DARK
+
     found.facts["decoded"] = f"{looked.decoded} samples, {looked.failed} of them broken"
     found.broken = looked.broken
     if looked.failed and looked.failed == looked.decoded:
@@ -218,6 +223,12 @@ def _judge(found: Findings, looked: Looked, data: DictConfig) -> None:
         most = data.get("max_bad_fraction")
         stops = "" if most is None else f"; training stops above data.max_bad_fraction={most:g} of a split"
         found.warnings.append(f"{len(looked.broken)} samples are broken{stops}")
+    if len(looked.dark) >= DARK_SHARE * looked.decoded > 0:
+        some = ", ".join(looked.dark[:NAMED]) + (", ..." if len(looked.dark) > NAMED else "")
+        found.warnings.append(
+            f"{len(looked.dark)} of {looked.decoded} samples are all but black, no value above {DARK} of 255: {some}. "
+            "Were they converted from more bits than 8 without scaling?"
+        )
     if looked.sizes:
         for side, what in enumerate(("width", "height")):
             found.facts[f"{what} in pixels"] = _range([size[side] for size in looked.sizes])
