@@ -111,7 +111,8 @@ def examine(cfg: DictConfig, part_of: Path | None = None) -> tuple[DataModule | 
     if root is None:
         found.facts["folder"] = "nothing to check: these data come with the installed packages"
     else:
-        files, size = disk_usage(root)
+        with progress_bar("counting", None, "files") as advance:
+            files, size = disk_usage(root, advance)
         found.facts |= {"files below data.root": f"{files:,}", "on disk": _bytes(size)}
         if part_of is not None:
             found.facts["a small part of"] = str(part_of)

@@ -132,8 +132,12 @@ def video_info(path: str, decoder: str) -> VideoInfo:
         video.close()
 
 
-def disk_usage(root: str | os.PathLike[str]) -> tuple[int, int]:
-    """(number of files, bytes) below `root`; links are followed, each folder once."""
+def disk_usage(root: str | os.PathLike[str], advance: Callable[[], None] = lambda: None) -> tuple[int, int]:
+    """(number of files, bytes) below `root`; links are followed, each folder once.
+
+    Args:
+        advance: called after each file.
+    """
     number, total = 0, 0
     for folder, _, files in walk(root):
         for name in files:
@@ -142,4 +146,5 @@ def disk_usage(root: str | os.PathLike[str]) -> tuple[int, int]:
             except OSError:  # a link that leads nowhere
                 continue
             number += 1
+            advance()
     return number, total

@@ -24,6 +24,7 @@ from torch import Tensor
 from neural_rdm.core.errors import DataError
 from neural_rdm.core.gifs import read_gif
 from neural_rdm.core.layouts import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from neural_rdm.core.progress import progress_bar
 from neural_rdm.data.base import BrokenSample
 from neural_rdm.data.decoders import natural, open_video
 from neural_rdm.data.image_folder import read_rgb
@@ -31,6 +32,7 @@ from neural_rdm.data.image_folder import read_rgb
 CLIP_SUFFIXES = VIDEO_SUFFIXES | {".gif"}
 SAMPLING = "sampling.json"  # what `sample` writes beside its samples
 READERS = 8
+_BLOCK = 1 << 20  # bytes that are read at a time for a hash
 Pixels = NDArray[np.uint8]
 
 
@@ -56,12 +58,15 @@ class SampleFiles:
     @functools.cached_property
     def fingerprint(self) -> str:
         """sha256 of the file, or of the names and contents of a folder's files; it reads all of them."""
-        digest = hashlib.sha256()
-        for name, path in self._files():
-            digest.update(f"{name}\0{path.stat().st_size}\0".encode() if name else b"")
-            with open(path, "rb") as file:
-                while chunk := file.read(1 << 20):
-                    digest.update(chunk)
+        digest, files = hashlib.sha256(), list(self._files())
+        sizes = [path.stat().st_size for _, path in files]
+        with progress_bar("reading for the hash", sum(-(-size // _BLOCK) for size in sizes), "blocks") as advance:
+            for (name, path), size in zip(files, sizes, strict=True):
+                digest.update(f"{name}\0{size}\0".encode() if name else b"")
+                with open(path, "rb") as file:
+                    while chunk := file.read(_BLOCK):
+                        digest.update(chunk)
+                        advance()
         return digest.hexdigest()
 
     def batches(

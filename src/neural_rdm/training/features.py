@@ -268,9 +268,10 @@ class FeatureReport(Report):
         row: dict[str, Any] = {"name": GENERATED}
         lines, held = [], self.evaluations()
         try:
-            for each in held:
-                row |= each.numbers()
-                lines.append(each.protocol())
+            with progress_bar("computing the distances", None):
+                for each in held:
+                    row |= each.numbers()
+                    lines.append(each.protocol())
         except ValueError as error:  # fewer than two samples
             raise DataError(str(error)) from error
         if self._pairs is not None:
