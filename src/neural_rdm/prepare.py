@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from neural_rdm.data.official_counts import Official
 
 PICTURES = 16
+CLIP_WORDS = 75  # a word is a token at least, and two tokens are the ends
 DARK_SHARE = 0.05  # of the samples that are decoded; so many black ones are worth a warning
 NAMED = 3  # examples of what is missing; missing.txt has all
 #: how to train on data sets that no experiment chooses by itself
@@ -128,6 +129,8 @@ def examine(cfg: DictConfig, part_of: Path | None = None) -> tuple[DataModule | 
         with progress_bar("decoding", sum(min(cfg.decode, len(s)) for s in sources.values()), "samples") as advance:
             looked = look(sources, cfg.decode, cfg.seed, advance, cfg.data.get("decoder", "decord"))
         _judge(found, looked, cfg.data)
+        if data.prompts(1) is not None:
+            _captions(found, sources, cfg)
     _advise(found, known, root)
     return data, found
 
@@ -251,6 +254,34 @@ def _judge(found: Findings, looked: Looked, data: DictConfig) -> None:
             found.warnings.append(
                 f"{short} of {len(lengths)} clips have fewer than the {needed} frames that data.num_frames="
                 f"{data.num_frames} and data.frame_interval={data.frame_interval} span; their interval shrinks"
+            )
+
+
+def _captions(found: Findings, sources: dict[str, Source], cfg: DictConfig) -> None:
+    """How long captions are, how many say nothing, and how many a text encoder cuts."""
+    from neural_rdm.cli import build
+    from neural_rdm.data.prompts import some_captions, too_long
+
+    text = build.text(cfg)
+    for split, source in sources.items():
+        said, broken = some_captions(source, cfg.seed)
+        if broken:
+            found.warnings.append(
+                f"{split}: {len(broken):,} of the samples looked at have no caption that can be read, such as "
+                f"{broken[0].path}: {broken[0].reason}"
+            )
+        if not said:
+            continue
+        words = [len(caption.split()) for caption in said]
+        found.facts[f"{split} words of a caption"] = _range(words)
+        if text is not None:
+            line = too_long(text, said)
+            found.facts[f"{split} captions that condition cuts"] = line or "none of those looked at"
+            found.warnings += [f"{split}: {line}"] if line else []
+        elif long := sum(count > CLIP_WORDS for count in words):
+            found.warnings.append(
+                f"{split}: {long:,} of {len(words):,} captions looked at have more than {CLIP_WORDS} words, so that "
+                "CLIP's 77 tokens do not hold them; condition=NAME counts the tokens of an encoder"
             )
 
 

@@ -26,10 +26,12 @@ from neural_rdm.core.gifs import read_gif
 from neural_rdm.core.layouts import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from neural_rdm.core.progress import progress_bar
 from neural_rdm.data.base import BrokenSample
+from neural_rdm.data.containers import Container, container_of
 from neural_rdm.data.decoders import natural, open_video
 from neural_rdm.data.image_folder import read_rgb
 
 CLIP_SUFFIXES = VIDEO_SUFFIXES | {".gif"}
+NPZ = "samples.npz"
 SAMPLING = "sampling.json"  # what `sample` writes beside its samples
 READERS = 8
 _BLOCK = 1 << 20  # bytes that are read at a time for a hash
@@ -42,11 +44,13 @@ class SampleFiles:
     Attributes:
         path: the file or folder.
         kind: "image" or "clip".
+        container: how they are kept, and whether exactly.
         labels: int64 [N], or None where there are none: `arr_1` of an `.npz`, the class folders of a folder.
         num_frames, frame_interval: of every clip these frames are taken, from its first one on; None takes all.
     """
 
     kind: str
+    container: Container
     labels: NDArray[np.int64] | None = None
 
     def __init__(self, path: Path, num_frames: int | None, frame_interval: int) -> None:
@@ -152,6 +156,7 @@ class NpzSamples(SampleFiles):
         if self.labels is not None and self.labels.shape != shape[:1]:
             raise DataError(f"{path}: {shape[0]} samples in arr_0, but classes {list(self.labels.shape)} in arr_1")
         self.kind, self.shape = ("image" if len(shape) == 4 else "clip"), shape
+        self.container = Container("npz", None, "gray" if shape[-1] == 1 else "rgb24", True)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -213,6 +218,7 @@ class FolderSamples(SampleFiles):
         for clip in self.paths if self.kind == "clip" and not frames else ():
             if (other := names_seen.setdefault(clip.with_suffix(""), clip)) is not clip:
                 raise DataError(f"{path} holds {other} and {clip}, a clip twice; make one folder for each kind of file")
+        self.container = container_of(self.paths)
         parents = [p.parent for p in self.paths]
         if all(parent.parent == path for parent in parents) and not (frames and self.kind == "clip"):
             names = sorted(set(parents))
@@ -259,6 +265,8 @@ def open_samples(
     Args:
         path: `.npz` with `arr_0` (uint8), a folder of images (.png, .jpg, ...) or clips (.mp4, .gif, ...), which may
             lie in class folders, or the folder of a `sample` job: its `samples.npz`, or else its first `samples_KIND`.
+            Where a `samples.npz` of as many samples lies in or beside a folder of lossy files, it takes their place,
+            which is printed.
         num_frames, frame_interval: which frames of a clip are taken, from the first one on; None takes all frames.
         frames: in a folder, each folder that holds images is a clip.
 
@@ -269,7 +277,7 @@ def open_samples(
     if (path / SAMPLING).is_file():
         path = _of_job(path)
     if path.is_dir():
-        return FolderSamples(path, num_frames, frame_interval, frames)
+        return _exact(FolderSamples(path, num_frames, frame_interval, frames))
     if not path.is_file():
         raise DataError(f"no such file or folder of samples: {path} ({path.resolve()})")
     if path.suffix != ".npz":
@@ -279,13 +287,28 @@ def open_samples(
 
 def _of_job(folder: Path) -> Path:
     """The samples in the folder of a `sample` job; the folder itself where it is only described by a sampling.json."""
-    if (folder / "samples.npz").is_file():
-        return folder / "samples.npz"
+    if (folder / NPZ).is_file():
+        if others := [kind.name for kind in sorted(folder.glob("samples_*")) if kind.is_dir()]:
+            print(f"{folder / NPZ} is read, the exact samples, not {' or '.join(others)} beside it", flush=True)
+        return folder / NPZ
     if (folder / "parts").is_dir():
         raise DataError(
             f"{folder}: its samples are not all drawn yet; give its sample command again, with hydra.run.dir={folder}"
         )
     return next((kind for kind in sorted(folder.glob("samples*")) if kind.is_dir()), folder)
+
+
+def _exact(files: FolderSamples) -> SampleFiles:
+    """What lossy files were made of, where it lies with them: measured is what was drawn, not what a codec made of it."""
+    folder = files.path
+    for path in (folder / NPZ, folder.parent / NPZ) if folder.name.startswith("samples") else (folder / NPZ,):
+        if files.container.lossless or not path.is_file():
+            continue
+        exact = NpzSamples(path, files.num_frames, files.frame_interval)
+        if (exact.kind, len(exact)) == (files.kind, len(files)):
+            print(f"{path} is read in place of {folder}: the same samples, exact, not {files.container}", flush=True)
+            return exact
+    return files
 
 
 def _header(member: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
