@@ -6,6 +6,7 @@ An encoder is not an `nn.Module`, so that a LightningModule that holds one neith
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -206,10 +207,7 @@ class TextEncoder:
 def _positions(model: nn.Module) -> int | None:
     """How many tokens a model has positions for; None where these are relative (T5)."""
     for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in (
-            "position_embedding",
-            "position_embeddings",
-        ):
+        if isinstance(module, nn.Embedding) and re.search(r"(^|\.)position_embeddings?$", name):
             # RoBERTa and its like count from behind the padding's index
             return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
     return None

@@ -294,7 +294,10 @@ def absent(folder: Path, names: Sequence[str]) -> list[str]:
     return [name for name in names if os.path.basename(name) not in there[os.path.dirname(name)]]
 
 
-_NUMBERS = "ar|aspect|v|version|niji|q|quality|s|stylize|seed|sameseed|c|chaos|iw|stop|w|width|h|height|weird|repeat|r|exp|sw|cw|ow"
+_NUMBERS = (
+    "ar|aspect|v|version|niji|q|quality|s|stylize|seed|sameseed|c|chaos|iw|stop|w|width|h|height|weird|repeat|r|exp|sw|"
+    "cw|ow"
+)
 _WORDS = (
     "no|style|niji|tile|hd|test|testp|creative|upbeta|upanime|uplight|upalpha|video|fast|relax|turbo|raw|draft|stealth|"
     "public|beta|mp|vibe|sref|cref|oref|sv|profile|p|personalize"

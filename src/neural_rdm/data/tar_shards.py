@@ -19,6 +19,7 @@ from neural_rdm.core.seeding import choice, generator, uniform
 from neural_rdm.data.base import DataModule
 from neural_rdm.data.broken import BrokenSample, printable
 from neural_rdm.data.image_folder import load_pixels
+from neural_rdm.data.prompts import blank, distinct
 from neural_rdm.data.tar_index import ABSENT, IMAGE, IMAGES, JSON, TEXT, read_indices
 from neural_rdm.data.tar_paths import find_shards
 

@@ -95,7 +95,8 @@ class FeatureReport(Report):
 
     What is measured follows from the network and the statistics, see `metrics.suite.Evaluation`. Samples are rounded to
     bytes as they are when they are saved. A class-conditional network is asked for every class equally often, one that
-    reads texts for the data's own validation captions, all different as long as there are such (see `data.prompts`). Numbers fall with `count`: compare equal counts only.
+    reads texts for the data's own validation captions, all different as long as there are such (see `data.prompts`).
+    Numbers fall with `count`: compare equal counts only.
 
     Args:
         features: feature network: `inception` (FID, sFID, IS) or `efficientnet_lite0` (needs no download) for images,
