@@ -19,6 +19,7 @@ from neural_rdm.cli.compose import compose_config
 from neural_rdm.core.config import validate
 from neural_rdm.core.errors import DataError
 from neural_rdm.prepare import BORROWED, _experiments, examine, prepare
+from tests.data.tars import jpeg, write_tar
 from tests.data.test_captions import coco
 from tests.data.test_video import frames
 from tests.helpers import shared
@@ -211,6 +212,19 @@ def test_sets_that_are_all_but_black_are_warned_of(tmp_path: Path) -> None:
     assert warned["bright"] == []
     assert len(warned["black"]) == 1
     assert "7 of 20 samples" in warned["black"][0]
+
+
+def test_captions_that_say_nothing_or_too_much_are_counted(tmp_path: Path) -> None:
+    said = ["", " ", "\n", "", "", "a kite"]
+    members = [(f"{i}.txt", text.encode()) for i, text in enumerate(said)]
+    write_tar(tmp_path / "empty" / "a.tar", sorted([*members, *((f"{i}.jpg", jpeg()) for i in range(6))]))
+    _, found = examine(composed("prepare", "data=webdataset", f"data.root={tmp_path / 'empty'}", "data.image_size=8"))
+    assert any("5 of the samples looked at have no caption" in w and "empty" in w for w in found.warnings)
+    assert len(found.broken) == 5
+    write_tar(tmp_path / "long" / "a.tar", [("0.jpg", jpeg()), ("0.txt", b"word " * 90)])
+    _, found = examine(composed("prepare", "data=webdataset", f"data.root={tmp_path / 'long'}", "data.image_size=8"))
+    assert found.facts["train words of a caption"] == "90"
+    assert any("1 of 1 captions looked at have more than 75 words" in w for w in found.warnings)
 
 
 def test_short_clips_and_their_lengths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -90,11 +90,13 @@ class TextEncoder:
         Raises:
             UserError: the encoder cannot be loaded.
         """
-        tokenizer, _ = self._load()
         texts, found = list(dict.fromkeys(captions)), {}
+        if not texts:
+            return {}
+        tokenizer, _ = self._load()
         for first in range(0, len(texts), 1000):
             part = texts[first : first + 1000]
-            lengths = map(len, tokenizer(part, verbose=False).input_ids)
+            lengths = map(len, tokenizer(part, truncation=False, verbose=False).input_ids)
             for text, length in zip(part, lengths, strict=True):
                 if length > self.max_length:
                     found[text] = length, self._lost(tokenizer, text)

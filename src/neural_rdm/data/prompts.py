@@ -21,7 +21,9 @@ class Cuts(Protocol):
 
     max_length: int
 
-    def cut(self, captions: Sequence[str]) -> dict[str, tuple[int, str]]: ...
+    def cut(self, captions: Sequence[str]) -> dict[str, tuple[int, str]]:
+        """{caption: (its tokens, what is not read)} of those that are too long."""
+        ...
 
 
 def blank(caption: str) -> bool:

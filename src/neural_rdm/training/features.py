@@ -238,9 +238,10 @@ class FeatureReport(Report):
                 advance(len(batch))
         counts = [] if files.labels is None else np.unique(files.labels, return_counts=True)[1].tolist()
         classes = f" of {len(counts)} classes, {min(counts)} to {max(counts)} each," if counts else ""
-        told = f"{len(files)} samples{classes} of {files.path} (sha256 {files.fingerprint[:8]}): {told}"
         kept, mark = files.container, {} if files.container.lossless else {"container": str(files.container)}
-        told += f" Kept as {kept}{'' if kept.lossless else ': a distance of its own is in these numbers'}."
+        how = f"sha256 {files.fingerprint[:8]}; kept as {kept}"
+        how += "" if kept.lossless else ", whose loss is a part of these numbers"
+        told = f"{len(files)} samples{classes} of {files.path} ({how}): {told}"
         facts = {**(facts or {}), "count": len(files), "samples_hash": files.fingerprint, **kept.facts()}
         return self._measured(told, facts, mark)
 
