@@ -196,12 +196,12 @@ def test_samples_on_disk_are_measured_as_those_that_are_drawn(real: Tensor, tmp_
     assert rows[0] == pytest.approx({**drawn[0], "name": "generated"})
     assert "9 samples" in protocol
     assert protocol.endswith("made up.")
-    assert "npz, rgb24 (exact)" in protocol
+    assert "npz, gray (exact)" in protocol
     (tmp_path / "jpeg").mkdir()
     for i, image in enumerate(images):
-        Image.fromarray(image).save(tmp_path / "jpeg" / f"{i}.jpg")
+        Image.fromarray(image[..., 0]).save(tmp_path / "jpeg" / f"{i}.jpg")
     rows, protocol, facts = report.rows_of_files(open_samples(tmp_path / "jpeg"), 4, torch.device("cpu"), "made up.")
-    assert rows[0]["container"] == "jpg, jpeg, RGB (lossy)", "a mark beside the number in every table"
+    assert rows[0]["container"] == "jpg, jpeg, L (lossy)", "a mark beside the number in every table"
     assert (facts["container"], facts["codec"], facts["lossless"]) == ("jpg", "jpeg", False)
     assert "whose loss is a part of these numbers" in protocol
     np.savez(tmp_path / "one.npz", arr_0=images[:1])

@@ -299,7 +299,7 @@ def _of_job(folder: Path) -> Path:
 
 
 def _exact(files: FolderSamples) -> SampleFiles:
-    """What lossy files were made of, where it lies with them: what was drawn is measured, not what a codec makes of it."""
+    """What lossy files were made of, where it lies with them: the samples themselves are measured, not a codec."""
     folder = files.path
     for path in (folder / NPZ, folder.parent / NPZ) if folder.name.startswith("samples") else (folder / NPZ,):
         if files.container.lossless or not path.is_file():
