@@ -19,6 +19,7 @@ from neural_rdm.cli.compose import compose_config
 from neural_rdm.core.config import validate
 from neural_rdm.core.errors import DataError
 from neural_rdm.prepare import BORROWED, _experiments, examine, prepare
+from tests.data.tars import jpeg, write_tar
 from tests.data.test_captions import coco
 from tests.data.test_video import frames
 from tests.helpers import shared
@@ -199,6 +200,31 @@ def test_broken_samples_empty_classes_and_small_pictures(tmp_path: Path) -> None
     assert "val: 1 of 2 classes have no sample: n00000002" in found.warnings
     assert "15 of 15 are smaller than data.image_size=11 and will be enlarged" in found.warnings
     assert found.facts["height in pixels"] == "10"
+
+
+def test_sets_that_are_all_but_black_are_warned_of(tmp_path: Path) -> None:
+    class_folders(tmp_path / "bright")
+    class_folders(tmp_path / "black")
+    for path in sorted((tmp_path / "black").rglob("*.png"))[::3]:  # 12 bits, shifted down once too often
+        Image.open(path).point(lambda value: value // 16).save(path)
+    cfg = {name: composed("prepare", *arguments("image_folder", tmp_path / name)) for name in ("bright", "black")}
+    warned = {name: [w for w in examine(c)[1].warnings if "black" in w.split(":")[0]] for name, c in cfg.items()}
+    assert warned["bright"] == []
+    assert len(warned["black"]) == 1
+    assert "7 of 20 samples" in warned["black"][0]
+
+
+def test_captions_that_say_nothing_or_too_much_are_counted(tmp_path: Path) -> None:
+    said = ["", " ", "\n", "", "", "a kite"]
+    members = [(f"{i}.txt", text.encode()) for i, text in enumerate(said)]
+    write_tar(tmp_path / "empty" / "a.tar", sorted([*members, *((f"{i}.jpg", jpeg()) for i in range(6))]))
+    _, found = examine(composed("prepare", "data=webdataset", f"data.root={tmp_path / 'empty'}", "data.image_size=8"))
+    assert any("5 of the samples looked at have no caption" in w and "empty" in w for w in found.warnings)
+    assert len(found.broken) == 5
+    write_tar(tmp_path / "long" / "a.tar", [("0.jpg", jpeg()), ("0.txt", b"word " * 90)])
+    _, found = examine(composed("prepare", "data=webdataset", f"data.root={tmp_path / 'long'}", "data.image_size=8"))
+    assert found.facts["train words of a caption"] == "90"
+    assert any("1 of 1 captions looked at have more than 75 words" in w for w in found.warnings)
 
 
 def test_short_clips_and_their_lengths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,7 +29,7 @@ from neural_rdm.core.files import load_tensors, save_tensors
 from neural_rdm.data.digits_text import DigitsText
 from neural_rdm.data.synthetic import Synthetic
 from neural_rdm.reports.samples import Parts
-from neural_rdm.sample import _grids, _kept, choose_classes, sample
+from neural_rdm.sample import _grids, _kept, _tell_prompts, choose_classes, sample
 from neural_rdm.training import features
 
 TINY = (
@@ -216,6 +216,12 @@ class Texts:
     def __init__(self):
         self.asked = []
 
+    def cut(self, captions):
+        return {}
+
+    def remember(self, known):
+        assert known == {}
+
     def encode(self, captions):
         self.asked.append(list(captions))
         return torch.zeros(len(captions), 2, 4), torch.ones(len(captions), 2, dtype=torch.bool)
@@ -250,6 +256,16 @@ def test_many_classes_leave_the_facts_and_the_picture_readable(run, tmp_path, mo
     assert json.loads((tmp_path / "all" / "sampling.json").read_text())["classes"] == "all 300"
     with Image.open(tmp_path / "all" / "grid.png") as grid:
         assert grid.height == 2 * 8 + 32 * 48 + 31 * 2
+
+
+def test_prompts_that_say_nothing_or_are_cut_are_named(capsys):
+    text = SimpleNamespace(max_length=4, cut=lambda said: {s: (9, "the rest") for s in said if "long" in s})
+    _tell_prompts(SimpleNamespace(text=text, data=DigitsText()), ["a dog", " ", "a long text"], 7)
+    assert capsys.readouterr().out.splitlines() == [
+        "prompt 1 is empty: its samples show what the network draws without a text",
+        "prompt 'a long text' has 9 tokens and is cut at condition.max_length=4; not read: 'the rest'",
+        "7 samples of 3 prompts, up to 3 of each",
+    ]
 
 
 def test_a_count_takes_as_many_texts(run, tmp_path, monkeypatch):

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from neural_rdm.latents.shards import Shards
 
 IMAGES, VIDEOS = 256, 16  # samples of a shard: some ten megabytes of ImageNet, some fifty of UCF-101, in float16
-PROMPTS = 64
+PROMPTS = 64  # of previews, whose tokens lie ready in one file; the shards hold those of all captions
 #: keys of `data` that change how it is read or drawn, and not what the latents are
 READING = (
     *("root", "num_classes", "batch_size", "num_workers", "max_bad_fraction", "source", "latents"),
@@ -62,6 +62,7 @@ def encode(cfg: DictConfig, folder: Path) -> int:
 def _encode(cfg: DictConfig, folder: Path) -> int:
     from neural_rdm.cli import build
     from neural_rdm.data.encoder import Encoder
+    from neural_rdm.data.prompts import tell_too_long
     from neural_rdm.data.whole import Whole
     from neural_rdm.latents.shards import Shards
 
@@ -87,6 +88,8 @@ def _encode(cfg: DictConfig, folder: Path) -> int:
         print(f"{folder} is finished; nothing to do")
         return 0
     if rank == 0:
+        if text is not None:
+            tell_too_long(text, data.train_set, 0)
         sizes = " and ".join(f"{shards.count:,} {name}" for name, shards in splits.items())
         print(f"{sizes} samples of {cfg.data.root} through {cfg.first_stage.path}, into {folder}", flush=True)
         if there := sum(len(s.numbers) for s in splits.values()) - len(_missing(splits)):

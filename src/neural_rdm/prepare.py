@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from neural_rdm.data.official_counts import Official
 
 PICTURES = 16
+CLIP_WORDS = 75  # a word is a token at least, and two tokens are the ends
+DARK_SHARE = 0.05  # of the samples that are decoded; so many black ones are worth a warning
 NAMED = 3  # examples of what is missing; missing.txt has all
 #: how to train on data sets that no experiment chooses by itself
 BORROWED = {
@@ -110,7 +112,8 @@ def examine(cfg: DictConfig, part_of: Path | None = None) -> tuple[DataModule | 
     if root is None:
         found.facts["folder"] = "nothing to check: these data come with the installed packages"
     else:
-        files, size = disk_usage(root)
+        with progress_bar("counting", None, "files") as advance:
+            files, size = disk_usage(root, advance)
         found.facts |= {"files below data.root": f"{files:,}", "on disk": _bytes(size)}
         if part_of is not None:
             found.facts["a small part of"] = str(part_of)
@@ -127,6 +130,8 @@ def examine(cfg: DictConfig, part_of: Path | None = None) -> tuple[DataModule | 
         with progress_bar("decoding", sum(min(cfg.decode, len(s)) for s in sources.values()), "samples") as advance:
             looked = look(sources, cfg.decode, cfg.seed, advance, cfg.data.get("decoder", "decord"))
         _judge(found, looked, cfg.data)
+        if data.prompts(1) is not None:
+            _captions(found, sources, cfg)
     _advise(found, known, root)
     return data, found
 
@@ -213,7 +218,9 @@ def _classes(found: Findings, data: DataModule, known: Official | None) -> None:
 
 
 def _judge(found: Findings, looked: Looked, data: DictConfig) -> None:
-    """What the samples that were decoded say: broken ones, sizes, lengths."""
+    """What the samples that were decoded say: broken ones, black ones, sizes, lengths."""
+    from neural_rdm.data.inspection import DARK
+
     found.facts["decoded"] = f"{looked.decoded} samples, {looked.failed} of them broken"
     found.broken = looked.broken
     if looked.failed and looked.failed == looked.decoded:
@@ -223,6 +230,12 @@ def _judge(found: Findings, looked: Looked, data: DictConfig) -> None:
         most = data.get("max_bad_fraction")
         stops = "" if most is None else f"; training stops above data.max_bad_fraction={most:g} of a split"
         found.warnings.append(f"{len(looked.broken)} samples are broken{stops}")
+    if len(looked.dark) >= DARK_SHARE * looked.decoded > 0:
+        some = ", ".join(looked.dark[:NAMED]) + (", ..." if len(looked.dark) > NAMED else "")
+        found.warnings.append(
+            f"{len(looked.dark)} of {looked.decoded} samples are all but black, no value above {DARK} of 255: {some}. "
+            "Were they converted from more bits than 8 without scaling?"
+        )
     if looked.sizes:
         for side, what in enumerate(("width", "height")):
             found.facts[f"{what} in pixels"] = _range([size[side] for size in looked.sizes])
@@ -244,6 +257,34 @@ def _judge(found: Findings, looked: Looked, data: DictConfig) -> None:
             found.warnings.append(
                 f"{short} of {len(lengths)} clips have fewer than the {needed} frames that data.num_frames="
                 f"{data.num_frames} and data.frame_interval={data.frame_interval} span; their interval shrinks"
+            )
+
+
+def _captions(found: Findings, sources: dict[str, Source], cfg: DictConfig) -> None:
+    """How long captions are, how many say nothing, and how many a text encoder cuts."""
+    from neural_rdm.cli import build
+    from neural_rdm.data.prompts import some_captions, too_long
+
+    text = build.text(cfg)
+    for split, source in sources.items():
+        said, broken = some_captions(source, cfg.seed)
+        if broken:
+            found.warnings.append(
+                f"{split}: {len(broken):,} of the samples looked at have no caption that can be read, such as "
+                f"{broken[0].path}: {broken[0].reason}"
+            )
+        if not said:
+            continue
+        words = [len(caption.split()) for caption in said]
+        found.facts[f"{split} words of a caption"] = _range(words)
+        if text is not None:
+            line = too_long(text, said)
+            found.facts[f"{split} captions that condition cuts"] = line or "none of those looked at"
+            found.warnings += [f"{split}: {line}"] if line else []
+        elif long := sum(count > CLIP_WORDS for count in words):
+            found.warnings.append(
+                f"{split}: {long:,} of {len(words):,} captions looked at have more than {CLIP_WORDS} words, so that "
+                "CLIP's 77 tokens do not hold them; condition=NAME counts the tokens of an encoder"
             )
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from neural_rdm.reports.samples import Parts
 
 DEFAULT_CLASSES = 10
+PROMPTS_TOLD = 5
 LISTED = 100  # so many classes or texts sampling.json names one by one
 GRID_ROWS, GRID_COLUMNS = 32, 16  # a larger picture helps nobody; samples.npz holds every sample
 
@@ -95,6 +96,8 @@ def sample(cfg: DictConfig, folder: Path) -> int:
         print(f"{count} samples from {run.checkpoint} (step {run.step}, {run.weights} weights)", flush=True)
         if there := len(parts.numbers) - len(parts.missing()):
             print(f"{there} of {len(parts.numbers)} parts are there already", flush=True)
+        if run.text is not None and shown is not None:
+            _tell_prompts(run, [str(text) for text in shown], count)
     _draw(cfg, run, sampler, parts, [n for n in parts.missing() if n % world == rank], each, progress=rank == 0)
     if rank == 0:
         wait_for(parts.missing, "parts")
@@ -124,7 +127,10 @@ def _draw(
 
     for start in range(0, len(mine), at_once):
         positions = [i for number in mine[start : start + at_once] for i in parts.positions(number)]
-        condition = {} if each is None else condition_of([each[i] for i in positions], run.text)
+        texts = [] if each is None else [each[i] for i in positions]
+        if run.text is not None:
+            run.text.remember(run.data.tokens([str(text) for text in texts]))
+        condition = {} if each is None else condition_of(texts, run.text)
         run.draw(sampler, condition, positions, cfg.seed, cfg.batch_size, keep, progress)
 
 
@@ -203,6 +209,28 @@ def choose_prompts(run: LoadedRun, asked: list[str] | None, count: int | None = 
     if not asked:
         raise ConfigError("pass prompts=['...']: the data of this run have none of their own")
     return [str(prompt) for prompt in asked]
+
+
+def _tell_prompts(run: LoadedRun, prompts: list[str], count: int) -> None:
+    """Say which prompts are empty or too long, and whether some are drawn more than once for want of others."""
+    from neural_rdm.data.prompts import blank, shortened
+
+    assert run.text is not None
+    for number, prompt in enumerate(prompts):
+        if blank(prompt):
+            print(f"prompt {number} is empty: its samples show what the network draws without a text", flush=True)
+    ready = run.data.tokens(prompts)  # these were cut when they were encoded
+    cut = run.text.cut([prompt for prompt in prompts if prompt not in ready])
+    for prompt, (tokens, lost) in list(cut.items())[:PROMPTS_TOLD]:
+        print(
+            f"prompt {shortened(prompt)!r} has {tokens} tokens and is cut at condition.max_length="
+            f"{run.text.max_length}; not read: {shortened(lost)!r}",
+            flush=True,
+        )
+    if len(cut) > PROMPTS_TOLD:
+        print(f"{len(cut)} of {len(prompts)} prompts are cut so", flush=True)
+    if count > len(prompts):
+        print(f"{count} samples of {len(prompts)} prompts, up to {-(-count // len(prompts))} of each", flush=True)
 
 
 def _kept(run: LoadedRun, x: Tensor) -> Tensor:

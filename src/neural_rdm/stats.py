@@ -171,6 +171,7 @@ def _facts(cfg: DictConfig, samples: RealSamples | SampleFiles, summary: Summary
     facts: dict[str, Any] = {"data": cfg.dataset}
     if isinstance(samples, SampleFiles):
         facts |= {"source": str(cfg.samples), "sha256": samples.fingerprint, "crop": "none"}
+        facts |= samples.container.facts()
         interval = samples.frame_interval
     else:
         files = {"root", "image_size"} <= set(cfg.data)  # others are made in the size that was asked for

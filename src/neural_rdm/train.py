@@ -37,6 +37,7 @@ def train(cfg: DictConfig, folder: Path) -> int:
     from neural_rdm.core.errors import ConfigError
     from neural_rdm.core.files import load_tensors
     from neural_rdm.core.records import truncate
+    from neural_rdm.data.prompts import tell_too_long
     from neural_rdm.training import parallel
     from neural_rdm.training.checkpoints import newest_readable
     from neural_rdm.training.evaluation import finish
@@ -74,6 +75,8 @@ def train(cfg: DictConfig, folder: Path) -> int:
         )
     if module.text is not None:
         module.text.encode([""])  # an encoder that cannot be loaded is found now
+        if is_first_rank() and getattr(data, "length", None) is None:  # stored tokens were cut, and said so, by encode
+            tell_too_long(module.text, data.train_set, cfg.seed)
     shape = input_shape(module)
     if images := getattr(data, "image_frames", 0):  # joint training: independent images behind the clip's frames
         if len(shape) != 4:

@@ -138,3 +138,40 @@ def test_the_packaged_minilm_knows_what_words_mean() -> None:
     means = torch.stack([c[m].mean(dim=0) for c, m in zip(context, mask, strict=True)])
     similar = torch.nn.functional.cosine_similarity(means[0], means[1:])
     assert similar[0] > similar[1] + 0.2
+
+
+def test_what_is_cut_is_said(encoder: TextEncoder) -> None:
+    assert encoder.cut(["a red kite", ""]) == {}
+    long = "a red kite a blue kite a dog seven red"
+    found = encoder.cut([long, "seven", long])
+    assert list(found) == [long]
+    tokens, lost = found[long]
+    assert tokens > encoder.max_length
+    assert lost
+    assert long.endswith(lost)
+    context, _ = encoder.encode([long, long.removesuffix(lost) + "kite kite kite"])
+    assert torch.equal(context[0], context[1]), "what is lost is not read"
+
+
+def test_more_tokens_than_positions_are_refused_before_training(encoder: TextEncoder) -> None:
+    most = {"clip": 12, "minilm": 512, "t5": None}[encoder.kind]
+    asked = TextEncoder(encoder.kind, encoder.path, dim=16, max_length=600)
+    if most is None:
+        assert asked.encode(["a dog"])[0].shape == (1, 600, 16)  # relative positions have no end
+        return
+    with pytest.raises(ConfigError, match=f"=600.* positions for {most} tokens; pass condition.max_length={most} "):
+        asked.encode(["a dog"])
+    assert TextEncoder(encoder.kind, encoder.path, dim=16, max_length=most).encode(["a dog"])[0].shape[1] == most
+
+
+def test_positions_behind_the_padding_are_fewer(tmp_path: Path) -> None:
+    """RoBERTa's first token has position 2."""
+    save_word_tokenizer(tmp_path, WORDS)
+    transformers.RobertaModel(
+        transformers.RobertaConfig(
+            vocab_size=10, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+            max_position_embeddings=14, pad_token_id=1,
+        )
+    ).save_pretrained(tmp_path)  # fmt: skip
+    with pytest.raises(ConfigError, match="positions for 12 tokens"):
+        TextEncoder("minilm", str(tmp_path), dim=16, max_length=13).encode(["a dog"])

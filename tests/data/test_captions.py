@@ -196,3 +196,46 @@ def test_real_coco_images() -> None:
     assert sample["x"].std() > 0.1
     assert len(sample["caption"].split()) > 4
     assert len(set(data.prompts(10) or [])) == 10
+
+
+@pytest.mark.parametrize(
+    ("prompt", "plain"),
+    [
+        ("\u2014a hero\u2014 in the rain", "\u2014a hero\u2014 in the rain"),
+        ("a man \u2014no hat\u2014 walking --v 4", "a man \u2014no hat\u2014 walking"),
+        ("a fox \u2014ar 16:9 \u2014v 5", "a fox"),
+        ("a fox \u2013ar 16:9", "a fox"),
+        ("a fox --v4 --q2", "a fox"),
+        ("a fox --ar 3:2 , golden hour", "a fox"),
+        ("a fox --no trees, cars --stylize 750", "a fox"),
+        ("a fox \u2014niji", "a fox"),
+        ("a fox --weird-new-flag 7", "a fox --weird-new-flag 7"),
+        ("a fox --newflag 7 --other", "a fox"),
+        ("a cat --the best one-- on a mat", "a cat --the best one-- on a mat"),
+        ("well-known --- and so on", "well-known --- and so on"),
+        ("a van \u2014 volkswagen \u2014 at dusk", "a van \u2014 volkswagen \u2014 at dusk"),
+        ("--ar 16:9 --v 5", ""),
+        ("\u2014ar 2:3", ""),
+    ],
+)
+def test_only_flags_are_removed(prompt: str, plain: str) -> None:
+    assert without_flags(prompt) == plain
+
+
+def test_empty_captions_are_left_out_and_counted(tmp_path: Path) -> None:
+    """An empty caption is the null prompt: its picture would be trained without a text."""
+    folder = tmp_path / "train"
+    folder.mkdir()
+    said = [("a fox", None), ("--ar 16:9 --v 5", None), ("--v 5", "  "), ("--v 5", "a dog"), ("\u200b", None)]
+    entries = [{"img_path": f"./0/{i}.jpg", "prompt": p, "Task2": {"Caption": c}} for i, (p, c) in enumerate(said)]
+    (folder / "a.jsonl").write_text("\n".join(map(json.dumps, entries)))
+    found = JourneyDB.read(folder, folder / "a.jsonl")
+    assert found.captions == {"./0/0.jpg".removeprefix("./"): ["a fox"], "0/3.jpg": ["a dog"]}
+    assert (len(found.left_out), found.annotations) == (3, 5)
+    assert all("caption is empty" in str(error) for error in found.left_out)
+    images = [{"id": 0, "file_name": "0.jpg"}]
+    annotations = [{"id": n, "image_id": 0, "caption": text} for n, text in enumerate(["a kite", " ", ""])]
+    (tmp_path / "c.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    coco_found = COCO.read(tmp_path, tmp_path / "c.json")
+    assert coco_found.captions == {"0.jpg": ["a kite"]}
+    assert len(coco_found.left_out) == 2

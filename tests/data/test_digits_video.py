@@ -65,6 +65,17 @@ def test_real_clips_pass(metric: DigitsVideoEvaluation) -> None:
     assert "held out" in metric.protocol
 
 
+def test_real_clips_stand_beside_samples_at_equal_counts(metric: DigitsVideoEvaluation) -> None:
+    x, y = metric._val
+    chosen = torch.cat([(y == label).nonzero()[:12, 0] for label in range(10)])
+    metric.reset()
+    metric.update(x[chosen], y[chosen])
+    row, real = metric.compute(), metric.reference(120)
+    assert row["at_120_frechet_pixels"] == row["frechet_pixels"]
+    assert "frechet_pixels" not in real
+    assert real["at_120_frechet_pixels"] > 1.3 * metric.reference()["frechet_pixels"]
+
+
 def test_noise_wrong_labels_and_still_clips_fail(metric: DigitsVideoEvaluation) -> None:
     x, y = metric._val
     x, y = x[:60], y[:60]

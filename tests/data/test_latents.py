@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from traceback import clear_frames
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 from neural_rdm.cli import build
 from neural_rdm.core.errors import CheckpointError, ConfigError, DataError
 from neural_rdm.latents.shards import Shard
-from tests.data.encoding import caption_tree, clip_tree, composed, image_tree, make, stage
+from tests.data.encoding import caption_tree, clip_tree, composed, image_tree, make, picture, stage
 from tests.data.tars import jpeg, write_shards, write_tar
 from tests.helpers import save_word_tokenizer
 from tests.latents.test_first_stage import tiny_autoencoder, tiny_vq
@@ -137,6 +138,39 @@ def text_encoder(folder: Path) -> list[str]:
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     transformers.BertModel(transformers.BertConfig(vocab_size=8, **sizes)).save_pretrained(folder)
     return ["condition=minilm", f"condition.path={folder}", "condition.dim=16", "condition.max_length=9"]
+
+
+def test_all_validation_captions_are_prompts_and_their_tokens_are_stored(autoencoder: Path, tmp_path: Path) -> None:
+    """However many samples are asked for: the preview's 64 are no limit; the same prompts as from pixels."""
+    root = caption_tree(tmp_path / "tree")
+    said = [(i, f"{word} {i}") for i in range(70) for word in ("red", "kite")[: 1 + i % 2]]
+    text = {
+        "images": [{"id": i, "file_name": f"{i}.jpg"} for i in range(70)],
+        "annotations": [{"id": n, "image_id": i, "caption": words} for n, (i, words) in enumerate(said)],
+    }
+    for i in range(70):
+        picture(root / "val2017" / f"{i}.jpg", i)
+    (root / "val2017" / "7.jpg").write_bytes(b"broken")
+    (root / "annotations" / "captions_val2017.json").write_text(json.dumps(text))
+    overrides = [
+        *(*COMMON, "data=coco", f"data.root={root}", "data.max_bad_fraction=0.1", *stage(autoencoder)),
+        *("backbone.in_channels=4", "backbone.input_size=8", "backbone.num_classes=0", "backbone.context_dim=16"),
+        *text_encoder(tmp_path / "text"),
+    ]
+    make(tmp_path / "out", *overrides, "dtype=float32")
+    from_pixels = build.data(composed("train", *overrides)).prompts(1000)
+    cfg = composed("train", *overrides, "data.source=latents", f"data.latents={tmp_path / 'out'}")
+    data = build.data(cfg)
+    prompts = data.prompts(1000)
+    assert sorted(prompts) == sorted(words for i, words in said if i != 7)
+    assert prompts == [prompt for prompt in from_pixels if not prompt.endswith(" 7")]
+    assert data.prompts(80) == prompts[:80]
+    tokens = data.tokens([*prompts[:80], "of somebody else"])
+    assert list(tokens) == prompts[:80]
+    encoder = build.text(composed("train", *overrides))
+    context, mask = encoder.encode(prompts[70:80])
+    for row, real, prompt in zip(context, mask, prompts[70:80], strict=True):
+        torch.testing.assert_close(tokens[prompt], row[real], rtol=1e-5, atol=1e-6)
 
 
 def test_captions_come_with_the_tokens_of_the_text_encoder(

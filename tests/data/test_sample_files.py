@@ -18,7 +18,7 @@ from PIL import Image
 
 from neural_rdm.core.errors import ConfigError, DataError
 from neural_rdm.data.sample_files import open_samples
-from neural_rdm.reports.samples import Parts, write_each, write_npz
+from neural_rdm.reports.samples import Parts, write_each, write_mp4, write_npz
 from tests.data.containers import encoded, number, rewritten
 from tests.helpers import shared
 
@@ -264,3 +264,49 @@ def test_damage_that_shows_while_reading_is_refused(files: Path, tmp_path: Path)
     (tmp_path / "cut.png").write_bytes((files / "images_folder" / "0000000.png").read_bytes()[:80])
     with pytest.raises(DataError, match=r"cut\.png"):
         list(open_samples(tmp_path).batches(1))
+
+
+def test_containers_say_whether_they_are_exact(files: Path, tmp_path: Path) -> None:
+    assert open_samples(files / "clips.npz").container.facts() == {
+        "container": "npz", "codec": None, "pixel_format": "rgb24", "lossless": True,
+    }  # fmt: skip
+    gif = open_samples(files / "clips_folder").container
+    assert (gif.name, gif.lossless) == ("gif", False)
+    assert open_samples(files / "images_folder").container.lossless
+    assert open_samples(files / "frames", frames=True).container == open_samples(files / "images_folder").container
+    for kind, options, lossless in (("jpg", {}, False), ("webp", {}, False), ("webp", {"lossless": True}, True)):
+        folder = tmp_path / f"{kind}{lossless}"
+        folder.mkdir()
+        Image.fromarray(IMAGES[0]).save(folder / f"0.{kind}", **options)
+        assert open_samples(folder).container.lossless is lossless, folder
+    shutil.copy(files / "images_folder" / "0000000.png", tmp_path / "jpgFalse")
+    assert open_samples(tmp_path / "jpgFalse").container.lossless is False, "one lossy file is enough"
+
+
+def test_an_mp4_is_lossy(tmp_path: Path) -> None:
+    pytest.importorskip("av", reason="PyAV writes MP4s: the extra `mp4`")
+    (tmp_path / "a:b").mkdir()
+    write_mp4(tmp_path / "a:b" / "0.mp4", CLIPS[0])
+    assert tuple(open_samples(tmp_path / "a:b").container) == ("mp4", "h264", "yuv420p", False)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_the_exact_file_is_preferred_and_said_to_be(
+    inside: bool, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "samples_gif"
+    shutil.copytree(files / "clips_folder", folder)
+    shutil.copy(files / "clips.npz", (folder if inside else tmp_path) / "samples.npz")
+    x, _ = everything(folder)
+    assert np.array_equal(x, CLIPS)
+    assert "samples.npz is read in place of" in capsys.readouterr().out
+    (folder / "0000000.gif").unlink()  # now they are other samples
+    assert open_samples(folder).container.name == "gif"
+
+
+def test_a_job_with_both_says_which_is_read(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(files / "clips_folder", tmp_path / "samples_gif")
+    shutil.copy(files / "clips.npz", tmp_path / "samples.npz")
+    (tmp_path / "sampling.json").write_text("{}")
+    assert open_samples(tmp_path).container.name == "npz"
+    assert "not samples_gif" in capsys.readouterr().out

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 
 from neural_rdm.core.errors import DataError
-from neural_rdm.metrics.digits import DigitsEvaluation
+from neural_rdm.metrics.digits import DigitsEvaluation, at_count
 from neural_rdm.metrics.frechet import frechet_distance
 
 
@@ -54,6 +54,49 @@ def test_real_digits_score_their_own_reference_at_any_batch_size(evaluation, bat
     for x, y in zip(VAL_X.split(batch), VAL_Y.split(batch), strict=True):
         evaluation.update(x, y)
     assert evaluation.compute() == pytest.approx(evaluation.reference(), rel=1e-6)
+
+
+def test_real_digits_stand_beside_samples_at_equal_counts(trained):
+    """A perfect generator scores at N samples what it scores at N of 500, and not what it scores at 500."""
+    draws = torch.Generator().manual_seed(0)
+    pools = [TRAIN_Y.eq(label).nonzero()[:, 0] for label in range(10)]
+
+    def perfect(each: int) -> dict[str, float]:
+        chosen = torch.cat([pool[torch.randint(len(pool), (each,), generator=draws)] for pool in pools])
+        trained.reset()
+        trained.update(TRAIN_X[chosen], TRAIN_Y[chosen])
+        return trained.compute()
+
+    at_500, at_360 = [perfect(50) for _ in range(8)], [perfect(36) for _ in range(8)]
+    mean = {name: np.mean([row[name] for row in at_500]) for name in ("frechet_pixels", "at_360_frechet_pixels")}
+    assert mean["at_360_frechet_pixels"] == pytest.approx(np.mean([row["frechet_pixels"] for row in at_360]), rel=0.1)
+    assert mean["at_360_frechet_pixels"] > 1.2 * mean["frechet_pixels"]
+    assert not any(name.startswith("at_") for name in at_360[0]), "as many as are held out"
+    real = trained.reference(500)
+    assert set(real) == {"accuracy", "at_360_frechet_pixels", "count"}, "360 beside 500 in one column"
+    assert real["at_360_frechet_pixels"] == trained.reference()["frechet_pixels"]
+
+
+def test_fewer_samples_than_real_digits_meet_as_few_of_these(trained):
+    trained.reset()
+    trained.update(VAL_X[:200], VAL_Y[:200])
+    row, real = trained.compute(), trained.reference(200)
+    assert row["at_200_frechet_pixels"] == row["frechet_pixels"]
+    assert set(real) == {"accuracy", "at_200_frechet_pixels", "count"}
+    assert real["at_200_frechet_pixels"] > 1.2 * trained.reference()["frechet_pixels"]
+
+
+def test_the_classes_share_a_draw_evenly():
+    y = torch.arange(10).repeat_interleave(50)
+    counts = []
+
+    def keep(labels):
+        counts.append(labels.bincount(minlength=10))
+        return 0.0
+
+    at_count(keep, y, y, 359)
+    assert all(int(c.sum()) == 359 and int(c.max() - c.min()) <= 1 for c in counts)
+    assert len(counts) == 8
 
 
 def test_wrong_labels_cost_accuracy_only(evaluation):

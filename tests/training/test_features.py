@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from neural_rdm.core.errors import CheckpointError, ConfigError, DataError
@@ -135,13 +136,25 @@ def test_a_network_without_classes_is_asked_for_nothing(real: Tensor, tmp_path: 
 def test_texts_are_encoded_in_parts(real: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("neural_rdm.training.features.TEXTS", 4)
     asked: list[Any] = []
-    text = SimpleNamespace(encode=lambda said: (torch.tensor([[[float(s)]] for s in said]), torch.ones(len(said), 1)))
-    data = SimpleNamespace(prompts=lambda count: [str(i) for i in range(min(count, 6))])
+    remembered: list[str] = []
+    text = SimpleNamespace(
+        encode=lambda said: (torch.tensor([[[float(s)]] for s in said]), torch.ones(len(said), 1)),
+        remember=remembered.extend,
+    )
+    data = SimpleNamespace(
+        prompts=lambda count: [str(i) for i in range(min(count, 6))],
+        prompts_of="validation",
+        tokens=lambda texts: dict.fromkeys(texts),
+    )
     report = FeatureReport("efficientnet_lite0", str(statistics(tmp_path / "s.npz", Means, real)), count=9)
-    _, protocol, _ = report.rows(subject(asked=asked, text=text, data=data))
+    _, protocol, facts = report.rows(subject(asked=asked, text=text, data=data))
     assert [positions for positions, _ in asked] == [range(4), range(4, 8), range(8, 9)]
     assert [c["context"].flatten().tolist() for _, c in asked] == [[0, 1, 2, 3], [4, 5, 0, 1], [2]]
-    assert "9 samples of 6 validation captions" in protocol
+    assert "9 samples of 6 different captions (validation), up to 2 of each, for there are no more" in protocol
+    assert facts["captions"] == 6
+    assert set(remembered) == set("012345")  # what the data hold ready is not encoded again
+    _, protocol, facts = report.with_count(6).rows(subject(asked=asked, text=text, data=data))
+    assert "6 samples of 6 different captions (validation); weights" in protocol
 
 
 def test_latents_are_decoded_before_they_are_rounded(real: Tensor, tmp_path: Path) -> None:
@@ -183,6 +196,14 @@ def test_samples_on_disk_are_measured_as_those_that_are_drawn(real: Tensor, tmp_
     assert rows[0] == pytest.approx({**drawn[0], "name": "generated"})
     assert "9 samples" in protocol
     assert protocol.endswith("made up.")
+    assert "npz, gray (exact)" in protocol
+    (tmp_path / "jpeg").mkdir()
+    for i, image in enumerate(images):
+        Image.fromarray(image[..., 0]).save(tmp_path / "jpeg" / f"{i}.jpg")
+    rows, protocol, facts = report.rows_of_files(open_samples(tmp_path / "jpeg"), 4, torch.device("cpu"), "made up.")
+    assert rows[0]["container"] == "jpg, jpeg, L (lossy)", "a mark beside the number in every table"
+    assert (facts["container"], facts["codec"], facts["lossless"]) == ("jpg", "jpeg", False)
+    assert "whose loss is a part of these numbers" in protocol
     np.savez(tmp_path / "one.npz", arr_0=images[:1])
     with pytest.raises(DataError, match="at least"):
         report.rows_of_files(open_samples(tmp_path / "one.npz"), 4, torch.device("cpu"), "")
@@ -224,8 +245,12 @@ def tiny_clip(folder: Path) -> Path:
 
 def test_the_clip_score_pairs_every_image_with_its_own_text(real: Tensor, tmp_path: Path) -> None:
     folder = tiny_clip(tmp_path / "Tiny-CLIP")
-    text = SimpleNamespace(encode=lambda said: (torch.zeros(len(said), 1, 1), torch.ones(len(said), 1)))
-    data = SimpleNamespace(prompts=lambda count: [str(i) for i in range(6)])
+    text = SimpleNamespace(
+        encode=lambda said: (torch.zeros(len(said), 1, 1), torch.ones(len(said), 1)), remember=lambda known: None
+    )
+    data = SimpleNamespace(
+        prompts=lambda count: [str(i) for i in range(6)], prompts_of="validation", tokens=lambda texts: {}
+    )
     report = FeatureReport(
         "efficientnet_lite0", str(statistics(tmp_path / "s.npz", Means, real)), count=8, clip=str(folder)
     )

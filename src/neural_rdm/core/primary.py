@@ -219,6 +219,7 @@ class Preview(OfData):
 class Prepare(OfData):
     """The primary configuration of `python -m neural_rdm.prepare`."""
 
+    condition: Any = node(optional=True)
     decode: int = at_least(0)
     subset: Optional[int] = positive()
     subset_dir: Optional[str] = field()

@@ -1,17 +1,32 @@
-"""One progress bar for long work outside training: how far, how fast, how much longer; on standard error."""
+"""One sign of life for long work outside training: how far, how fast, how much longer; on standard error.
+
+On a terminal it is a bar, elsewhere (a log file, CI, a batch system) a plain line now and then.
+"""
 
 from __future__ import annotations
 
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+
+EVERY = 15.0  #: seconds from one plain line to the next
+_WORTH_TELLING = 2.0  # seconds; of work that ended sooner there is no line
 
 
 @contextmanager
-def progress_bar(label: str, total: int, unit: str = "steps") -> Iterator[Callable[..., None]]:
-    """Show a bar of `total` pieces of work while the context is open, and yield its "so many more done", one by
-    default.
+def progress_bar(label: str, total: int | None, unit: str = "steps") -> Iterator[Callable[..., None]]:
+    """Show `total` pieces of work (None: an unknown number) while the context is open, and yield its "so many more
+    done", one by default. Lines come by the clock, also while a single piece takes long. Two must not be open at once.
     """
+    shown: Callable[..., AbstractContextManager[Callable[..., None]]] = _bar if sys.stderr.isatty() else _lines
+    with shown(label, total, unit) as advance:
+        yield advance
+
+
+@contextmanager
+def _bar(label: str, total: int | None, unit: str) -> Iterator[Callable[..., None]]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -33,3 +48,41 @@ def progress_bar(label: str, total: int, unit: str = "steps") -> Iterator[Callab
             bar.update(task, advance=count, rate=done / (time.perf_counter() - begin))
 
         yield advance
+
+
+@contextmanager
+def _lines(label: str, total: int | None, unit: str) -> Iterator[Callable[..., None]]:
+    begin, done, over = time.perf_counter(), 0, threading.Event()
+
+    def advance(count: int = 1) -> None:
+        nonlocal done
+        done += count
+
+    def tell() -> None:
+        passed = time.perf_counter() - begin
+        line = f" {done}{'' if total is None else f'/{total}'} {unit}, {done / passed:.3g} {unit}/s,"
+        line = "" if total is None and not done else line
+        left = "" if total is None or not 0 < done < total else f", {span((total - done) * passed / done)} left"
+        print(f"{label}:{line} {span(passed)} so far{left}", file=sys.stderr, flush=True)
+
+    def watch() -> None:
+        while not over.wait(EVERY):
+            tell()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield advance
+    finally:
+        over.set()
+        watcher.join()
+        if time.perf_counter() - begin > _WORTH_TELLING:
+            tell()
+
+
+def span(seconds: float) -> str:
+    """A time as a person says it: 42 s, 5 min 3 s, 2 h 7 min."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

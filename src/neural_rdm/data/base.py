@@ -6,7 +6,7 @@ import atexit
 import multiprocessing
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
@@ -192,8 +192,17 @@ class DataModule(LightningDataModule):
                 print(text, flush=True)
 
     def prompts(self, count: int) -> list[str] | None:
-        """`count` texts to draw previews of; None where the data have no captions."""
+        """`count` different texts to draw samples of, or all where there are fewer; None where the data have none."""
         return None
+
+    @property
+    def prompts_of(self) -> str:
+        """Which captions `prompts` are, in a protocol line."""
+        return "training; there is no validation set" if self.val_set is None else "validation"
+
+    def tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """The tokens [length, E] of those of some prompts of its own that the data hold ready."""
+        return {}
 
     def order(self, epoch: int) -> NDArray[np.int64]:
         """Index of the sample at each place of an epoch [train_size]: every one once, by seed and epoch alone."""

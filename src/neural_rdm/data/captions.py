@@ -9,16 +9,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from neural_rdm.core.errors import ConfigError, DataError
 from neural_rdm.core.layouts import TRAIN_NAMES, check_folder, drawn, held_out, split_folder
 from neural_rdm.core.listing import file_names
-from neural_rdm.core.seeding import choice, keys, uniform
+from neural_rdm.core.seeding import choice, uniform
 from neural_rdm.data.base import BrokenSample, DataModule
 from neural_rdm.data.broken import bad_allowed
 from neural_rdm.data.image_folder import load_pixels
 from neural_rdm.data.packed import PackedLists, PackedStrings
+from neural_rdm.data.prompts import blank, distinct
 
 
 class CaptionedImages:
@@ -105,12 +104,13 @@ class Captioned(DataModule):
         super().setup(stage)
 
     def prompts(self, count: int) -> list[str] | None:
-        """`count` captions of the validation images (of the training images without any), the same for every seed."""
+        """`count` different captions of the validation images (of the training images without any), the same for every
+        seed: see `data.prompts.distinct`.
+        """
         self.setup()
         source = self.val_set or self.train_set
         assert isinstance(source, CaptionedImages)
-        order = np.argsort(keys(0, "prompts", range(len(source))), kind="stable")[:count]
-        return [source.captions[i][0] for i in order.tolist()]
+        return list(distinct(count, range(len(source)), source.captions.__getitem__))
 
     NEEDS: str = ""
     """What cannot be found, where there is no training split."""
@@ -186,7 +186,8 @@ class COCO(Captioned):
     ROOT/train2017/*.jpg   ROOT/val2017/*.jpg
     ROOT/annotations/captions_train2017.json   captions_val2017.json
 
-    (or 2014 in all four names). One of an image's five captions is drawn each time. Arguments: see `Captioned`.
+    (or 2014 in all four names). One of an image's five captions is drawn each time; an empty one is left out, and
+    counted. Arguments: see `Captioned`.
     """
 
     NEEDS = "neither train2017 nor train2014"
@@ -231,8 +232,8 @@ class JourneyDB(Captioned):
     ROOT/valid/valid_anno.jsonl   ROOT/valid/imgs/...          may be left out
 
     The last `*.jsonl` of a split is read, which is the one with the paths of the release. A line's `Task2.Caption` is
-    the caption; where there is none, its `prompt` without the trailing flags (`--ar 16:9 --v 5`). Arguments: see
-    `Captioned`.
+    the caption; where there is none, its `prompt` without the trailing flags (`--ar 16:9 --v 5`). A line of which
+    nothing is left then is left out, and counted. Arguments: see `Captioned`.
     """
 
     NEEDS = "no train/*.jsonl"
@@ -278,7 +279,9 @@ class JourneyDB(Captioned):
                         continue
                     try:
                         entry = json.loads(_text(line))
-                        said = (entry.get("Task2") or {}).get("Caption") or without_flags(entry["prompt"])
+                        said = (entry.get("Task2") or {}).get("Caption")
+                        if not said or (isinstance(said, str) and blank(said)):
+                            said = without_flags(entry["prompt"])
                         path = entry["img_path"].removeprefix("./")
                         name = path if path.startswith(f"{inner}/") or not inner else f"{inner}/{path}"
                         yield line, (name, _plain(said))
@@ -310,9 +313,30 @@ def absent(folder: Path, names: Sequence[str]) -> list[str]:
     return [name for name in names if os.path.basename(name) not in there[os.path.dirname(name)]]
 
 
+_NUMBERS = (
+    "ar|aspect|v|version|niji|q|quality|s|stylize|seed|sameseed|c|chaos|iw|stop|w|width|h|height|weird|repeat|r|exp|sw|"
+    "cw|ow"
+)
+_WORDS = (
+    "no|style|niji|tile|hd|test|testp|creative|upbeta|upanime|uplight|upalpha|video|fast|relax|turbo|raw|draft|stealth|"
+    "public|beta|mp|vibe|sref|cref|oref|sv|profile|p|personalize"
+)
+#: Midjourney's parameters; a phone makes one dash of two. A dash alone, as in `—a hero—`, is none
+_FLAGS = re.compile(
+    rf"(?:^|\s)(?:"
+    rf"(?:--|[—–]{{1,2}})\s?(?:{_NUMBERS})[\s:=]{{0,2}}\d"  # a name and its number, under any dash
+    rf"|--(?:{_WORDS})(?![\w-])"
+    rf"|[—–](?:{_WORDS})(?![\w-])(?![^—–]*[—–](?:\W|$))"  # and not `—no hat—`, which is closed
+    rf"|(?:\s*--[a-z]\w*(?:[\s=]+[^\s—–-]\S*)?)+\s*$"  # others, where nothing but flags follows
+    rf")",
+    re.IGNORECASE,
+)
+
+
 def without_flags(prompt: str) -> str:
-    """A Midjourney prompt without its trailing parameters: everything from the first ` --name` on."""
-    return re.split(r"(?:^|\s)(?:--|—)\w", prompt, maxsplit=1)[0].strip()
+    """A Midjourney prompt without its trailing parameters, such as `--ar 16:9 --v 5` or `—ar 16:9`."""
+    found = _FLAGS.search(prompt)
+    return (prompt if found is None else prompt[: found.start()]).strip()
 
 
 def _text(line: bytes) -> str:
@@ -320,9 +344,16 @@ def _text(line: bytes) -> str:
 
 
 def _plain(said: object) -> str:
-    """A caption without space around it, and without half characters, which tokenizers refuse."""
+    """A caption without space around it, and without half characters, which tokenizers refuse.
+
+    Raises:
+        TypeError: it is no text.
+        ValueError: it is empty, which is the null prompt and no caption.
+    """
     if not isinstance(said, str):
         raise TypeError(f"its caption is {json.dumps(said)[:40]}, not a text")
+    if blank(said):
+        raise ValueError("its caption is empty")
     return said.strip().encode("utf-8", "replace").decode("utf-8")
 
 

@@ -87,5 +87,3 @@ class FrameFolder:
         if index >= len(self.names):
             raise BrokenSample(f"the folder holds {len(self.names)} frames; number {index} is not there", self.path)
         return np.asarray(read_rgb(self.path / self.names[index]))
-
-

@@ -82,5 +82,10 @@ class DigitsText(DataModule):
         self.val_set = CaptionedDigits(digits.val_set.x, digits.val_set.y, HELD_OUT, False, self.seed)
 
     def prompts(self, count: int) -> list[str] | None:
-        """`count` captions: each digit in the first phrasing, then in the next."""
-        return [caption(PHRASINGS[i // 10 % len(PHRASINGS)], i % 10) for i in range(count)]
+        """`count` captions, 140 at most: each digit in the first phrasing, then in the next, those held out last."""
+        return [caption(phrasing, digit) for phrasing in (*PHRASINGS, *HELD_OUT) for digit in range(10)][:count]
+
+    @property
+    def prompts_of(self) -> str:
+        """See `DataModule`."""
+        return "phrasings of training, then those held out"

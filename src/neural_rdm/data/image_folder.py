@@ -20,10 +20,9 @@ from neural_rdm.core.seeding import uniform
 from neural_rdm.data.base import BrokenSample, DataModule
 from neural_rdm.data.broken import bad_allowed, printable
 from neural_rdm.data.class_files import list_classes
+from neural_rdm.data.formats import FORMATS, check_range, depth_of, kind_of
 from neural_rdm.data.packed import PackedStrings
 
-#: what is decoded; Pillow knows more, and would hand PostScript in a file called .jpg to Ghostscript, which runs it
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
 _ELONGATED = 32
 _TURNS = {  # EXIF orientation -> what undoes it
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -40,32 +39,39 @@ def read_rgb(path: str | os.PathLike[str] | BinaryIO, name: str = "") -> Image.I
     """Decode an image file to 8-bit RGB, by its content, whatever its name ends in.
 
     The EXIF orientation is applied (ADM and DiT ignore it). Palette, grey and CMYK images are converted as Pillow does;
-    16-bit grey is scaled to 8 bits; transparency goes over black, which is what dropping alpha gives where hidden
-    pixels are zero. Of an animation the first frame is taken.
+    transparency goes over black, which is what dropping alpha gives where hidden pixels are zero. Of an animation the
+    first frame is taken.
+
+    White is what the file says it is, and where that cannot be known the file is refused: a guess for each file would
+    give the pictures of one set different brightness, and none would turn them black. So it is with floating-point,
+    32-bit and signed pixels, and with 16-bit ones that stay below a quarter of their range (10, 12 or 14 bits of a
+    camera or a scanner).
 
     Args:
         path: the file, or what is open already.
         name: what to call it in messages, if not by its path.
 
     Raises:
-        BrokenSample: the file cannot be decoded, or has more than twice the pixels that `PIL.Image.MAX_IMAGE_PIXELS`
-            says.
+        BrokenSample: the file cannot be decoded, its white is not known, or it has more than twice the pixels that
+            `PIL.Image.MAX_IMAGE_PIXELS` says.
     """
     where = name if name or not isinstance(path, (str, os.PathLike)) else path
     try:
         with Image.open(path, formats=FORMATS) as file:
+            depth = depth_of(file)
             file.load()
             image = _upright(file)
-            if image.mode == "F":
-                raise ValueError("floating-point pixels have no known range")
+            if not depth.stated:
+                check_range(image)
             if image.mode.startswith("I"):
-                return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
+                grey = np.asarray(image).astype(np.int64) * 255 // depth.white
+                return Image.fromarray((255 - grey if depth.inverted else grey).astype(np.uint8)).convert("RGB")
             if "A" in image.getbands() or "transparency" in image.info:
                 image = image.convert("RGBA")
                 return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
             return image.convert("RGB")
     except UnidentifiedImageError as error:
-        raise BrokenSample("empty, or not an image that Pillow can read", where) from error
+        raise BrokenSample(kind_of(path), where) from error
     except OSError as error:
         raise BrokenSample(error.strerror or str(error) or type(error).__name__, where) from error
     except Exception as error:  # decoders raise SyntaxError, ValueError, struct.error, zlib.error, MemoryError, ...

@@ -17,6 +17,8 @@ from neural_rdm.data.base import BrokenSample, Source
 from neural_rdm.data.broken import printable
 from neural_rdm.data.decoders import VideoInfo, open_video
 
+DARK = 31  #: of 255; a picture without a brighter pixel is all but black
+
 
 @dataclass
 class Looked:
@@ -28,6 +30,7 @@ class Looked:
         broken: {path, printable: reason} of these, and of all clips that the index of the videos knows to be broken.
         sizes: (width, height) in pixels of each file that was tried, of a clip of its first frame.
         fps: frames a second of each that says so.
+        dark: samples without a value above `DARK`.
         frames: (number of frames, path) of each clip of the whole set.
     """
 
@@ -37,6 +40,7 @@ class Looked:
     sizes: list[tuple[int, int]] = field(default_factory=list)
     frames: list[tuple[int, str]] = field(default_factory=list)
     fps: list[float] = field(default_factory=list)
+    dark: list[str] = field(default_factory=list)
 
 
 def path_of(source: Source, index: int) -> str | None:
@@ -89,7 +93,9 @@ def look(
             path = path_of(source, index)
             looked.decoded += 1
             try:
-                source.load(index, index)
+                x = source.load(index, index)["x"]
+                if x.max() <= DARK / 127.5 - 1:
+                    looked.dark.append(printable(path or f"sample {index}"))
                 if path is not None:
                     _measure(path, decoder, looked)
             except BrokenSample as error:
@@ -126,8 +132,12 @@ def video_info(path: str, decoder: str) -> VideoInfo:
         video.close()
 
 
-def disk_usage(root: str | os.PathLike[str]) -> tuple[int, int]:
-    """(number of files, bytes) below `root`; links are followed, each folder and each file once."""
+def disk_usage(root: str | os.PathLike[str], advance: Callable[[], None] = lambda: None) -> tuple[int, int]:
+    """(number of files, bytes) below `root`; links are followed, each folder and each file once.
+
+    Args:
+        advance: called after each file.
+    """
     total = 0
     seen: dict[Identity, int] = {}
     number = 0
@@ -137,6 +147,7 @@ def disk_usage(root: str | os.PathLike[str]) -> tuple[int, int]:
                 state = os.stat(os.path.join(folder, name))
             except OSError:  # a link that leads nowhere
                 continue
+            advance()
             if state.st_nlink > 1 or os.path.islink(os.path.join(folder, name)):
                 seen[state.st_dev, state.st_ino] = state.st_size
             else:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from neural_rdm.core.seeding import choice, uniform
 from neural_rdm.data.base import DataModule
 from neural_rdm.data.broken import LoaderError
 from neural_rdm.data.clips import frame_numbers
+from neural_rdm.data.prompts import distinct
 from neural_rdm.latents.shards import Moments, ShardedSet
 
 if TYPE_CHECKING:
@@ -150,6 +152,7 @@ class Latents(DataModule):
         self.folder, self.first_stage = Path(folder).expanduser(), first_stage
         self.flip, self.clip, self.length = flip, clip, length
         self.manifest: dict[str, Any] = {}
+        self._prompts: dict[str, tuple[int, int]] = {}
         if (self.folder / MANIFEST).is_file():  # sampling does not need the latents
             self._read()
 
@@ -196,10 +199,25 @@ class Latents(DataModule):
             )
 
     def prompts(self, count: int) -> list[str] | None:
-        """The first `count` of the prompts that the data set itself would give; at most 64 are kept."""
+        """The prompts that the data set itself would give, less those of images that could not be encoded."""
         self.setup()
-        kept: list[str] | None = self.manifest["prompts"]
-        return None if kept is None else kept[:count]
+        if self.manifest["prompts"] is None:
+            return None
+        name, source = ("val", self.val_set) if self.val_set else ("train", self.train_set)
+        assert isinstance(source, LatentSet)
+        split = self.manifest["splits"][name]
+        numbers = np.setdiff1d(np.arange(split["count"] + len(split["bad"])), split["bad"])
+        self._prompts = distinct(count, numbers.tolist(), lambda place: source.shards[place].captions)
+        return list(self._prompts)
+
+    def tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """The stored tokens of what `prompts` gave last."""
+        source, found = self.val_set or self.train_set, {}
+        for text in texts:
+            if (place := self._prompts.get(text)) is not None and isinstance(source, LatentSet):
+                held = source.shards[place[0]].tokens
+                found |= {text: held[place[1]].float()} if held else {}
+        return found
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move a batch to `device`, stored tokens as well; see `DataModule`."""

@@ -23,15 +23,19 @@ from torch import Tensor
 
 from neural_rdm.core.errors import DataError
 from neural_rdm.core.gifs import read_gif
+from neural_rdm.core.progress import progress_bar
 from neural_rdm.core.ranks import is_first_rank
 from neural_rdm.data.base import BrokenSample
 from neural_rdm.data.broken import printable
+from neural_rdm.data.containers import Container, container_of
 from neural_rdm.data.decoders import open_video
 from neural_rdm.data.frames import frames_of
 from neural_rdm.data.image_folder import read_rgb
 from neural_rdm.data.sample_listing import SAMPLING, list_samples
 
+NPZ = "samples.npz"
 READERS = 8
+_BLOCK = 1 << 20  # bytes that are read at a time for a hash
 Pixels = NDArray[np.uint8]
 
 
@@ -41,11 +45,13 @@ class SampleFiles:
     Attributes:
         path: the file or folder.
         kind: "image" or "clip".
+        container: how they are kept, and whether exactly.
         labels: int64 [N], or None where there are none: `arr_1` of an `.npz`, the class folders of a folder.
         num_frames, frame_interval: of every clip these frames are taken, from its first one on; None takes all.
     """
 
     kind: str
+    container: Container
     labels: NDArray[np.int64] | None = None
 
     def __init__(self, path: Path, num_frames: int | None, frame_interval: int) -> None:
@@ -57,12 +63,15 @@ class SampleFiles:
     @functools.cached_property
     def fingerprint(self) -> str:
         """sha256 of the file, or of the names and contents of a folder's files; it reads all of them."""
-        digest = hashlib.sha256()
-        for name, path in self._files():
-            digest.update(f"{name}\0{path.stat().st_size}\0".encode() if name else b"")
-            with open(path, "rb") as file:
-                while chunk := file.read(1 << 20):
-                    digest.update(chunk)
+        digest, files = hashlib.sha256(), list(self._files())
+        sizes = [path.stat().st_size for _, path in files]
+        with progress_bar("reading for the hash", sum(-(-size // _BLOCK) for size in sizes), "blocks") as advance:
+            for (name, path), size in zip(files, sizes, strict=True):
+                digest.update(f"{name}\0{size}\0".encode() if name else b"")
+                with open(path, "rb") as file:
+                    while chunk := file.read(_BLOCK):
+                        digest.update(chunk)
+                        advance()
         return digest.hexdigest()
 
     def batches(
@@ -148,6 +157,7 @@ class NpzSamples(SampleFiles):
         if self.labels is not None and self.labels.shape != shape[:1]:
             raise DataError(f"{path}: {shape[0]} samples in arr_0, but classes {list(self.labels.shape)} in arr_1")
         self.kind, self.shape = ("image" if len(shape) == 4 else "clip"), shape
+        self.container = Container("npz", None, "gray" if shape[-1] == 1 else "rgb24", True)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -186,6 +196,7 @@ class FolderSamples(SampleFiles):
         super().__init__(path, num_frames, frame_interval)
         listed = list_samples(path, frames)
         self.kind, self.paths = listed.kind, listed.paths
+        self.container = container_of(self.paths)
         if listed.classes is not None:
             names = sorted(set(listed.classes))
             self.labels = np.array([names.index(name) for name in listed.classes], dtype=np.int64)
@@ -233,6 +244,8 @@ def open_samples(
     Args:
         path: `.npz` with `arr_0` (uint8), a folder of images (.png, .jpg, ...) or clips (.mp4, .gif, ...), which may
             lie in class folders, or the folder of a `sample` job: its `samples.npz`, or else its first `samples_KIND`.
+            Where a `samples.npz` of as many samples lies in or beside a folder of lossy files, it takes their place,
+            which is printed.
         num_frames, frame_interval: which frames of a clip are taken, from the first one on; None takes all frames.
         frames: in a folder, each folder that holds images is a clip.
 
@@ -243,7 +256,7 @@ def open_samples(
     if (path / SAMPLING).is_file():
         path = _of_job(path)
     if path.is_dir():
-        return FolderSamples(path, num_frames, frame_interval, frames)
+        return _exact(FolderSamples(path, num_frames, frame_interval, frames))
     if not path.is_file():
         raise DataError(f"no such file or folder of samples: {path} ({path.resolve()})")
     if path.suffix != ".npz":
@@ -253,13 +266,28 @@ def open_samples(
 
 def _of_job(folder: Path) -> Path:
     """The samples in the folder of a `sample` job; the folder itself where it is only described by a sampling.json."""
-    if (folder / "samples.npz").is_file():
-        return folder / "samples.npz"
+    if (folder / NPZ).is_file():
+        if others := [kind.name for kind in sorted(folder.glob("samples_*")) if kind.is_dir()]:
+            print(f"{folder / NPZ} is read, the exact samples, not {' or '.join(others)} beside it", flush=True)
+        return folder / NPZ
     if (folder / "parts").is_dir():
         raise DataError(
             f"{folder}: its samples are not all drawn yet; give its sample command again, with hydra.run.dir={folder}"
         )
     return next((kind for kind in sorted(folder.glob("samples*")) if kind.is_dir()), folder)
+
+
+def _exact(files: FolderSamples) -> SampleFiles:
+    """What lossy files were made of, where it lies with them: the samples themselves are measured, not a codec."""
+    folder = files.path
+    for path in (folder / NPZ, folder.parent / NPZ) if folder.name.startswith("samples") else (folder / NPZ,):
+        if files.container.lossless or not path.is_file():
+            continue
+        exact = NpzSamples(path, files.num_frames, files.frame_interval)
+        if (exact.kind, len(exact)) == (files.kind, len(files)):
+            print(f"{path} is read in place of {folder}: the same samples, exact, not {files.container}", flush=True)
+            return exact
+    return files
 
 
 def _header(member: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from neural_rdm.core.errors import ConfigError, DataError
 from neural_rdm.core.layouts import check_folder, drawn
-from neural_rdm.core.seeding import choice, generator, keys, uniform
+from neural_rdm.core.seeding import choice, generator, uniform
 from neural_rdm.data.base import DataModule
 from neural_rdm.data.broken import BrokenSample, printable
 from neural_rdm.data.image_folder import load_pixels
+from neural_rdm.data.prompts import blank, distinct
 from neural_rdm.data.tar_index import ABSENT, IMAGE, IMAGES, JSON, TEXT, read_indices
 from neural_rdm.data.tar_paths import find_shards, without_held_out
 
@@ -118,7 +119,9 @@ class TarImages:
         texts = said if isinstance(said, list) else [said]
         if not texts or not all(isinstance(text, str) for text in texts):
             raise BrokenSample(f"the field {self.caption_key} of its json is no text", self.name(index))
-        return [text.strip() for text in texts]
+        if not (said := [text.strip() for text in texts if not blank(text)]):
+            raise BrokenSample(f"its {_HOLDS[self._text]} says nothing: the caption is empty", self.name(index))
+        return said
 
     def _shard(self, index: int) -> int:
         return int(np.searchsorted(self.shard_ends, index, side="right"))
@@ -270,21 +273,15 @@ class TarShards(DataModule):
         return shuffled_by_shards(ends, self.shards_at_once, self.seed, epoch)
 
     def prompts(self, count: int) -> list[str] | None:
-        """`count` captions of the validation images (of the training images without any), the same for every seed."""
+        """`count` different captions of the validation images (of the training images without any), the same for every
+        seed: see `data.prompts.distinct`.
+        """
         self.setup()
         source = self.val_set or self.train_set
         assert source is not None
         if not source.captioned:
             return None
-        said: list[str] = []
-        for index in np.argsort(keys(0, "prompts", np.arange(len(source))), kind="stable").tolist():
-            if len(said) == count:
-                break
-            try:
-                said.append(source.captions(index)[0])
-            except BrokenSample:  # training counts and lists it when it draws it
-                continue
-        return said
+        return list(distinct(count, range(len(source)), source.captions))
 
     def _images(self, shards: list[Path], split: str) -> TarImages:
         training = split == "train"

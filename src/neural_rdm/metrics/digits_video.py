@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from neural_rdm.metrics.digits import DigitsEvaluation
+from neural_rdm.metrics.digits import SUBSETS, DigitsEvaluation, at_count
 
 SIDE = 8  # of a digit
 
@@ -49,7 +49,8 @@ class DigitsVideoEvaluation(Metric):
             "Digits located in every frame where a real training digit fits best. frechet_pixels (64 raw pixels) and "
             f"accuracy ({self.digits.classifier}): of the located windows of all frames; consistency: share of clips "
             "with one predicted class in all frames; motion: mean pixels a frame that the located digit moves; "
-            f"reference: {len(self._val[0])} real clips held out."
+            f"reference: {len(self._val[0])} real clips held out; at_N_frechet_pixels: at N clips (mean of {SUBSETS} "
+            "draws, the classes evenly), since the distance falls with their number."
         )
 
     def update(self, x: Tensor, y: Tensor) -> None:
@@ -79,26 +80,37 @@ class DigitsVideoEvaluation(Metric):
         return chosen, torch.stack([best // room, best % room], dim=1)
 
     def compute(self) -> dict[str, float]:
-        """`accuracy`, `consistency` in [0, 1], `frechet_pixels` >= 0, `motion` in pixels, `count` of clips.
+        """`accuracy`, `consistency` in [0, 1], `frechet_pixels` >= 0, `motion` in pixels, `count` of clips; where not
+        as many real clips are held out also `at_N_frechet_pixels`, N the smaller of both counts.
 
         Raises:
             ValueError: fewer than 2 frames.
         """
-        clips, numbers = int(self.clips), self.digits.compute()
-        return {
-            "accuracy": numbers["accuracy"],
-            "frechet_pixels": numbers["frechet_pixels"],
-            "consistency": int(self.consistent) / clips,
-            "motion": float(self.moved) / clips,
-            "count": float(clips),
-        }
+        clips, (pixels, y) = int(self.clips), self.digits.added()
+        row = {"accuracy": self.digits.accuracy(pixels, y), "frechet_pixels": self.digits.distance(pixels)}
+        if (equal := min(clips, len(self._val[0]))) != max(clips, len(self._val[0])):
+            row |= self._at(equal)
+        row |= {"consistency": int(self.consistent) / clips, "motion": float(self.moved) / clips}
+        return row | {"count": float(clips)}
 
-    def reference(self) -> dict[str, float]:
-        """The same row for the real clips held out."""
+    def _at(self, count: int) -> dict[str, float]:
+        """The distance at so many clips."""
+        pixels, y = (part.unflatten(0, (int(self.clips), -1)) for part in self.digits.added())
+        return {f"at_{count}_frechet_pixels": at_count(self._distance, pixels, y[:, 0], count)}
+
+    def _distance(self, clips: Tensor) -> float:
+        return self.digits.distance(clips.flatten(0, 1))
+
+    def reference(self, count: int | None = None) -> dict[str, float]:
+        """The row of the real clips held out; `count` as in `DigitsEvaluation.reference`."""
         other = copy.deepcopy(self)
         other.reset()
         other.update(*self._val)
-        return other.compute()
+        row = other.compute()
+        if count not in (None, held := len(self._val[0])):
+            del row["frechet_pixels"]
+            row |= other._at(min(count or held, held))
+        return row
 
     def reset(self) -> None:
         """Forget everything added."""

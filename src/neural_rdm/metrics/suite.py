@@ -156,6 +156,8 @@ class Evaluation(Metric):
             "size": None if size is None else "x".join(map(str, reversed(size))),
             "frames": told.get("num_frames"),
             "interval": told.get("frame_interval"),
+            "container": told.get("container"),
+            "lossless": told.get("lossless"),
         }
         return facts | {f"reference_{key}": value for key, value in known.items() if value is not None}
 

@@ -159,6 +159,8 @@ class OwnRun:
         found = [f"{sampler}, {facts.get('sampler_steps')} steps" if sampler else "sampler not recorded"]
         found += [f"first stage {stage}"] if stage not in (None, "none") else []
         found += [f"precision {precision}"] if precision not in (None, "32-true") else []
+        if facts.get("container") and not facts.get("lossless"):
+            found.append(f"samples read from {facts['container']}, which is lossy")
         ending = "_frames" if _of_frames(column) else ""
         if facts.get(f"features_official{ending}") is False:
             found.append(f"not the published weights of {space}")

@@ -19,6 +19,7 @@ from neural_rdm.core.errors import ConfigError, DataError, UserError
 from neural_rdm.core.extras import install
 from neural_rdm.core.files import write_atomically, write_text
 from neural_rdm.core.gifs import save_gif
+from neural_rdm.core.progress import progress_bar
 from neural_rdm.reports.tables import read_mapping
 
 ROUNDING = "uint8: 127.5 * x + 128, clamped to [0, 255] and truncated (DiT)"
@@ -192,26 +193,29 @@ def write_each(folder: Path, parts: Parts, kind: str, fps: int = 8) -> Path:
     Raises:
         ConfigError: see `check_kinds`.
     """
-    from PIL import Image
-
     first = next(iter(parts))
     check_kinds(folder.parent, [kind], first.ndim == 5, first.dtype == np.uint8, fps)
     if first.ndim == 5:
         claim(folder / SPEED, {"fps": fps})
-    for number, part in zip(parts.numbers, parts, strict=True):
-        for position, sample in zip(parts.positions(number), part, strict=True):
-            path = _file(folder, position, kind)
-            if path.is_file():
-                continue
-            if kind == "mp4":
-                write_mp4(path, sample, fps)
-                continue
-            if kind == "gif":
-                frames = [Image.fromarray(_shown(frame)) for frame in sample]
-                write_atomically(path, partial(save_gif, frames=frames, fps=fps))
-                continue
-            write_atomically(path, partial(Image.fromarray(_shown(sample)).save, format="PNG"))
+    with progress_bar(f"writing {kind}", parts.count, "files") as advance:
+        for number, part in zip(parts.numbers, parts, strict=True):
+            for position, sample in zip(parts.positions(number), part, strict=True):
+                if not (path := _file(folder, position, kind)).is_file():
+                    _write(path, sample, kind, fps)
+                advance()
     return folder
+
+
+def _write(path: Path, sample: NDArray[np.uint8], kind: str, fps: int) -> None:
+    from PIL import Image
+
+    if kind == "mp4":
+        write_mp4(path, sample, fps)
+    elif kind == "gif":
+        frames = [Image.fromarray(_shown(frame)) for frame in sample]
+        write_atomically(path, partial(save_gif, frames=frames, fps=fps))
+    else:
+        write_atomically(path, partial(Image.fromarray(_shown(sample)).save, format="PNG"))
 
 
 def _file(folder: Path, position: int, kind: str) -> Path:

@@ -77,7 +77,8 @@ class DigitsReport(Report):
             return [], "", {}
         subject.data.setup()
         metric = self.metric(subject.data)
-        rows = [*self.measured(metric, drawn), {"name": "real, held out", **metric.reference()}]
+        rows = self.measured(metric, drawn)
+        rows.append({"name": "real, held out", **metric.reference(int(rows[0]["count"]))})
         protocol = f"{metric.protocol} {subject.protocol(f'{self.per_class} samples a class')} Clamped, not rounded."
         return rows, protocol, {**subject.facts(), "rounding": "none", "count": len(self.labels)}
 

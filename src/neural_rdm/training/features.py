@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from neural_rdm.reports.tables import GENERATED
 from neural_rdm.training.measuring import Measured, Report, Subject
 from neural_rdm.training.sampling import condition_of
 
-TEXTS = 1024  # prompts that are encoded at a time
+TEXTS = 512  # prompts that are encoded at a time
 
 
 class Held:
@@ -81,6 +81,8 @@ class Held:
         """What the numbers depend on, and what is to be thought of before they are compared."""
         facts, count = self.evaluation.facts, self._count
         text = f"{'Frames: f' if self.frames else 'F'}{self.evaluation.protocol[1:]}."
+        if facts.get("reference_lossless") is False:
+            text += f" The real samples were read from {facts['reference_container']}, which is lossy."
         if self._size and facts.get("reference_size", self._size) != self._size:
             text += f" The samples are {self._size}, the real ones {facts['reference_size']}."
         if count <= self.evaluation.dim:
@@ -93,7 +95,8 @@ class FeatureReport(Report):
 
     What is measured follows from the network and the statistics, see `metrics.suite.Evaluation`. Samples are rounded to
     bytes as they are when they are saved. A class-conditional network is asked for every class equally often, one that
-    reads texts for the data's own validation captions. Numbers fall with `count`: compare equal counts only.
+    reads texts for the data's own validation captions, all different as long as there are such (see `data.prompts`).
+    Numbers fall with `count`: compare equal counts only.
 
     Args:
         features: feature network: `inception` (FID, sFID, IS) or `efficientnet_lite0` (needs no download) for images,
@@ -201,10 +204,16 @@ class FeatureReport(Report):
         each = self.count if subject.text is None else TEXTS
         for start in range(0, self.count, each):
             part = range(start, min(start + each, self.count))
-            condition = {} if shown is None else condition_of(shown[part.start : part.stop], subject.text)
+            texts = [] if shown is None else shown[part.start : part.stop]
+            if subject.text is not None:
+                subject.text.remember(subject.data.tokens([str(text) for text in texts]))
+            condition = {} if shown is None else condition_of(texts, subject.text)
             subject.draw(condition, part, use)
         told = f"{subject.protocol(f'{self.count} {how}')} Rounding: {ROUNDING}."
-        return self._measured(told, {**subject.facts(), "rounding": ROUNDING, "count": self.count})
+        facts = {**subject.facts(), "rounding": ROUNDING, "count": self.count}
+        if subject.text is not None and shown is not None:
+            facts["captions"] = len(set(shown))  # the others are the same once more
+        return self._measured(told, facts)
 
     def rows_of_files(
         self, files: SampleFiles, batch_size: int, device: torch.device, told: str, facts: dict[str, Any] | None = None
@@ -229,14 +238,20 @@ class FeatureReport(Report):
                 advance(len(batch))
         counts = [] if files.labels is None else np.unique(files.labels, return_counts=True)[1].tolist()
         classes = f" of {len(counts)} classes, {min(counts)} to {max(counts)} each," if counts else ""
-        told = f"{len(files)} samples{classes} of {files.path} (sha256 {files.fingerprint[:8]}): {told}"
-        return self._measured(told, {**(facts or {}), "count": len(files), "samples_hash": files.fingerprint})
+        kept, mark = files.container, {} if files.container.lossless else {"container": str(files.container)}
+        how = f"sha256 {files.fingerprint[:8]}; kept as {kept}"
+        how += "" if kept.lossless else ", whose loss is a part of these numbers"
+        told = f"{len(files)} samples{classes} of {files.path} ({how}): {told}"
+        facts = {**(facts or {}), "count": len(files), "samples_hash": files.fingerprint, **kept.facts()}
+        return self._measured(told, facts, mark)
 
     def _shown(self, subject: Subject) -> tuple[Sequence[int | str] | None, str]:
         """What each sample shows, and the words for it."""
         if subject.text is not None:
             prompts = subject.data.prompts(self.count) or []
-            words = f"samples of {len(prompts)} validation captions"
+            words = f"samples of {len(prompts)} different captions ({subject.data.prompts_of})"
+            if self.count > len(prompts):
+                words += f", up to {-(-self.count // max(1, len(prompts)))} of each, for there are no more"
             return balanced(prompts, self.count), words
         classes = getattr(subject.net, "num_classes", 0)
         if classes > 0:
@@ -263,14 +278,17 @@ class FeatureReport(Report):
             model, score = self._pairs
             score.update(*model(samples, texts))
 
-    def _measured(self, told: str, facts: dict[str, Any]) -> Measured:
-        """The row, the protocol and the facts of the samples that were added, which `told` and `facts` describe."""
-        row: dict[str, Any] = {"name": GENERATED}
+    def _measured(self, told: str, facts: dict[str, Any], mark: Mapping[str, str] | None = None) -> Measured:
+        """The row, the protocol and the facts of the samples that were added, which `told` and `facts` describe; `mark`
+        stands in the row, for tables that show no protocol.
+        """
+        row: dict[str, Any] = {"name": GENERATED, **(mark or {})}
         lines, held = [], self.evaluations()
         try:
-            for each in held:
-                row |= each.numbers()
-                lines.append(each.protocol())
+            with progress_bar("computing the distances", None):
+                for each in held:
+                    row |= each.numbers()
+                    lines.append(each.protocol())
         except ValueError as error:  # fewer than two samples
             raise DataError(str(error)) from error
         if self._pairs is not None:
