@@ -118,7 +118,7 @@ class SensitivityLog(pl.Callback):
             squared = self._supervision.squared(trainer)
         else:
             assert self._measurement is not None
-            squared, self._measurement = self._measurement.read(trainer), None
+            (squared, _), self._measurement = self._measurement.read(trainer), None
         found, records = sensitivities(pl_module.net, squared), self._unit_records(trainer, pl_module)
         if not trainer.is_global_zero:
             return
