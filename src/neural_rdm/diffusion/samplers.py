@@ -30,8 +30,8 @@ class Sampler:
         name: `ddim` (Song et al. 2021; timesteps 0, T/n, 2T/n, ...: DiT's "ddim50"), `dpm++` (Lu et al. 2022;
             second-order multistep, evenly spread timesteps) or `ddpm` (evenly spread from 0 to T - 1: DiT's "250"; uses
             a learned variance if the network has one, else beta of the step, the "fixed large" of DiT and ADM); for a
-            flow `euler`, or `heun` of second order. None of them visits timesteps that are all but pure noise, as the cosine schedule's last four of 1000
-            (`core.noise.visited`).
+            flow `euler`, or `heun` of second order. None of them visits timesteps that are all but pure noise, as the
+            cosine schedule's last four of 1000 (`core.noise.visited`).
         steps: of each sample; as many network evaluations (`heun`: 2 * steps - 1; ddim: fewer where timesteps are left
             out). One ddim or ddpm step starts at t = 0 and so hardly moves the noise.
         eta: ddim only: the noise put back in each step, from 0 (deterministic) to 1.
