@@ -14,6 +14,7 @@ import torch
 from benchmarks import (
     clips,
     depth,
+    equal_count,
     features,
     frechet,
     gains,
@@ -39,6 +40,7 @@ BENCHMARKS = {
     "gains": gains.run,
     "unet": unet.run,
     "objectives": objectives.run,
+    "equal_count": equal_count.run,
     "frechet": frechet.run,
     "features": features.run,
     "metric_response": metric_response.run,

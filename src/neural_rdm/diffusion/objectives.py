@@ -26,7 +26,7 @@ class DDPMObjective(nn.Module):
         loss: `hybrid`, or `simple`, which leaves a learned variance out.
         min_snr_gamma: weigh the squared error so that x_0's has the weight min(SNR, gamma) (Hang et al. 2023, who take
             5); None for the weight 1 on whatever is predicted.
-        learned_times: the training times follow a schedule of their own, see `LearnedTimes`; None for uniform ones.
+        learned_times: draws the training timesteps by importance, see `LearnedTimes`; None for uniform ones.
 
     Raises:
         ValueError: an unknown `loss`, a gamma that is not above 0, or learned times with more bins than timesteps.

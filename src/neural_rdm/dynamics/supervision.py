@@ -21,8 +21,8 @@ How much of the local gradient an ordinary backward pass gives depends on where 
 So with one gate a channel, supervision of `gated` and `rezero` only makes a unit's whole alpha larger or smaller: it
 never moves one channel against another, and it never moves an additive beta. For a scalar alpha the projection is the
 whole local gradient. One entry for each channel would need `<J_i s_i, g s_{i+1}>`, a product of the branch's Jacobian
-with s_i, forward through every branch, under the MATH attention kernel: it is not computed, since that costs more than
-the rest of a step's supervision by two orders of magnitude (benchmarks/results/local_jvp.json).
+with s_i, forward through every branch, under the MATH attention kernel: it is not computed, since it more than doubles
+the time of a step (benchmarks/results/local_jvp.json).
 
 None of this is the gradient of L_sens through the whole network (`sensitivity_loss` with `torch.autograd.grad` is): an
 earlier unit's s_i also changes with every later gate, and the stream with every earlier one. How near the two are
