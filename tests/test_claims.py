@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from benchmarks import pages
+from omegaconf import OmegaConf
 
+from neural_rdm.cli.compose import compose_config
 from tests.helpers import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -134,6 +136,23 @@ def _shifted(file: dict) -> dict:
     for row in file["rules"]:
         row["last"] += 0.01
     return file
+
+
+def test_keys_that_follow_an_official_recipe_compose() -> None:
+    rows = re.findall(r"^\| (\w+)[^|]*\|[^|]*\| `([^`]*)`", (ROOT / "docs" / "experiments.md").read_text("utf-8"), re.M)
+    latte = [keys.split() for name, keys in rows if name.startswith("Latte")]
+    assert len(latte) == 3
+    for keys in latte:
+        cfg = compose_config("train", ["exp=latte_xl_gated", *keys]).cfg
+        for key in keys[1:]:
+            name, _, value = key.partition("=")
+            assert str(OmegaConf.select(cfg, name)) == value
+
+
+@pytest.mark.parametrize(("exp", "betas"), [("ldm4_gated", (0.0015, 0.0195)), ("ldm4_gated_t2i", (0.00085, 0.012))])
+def test_ldm_has_other_betas_for_texts(exp: str, betas: tuple[float, float]) -> None:
+    process = compose_config("train", [f"exp={exp}"]).cfg.diffusion.process
+    assert (process.schedule, process.beta_start, process.beta_end) == ("scaled_linear", *betas)
 
 
 def test_every_link_to_a_page_leads_somewhere() -> None:
