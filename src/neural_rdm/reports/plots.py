@@ -58,7 +58,8 @@ def plot_sensitivity(csv_path: str | Path, png_path: str | Path) -> Path:
     with np.errstate(divide="ignore", invalid="ignore"):
         by_last = np.where(table[:, -1:] > 0, table / table[:, -1:], math.nan)
     for axes, values in ((above, table), (below, by_last)):
-        drawn, first = [], 0
+        drawn: list[float] = []
+        first = 0
         for colour, group in zip(colours, groups, strict=True):
             mean, std = mean_and_std(values[first : first + len(group)])
             first += len(group)
