@@ -55,7 +55,7 @@ def claims() -> dict[str, Callable[[], list[float]]]:
         "recognises # ± # % of the drawn ones (three seeds; # % of real, held-out digits)": lambda: [
             100 * first["accuracy"], 100 * first["accuracy_95"], 100 * equal["held_out"]["accuracy"],
         ],
-        "costs # % of a DiT-S/2 training step, supervising them # % (rule `gated`), `units.csv` # % of the steps": lambda: [
+        "costs # % of a DiT-S/2 training step, supervising them # % (rule `gated`), `units.csv` # %": lambda: [
             share["entry and exit"],
             share["for supervision"] + share["the gradient added"],
             share["what units.csv holds"],
