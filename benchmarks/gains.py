@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections import namedtuple
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,9 @@ from neural_rdm.core.seeding import generator, normal, uniform
 from neural_rdm.data.digits import Digits, TensorSet
 from neural_rdm.diffusion.objectives import DDPMObjective
 from neural_rdm.diffusion.process import DDPM
-from neural_rdm.dynamics import probe, sensitivity_loss, supervise
+from neural_rdm.dynamics import probe, sensitivity_loss, stream_overlaps, supervise
 from neural_rdm.reports.tables import markdown_table
-from neural_rdm.residual import Residual, units
+from neural_rdm.residual import Residual, Unit, units
 from neural_rdm.training.optim import Optimizer
 
 WIDTH, DEPTH, HEADS, BATCH, STEPS, EVERY, LR, GAMMA = 32, 24, 4, 32, 200, 50, 1e-3, 0.35
@@ -161,17 +160,18 @@ def backward(net: nn.Module, case: str, batch: Batch) -> float:
             kept[0].backward(retain_graph=True)
             l_sens.backward(inputs=[gate for _, unit in units(net) for gate in (unit.alpha, unit.beta)])
         return kept[0].item()
-    with nullcontext() if case == NONE else probe(net, legs=True) as rows:
+    if case == NONE:
         value = denoising_loss(net, batch)
-    value.backward()
-    if rows is not None:
-        supervise(net, rows.grad, GAMMA, "floor" if case == FLOOR else "isometry")
+        value.backward()
+        return value.item()
+    squared, overlaps, value = probed(net, batch)
+    supervise(net, squared, GAMMA, "floor" if case == FLOOR else "isometry", overlaps=overlaps)
     return value.item()
 
 
 def measure(net: nn.Module, held_out: Batch) -> dict[str, float | None]:
     """L_sens and the spread of norms (None where no gradient reaches the units), and the validation loss."""
-    squared = probed(net, held_out)
+    squared, _, _ = probed(net, tuple(part[:64] for part in held_out))
     entry, reached = squared[:, 0].sqrt(), bool((squared[:, :2] > 0).all())
     l_sens, spread = supervise(net, squared, gamma=0.0).item(), (entry.max() / entry.min()).item()
     net.zero_grad()
@@ -180,20 +180,21 @@ def measure(net: nn.Module, held_out: Batch) -> dict[str, float | None]:
     return {"l_sens": l_sens if reached else None, "spread": spread if reached else None, "val_loss": val_loss}
 
 
-def probed(net: nn.Module, held_out: Batch) -> Tensor:
-    """Squared norms [units, 4] on the probe's batch; gradients of the denoising loss stay in the parameters."""
-    with probe(net, legs=True) as rows:
-        denoising_loss(net, tuple(part[:64] for part in held_out)).backward()
-    return rows.grad
+def probed(net: nn.Module, batch: Batch) -> tuple[Tensor, dict[Unit, list[Tensor | None]], Tensor]:
+    """Squared norms [units, 4], overlaps, and the denoising loss, whose gradients stay in the parameters."""
+    with probe(net, legs=True) as rows, stream_overlaps(net) as leaves:
+        value = denoising_loss(net, batch)
+    value.backward()
+    return rows.grad, {unit: [leaf.grad for leaf in each] for unit, each in leaves.items()}, value
 
 
 def compare(name: str, seed: int, gates: str, held_out: Batch) -> Row:
     """The local beside the exact gradient of L_sens in the alphas, before the first step."""
     net = build(STARTS[name], seed, gates)
     alphas = [unit.alpha for _, unit in units(net)]
-    squared = probed(net, held_out)
+    squared, overlaps, _ = probed(net, tuple(part[:64] for part in held_out))
     denoising = torch.cat([alpha.grad for alpha in alphas])
-    supervise(net, squared, gamma=1.0)
+    supervise(net, squared, gamma=1.0, overlaps=overlaps)
     local = torch.cat([alpha.grad for alpha in alphas]) - denoising
     l_sens = sensitivity_loss(net, lambda: denoising_loss(net, tuple(part[:64] for part in held_out)))
     exact = torch.cat(torch.autograd.grad(l_sens, alphas))

@@ -118,8 +118,14 @@ def test_the_learned_variance_runs_from_the_posterior_to_beta():
     low = process.p_mean_variance(torch.cat([x, -torch.ones_like(x)], 1), x, t)
     high = process.p_mean_variance(torch.cat([x, torch.ones_like(x)], 1), x, t)
     fixed = process.p_mean_variance(x, x, t)
-    for a, b in zip(low, fixed, strict=True):
+    torch.testing.assert_close(low[1], process.q_posterior(x, x, t)[2], rtol=1e-12, atol=0)
+    for a, b in zip(high, fixed, strict=True):  # without learn_sigma DiT's default is beta, "fixed large"
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    first = process.p_mean_variance(x, x, torch.tensor([0, 1]))[1]  # DiT: append(posterior_variance[1], betas[1:])
+    expected = torch.stack(
+        [process.q_posterior(x, x, torch.tensor([1, 1]))[1].log()[0, 0, 0, 0], process.betas[1].log()]
+    )
+    torch.testing.assert_close(first[:, 0, 0, 0], expected, rtol=1e-12, atol=0)
     torch.testing.assert_close(high[1][:, 0, 0, 0], process.betas[t].log(), rtol=1e-12, atol=0)
 
 

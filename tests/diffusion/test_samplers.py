@@ -88,6 +88,20 @@ def test_ddpm_steps_draw_from_our_process(learned, shape):
     torch.testing.assert_close(found, x, rtol=1e-6, atol=1e-6)
 
 
+def test_without_a_learned_variance_ddpm_draws_with_fixed_large_as_dit_does():
+    """One step to t = 250 of 0, 250, ..., 999 from one noise: its spread is sqrt(1 - bar_t / bar_before), not less."""
+    process, x = DDPM(), torch.zeros(1, 1, 64, 64)
+    spaced, draws = process.spaced(5), torch.Generator().manual_seed(0)
+    found = denoise(lambda x, t: torch.zeros_like(x), process, Sampler("ddpm", 5), x, [draws])
+    draws, expected = torch.Generator().manual_seed(0), x
+    for index in reversed(range(5)):
+        t = torch.tensor([index])
+        expected, _, _ = spaced.q_posterior(spaced.predict_x0(torch.zeros_like(x), expected, t), expected, t)
+        if index:
+            expected = expected + spaced.betas[index].sqrt() * torch.randn(x.shape, generator=draws)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
 def deviation(name: str, steps: int) -> float:
     """How far a run under the exact epsilon ends from the probability flow's exact solution (affine in the noise)."""
     process, noise = DDPM(), torch.tensor([-1.0, 0.0, 2.0]).view(3, 1, 1, 1)

@@ -1,4 +1,4 @@
-"""The learned schedule: monotone, unbiased, and drawn to where the loss is largest."""
+"""Importance sampling of timesteps: monotone, unbiased, and drawn to where the loss is largest."""
 
 from __future__ import annotations
 

@@ -14,8 +14,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from neural_rdm.backbones.dit import DiT
-from neural_rdm.dynamics import check_supervision, probe, sensitivity_loss, supervise
-from neural_rdm.residual import Residual, is_gate, units
+from neural_rdm.dynamics import check_supervision, probe, sensitivity_loss, stream_overlaps, supervise
+from neural_rdm.residual import Residual, Unit, is_gate, units
+from neural_rdm.residual.rules import Skip
 from tests.dynamics.test_probe import SIZE, inputs, loss, random_dit, watched
 
 GAMMA = 0.35
@@ -47,8 +48,17 @@ def added(net: nn.Module, *arguments: Any) -> tuple[Tensor, dict[str, Tensor]]:
     return value, {n: p.grad - before[n] for n, p in net.named_parameters() if n in before and p.grad is not None}
 
 
-def local_gradients(net: nn.Module) -> tuple[Tensor, list[Tensor]]:
-    """Of every unit, autograd's gradient of gamma * L_sens in theta_i, with z_i and s_{i+1} held fixed."""
+def with_overlaps(
+    net: nn.Module, dtype: torch.dtype = torch.float64, run: Callable[..., Tensor] | None = None
+) -> tuple[Tensor, dict[Unit, tuple[Tensor | None, ...]]]:
+    """The same backward pass, and what it says of gates on the stream."""
+    with stream_overlaps(net) as leaves:
+        squared = measured(net, dtype, run)
+    return squared, {unit: tuple(leaf.grad for leaf in each) for unit, each in leaves.items()}
+
+
+def local_gradients(net: nn.Module, gate: Any = "alpha") -> tuple[Tensor, list[Tensor]]:
+    """Of every unit, autograd's gradient of gamma * L_sens in all of a gate, with z_i and s_{i+1} held fixed."""
     with watched(net) as seen, sdpa_kernel(SDPBackend.MATH):
         loss(net(*inputs(torch.float64))).backward(retain_graph=True)
         found, total, gradients = list(units(net)), torch.zeros((), dtype=torch.float64), []
@@ -57,12 +67,86 @@ def local_gradients(net: nn.Module) -> tuple[Tensor, list[Tensor]]:
             out = type(unit).forward(unit, stream, branch, *rest)
             (s,) = torch.autograd.grad(out, stream, s_next, create_graph=True)
             log_r = (s.norm() / s_next.norm()).log()
-            value = 0.5 * log_r.square() / len(found)
-            theta = [unit.alpha, unit.alpha_time] if unit.time_conditioned else [unit.alpha]
-            parts = torch.autograd.grad(GAMMA * value, theta, retain_graph=True)
+            value = GAMMA * 0.5 * log_r.square() / len(found)
+            theta = unit.gate_parameters(gate)
+            parts = torch.autograd.grad(value, theta, retain_graph=True, materialize_grads=True)
             gradients.append(torch.cat([part.flatten() for part in parts]))
-            total += value.detach()
+            total += value.detach() / GAMMA
     return total, gradients
+
+
+@pytest.mark.parametrize(
+    "residual",
+    [
+        Residual("skip"),
+        Residual("skip", granularity="scalar", time_conditioned=True),
+        Residual("skip", time_conditioned=True),
+        Residual("gated", beta_form="linear"),
+        Residual("gated", beta_form="linear", time_conditioned=True),
+    ],
+    ids=["skip", "skip-scalar-timed", "skip-timed", "linear", "linear-timed"],
+)
+def test_gates_on_the_stream_get_the_whole_local_gradient(residual: Residual) -> None:
+    """Every channel by itself, not a common factor; the branch's alpha beside a linear beta keeps its projection."""
+    net = random_dit(residual, torch.float64)
+    gate = next(units(net))[1].stream_gate
+    value, expected = local_gradients(net, gate)
+    squared, overlaps = with_overlaps(net)
+    _, alone = added(net, squared, GAMMA)
+    net.zero_grad()
+    squared, overlaps = with_overlaps(net)
+    found, changes = added(net, squared, GAMMA, "isometry", 1.0, overlaps)
+    torch.testing.assert_close(found, value, rtol=1e-9, atol=0)
+    for (name, unit), full in zip(units(net), expected, strict=True):
+        names = [n for n, p in unit.named_parameters() if any(p is q for q in unit.gate_parameters(gate))]
+        change = torch.cat([changes[f"{name}.{n}"].flatten() for n in names])
+        torch.testing.assert_close(change, full, rtol=1e-7, atol=1e-12)
+        theta = torch.cat([getattr(unit, n).detach().flatten() for n in names])
+        if len(theta) > 1:
+            assert torch.cosine_similarity(full, theta, dim=0).abs() < 0.999
+        if gate == "beta":
+            torch.testing.assert_close(changes[f"{name}.alpha"], alone[f"{name}.alpha"])
+            assert not alone[f"{name}.beta"].any()
+
+
+def test_an_additive_beta_has_no_local_gradient() -> None:
+    _, gradients = local_gradients(random_dit(dtype=torch.float64), "beta")
+    assert all(not gradient.any() for gradient in gradients)
+
+
+def test_overlaps_of_micro_batches_add_up() -> None:
+    net = random_dit("skip", torch.float64)
+    whole, parts = [], []
+    for kept, splits in ((whole, [slice(0, 3)]), (parts, [slice(0, 1), slice(1, 3)])):
+        net.zero_grad()
+        with stream_overlaps(net) as leaves, probe(net, legs=True) as rows:
+            for split in splits:
+                out = net(*(part[split] for part in inputs(torch.float64)))
+                (out.square().sum() + out.sin().sum()).backward()
+        kept += [rows.grad, *(leaf.grad for each in leaves.values() for leaf in each)]
+    assert len(whole) == 1 + len(list(units(net)))
+    for a, b in zip(whole, parts, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("granularity", ["channel", "scalar"])
+def test_maps_sum_over_pixels_and_a_shortcut_keeps_the_projection(granularity: Any) -> None:
+    torch.manual_seed(0)
+    unit, branch = Skip(3, channel_axis=1, granularity=granularity).double(), nn.Conv2d(3, 3, 3, padding=1).double()
+    z, weight = torch.randn(2, 3, 4, 4).double(), torch.randn(2, 3, 4, 4).double()
+    nn.init.normal_(unit.alpha)
+    stream = z.clone().requires_grad_()
+    s = torch.autograd.grad(unit(stream, lambda x: branch(x).tanh()), stream, weight, create_graph=True)[0]
+    (half,) = torch.autograd.grad(0.5 * s.square().sum(), unit.alpha)
+    net = nn.ModuleList([unit])
+    for shortcut in (None, lambda x: x.flip(-1)):
+        with stream_overlaps(net) as leaves:
+            (weight * unit(z.clone().requires_grad_(), lambda x: branch(x).tanh(), shortcut=shortcut)).sum().backward()
+        ((leaf,),) = leaves.values()
+        if shortcut is None:
+            torch.testing.assert_close(leaf.grad, half)
+        else:
+            assert leaf.grad is None
 
 
 @pytest.mark.parametrize("name", list(RULES))
@@ -95,7 +179,7 @@ def test_floor_only_lifts_gains_below_one() -> None:
 
 
 def test_the_direction_beside_true_double_backward() -> None:
-    """They are not the same (see the docstring of the module); for scalar gates they point the same way."""
+    """They are not the same (see the docstring of the module); for scalar gates they point the same way here."""
     cosines = {}
     for granularity in ("scalar", "channel"):
         net = random_dit(Residual("gated", granularity=granularity), torch.float64)
@@ -129,8 +213,9 @@ def test_l_sens_falls_on_a_deep_stack_that_is_too_loud() -> None:
     assert values[-1] < 0.3 * values[0], values
 
 
-def gate_gradients(net: nn.Module, squared: Tensor) -> dict[str, Tensor]:
-    supervise(net, squared, GAMMA)
+def gate_gradients(net: nn.Module, run: Callable[..., Tensor] | None = None) -> dict[str, Tensor]:
+    squared, overlaps = with_overlaps(net, torch.float32, run)
+    supervise(net, squared, GAMMA, overlaps=overlaps)
     return {n: p.grad.clone() for n, p in net.named_parameters() if is_gate(n) and p.grad is not None}
 
 
@@ -138,7 +223,7 @@ def gate_gradients(net: nn.Module, squared: Tensor) -> dict[str, Tensor]:
 @pytest.mark.parametrize("mode", ["checkpointed", "compiled", "blocks compiled"])
 def test_equal_numbers_however_the_network_runs(mode: str, residual: str) -> None:
     net = random_dit(residual)
-    expected = gate_gradients(net, measured(net, torch.float32))
+    expected = gate_gradients(net)
     run: Callable[..., Tensor] = net
     torch._dynamo.reset()
     if mode == "compiled":
@@ -148,18 +233,18 @@ def test_equal_numbers_however_the_network_runs(mode: str, residual: str) -> Non
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
         elif mode == "blocks compiled":
             block.compile(backend="aot_eager", fullgraph=True)
-    found = gate_gradients(net, measured(net, torch.float32, run))
+    found = gate_gradients(net, run)
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
 
 
 @pytest.mark.parametrize("rule", [*RULES])
-def test_four_taps_leave_outputs_and_gradients_bit_equal(rule: str) -> None:
+def test_taps_leave_outputs_and_gradients_bit_equal(rule: str) -> None:
     net = random_dit(RULES[rule])
     plain = net(*inputs())
     loss(plain).backward()
     gradients = {n: p.grad.clone() for n, p in net.named_parameters() if p.grad is not None}
-    measured(net, torch.float32)
+    with_overlaps(net, torch.float32)
     assert all(torch.equal(p.grad, gradients[n]) for n, p in net.named_parameters() if p.grad is not None)
 
 

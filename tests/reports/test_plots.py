@@ -15,11 +15,13 @@ from neural_rdm.core.errors import DataError
 from neural_rdm.reports import figures, plots
 from neural_rdm.reports.figures import short_name
 from neural_rdm.reports.plots import (
+    mean_and_std,
     plot_curves,
     plot_losses,
     plot_sensitivity,
     read_sensitivity,
     read_series,
+    stages_of,
 )
 from tests.reports.figures import keep_figures
 
@@ -62,21 +64,42 @@ def test_sensitivity_of_a_resumed_run_and_of_one_cut_in_the_middle_of_a_line(tmp
     assert stages[5][0] == 1
 
 
-def test_sensitivity_draws_eight_stages_spread_from_first_to_last(tmp_path, drawn):
-    path = record(tmp_path / "s.csv", range(0, 2001, 100), 6)
+def test_sensitivity_draws_means_over_the_records_of_a_stage_under_both_normalisations(tmp_path, drawn):
+    noise = np.random.default_rng(0).lognormal(0, 0.3, size=(41, 6))
+    path = record(tmp_path / "s.csv", range(0, 4001, 100), 6, norm=lambda step, unit: noise[step // 100, unit])
     assert is_png(plot_sensitivity(path, tmp_path / "s.png"))
-    axes, bar = drawn[0].axes
-    stages, _ = read_sensitivity(path)
-    steps = [0, 300, 600, 900, 1100, 1400, 1700, 2000]
-    assert [tick.get_text().replace(",", "") for tick in bar.get_yticklabels()] == list(map(str, steps))
-    assert len(axes.lines) == 8
-    for line, step in zip(axes.lines, steps, strict=True):
-        assert list(line.get_xdata()) == list(range(6))
-        assert list(line.get_ydata()) == [stages[step][unit] for unit in range(6)]
-    assert len({tuple(line.get_color()) for line in axes.lines}) == 8
-    assert [tick.get_text() for tick in axes.get_xticklabels()] == [f"blocks.{unit}.attn" for unit in range(6)]
-    assert axes.get_ylabel()
-    assert axes.get_xlabel()
+    above, below, bar = drawn[0].axes
+    groups = [group.tolist() for group in np.array_split(np.arange(41), 8)]
+    labels = [tick.get_text().replace(",", "") for tick in bar.get_yticklabels()]
+    assert len(labels) == len(above.lines) == len(above.collections) == 8
+    places = [[int(step) // 100 for step in label.split(" to ")] for label in labels]
+    assert [first for first, _ in places] == [0] + [last + 1 for _, last in places[:-1]]  # every record once
+    assert places[-1][1] == 40
+    assert {last - first + 1 for first, last in places} == set(map(len, groups))
+    for axes, values in ((above, noise / noise.max(axis=1, keepdims=True)), (below, noise / noise[:, -1:])):
+        for line, band, (first, last) in zip(axes.lines, axes.collections, places, strict=True):
+            part = values[first : last + 1]
+            np.testing.assert_allclose(line.get_ydata(), part.mean(axis=0))
+            top = band.get_paths()[0].vertices[:, 1].max()
+            np.testing.assert_allclose(top, (part.mean(axis=0) + part.std(axis=0, ddof=1)).max())
+    assert [tick.get_text() for tick in below.get_xticklabels()] == [f"blocks.{unit}.attn" for unit in range(6)]
+    assert above.get_ylabel() != below.get_ylabel()
+    assert "standard deviation" in above.get_title()
+
+
+def test_stages_have_several_records_where_there_are_enough():
+    assert stages_of([5]) == [[5]]
+    assert stages_of([5, 9]) == [[5], [9]]
+    assert stages_of(range(8)) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert sorted(map(len, stages_of(range(30)))) == [4] * 5 + [5] * 2
+    assert len(stages_of(range(1000))) == 8
+
+
+def test_a_record_without_numbers_is_left_out_of_the_mean():
+    mean, std = mean_and_std(np.array([[1.0, math.nan], [3.0, math.nan], [math.nan, math.nan]]))
+    assert mean[0] == 2
+    assert std[0] == pytest.approx(math.sqrt(2))
+    assert math.isnan(mean[1])
 
 
 @pytest.mark.parametrize("steps", [[0], [0, 50]])

@@ -5,6 +5,7 @@ process imports this file before anything else, and `import neural_rdm` has to b
 from __future__ import annotations
 
 import os
+from itertools import product
 from pathlib import Path
 
 
@@ -21,8 +22,9 @@ def two_ranks(rank: int, port: int, folder: Path) -> None:
     from tests.training.test_supervision import gradients
 
     torch.set_num_threads(1)
-    for name in ("ddp", "fsdp2"):
+    for name, residual in product(("ddp", "fsdp2"), ("gated", "skip")):
         strategy = getattr(parallel, name)(devices=2)
-        found = gradients(folder / name, strategy=strategy, devices=2, accumulate=2)
+        label = f"{name}-{residual}"
+        found = gradients(folder / label, residual=residual, strategy=strategy, devices=2, accumulate=2)
         if rank == 0:
-            torch.save(found, folder / f"{name}.pt")
+            torch.save(found, folder / f"{label}.pt")

@@ -49,9 +49,18 @@ def test_equals_its_closed_form(tmp_path: Path, accumulate: int, warmup: bool) -
     fit(tiny_module(), tmp_path, ema, history, steps=6, accumulate=accumulate)
     assert len(history.weights) == 7
     assert ema.updates == 6
-    decays = [min(0.8, (1 + n) / (10 + n)) if warmup else 0.8 for n in range(6)]
+    decays = [min(0.8, (1 + n) / (10 + n)) if warmup else 0.8 for n in range(1, 7)]
     for name, average in ema.averages.items():
         torch.testing.assert_close(average.double(), closed_form(history.weights, name, decays), atol=1e-6, rtol=1e-6)
+
+
+def test_the_warm_up_begins_as_in_ldm(tmp_path: Path) -> None:
+    """LitEma counts the update before it takes the decay: 2/11, 3/12, 4/13."""
+    ema, history = EMA(decay=0.9999, warmup=True), History()
+    fit(tiny_module(), tmp_path, ema, history, steps=3)
+    for name, average in ema.averages.items():
+        expected = closed_form(history.weights, name, [2 / 11, 3 / 12, 4 / 13])
+        torch.testing.assert_close(average.double(), expected, atol=1e-6, rtol=1e-6)
 
 
 def test_swap_is_exact_and_in_place(tmp_path: Path) -> None:

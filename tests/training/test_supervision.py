@@ -46,11 +46,11 @@ def loud_module(**options: Any) -> NeuralRDMF:
 
 
 def gradients(
-    folder: Path, gamma: float | None = 35.0, steps: int = 2, **options: Any
+    folder: Path, gamma: float | None = 35.0, steps: int = 2, residual: str = "gated", **options: Any
 ) -> list[dict[str, torch.Tensor]]:
     kept = Gradients()
     callbacks = [] if gamma is None else [Supervision(gamma)]
-    fit(loud_module(), folder, *callbacks, kept, SensitivityLog(1), steps=steps, **options)
+    fit(loud_module(residual=residual), folder, *callbacks, kept, SensitivityLog(1), steps=steps, **options)
     return kept.steps
 
 
@@ -60,6 +60,12 @@ def assert_same(found: list[dict[str, torch.Tensor]], expected: list[dict[str, t
         assert a.keys() == b.keys()
         for name, gradient in b.items():
             assert (a[name] - gradient).norm() <= 1e-4 * gradient.norm(), name
+
+
+@pytest.fixture(scope="module")
+def whole_skip(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, torch.Tensor]]:
+    """The same for a rule whose alpha is on the stream."""
+    return gradients(tmp_path_factory.mktemp("whole-skip"), residual="skip")
 
 
 @pytest.fixture(scope="module")
@@ -79,14 +85,29 @@ def test_equal_however_the_batch_is_accumulated(
     assert all(torch.equal(whole[0][n], plain[0][n]) for n in plain[0] if n not in alphas)
 
 
+def test_a_gate_on_the_stream_learns_channel_by_channel_however_the_batch_is_accumulated(
+    whole_skip: list[dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    assert_same(gradients(tmp_path, residual="skip", accumulate=4), whole_skip)
+    plain = gradients(tmp_path / "plain", gamma=None, steps=1, residual="skip")
+    for name in (n for n in plain[0] if n.endswith("alpha")):
+        change = whole_skip[0][name] - plain[0][name]
+        assert change.norm() > 1e-3 * plain[0][name].norm()
+        alpha = loud_module(residual="skip").net.get_parameter(name).detach()
+        assert torch.cosine_similarity(change, alpha, dim=0).abs() < 0.99  # no common factor
+
+
 @pytest.mark.timeout(300)
-def test_equal_on_two_ranks_copied_or_sharded(whole: list[dict[str, torch.Tensor]], tmp_path: Path) -> None:
+def test_equal_on_two_ranks_copied_or_sharded(
+    whole: list[dict[str, torch.Tensor]], whole_skip: list[dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
     with socket.socket() as probing:
         probing.bind(("127.0.0.1", 0))
         port = probing.getsockname()[1]
     torch.multiprocessing.spawn(two_ranks, (port, tmp_path), nprocs=2)
     for name in ("ddp", "fsdp2"):
-        assert_same(torch.load(tmp_path / f"{name}.pt", weights_only=True), whole)
+        for residual, expected in (("gated", whole), ("skip", whole_skip)):
+            assert_same(torch.load(tmp_path / f"{name}-{residual}.pt", weights_only=True), expected)
 
 
 def test_equal_under_a_loss_scale_that_the_optimizer_removes(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a diffusion process, its learned times and its sampler must agree on."""
+"""What a diffusion process, its sampling of timesteps and its sampler must agree on."""
 
 from __future__ import annotations
 

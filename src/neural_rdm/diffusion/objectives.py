@@ -18,14 +18,15 @@ class DDPMObjective(nn.Module):
 
     `simple` is the squared error of what the process says that the network predicts: epsilon (DDPM, eq. 14), v or x_0.
     `hybrid` adds, for a network that learns its variance, the variational bound in bits per dimension, which trains
-    only that: the mean is detached (Improved DDPM, section 3.1, weighed as in official DiT).
+    only that: the mean is detached (Improved DDPM, section 3.1). Its weight is 1 for
+    any number T of timesteps, as in official DiT; Improved DDPM itself weighs it by T / 1000, the same at T = 1000.
 
     Args:
         process: the diffusion process.
         loss: `hybrid`, or `simple`, which leaves a learned variance out.
         min_snr_gamma: weigh the squared error so that x_0's has the weight min(SNR, gamma) (Hang et al. 2023, who take
             5); None for the weight 1 on whatever is predicted.
-        learned_times: the training times follow a schedule of their own, see `LearnedTimes`; None for uniform ones.
+        learned_times: draws the training timesteps by importance, see `LearnedTimes`; None for uniform ones.
 
     Raises:
         ValueError: an unknown `loss`, a gamma that is not above 0, or learned times with more bins than timesteps.
@@ -69,9 +70,9 @@ class DDPMObjective(nn.Module):
             noise: standard normal, x0's shape.
 
         Returns:
-            "loss", "mse" and, when hybrid with a learned variance, "vb" (bits per dimension, times T / 1000); loss =
-            mse + vb. With learned times each is divided by T times the probability of its t, so that its expectation is
-            that of uniform timesteps (see `times`).
+            "loss", "mse" and, when hybrid with a learned variance, "vb" (bits per dimension); loss = mse + vb. With
+            learned times each is divided by T times the probability of its t, so that its expectation is that of
+            uniform timesteps (see `times`).
 
         Raises:
             ValueError: channels that do not fit.
@@ -82,8 +83,7 @@ class DDPMObjective(nn.Module):
         mse = _mean(torch.square(self.process.target(x0, t, noise) - predicted)) * self._weight(t, x0)
         losses = {"loss": mse, "mse": mse}
         if self.hybrid and v is not None:
-            bits = self.bits(torch.cat([predicted.detach(), v], dim=-3), x0, xt, t)
-            vb = bits * (self.process.num_timesteps / 1000)
+            vb = self.bits(torch.cat([predicted.detach(), v], dim=-3), x0, xt, t)
             losses = {"loss": mse + vb, "mse": mse, "vb": vb}
         if self.learned_times is not None and self.training:
             return self.learned_times.weigh(losses, t, self.process.num_timesteps)

@@ -82,6 +82,7 @@ class DDPM:
             "noise": (1 - bar).sqrt(),
             "snr": bar / (1 - bar),
             "log_beta": betas.log(),
+            "fixed_large": torch.cat([log_variance[:1], betas[1:].log()]),
             "posterior_x0": betas * before.sqrt() / (1 - bar),
             "posterior_xt": (1 - before) * (1 - betas).sqrt() / (1 - bar),
             "posterior_variance": variance,
@@ -165,9 +166,10 @@ class DDPM:
         """p(x_{t-1} | x_t) as the network predicts it.
 
         Args:
-            model_output: `prediction` with x's C channels (the variance is then the posterior's, "fixed small"), or 2C
-                channels on dimension -3: the prediction, then v in about [-1, 1], which interpolates the log-variance
-                between the posterior's (-1) and log beta (1) (Improved DDPM, eq. 15).
+            model_output: `prediction` with x's C channels (the variance is then beta, "fixed large", the default of
+                official DiT and ADM; at t = 0 that of the posterior at t = 1), or 2C channels on dimension -3: the
+                prediction, then v in about [-1, 1], which interpolates the log-variance between the posterior's (-1)
+                and log beta (1) (Improved DDPM, eq. 15).
             xt: [B, C, H, W] or [B, F, C, H, W].
             t: int64 [B], indices of this process.
 
@@ -179,10 +181,10 @@ class DDPM:
         """
         x0 = self.predict_x0(model_output, xt, t)
         _, v = split_output(model_output.to(xt.dtype), xt.shape[-3])
-        mean, _, log_variance = self.q_posterior(x0, xt, t)
-        if v is not None:
-            log_variance = torch.lerp(log_variance, self._at("log_beta", t, xt).expand_as(xt), (v + 1) / 2)
-        return mean, log_variance, x0
+        mean, _, small = self.q_posterior(x0, xt, t)
+        if v is None:
+            return mean, self._at("fixed_large", t, xt).expand_as(xt), x0
+        return mean, torch.lerp(small, self._at("log_beta", t, xt).expand_as(xt), (v + 1) / 2), x0
 
 
 class Flow:

@@ -31,9 +31,9 @@ class Sampler:
     Args:
         name: `ddim` (Song et al. 2021; timesteps 0, T/n, 2T/n, ...: DiT's "ddim50"), `dpm++` (Lu et al. 2022;
             second-order multistep, evenly spread timesteps) or `ddpm` (evenly spread from 0 to T - 1: DiT's "250"; uses
-            a learned variance if the network has one, else the posterior's); for a flow `euler`, or `heun` of second
-            order. None of them visits timesteps that are all but pure noise, as the cosine schedule's last four of 1000
-            (`core.noise.visited`).
+            a learned variance if the network has one, else beta of the step, the "fixed large" of DiT and ADM); for a
+            flow `euler`, or `heun` of second order. None of them visits timesteps that are all but pure noise, as the
+            cosine schedule's last four of 1000 (`core.noise.visited`).
         steps: of each sample; as many network evaluations (`heun`: 2 * steps - 1; ddim: fewer where timesteps are left
             out). One ddim or ddpm step starts at t = 0 and so hardly moves the noise.
         eta: ddim only: the noise put back in each step, from 0 (deterministic) to 1.
@@ -168,8 +168,8 @@ def denoise(
         named = time if isinstance(process, Flow) else process.timesteps[time].item()
         output, v = split_output(predict(x, torch.tensor(named).expand(len(x))).to(x.dtype), x.shape[-3])
         if sampler.name == "ddpm":
-            # v = -1 is the posterior's variance, so one scheduler serves networks with and without learn_sigma
-            output = torch.cat([output, torch.full_like(output, -1.0) if v is None else v], dim=-3)
+            # v = 1 is beta of the step, so one scheduler serves networks with and without learn_sigma
+            output = torch.cat([output, torch.ones_like(output) if v is None else v], dim=-3)
         # the DDPM scheduler looks for channels on dimension 1, where a clip has its frames; nothing moves in an image
         step = scheduler.step(output.transpose(1, -3), time, x.transpose(1, -3), **options, return_dict=False)
         x = step[0].transpose(1, -3)

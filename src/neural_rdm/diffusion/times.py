@@ -1,15 +1,15 @@
-"""The paper's "parameterized mean-variance scheduler" (Sec. 2.2) taken literally [O]: a schedule that is learned.
+"""Importance sampling of training timesteps, with a distribution that is learned along with the network [O].
 
-A monotone function u -> t(u) of [0, 1] says how fast the noise level moves: signal and variance at u are the process's
-at t(u), with drift f(t(u)) t'(u) and diffusion g^2(t(u)) t'(u). The network is still told t, so that what a number
-means to it does not change while the function is trained.
+A monotone function u -> t(u) of [0, 1] turns uniform numbers into timesteps. The loss at timestep t is divided by
+p_t = T (u((t + 1) / T) - u(t / T)), T times the probability of that timestep. So the expected loss and the expected
+gradient are exactly those of uniform timesteps, whatever was learned; only their variance changes. The process is not
+learned: the network is told t, f and g^2 stay those of `diffusion.process`, and no sampler reads this module. It is
+*not* the "parameterized mean-variance scheduler" of the paper (Sec. 2.2), whose formula is lost.
 
-Trained on the plain denoising loss such a schedule collapses: it moves to where the loss is smallest, to pure noise,
-and stays there (a test shows it). So the loss at timestep t is divided by p_t = T (u((t + 1) / T) - u(t / T)), T times
-the probability of that timestep, which makes its expectation the same for every schedule: the estimate is unbiased. The
-schedule minimises its variance (as the noise schedule of Variational Diffusion Models, Kingma et al. 2021, does): the
-second moment E_p[(loss / p)^2], with gradient -E_p[(loss / p)^2 d log p]. Its optimum is p proportional to the root
-mean square of the loss at t. This choice is ours; the paper has none.
+Without that division the function would collapse: it would move to where the loss is smallest, to pure noise, and stay
+there (a test shows it). With it the function minimises the estimate's variance (as the noise schedule of Variational
+Diffusion Models, Kingma et al. 2021, does): the second moment E_p[(loss / p)^2], with gradient
+-E_p[(loss / p)^2 d log p]. Its optimum is p proportional to the root mean square of the loss at t.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 
 class LearnedTimes(nn.Module):
-    """A monotone, piecewise linear t(u) on [0, 1], trained with the denoising loss.
+    """A monotone, piecewise linear t(u) on [0, 1], which draws the training timesteps.
 
     Args:
         bins: pieces, equally wide in t; no more than there are timesteps.

@@ -3,7 +3,7 @@ sensitivity of every residual unit.
 """
 
 from neural_rdm.dynamics.ode import GatedStack, GaussianData, gated_stack, pf_ode, recover_gates, schedule_of
-from neural_rdm.dynamics.probe import Sensitivity, probe, sensitivities
+from neural_rdm.dynamics.probe import Sensitivity, probe, sensitivities, stream_overlaps
 from neural_rdm.dynamics.supervision import check_supervision, sensitivity_loss, supervise
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "schedule_of",
     "sensitivities",
     "sensitivity_loss",
+    "stream_overlaps",
     "supervise",
 ]

@@ -6,6 +6,10 @@
 Set side by side, F is the score, beta stands for the drift f and alpha for -1/2 g^2, each times the step. For Gaussian
 data the score is known and linear, so all of this can be checked to the last digit: `gated_stack` builds the units,
 `recover_gates` trains them, `schedule_of` reads the schedule back out of the gates.
+
+That the gates recover f and g^2 holds under two conditions: the branches are the exact score of Gaussian data, and
+the exact states of the ODE are given as targets at every depth. It says nothing of the gates of a network that is
+trained on a denoising loss.
 """
 
 from __future__ import annotations

@@ -52,6 +52,33 @@ def probe(model: nn.Module, legs: bool = False) -> Iterator[Tensor]:
             unit.probe = None
 
 
+@contextmanager
+def stream_overlaps(model: nn.Module) -> Iterator[dict[Unit, tuple[Tensor, ...]]]:
+    """Switch on, for every unit with a gate on the stream (`Unit.stream_gate`), the measurement of what that gate does
+    to `s_i`; yields zeros by unit, one for each of the gate's parameters, of the parameter's whole shape.
+
+    After the backward pass the gradient of each holds `<s_i, s_{i+1}>`, summed for each entry of the parameter over
+    what that entry acts on (tokens and samples; times e(t) for the weight of a time-conditioned gate): half the
+    derivative of ||s_i||^2 in it, with z_i, s_{i+1} and the branch's Jacobian held fixed. It stays None behind a
+    shortcut, which mixes channels or resamples.
+    """
+    found = [unit for _, unit in units(model) if unit.stream_gate is not None]
+    leaves = {unit: tuple(map(_leaf, unit.gate_parameters(unit.stream_gate))) for unit in found if unit.stream_gate}
+    try:
+        for unit, overlap in leaves.items():
+            unit.overlap = overlap
+        yield leaves
+    finally:
+        for unit in found:
+            unit.overlap = None
+
+
+def _leaf(gate: Tensor) -> Tensor:
+    """Zeros of a gate's whole shape that collect a gradient."""
+    dtype = torch.promote_types(gate.dtype, torch.float32)
+    return torch.zeros(gate.shape, dtype=dtype, device=gate.device, requires_grad=True)
+
+
 @dataclass(frozen=True)
 class Sensitivity:
     """What one measured step says of one unit.

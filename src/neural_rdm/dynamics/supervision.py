@@ -4,26 +4,34 @@
 of unit i: 0 where every unit hands the gradient on at its size (`isometry`); `floor` counts only gains below 1.
 
 `L_sens` is a function of gradients. Instead of differentiating twice, the objective is taken *locally*: the stream z_i,
-the gradient s_{i+1} behind the unit and the branch's Jacobian are held fixed. Then s_i is linear in the unit's gates,
-and its derivative along a common scaling of theta_i (alpha, with W_alpha where gates are time-conditioned) follows
-from the four norms of a probe with legs, by polarisation:
+the gradient s_{i+1} behind the unit and the branch's Jacobian are held fixed. Then s_i is linear in the unit's gates.
+How much of the local gradient an ordinary backward pass gives depends on where a gate sits:
 
-    q_i = d log||s_i|| / d log(scale of theta_i) = <s_i, g_br> / ||s_i||^2          alpha scales the branch
-                                                   <s_i, s_i - g_br> / ||s_i||^2    alpha scales the stream (`skip`)
+| gate                       | what is added                                                                       |
+|----------------------------|-------------------------------------------------------------------------------------|
+| on the stream: alpha of    | the whole local gradient, `gamma/N * log r_i * <s_i, s_{i+1}> / ||s_i||^2`, the     |
+| `skip`, the linear beta    | product summed for each channel (`dynamics.probe.stream_overlaps`)                  |
+| on the branch: alpha of    | its projection on theta_i (alpha, with W_alpha where gates are time-conditioned),   |
+| `gated` and `rezero`       | `gamma/N * log r_i * q_i * theta_i / ||theta_i||^2`                                 |
+| the additive beta          | nothing: its local gradient is 0, since s_i does not depend on it                   |
 
-and the gradient added to the gates is `gamma/N * log r_i * q_i * theta_i / ||theta_i||^2`: for a scalar gate the whole
-gradient of the local objective, for one gate a channel its projection on theta_i.
+`q_i = d log||s_i|| / d log(scale of theta_i)` follows from the four norms of a probe with legs, by polarisation:
+`<s_i, g_br> / ||s_i||^2` where alpha scales the branch, `<s_i, s_i - g_br> / ||s_i||^2` where it scales the stream.
 
-It is *not* the gradient of L_sens through the whole network (`sensitivity_loss` with `torch.autograd.grad` is): an
+So with one gate a channel, supervision of `gated` and `rezero` only makes a unit's whole alpha larger or smaller: it
+never moves one channel against another, and it never moves an additive beta. For a scalar alpha the projection is the
+whole local gradient. One entry for each channel would need `<J_i s_i, g s_{i+1}>`, a product of the branch's Jacobian
+with s_i, forward through every branch, under the MATH attention kernel: it is not computed, since it more than doubles
+the time of a step (benchmarks/results/local_jvp.json).
+
+None of this is the gradient of L_sens through the whole network (`sensitivity_loss` with `torch.autograd.grad` is): an
 earlier unit's s_i also changes with every later gate, and the stream with every earlier one. How near the two are
-depends on the network: cosines of 0.75 to 0.9 for scalar gates and of 0 to 0.3 for one gate a channel on small ones, of
-1.0 and 0.94 on 48 units of `skip` whose gains decay, of no certain sign on 48 units of `gated` with alphas spread over
-orders of magnitude (benchmarks/results/gains.md, which also says what either does in training).
+depends on the network (docs/results/supervision.md, which also says what either does in training, and at what cost).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -55,7 +63,12 @@ def check_supervision(model: nn.Module, gamma: float, target: str) -> None:
 
 @torch.no_grad()
 def supervise(
-    model: nn.Module, squared: Tensor, gamma: float, target: Target = "isometry", grad_scale: Tensor | float = 1.0
+    model: nn.Module,
+    squared: Tensor,
+    gamma: float,
+    target: Target = "isometry",
+    grad_scale: Tensor | float = 1.0,
+    overlaps: Mapping[Unit, Sequence[Tensor | None]] | None = None,
 ) -> Tensor:
     """Add the gradient of `gamma * L_sens` to the gradients of the gates, before clipping, and return `L_sens` [].
 
@@ -68,11 +81,14 @@ def supervise(
         gamma: weight of `L_sens`.
         target: `isometry`, or `floor`: only gains below 1 are pulled up.
         grad_scale: what the gradients of the gates are multiplied by, where an optimizer divides it out itself.
+        overlaps: the gradients of `stream_overlaps`, of the same batch and scale as `squared`, for the whole local
+            gradient of gates on the stream. Where a unit has none, `skip`'s alpha gets the projection on itself and the
+            linear beta nothing.
     """
     pairs = [
         (unit, row) for (_, unit), row in zip(units(model), squared.unbind(), strict=True) if unit.dim == unit.dim_out
     ]
-    gates = [_scaling(unit) for unit, _ in pairs]
+    gates = [unit.gate_parameters("alpha") for unit, _ in pairs]
     size = _squared_norms(gates).to(squared.dtype)
     entry, exit_ = torch.stack([row[:2] for _, row in pairs]).unbind(dim=1)
     scaled = torch.stack([row[2 if unit.scales_branch else 3] for unit, row in pairs])  # the way on which the gates act
@@ -81,13 +97,29 @@ def supervise(
     log_r = _log_gain(entry, exit_, counted, target)
     q = (entry + scaled - other) / (2 * entry)
     n = counted.sum().clamp(min=1)
-    weight = torch.where(counted, gamma * grad_scale / n * log_r * q / size, 0.0)
-    for parameters, w in zip(gates, weight.unbind(), strict=True):
-        for parameter in parameters:
-            if parameter.grad is not None:
-                grad = _local(parameter.grad)
-                grad.addcmul_(_local(parameter), w.to(grad.dtype))
+    weight = torch.where(counted, gamma * grad_scale / n * log_r, 0.0)
+    along, whole = (torch.where(counted, weight * factor, 0.0).unbind() for factor in (q / size, 1 / entry))
+    for (unit, _), alpha, w, v in zip(pairs, gates, along, whole, strict=True):
+        overlap = _present((overlaps or {}).get(unit, ()))
+        if overlap and unit.stream_gate is not None:
+            for parameter, product in zip(unit.gate_parameters(unit.stream_gate), overlap, strict=True):
+                _add(parameter, _shard_like(product, parameter), v)
+        if not (overlap and unit.stream_gate == "alpha"):
+            for parameter in alpha:
+                _add(parameter, _local(parameter), w)
     return 0.5 * log_r.square().sum() / n
+
+
+def _present(overlap: Sequence[Tensor | None]) -> list[Tensor]:
+    """The overlaps that were measured."""
+    return [product for product in overlap if product is not None]
+
+
+def _add(parameter: nn.Parameter, direction: Tensor, weight: Tensor) -> None:
+    """Add `weight * direction` to the (local) gradient of a parameter that has one."""
+    if parameter.grad is not None:
+        grad = _local(parameter.grad)
+        grad.addcmul_(direction.to(grad.dtype), weight.to(grad.dtype))
 
 
 def sensitivity_loss(model: nn.Module, loss: Callable[[], Tensor], target: Target = "isometry") -> Tensor:
@@ -125,7 +157,11 @@ def sensitivity_loss(model: nn.Module, loss: Callable[[], Tensor], target: Targe
             hook.remove()
     entry, exit_ = torch.stack([g.square().sum() for g in gradients]).view(2, -1)
     gated = [unit for unit in found if unit.has_alpha]
-    size = dict(zip(gated, _squared_norms([_scaling(unit) for unit in gated]), strict=True)) if gated else {}
+    size = (
+        dict(zip(gated, _squared_norms([unit.gate_parameters("alpha") for unit in gated]), strict=True))
+        if gated
+        else {}
+    )
     kept = [unit.dim == unit.dim_out and bool(size.get(unit, 1.0) > 0) for unit in found]  # as `supervise` counts
     counted = (entry > 0) & (exit_ > 0) & torch.tensor(kept, device=entry.device)
     log_r = _log_gain(entry, exit_, counted, target)
@@ -139,11 +175,6 @@ def _log_gain(entry: Tensor, exit_: Tensor, counted: Tensor, target: Target) -> 
     return log_r.clamp(max=0) if target == "floor" else log_r
 
 
-def _scaling(unit: Unit) -> list[nn.Parameter]:
-    """theta_i: what scales the branch (the stream, in `skip`) together."""
-    return [unit.alpha, unit.alpha_time] if unit.time_conditioned else [unit.alpha]
-
-
 def _squared_norms(gates: list[list[nn.Parameter]]) -> Tensor:
     """||theta_i||^2 [units], of whole gates where they are sharded (then a collective call)."""
     parts = torch.stack([torch.stack([_local(p).square().sum() for p in parameters]).sum() for parameters in gates])
@@ -155,3 +186,13 @@ def _squared_norms(gates: list[list[nn.Parameter]]) -> Tensor:
 def _local(tensor: Tensor) -> Tensor:
     """This rank's shard of a sharded tensor, or the tensor itself."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def _shard_like(tensor: Tensor, parameter: nn.Parameter) -> Tensor:
+    """This rank's part of a tensor that every rank holds whole, cut as the parameter is."""
+    if not hasattr(parameter, "device_mesh"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh, placements = parameter.device_mesh, parameter.placements  # type: ignore[attr-defined]
+    return distribute_tensor(tensor, mesh, placements, src_data_rank=None).to_local()

@@ -114,15 +114,19 @@ def stage_colours(count: int) -> list[Any]:
     return [colormaps["viridis"](0.88 * index / max(1, count - 1)) for index in range(count)]
 
 
-def stage_colourbar(figure: Figure, axes: Axes | Sequence[Axes], steps: list[int], colours: list[Any]) -> None:
-    """A bar of equal bands, one a stage: the stages need not be evenly spaced to stay readable."""
+def stage_colourbar(
+    figure: Figure, axes: Axes | Sequence[Axes], steps: Sequence[int | str], colours: list[Any]
+) -> None:
+    """A bar of equal bands, one a stage (a step, or words for several): the stages need not be evenly spaced to stay
+    readable.
+    """
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import BoundaryNorm, ListedColormap
 
     edges = [index - 0.5 for index in range(len(steps) + 1)]
     scale = ScalarMappable(BoundaryNorm(edges, len(steps)), ListedColormap(colours))
     bar = figure.colorbar(scale, ax=axes, ticks=range(len(steps)), pad=0.02)
-    bar.ax.set_yticklabels([f"{step:,}" for step in steps])
+    bar.ax.set_yticklabels([step if isinstance(step, str) else f"{step:,}" for step in steps])
     bar.ax.tick_params(length=0)
     bar.set_label("training step")
 

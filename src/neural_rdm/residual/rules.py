@@ -24,7 +24,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from neural_rdm.residual.taps import tap, watch
+from neural_rdm.residual.taps import close_overlap, open_overlap, tap, watch
 
 Granularity = Literal["channel", "scalar"]
 BetaForm = Literal["additive", "linear"]
@@ -98,6 +98,9 @@ class Unit(nn.Module):
         self.adds_to_stream = not self.scales_stream and beta_form == "additive"
         #: set by `dynamics.probe` for one step: the zero tensor [2] or [4] whose gradient collects squared norms
         self.probe: Tensor | None = None
+        #: set by `dynamics.probe` for one step: zeros of the shapes of `gate_parameters(stream_gate)`, whose gradients
+        #: collect <s_i, s_{i+1}> entry by entry
+        self.overlap: tuple[Tensor, ...] | None = None
         #: set by `dynamics.statistics` for one step: the rows [T, 7] of this unit and the bins [B, T] of the samples
         self.watched: tuple[Tensor, Tensor] | None = None
         #: whether the unit is left out: the stream passes as if its branch did not exist (`dynamics.lens`)
@@ -129,7 +132,7 @@ class Unit(nn.Module):
         """`write(shortcut(z), branch(read(z)))`; the shapes of `z` and of the result differ only through `shortcut`."""
         if self.off:
             return z if shortcut is None else shortcut(z)
-        if self.probe is not None or self.watched is not None:
+        if self.probe is not None or self.watched is not None or self.overlap is not None:
             return self._measured(z, branch, g, e, shortcut)
         return self.write(z if shortcut is None else shortcut(z), branch(self.read(z, e)), g, e)
 
@@ -144,7 +147,10 @@ class Unit(nn.Module):
         """The same unit with its taps: entry and exit, and with four rows the two ways between them as well."""
         rows = () if self.probe is None else self.probe.unbind()
         entry, exits, legs = rows[:1], rows[1:2], rows[3:]
-        z = stream = tap(z, *entry)
+        z, loan = tap(z, *entry), None
+        if self.overlap is not None and shortcut is None:  # through a shortcut the gate's effect is not elementwise
+            z, loan = open_overlap(z, self._spread(self._overlap_row(self.overlap, e), z))
+        stream = z
         if legs:
             z = tap(z, rows[2])
             if shortcut is None and self.adds_to_stream:
@@ -155,9 +161,30 @@ class Unit(nn.Module):
         out = self.write(before, branch(self.read(z, e)), g, e)
         if self.watched is not None:
             out = watch(out, before, *self.watched, self.channel_axis)
-        return tap(out, *exits)
+        return tap(out if loan is None else close_overlap(out, loan), *exits)
+
+    @staticmethod
+    def _overlap_row(leaves: tuple[Tensor, ...], e: Tensor | None) -> Tensor:
+        """Zeros that depend on the leaves as the effective gate does on its parameters."""
+        static, *time = leaves
+        if not time or e is None:  # without e the rule itself refuses, in `effective`
+            return static
+        with torch.autocast(static.device.type, enabled=False):  # which would round the products
+            return static + nn.functional.linear(e.detach().to(static.dtype), time[0])
 
     # -- gates
+
+    @property
+    def stream_gate(self) -> Literal["alpha", "beta"] | None:
+        """The gate that multiplies the stream itself (`skip`'s alpha, the linear beta), else None."""
+        if self.scales_stream:
+            return "alpha"
+        return "beta" if self.has_beta and self.beta_form == "linear" else None
+
+    def gate_parameters(self, gate: Literal["alpha", "beta"]) -> list[nn.Parameter]:
+        """All parameters that a gate is made of: its static value, and the weight [D, E] of a time-conditioned one."""
+        names = [gate, f"{gate}_time"] if self.time_conditioned else [gate]
+        return [getattr(self, name) for name in names]
 
     def effective(self, gate: Literal["alpha", "beta"], e: Tensor | None) -> Tensor:
         """The gate's value [D] (static) or [B, D] (time-conditioned: `gate + W e`, theory section 1)."""

@@ -34,6 +34,43 @@ def tap(z: Tensor, *rows: Tensor) -> Tensor:
     return _Tap.apply(z, *rows)
 
 
+class _OpenOverlap(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.row_shape, ctx.row_dtype = row.shape, row.dtype
+        return z.view_as(z), z.new_zeros(()).expand(z.shape)  # the loan takes no memory: only its gradient is used
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, lent: Tensor) -> tuple[Tensor, Tensor]:
+        wide = torch.promote_types(grad.dtype, torch.float32)
+        return grad, (grad.to(wide) * lent.to(wide)).sum_to_size(ctx.row_shape).to(ctx.row_dtype)
+
+
+class _CloseOverlap(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, loan: Tensor) -> Tensor:
+        return out.view_as(out)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        return grad, grad
+
+
+def open_overlap(z: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `z` unchanged, and a loan for `close_overlap`. After the backward pass the gradient of `row`, zeros of a
+    shape that broadcasts to z's, has grown by the elementwise product dL/dz * dL/dout, summed to the row's shape.
+
+    `out` is what `close_overlap` returned for the same loan, and has z's shape. Its gradient is kept from there to
+    here in the backward pass: one tensor of the stream's size, for one unit at a time.
+    """
+    return _OpenOverlap.apply(z, row)
+
+
+def close_overlap(out: Tensor, loan: Tensor) -> Tensor:
+    """Return `out` unchanged; in the backward pass its gradient is handed to `open_overlap` as well."""
+    return _CloseOverlap.apply(out, loan)
+
+
 #: what `watch` measures of each sample, in the order of its columns
 WATCHED = ("rms", "growth", "write_ratio", "write_cos", "redundancy", "mean_share", "importance")
 _TINY = 1e-30

@@ -25,7 +25,7 @@ class EMA(StepCallback):
 
     Args:
         decay: in [0, 1]; 0.9999 in the recipes of DiT, Latte and LDM.
-        warmup: use `min(decay, (1 + n) / (10 + n))` at update n, as LDM does.
+        warmup: use `min(decay, (1 + n) / (10 + n))` at update n = 1, 2, ..., as LDM does: 2/11 first.
         further: decays of more averages, kept beside the first: the best length is not known before the evaluation.
             Each costs the memory of the weights in float32. Commands find them as `weights=ema-0.999`.
 
@@ -61,12 +61,12 @@ class EMA(StepCallback):
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Update once per optimizer step."""
+        self.updates += 1
         most = (1 + self.updates) / (10 + self.updates) if self.warmup else 1.0
         weights = [weight.detach().float() for weight in _weights(pl_module.net).values()]
         with torch.no_grad():
             for decay, averages in self._each():
                 torch._foreach_lerp_(list(averages.values()), weights, 1.0 - min(decay, most))
-        self.updates += 1
 
     def _each(self) -> list[tuple[float, dict[str, Tensor]]]:
         """All averages with their decays."""

@@ -118,7 +118,7 @@ class SensitivityLog(pl.Callback):
             squared = self._supervision.squared(trainer)
         else:
             assert self._measurement is not None
-            squared, self._measurement = self._measurement.read(trainer), None
+            (squared, _), self._measurement = self._measurement.read(trainer), None
         found, records = sensitivities(pl_module.net, squared), self._unit_records(trainer, pl_module)
         if not trainer.is_global_zero:
             return
@@ -194,7 +194,7 @@ class SensitivityLog(pl.Callback):
 
     def _page(self, title: str, pictures: Sequence[Path], refresh: int | None) -> Path:
         captions = {
-            "sensitivity.png": "Sensitivity over depth, a line for each stage of training (the paper's Fig. 5)",
+            "sensitivity.png": "Sensitivity over depth, means over batches by stage of training (the paper's Fig. 5)",
             "heatmap.png": "Sensitivity and gain over depth and training",
             "gates.png": "The gates over depth",
             "units.png": "What each unit does to the stream, by noise level",

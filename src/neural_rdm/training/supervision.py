@@ -11,26 +11,32 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor
 
 from neural_rdm.core.errors import ConfigError
-from neural_rdm.dynamics.probe import probe
+from neural_rdm.dynamics.probe import probe, stream_overlaps
 from neural_rdm.dynamics.supervision import Target, check_supervision, sensitivity_loss, supervise
+from neural_rdm.residual import Unit
 from neural_rdm.training import parallel
 from neural_rdm.training.logging import Metrics
 
 
 class Measurement:
-    """The squared norms of one optimizer step, from the first micro-batch to `read`."""
+    """What the taps of all units collect during one optimizer step, from the first micro-batch to `read`.
+
+    Args:
+        legs: measure what supervision needs: four norms a unit, and the overlaps of gates on the stream.
+    """
 
     def __init__(self, pl_module: Any, legs: bool) -> None:
         self._stack = ExitStack()
         self._rows = self._stack.enter_context(probe(pl_module.net, legs))
+        self._overlaps = self._stack.enter_context(stream_overlaps(pl_module.net)) if legs else {}
 
     def close(self) -> None:
         """Switch the taps off."""
         self._stack.close()
 
-    def read(self, trainer: pl.Trainer) -> Tensor:
+    def read(self, trainer: pl.Trainer) -> tuple[Tensor, dict[Unit, tuple[Tensor, ...]]]:
         """Switch the taps off; squared norms [units, 2 or 4] of the gradient of the loss averaged over the whole global
-        batch. Every rank must call it.
+        batch, and the overlaps of that gradient by unit, where they were measured. Every rank must call it.
 
         They are summed over micro-batches (whose losses Lightning has divided by their number) and ranks, and divided
         by the squares of the loss scale and of the number of ranks, since each rank averages over its share only.
@@ -38,7 +44,14 @@ class Measurement:
         self.close()
         rows = self._rows.grad
         assert rows is not None, "no unit of the network was reached by the backward pass"
-        return parallel.sum_over_ranks(rows.clone()) / (trainer.world_size * loss_scale(trainer, rows)) ** 2
+        found = {unit: [leaf.grad for leaf in leaves] for unit, leaves in self._overlaps.items()}
+        grads = {unit: [g for g in each if g is not None] for unit, each in found.items() if each[0] is not None}
+        parts = [rows, *(grad for each in grads.values() for grad in each)]
+        flat = parallel.sum_over_ranks(torch.cat([part.flatten() for part in parts]))  # one message for all
+        flat /= (trainer.world_size * loss_scale(trainer, flat)) ** 2
+        pieces = flat.split([part.numel() for part in parts])
+        whole = iter(piece.view(part.shape) for piece, part in zip(pieces, parts, strict=True))
+        return next(whole), {unit: tuple(next(whole) for _ in each) for unit, each in grads.items()}
 
 
 def loss_scale(trainer: pl.Trainer, like: Tensor) -> Tensor:
@@ -68,7 +81,7 @@ class Supervision(pl.Callback):
         self.gamma, self.target, self.method = gamma, target, method
         self._batch: Any = None
         self._measurement: Measurement | None = None
-        self._squared: Tensor | None = None
+        self._measured: tuple[Tensor, dict[Unit, tuple[Tensor, ...]]] | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse what cannot be supervised.
@@ -91,14 +104,14 @@ class Supervision(pl.Callback):
     ) -> None:
         """Switch the taps on for all micro-steps of an optimizer step."""
         if self._measurement is None:
-            self._measurement, self._squared = Measurement(pl_module, legs=True), None
+            self._measurement, self._measured = Measurement(pl_module, legs=True), None
         self._batch = batch if self.method == "exact" else None
 
     def _drop(self) -> None:
         """Forget a step that was not finished, and its batch."""
         if self._measurement is not None:
             self._measurement.close()
-        self._measurement = self._squared = self._batch = None
+        self._measurement = self._measured = self._batch = None
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """A step was interrupted."""
@@ -110,21 +123,24 @@ class Supervision(pl.Callback):
 
     def squared(self, trainer: pl.Trainer) -> Tensor:
         """This step's squared norms [units, 4], for every callback that asks; the first one to ask reads them."""
+        return self._read(trainer)[0]
+
+    def _read(self, trainer: pl.Trainer) -> tuple[Tensor, dict[Unit, tuple[Tensor, ...]]]:
         if self._measurement is not None:
-            self._measurement, self._squared = None, self._measurement.read(trainer)
-        assert self._squared is not None, "asked for before the backward pass"
-        return self._squared
+            self._measurement, self._measured = None, self._measurement.read(trainer)
+        assert self._measured is not None, "asked for before the backward pass"
+        return self._measured
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
         """All micro-batches are done: supervise."""
-        squared = self.squared(trainer)
+        squared, overlaps = self._read(trainer)
         if self.method == "exact":
             loss = self._supervise_exactly(trainer, pl_module)
         else:
             # A fused optimizer divides by the loss scale itself; until then the gradients still carry it.
             scaled = getattr(optimizer, "_step_supports_amp_scaling", False)
             scale = loss_scale(trainer, squared) if scaled else 1.0
-            loss = supervise(pl_module.net, squared, self.gamma, self.target, scale)
+            loss = supervise(pl_module.net, squared, self.gamma, self.target, scale, overlaps)
         for callback in trainer.callbacks:
             if isinstance(callback, Metrics):
                 callback.add("sens_loss", loss * trainer.accumulate_grad_batches)  # one value for all micro-batches

@@ -1,0 +1,160 @@
+"""Every measured number of the README and of `docs/results/` is that of the committed files of results."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+
+import pytest
+from benchmarks import pages
+from omegaconf import OmegaConf
+
+from neural_rdm.cli.compose import compose_config
+from tests.helpers import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+NUMBER = r"[+-]?\d+(?:\.\d+)?"
+OBJECTIVES = {
+    "diffusion=ddpm (epsilon)": "epsilon, hybrid (DiT)",
+    "diffusion=v": "v, hybrid",
+    "diffusion=x0": "x0, hybrid",
+    "diffusion=min_snr": "epsilon, min-SNR-5",
+    "diffusion=cosine (v)": "cosine, v",
+    "diffusion=cosine, epsilon": "cosine, epsilon",
+    "diffusion=learned": "learned schedule",
+    "diffusion=flow": "flow, logit-normal",
+}
+#: sentences whose numbers are of one run that left no file here, and say so
+ONE_RUN = (
+    "In one run the classifier recognised # % of the frames that it drew (# % of real ones)",
+    "the classifier recognised # % of its digits, in one run",
+    '"a handwritten seven"): # % showed what was asked for, # % in phrasings never trained on, in one run',
+)
+
+
+def claims() -> dict[str, Callable[[], list[float]]]:
+    """Sentences of the README, a # for each number -> the numbers, from the files."""
+    gains = pages.Gains()
+    plain, local, _, exact = (("decay", case) for case in pages.CASES[:4])
+    fast, both, floor = (("decay, gate lr x10", case) for case in pages.CASES[:3])
+    rows = {row["objective"]: row for row in pages.read("objectives")["rows"]}
+    depth = {}
+    for row in pages.read("depth")["rules"]:
+        depth.setdefault(row["rule"], []).append(row["last"])
+    equal = pages.read("equal_count")
+    held, drawn = equal["rows"]
+    share = {r["taps"]: 100 * r["share_of_step"] for r in pages.read("supervision")["networks"]["DiT-S/2"]["taps"]}
+    first = rows["epsilon, hybrid (DiT)"]
+    table = {
+        f"| {name} | # ± # | # % |": lambda row=rows[key]: [
+            row["frechet_pixels"], row["frechet_pixels_95"], 100 * row["accuracy"],
+        ]
+        for name, key in OBJECTIVES.items()
+    }  # fmt: skip
+    return {
+        "recognises # ± # % of the drawn ones (three seeds; # % of real, held-out digits)": lambda: [
+            100 * first["accuracy"], 100 * first["accuracy_95"], 100 * equal["held_out"]["accuracy"],
+        ],
+        "costs # % of a DiT-S/2 training step, supervising them # % (rule `gated`), `units.csv` # %": lambda: [
+            share["entry and exit"],
+            share["for supervision"] + share["the gradient added"],
+            share["what units.csv holds"],
+        ],
+        "validation loss # to # (# [#, #], # units of `skip`, five seeds) for # % more time a step": lambda: [
+            gains.loss(*plain)[0], gains.loss(*local)[0], *gains.difference(local, plain), 48,
+            100 * gains.cost(*local),
+        ],
+        "learning rate without it gains more (#), both reach # (`target=floor` #), and the normal start, where "
+        "supervision changes nothing, #.": lambda: [
+            gains.loss(*case)[0] for case in (fast, both, floor, ("fresh", pages.CASES[0]))
+        ],
+        "is worse there than the local gradient (# [#, #])": lambda: gains.difference(exact, local),
+        "**At # blocks** from random gates": lambda: [pages.read("depth")["rules"][0]["depth"]],
+        "last of the five in both seeds (loss # and #), close behind plain addition (# and #)": lambda: [
+            *depth["gated"], *depth["resnet"],
+        ],
+        "escapes those gates, first (# and #)": lambda: depth["rezero"],
+        "scores # with # samples, so # is what these rows": lambda: [
+            drawn["gaussian"], drawn["samples"], drawn["gaussian"],
+        ],
+        "The # held-out real digits score #, no more than a perfect sampler does with #": lambda: [
+            held["samples"], equal["held_out"]["frechet_pixels"], held["samples"],
+        ],
+        **table,
+    }  # fmt: skip
+
+
+CLAIMS = claims()
+
+
+def spans(sentence: str, text: str) -> Iterator[re.Match[str]]:
+    """Where a sentence stands, however its lines break."""
+    parts = [r"\s+".join(map(re.escape, part.split(" "))) for part in sentence.split("#")]
+    yield from re.finditer(f"({NUMBER})".join(parts), text)
+
+
+def written(value: float, like: str) -> str:
+    """A value to as many digits as a number in the text, with a sign where that has one."""
+    decimals = len(like.partition(".")[2])
+    return f"{value:{'+' if like.startswith('+') else ''}.{decimals}f}"
+
+
+@pytest.mark.parametrize("sentence", list(CLAIMS))
+def test_a_sentence_of_the_readme_says_what_the_files_say(sentence: str) -> None:
+    (found,) = spans(sentence, README)
+    numbers, values = list(found.groups()), CLAIMS[sentence]()
+    assert numbers == [written(value, text) for text, value in zip(numbers, values, strict=True)]
+
+
+def test_no_other_number_of_the_readme_claims_a_measurement() -> None:
+    """Of the introduction and of `Depth as time, measured`: whatever has a decimal point or a percent sign."""
+    parts = README.split("\n## ")
+    text = parts[0] + next(p for p in parts if p.startswith("Run it")) + next(p for p in parts if "measured" in p[:30])
+    for sentence in (*CLAIMS, *ONE_RUN):
+        for found in list(spans(sentence, text)):
+            text = text.replace(found.group(), " ")
+    text = re.sub(r"gamma=0\.35|0\.75 M-parameter|95 % intervals|`[^`]*`|\]\([^)]*\)|arxiv\S+", " ", text)
+    assert re.findall(rf"{NUMBER} %|\d+\.\d+", text) == []
+
+
+@pytest.mark.parametrize("page", [pages.supervision, pages.depth, pages.objectives], ids=lambda page: page.__name__)
+def test_a_page_of_results_is_what_the_files_make_of_it(page: Callable[[], str]) -> None:
+    path = pages.PAGES / f"{page.__name__}.md"
+    assert path.read_text(encoding="utf-8") == page(), "run python -m benchmarks.pages"
+
+
+def test_a_changed_number_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    sentence = "escapes those gates, first (# and #)"
+    (found,) = spans(sentence, README.replace("0.161", "0.151"))
+    assert [written(v, t) for t, v in zip(found.groups(), CLAIMS[sentence](), strict=True)] != list(found.groups())
+    real = pages.read
+    monkeypatch.setattr(pages, "read", lambda name: _shifted(real(name)))
+    assert pages.depth() != (pages.PAGES / "depth.md").read_text(encoding="utf-8")
+
+
+def _shifted(file: dict) -> dict:
+    for row in file["rules"]:
+        row["last"] += 0.01
+    return file
+
+
+def test_keys_that_follow_an_official_recipe_compose() -> None:
+    rows = re.findall(r"^\| (\w+)[^|]*\|[^|]*\| `([^`]*)`", (ROOT / "docs" / "experiments.md").read_text("utf-8"), re.M)
+    latte = [keys.split() for name, keys in rows if name.startswith("Latte") and "=" in keys]
+    assert len(latte) == 3
+    for keys in latte:
+        cfg = compose_config("train", ["exp=latte_xl_gated", *keys]).cfg
+        for name, value in (key.split("=") for key in keys if not re.match(r"data=", key)):
+            assert str(OmegaConf.select(cfg, name)) == value
+
+
+@pytest.mark.parametrize(("exp", "betas"), [("ldm4_gated", (0.0015, 0.0195)), ("ldm4_gated_t2i", (0.00085, 0.012))])
+def test_ldm_has_other_betas_for_texts(exp: str, betas: tuple[float, float]) -> None:
+    process = compose_config("train", [f"exp={exp}"]).cfg.diffusion.process
+    assert (process.schedule, process.beta_start, process.beta_end) == ("scaled_linear", *betas)
+
+
+def test_every_link_to_a_page_leads_somewhere() -> None:
+    for source in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
+        for target in re.findall(r"\]\(((?!http)[^)#]+)\)", source.read_text(encoding="utf-8")):
+            assert (source.parent / target).exists(), f"{source.name}: {target}"
