@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neural_rdm.cli.compose import parse
+from neural_rdm.cli.grammar import as_typed
 from neural_rdm.cli.runs import read_config
-from neural_rdm.core.errors import CheckpointError, DataError
-from neural_rdm.report import _quoted, prepare, select_runs
+from neural_rdm.core.errors import CheckpointError, ConfigError, DataError
+from neural_rdm.report import prepare, select_runs
 from neural_rdm.reports.tables import write_comparison, write_metrics
 from tests.test_sample import command, refused_without_torch
 
@@ -49,6 +50,19 @@ def test_runs_are_found_however_they_are_named(runs):
     assert select_runs("sweep/*") == runs
 
 
+def test_the_last_run_is_the_newest_of_training(runs):
+    with pytest.raises(ConfigError, match="runs=last: there is no trained run"):
+        select_runs("last")
+    for name in ("b_exp/2026-01-01_10-00-00-000000", "a_exp/2026-01-02_10-00-00-000000"):
+        newest = make_run(Path("outputs/train") / name)
+        (newest / "checkpoints").mkdir()
+        (newest / "checkpoints" / "last.ckpt").touch()
+    assert select_runs("last") == [newest]
+    assert select_runs("last,sweep/1") == [newest, runs[1]]
+    make_run(Path("last"))
+    assert select_runs("last,./last") == [newest, Path("./last")]
+
+
 def test_samples_that_were_measured_without_their_run_are_a_row(runs):
     folder = Path("measured") / "0"
     write_metrics(folder / "report", [{"name": "generated", "accuracy": 0.25}], "how")
@@ -71,12 +85,11 @@ def test_nothing_found_is_a_mistake_that_says_so(runs, names):
 
 @given(st.text("ab/*?[]{}(),=\\'\" ~!@%&;:é", min_size=1).filter(lambda t: t[0] not in "'\""))
 def test_bare_values_reach_the_command_as_they_were_typed(text):
-    (override,) = parse([_quoted(f"runs={text}")])
+    (override,) = parse(as_typed([f"runs={text}"], "report"))
     assert str(override.value()) == text
 
 
-def test_only_runs_is_quoted(runs):
-    assert prepare(["runs=sweep/*"]) == ["runs='sweep/*'"]
+def test_runs_are_looked_for_before_anything_else(runs):
     assert prepare(["runs='sweep/0,sweep/1'", "hydra.run.dir=x"]) == ["runs='sweep/0,sweep/1'", "hydra.run.dir=x"]
     assert prepare([]) == []
     with pytest.raises(DataError, match="runs=missing"):

@@ -15,6 +15,7 @@ from types import FrameType
 
 from neural_rdm.cli.app import fail
 from neural_rdm.cli.compose import parse
+from neural_rdm.cli.grammar import as_typed, written
 from neural_rdm.cli.runs import find_runs
 from neural_rdm.core.errors import ConfigError, UserError
 from neural_rdm.core.ranks import RANK_VARIABLES
@@ -55,7 +56,7 @@ def choose_folder(overrides: list[str]) -> tuple[Path, list[str]]:
     Raises:
         ConfigError: an argument that is not an override, or a folder with an interpolation in it.
     """
-    parsed = parse([a for a in overrides if "=" in a and not a.startswith("-")])
+    parsed = parse(as_typed([a for a in overrides if "=" in a and not a.startswith("-")], "train"))
     given = [str(o.value()) for o in parsed if o.key_or_group == SWEEP_DIR]
     if given:
         if "${" in given[-1]:
@@ -70,7 +71,7 @@ def choose_folder(overrides: list[str]) -> tuple[Path, list[str]]:
         else experiments[-1].value()
     )
     folder = Path("outputs/sweep") / str(name) / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
-    return folder, [f"{SWEEP_DIR}={folder}"]
+    return folder, [f"{SWEEP_DIR}={written(str(folder))}"]
 
 
 def run(command: list[str]) -> int:

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from neural_rdm.cli import resume
 from neural_rdm.cli.compose import Composed, compose_config, drop_unchosen, group_choices, parse
 from neural_rdm.cli.datasets import check_layout
-from neural_rdm.cli.grammar import written
+from neural_rdm.cli.grammar import as_typed, written
 from neural_rdm.cli.launcher import register
 from neural_rdm.core.config import Sources, config_dir, validate
 from neural_rdm.core.errors import ConfigError, UserError
@@ -101,6 +101,7 @@ def main(config_name: str, job: Job, prepare: Prepare | None = None) -> None:
     run: resume.Run | None = None
     try:
         arguments = Arguments.parse(sys.argv[1:])
+        arguments.overrides = as_typed(arguments.overrides, config_name)
         if not arguments.informs:
             run = preflight(config_name, arguments, prepare)
     except UserError as error:
@@ -170,7 +171,8 @@ def preflight(config_name: str, arguments: Arguments, prepare: Prepare | None = 
         composed = Composed(run.config.copy(), run.choices, Sources())
     else:
         given = {p.key_or_group for p in parsed}
-        arguments.overrides = [f"{g}={c}" for g, c in run.choices.items() if g not in given] + arguments.overrides
+        own = [f"{g}={written(c)}" for g, c in run.choices.items() if g not in given]
+        arguments.overrides = own + arguments.overrides
         composed = compose_config(config_name, arguments.overrides, arguments.folders)
         if run.config is not None:
             OmegaConf.resolve(composed.cfg)
