@@ -17,7 +17,8 @@ from neural_rdm.cli.compose import parse
 from neural_rdm.cli.runs import find_runs, natural, newest
 from neural_rdm.core.errors import DataError
 from neural_rdm.reports.efficiency import write_efficiency
-from neural_rdm.reports.published import own_runs, write_published
+from neural_rdm.reports.own import own_runs
+from neural_rdm.reports.published import write_published
 from neural_rdm.reports.tables import write_comparison
 
 #: a folder with one of these can be compared; evaluated samples of unknown origin have no configuration

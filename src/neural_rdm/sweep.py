@@ -17,9 +17,10 @@ from types import FrameType
 from neural_rdm.cli.app import fail
 from neural_rdm.cli.compose import parse
 from neural_rdm.cli.grammar import as_typed, written
-from neural_rdm.cli.jobs import FILE, SWEEP_DIR, environment
+from neural_rdm.cli.jobs import SWEEP_DIR, environment
 from neural_rdm.cli.runs import find_runs
 from neural_rdm.core.errors import ConfigError, UserError
+from neural_rdm.core.sweeps import FILE
 from neural_rdm.report import compare
 
 HELP = """Train one run for each combination of comma-separated values, then compare them.

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from neural_rdm.cli.jobs import FILE, PARENT, State, claim, end_with_parent, enter, environment, objective, state
+from neural_rdm.cli.jobs import PARENT, State, claim, end_with_parent, enter, environment, objective, state
 from neural_rdm.core.errors import ConfigError
+from neural_rdm.core.sweeps import FILE
 
 SWEEP = ["exp=digits_gated", "residual=gated,resnet", "hydra.job.name=x", "seed=1"]
 
