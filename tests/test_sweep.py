@@ -103,12 +103,12 @@ def test_a_sweep_trains_every_job_and_compares_them(tmp_path):
     with open(paths[1], newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["run"], row["residual"], row["gates"], row["steps"]) for row in rows] == [
-        ("0", "gated", "channel", "4"),
-        ("1", "resnet", "none", "4"),
+        ("0: residual=gated", "gated", "channel", "4"),
+        ("1: residual=resnet", "resnet", "none", "4"),
     ]
     assert all(float(row["frechet_pixels"]) > 0 for row in rows)
     assert sorted(p.name for p in folder.iterdir() if p.is_dir()) == ["0", "1"]
-    assert "| 1 | digits_gated | resnet | none |" in done.stdout
+    assert "| 1: residual=resnet | digits_gated | resnet | none |" in done.stdout
 
 
 @pytest.mark.end_to_end

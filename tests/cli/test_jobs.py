@@ -60,18 +60,17 @@ def test_a_job_stays_what_it_was(tmp_path: Path) -> None:
 
 
 def test_how_far_a_job_is(tmp_path: Path) -> None:
-    assert state(tmp_path / "nowhere") is state(tmp_path) is State.NEW
+    train, evaluate = "neural_rdm.train", "neural_rdm.evaluate"
+    assert state(tmp_path / "nowhere", train) is state(tmp_path, train) is state(tmp_path, evaluate) is State.NEW
     (tmp_path / "config.yaml").touch()
+    assert (state(tmp_path, train), state(tmp_path, evaluate)) == (State.BEGUN, State.NEW)
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "metrics.json").touch()
-    assert state(tmp_path) is State.BEGUN  # a training run is finished when finished.json says so
+    assert (state(tmp_path, train), state(tmp_path, evaluate)) == (State.BEGUN, State.FINISHED)
     (tmp_path / "finished.json").write_text('{"objective": 0.5')
-    assert (state(tmp_path), objective(tmp_path)) == (State.FINISHED, None)
-    (tmp_path / "finished.json").write_text('{"objective": 0.5}')
-    assert objective(tmp_path) == 0.5
-    (tmp_path / "config.yaml").unlink()
-    (tmp_path / "finished.json").unlink()
-    assert state(tmp_path) is State.FINISHED  # an evaluation
+    assert (state(tmp_path, train), objective(tmp_path)) == (State.BEGUN, None)
+    (tmp_path / "finished.json").write_text('{"global_step": 4, "objective": 0.5}')
+    assert (state(tmp_path, train), objective(tmp_path)) == (State.FINISHED, 0.5)
 
 
 def test_a_child_knows_its_parent_and_is_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,23 +70,30 @@ def enter(folder: Path, number: int, overrides: Sequence[str]) -> None:
     _write(folder, record)
 
 
-def state(folder: Path) -> State:
-    """How far the job is whose run folder this is."""
-    # `train` leaves finished.json, `evaluate` its numbers; `sample` and `encode` see for themselves what is done.
-    if (folder / "finished.json").is_file():
+def state(folder: Path, module: str) -> State:
+    """How far the job of a command is whose run folder this is.
+
+    Training is resumed. Samples and latents are not looked at: the same command goes on with them by itself.
+    """
+    if module != "neural_rdm.train":
+        return State.FINISHED if (folder / "report" / "metrics.json").is_file() else State.NEW
+    if _finished(folder):
         return State.FINISHED
-    if (folder / "config.yaml").is_file():
-        return State.BEGUN
-    return State.FINISHED if (folder / "report" / "metrics.json").is_file() else State.NEW
+    return State.BEGUN if (folder / "config.yaml").is_file() else State.NEW
 
 
 def objective(folder: Path) -> Any:
-    """What a finished run minimises; None where it measured nothing, or its file is damaged."""
+    """What a finished run minimises; None where it measured nothing."""
+    return _finished(folder).get("objective")
+
+
+def _finished(folder: Path) -> dict[str, Any]:
+    """The content of a run's `finished.json`; empty where it is missing or damaged."""
     try:
         content = json.loads((folder / "finished.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
-    return content.get("objective") if isinstance(content, dict) else None
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _read(folder: Path) -> dict[str, Any] | None:

@@ -93,8 +93,7 @@ class SubprocessLauncher(Launcher):
                 raise SystemExit(128 + stopped)
         return results
 
-    @staticmethod
-    def _enter(sweep: Path, typed: list[str], number: int, overrides: Sequence[str], folder: Path) -> State:
+    def _enter(self, sweep: Path, typed: list[str], number: int, overrides: Sequence[str], folder: Path) -> State:
         """Write the job down; Hydra would answer another sweep's folder with a traceback."""
         try:
             claim(sweep, typed)
@@ -102,7 +101,7 @@ class SubprocessLauncher(Launcher):
         except UserError as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
             raise SystemExit(2) from error
-        return state_of(folder)
+        return state_of(folder, self.module)
 
     @staticmethod
     def _result(job: DictConfig, folder: Path, overrides: Sequence[str], code: int) -> JobReturn:
