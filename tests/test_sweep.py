@@ -117,11 +117,11 @@ def test_a_killed_sweep_ends_its_job_and_goes_on(tmp_path):
     folder = tmp_path / "2024_01_15"
     launcher = start("-m", *arguments, cwd=tmp_path)
     try:
-        wait_for_step(folder / "0", 4, launcher)
+        wait_for_step(folder / "0", 4, launcher, timeout=400)
     finally:
         launcher.kill()
         launcher.wait()
-    end = time.monotonic() + 60
+    end = time.monotonic() + 120
     while "which is saved" not in (output := (tmp_path / "output.txt").read_text()):
         assert time.monotonic() < end, output
         time.sleep(0.1)
