@@ -130,7 +130,7 @@ def test_a_killed_sweep_ends_its_job_and_goes_on(tmp_path):
     time.sleep(1)
     assert not (folder / "1").exists()
 
-    code, output = end_to_end(*arguments[:-1], "gamma=1", arguments[-1], cwd=tmp_path, module="sweep")
+    code, output = end_to_end(*arguments[:-1], "seed=5", arguments[-1], cwd=tmp_path, module="sweep")
     assert code == 2
     assert "holds the sweep" in output
 
