@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+from neural_rdm import deepen
+from neural_rdm.core.errors import ConfigError
 from neural_rdm.core.files import load_tensors
 from tests.end_to_end.commands import TINY, checkpoint, run
 
@@ -107,3 +110,19 @@ def test_a_learned_schedule_stays_as_it_is(tmp_path: Path) -> None:
     assert code == 0, output
     assert "deepen with max_steps=N, N above 3: the cosine schedule" in output
     assert "resume=" not in output  # which would have nothing to do
+
+
+def test_the_newest_run_can_be_named_last(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="checkpoint=last: there is no trained run"):
+        deepen.prepare(["checkpoint=last", "depth=4"])
+    for name in ("b_exp/2026-01-01", "a_exp/2026-01-02"):
+        folder = Path("outputs/train") / name / "checkpoints"
+        folder.mkdir(parents=True)
+        (folder / "last.ckpt").touch()
+    monkeypatch.setattr(
+        deepen, "read_config", lambda folder: OmegaConf.create({"choices": {"exp": folder.parent.name}})
+    )
+    assert deepen.prepare(["checkpoint=last", "depth=4"]) == [
+        "++experiment='a_exp'", "checkpoint=last", "depth=4", "checkpoint='outputs/train/a_exp/2026-01-02'",
+    ]  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 import pytest
@@ -11,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neural_rdm.cli.compose import parse
+from neural_rdm.cli.grammar import as_typed
 from neural_rdm.cli.runs import read_config
-from neural_rdm.core.errors import CheckpointError, DataError
-from neural_rdm.report import _quoted, prepare, select_runs
+from neural_rdm.core.errors import CheckpointError, ConfigError, DataError
+from neural_rdm.report import prepare, select_runs
 from neural_rdm.reports.tables import write_comparison, write_metrics
 from tests.test_sample import command, refused_without_torch
 
@@ -25,6 +25,7 @@ def make_run(folder: Path, rule: str = "gated", accuracy: float = 0.5) -> Path:
         "trainer: {max_steps: 4}\nseed: 0\n"
     )
     (folder / "metrics.csv").write_text("step,train/loss\n2,1.0\n4,0.5\n")
+    (folder / "finished.json").write_text('{"global_step": 4}')
     write_metrics(folder / "report", [{"name": "generated", "accuracy": accuracy}], "how")
     return folder
 
@@ -49,6 +50,19 @@ def test_runs_are_found_however_they_are_named(runs):
     assert select_runs("sweep/*") == runs
 
 
+def test_the_last_run_is_the_newest_of_training(runs):
+    with pytest.raises(ConfigError, match="runs=last: there is no trained run"):
+        select_runs("last")
+    for name in ("b_exp/2026-01-01_10-00-00-000000", "a_exp/2026-01-02_10-00-00-000000"):
+        newest = make_run(Path("outputs/train") / name)
+        (newest / "checkpoints").mkdir()
+        (newest / "checkpoints" / "last.ckpt").touch()
+    assert select_runs("last") == [newest]
+    assert select_runs("last,sweep/1") == [newest, runs[1]]
+    make_run(Path("last"))
+    assert select_runs("last,./last") == [newest, Path("./last")]
+
+
 def test_samples_that_were_measured_without_their_run_are_a_row(runs):
     folder = Path("measured") / "0"
     write_metrics(folder / "report", [{"name": "generated", "accuracy": 0.25}], "how")
@@ -71,12 +85,11 @@ def test_nothing_found_is_a_mistake_that_says_so(runs, names):
 
 @given(st.text("ab/*?[]{}(),=\\'\" ~!@%&;:é", min_size=1).filter(lambda t: t[0] not in "'\""))
 def test_bare_values_reach_the_command_as_they_were_typed(text):
-    (override,) = parse([_quoted(f"runs={text}")])
+    (override,) = parse(as_typed([f"runs={text}"], "report"))
     assert str(override.value()) == text
 
 
-def test_only_runs_is_quoted(runs):
-    assert prepare(["runs=sweep/*"]) == ["runs='sweep/*'"]
+def test_runs_are_looked_for_before_anything_else(runs):
     assert prepare(["runs='sweep/0,sweep/1'", "hydra.run.dir=x"]) == ["runs='sweep/0,sweep/1'", "hydra.run.dir=x"]
     assert prepare([]) == []
     with pytest.raises(DataError, match="runs=missing"):
@@ -88,7 +101,7 @@ def test_the_command_compares_runs(runs):
     make_run(Path("other"), "rezero", 0.75)
     done = command("report", "runs=sweep/1,other", cwd=Path.cwd())
     assert done.returncode == 0, done.stderr
-    assert "| 1 | digits_gated | gated | channel |  | 2 | 4 | 0 | 0.5 |" in done.stdout
+    assert "| 1: gated | digits_gated | gated | channel |  | 2 | 4 | 0 | 0.5 |" in done.stdout
     assert "| other | digits_gated | rezero | channel |  | 2 | 4 | 0 | 0.75 |" in done.stdout
     paths = [Path(line.strip()) for line in done.stdout.split("wrote:\n")[1].splitlines()]
     assert [path.name for path in paths] == ["comparison.md", "comparison.csv", "comparison_losses.png"]
@@ -114,9 +127,9 @@ def test_runs_stand_in_the_published_tables_and_beside_their_efficiency(runs):
     )
     done = command("report", "published=true", "runs=sweep", "ep_fid=4", cwd=Path.cwd())
     assert done.returncode == 0, done.stderr
-    assert re.search(r"\| own run \| 0 \|  \| 0\.5 \[[a-z]\] \|", done.stdout)
-    assert "features of pixels, not of inception; 20 samples, not 50,000" in done.stdout
-    assert "- 1: no column of these tables fits its numbers. how" in done.stdout
+    assert "| own run |" not in done.stdout
+    assert "| 0: gated | frechet_pixels | 0.5 | Class-to-Image FID | data not recorded; features of p" in done.stdout
+    assert "- 1: gated: no column of these tables fits its numbers. how" in done.stdout
     assert "| frechet_pixels <= 4 |  | 30 | 20 | interpolated |" in done.stdout
     names = [Path(line.strip()).name for line in done.stdout.split("wrote:\n")[1].splitlines()]
     assert names[-3:] == ["efficiency.md", "published.md", "published.csv"]

@@ -16,6 +16,8 @@ import pytest
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.core.ranks import RANK_VARIABLES
 from neural_rdm.sweep import choose_folder, run
+from tests.end_to_end.commands import run as end_to_end
+from tests.end_to_end.commands import start, wait_for_step
 from tests.test_sample import TINY, command, refused_without_torch
 
 
@@ -32,7 +34,13 @@ def test_the_folder_is_named_after_the_experiment(overrides, name):
     folder, more = choose_folder(overrides)
     assert folder.parent == Path("outputs/sweep") / name
     assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-\d{6}", folder.name)
-    assert more == [f"hydra.sweep.dir={folder}"]
+    assert more == [f"hydra.sweep.dir='{folder}'"]
+
+
+@pytest.mark.parametrize("name", ["2024_01_15", "1e5", "007"])
+def test_names_that_look_like_numbers_are_names(name):
+    assert choose_folder([f"exp={name}"])[0].parent == Path("outputs/sweep") / name
+    assert choose_folder([f"hydra.sweep.dir={name}"]) == (Path(name), [])
 
 
 def test_a_given_folder_is_kept():
@@ -95,12 +103,51 @@ def test_a_sweep_trains_every_job_and_compares_them(tmp_path):
     with open(paths[1], newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["run"], row["residual"], row["gates"], row["steps"]) for row in rows] == [
-        ("0", "gated", "channel", "4"),
-        ("1", "resnet", "none", "4"),
+        ("0: residual=gated", "gated", "channel", "4"),
+        ("1: residual=resnet", "resnet", "none", "4"),
     ]
     assert all(float(row["frechet_pixels"]) > 0 for row in rows)
     assert sorted(p.name for p in folder.iterdir() if p.is_dir()) == ["0", "1"]
-    assert "| 1 | digits_gated | resnet | none |" in done.stdout
+    assert "| 1: residual=resnet | digits_gated | resnet | none |" in done.stdout
+
+
+@pytest.mark.end_to_end
+def test_a_killed_sweep_ends_its_job_and_goes_on(tmp_path):
+    arguments = [*TINY, "trainer.max_steps=60", "residual=gated,resnet", "hydra.sweep.dir=2024_01_15"]
+    folder = tmp_path / "2024_01_15"
+    launcher = start("-m", *arguments, cwd=tmp_path)
+    try:
+        wait_for_step(folder / "0", 4, launcher, timeout=400)
+    finally:
+        launcher.kill()
+        launcher.wait()
+    end = time.monotonic() + 120
+    while "which is saved" not in (output := (tmp_path / "output.txt").read_text()):
+        assert time.monotonic() < end, output
+        time.sleep(0.1)
+    saved = int(re.search(r"stopped by SIGTERM after step (\d+), which is saved", output)[1])
+    assert 4 <= saved < 60
+    time.sleep(1)
+    assert not (folder / "1").exists()
+
+    code, output = end_to_end(*arguments[:-1], "seed=5", arguments[-1], cwd=tmp_path, module="sweep")
+    assert code == 2
+    assert "holds the sweep" in output
+
+    code, output = end_to_end(*arguments, cwd=tmp_path, module="sweep")
+    assert code == 0, output
+    assert "2024_01_15/0 goes on" in output
+    assert f"continuing after step {saved}" in output
+    steps = [row.partition(",")[0] for row in (folder / "0" / "metrics.csv").read_text().splitlines()[1:]]
+    assert len(steps) == len(set(steps))
+    with open(folder / "comparison.csv", newline="") as file:
+        assert [row["steps"] for row in csv.DictReader(file)] == ["60", "60"]
+
+    before = {path: path.read_bytes() for path in folder.glob("[01]/**/*") if path.is_file()}
+    code, output = end_to_end(*arguments, cwd=tmp_path, module="sweep")
+    assert code == 0, output
+    assert output.count("is finished") == 2
+    assert {path: path.read_bytes() for path in folder.glob("[01]/**/*") if path.is_file()} == before
 
 
 @pytest.mark.end_to_end

@@ -1,6 +1,7 @@
 """`python -m neural_rdm.deepen`: a run's network, deeper, with the same output, as a run that training continues.
 
 python -m neural_rdm.deepen checkpoint=outputs/train/dit_xl_gated/TIME depth=56
+python -m neural_rdm.deepen checkpoint=last depth=56     (the newest run)
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from neural_rdm.cli.app import main, print_paths
 from neural_rdm.cli.compose import parse
 from neural_rdm.cli.grammar import written
-from neural_rdm.cli.runs import read_config
+from neural_rdm.cli.runs import newest, read_config
 from neural_rdm.core.errors import CheckpointError, ConfigError
 from neural_rdm.core.files import link_atomically, load_tensors, save_tensors, write_text
 
@@ -36,6 +37,9 @@ def prepare(overrides: list[str]) -> list[str]:
     found = [str(o.value()) for o in parse(overrides) if o.key_or_group == "checkpoint"]
     if not found:
         raise ConfigError("which network? Pass checkpoint=DIR, a run folder, or checkpoint=DIR/checkpoints/FILE.ckpt")
+    if found[-1] == "last":
+        found.append(str(newest("checkpoint")))
+        overrides = [*overrides, f"checkpoint={written(found[-1])}"]
     folder = run_of(found[-1])
     experiment = (read_config(folder).choices or {}).get("exp") or folder.resolve().name
     return [f"++experiment={written(experiment)}", *overrides]

@@ -21,7 +21,7 @@ from neural_rdm.cli.compose import parse
 from neural_rdm.cli.runs import inherit, read_config
 from neural_rdm.core.errors import ConfigError, UserError
 from neural_rdm.core.files import write_text
-from neural_rdm.reports.tables import read_mapping
+from neural_rdm.reports.runs import read_mapping
 
 if TYPE_CHECKING:
     from neural_rdm.diffusion.samplers import Sampler

@@ -14,11 +14,12 @@ from omegaconf import DictConfig
 
 from neural_rdm.cli.app import main, print_paths
 from neural_rdm.cli.compose import parse
-from neural_rdm.cli.runs import find_runs, written
+from neural_rdm.cli.runs import find_runs, newest
 from neural_rdm.core.errors import DataError
 from neural_rdm.core.listing import natural_order
 from neural_rdm.reports.efficiency import write_efficiency
-from neural_rdm.reports.published import own_runs, write_published
+from neural_rdm.reports.own import own_runs
+from neural_rdm.reports.published import write_published
 from neural_rdm.reports.tables import write_comparison
 
 #: a folder with one of these can be compared; evaluated samples of unknown origin have no configuration
@@ -48,15 +49,20 @@ def select_runs(runs: str) -> list[Path]:
     """The run folders (those with one of `FILES`) that a list of folders, folders of runs and globs names, each once.
 
     Args:
-        runs: entries separated by commas; an entry that exists as it is, commas and all, is one folder.
+        runs: entries separated by commas; an entry that exists as it is, commas and all, is one folder, and `last` is
+            the newest run of training.
 
     Raises:
         DataError: an entry names no run.
     """
     found: list[Path] = []
-    entries = [runs] if os.path.isdir(runs) else [entry for entry in (e.strip() for e in runs.split(",")) if entry]
+    one = os.path.isdir(runs) and runs != "last"
+    entries = [runs] if one else [entry for entry in (e.strip() for e in runs.split(",")) if entry]
     for entry in entries:
-        folders = [Path(entry)] if os.path.isdir(entry) else natural_order(map(Path, glob.glob(entry)))
+        if entry == "last":
+            folders = [newest("runs")]
+        else:
+            folders = [Path(entry)] if os.path.isdir(entry) else natural_order(map(Path, glob.glob(entry)))
         below = [run for folder in folders if folder.is_dir() for run in find_runs(folder, FILES)]
         if not below:
             raise DataError(
@@ -86,21 +92,15 @@ def show(pages: list[Path], paths: list[Path]) -> None:
 
 
 def prepare(overrides: list[str]) -> list[str]:
-    """Put a bare value of `runs=` in quotes, so that commas and globs are no Hydra syntax; check that it names runs.
+    """Check that `runs=` names runs.
 
     Raises:
         UserError: an argument that is not an override, or no run is found.
     """
-    overrides = [_quoted(text) if text.startswith("runs=") else text for text in overrides]
     values = [o.value() for o in parse(overrides) if o.key_or_group == "runs"]
     if values and values[-1] is not None:
         select_runs(str(values[-1]))
     return overrides
-
-
-def _quoted(text: str) -> str:
-    value = text.removeprefix("runs=")
-    return text if value in ("", "???", "null") or value[0] in "'\"" else f"runs={written(value)}"
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ python -m neural_rdm.sweep exp=digits_gated residual=gated,adaln,skip,resnet,rez
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,27 +16,31 @@ from types import FrameType
 
 from neural_rdm.cli.app import fail
 from neural_rdm.cli.compose import parse
+from neural_rdm.cli.grammar import as_typed, written
+from neural_rdm.cli.jobs import SWEEP_DIR, environment
 from neural_rdm.cli.runs import find_runs
 from neural_rdm.core.errors import ConfigError, UserError
-from neural_rdm.core.ranks import RANK_VARIABLES
+from neural_rdm.core.sweeps import FILE
 from neural_rdm.report import compare
 
 HELP = """Train one run for each combination of comma-separated values, then compare them.
 
 python -m neural_rdm.sweep exp=digits_gated residual=gated,adaln,skip,resnet,rezero
 python -m neural_rdm.sweep exp=digits_gated residual=gated,resnet backbone.depth=2,4 seed=0,1,2
-python -m neural_rdm.sweep hydra.sweep.dir=DIR [...]      (the folder to write to)
+python -m neural_rdm.sweep hydra.sweep.dir=DIR [...]      (the folder to write to; of the same sweep: go on there)
 
 The arguments are those of neural_rdm.train (see python -m neural_rdm.train --help). The runs go to
 outputs/sweep/<experiment>/<time>/0, 1, 2, ..., and comparison.md, comparison.csv and comparison_losses.png beside them.
-A run that fails does not stop the others; the exit code says that one has failed.
+A run that fails does not stop the others; the exit code says that one has failed. The same command with the same folder
+goes on: finished runs stay, interrupted ones are resumed from their checkpoints, failed ones are tried again.
 """
 DEFAULT_EXP = "digits_gated"
-SWEEP_DIR = "hydra.sweep.dir"
 
 
 def sweep(argv: list[str]) -> int:
     """Run `neural_rdm.train -m` with these arguments, write the comparison, and return the multirun's exit code.
+
+    In the folder of an earlier sweep with the same arguments only what is not finished is run, from where it stopped.
 
     Raises:
         UserError: arguments that are not overrides, or a sweep folder that only Hydra could resolve.
@@ -46,6 +51,10 @@ def sweep(argv: list[str]) -> int:
     runs = find_runs(folder) if folder.is_dir() else []
     if runs:
         compare(runs, folder)
+    if code and code != 2 and (folder / FILE).is_file():
+        typed = [a for a in overrides if not a.startswith(f"{SWEEP_DIR}=")]
+        again = shlex.join(["python", "-m", "neural_rdm.sweep", *typed, f"{SWEEP_DIR}={written(str(folder))}"])
+        print(f"not every job is finished; this goes on with the sweep:\n  {again}", flush=True)
     return code
 
 
@@ -55,7 +64,7 @@ def choose_folder(overrides: list[str]) -> tuple[Path, list[str]]:
     Raises:
         ConfigError: an argument that is not an override, or a folder with an interpolation in it.
     """
-    parsed = parse([a for a in overrides if "=" in a and not a.startswith("-")])
+    parsed = parse(as_typed([a for a in overrides if "=" in a and not a.startswith("-")], "train"))
     given = [str(o.value()) for o in parsed if o.key_or_group == SWEEP_DIR]
     if given:
         if "${" in given[-1]:
@@ -70,16 +79,16 @@ def choose_folder(overrides: list[str]) -> tuple[Path, list[str]]:
         else experiments[-1].value()
     )
     folder = Path("outputs/sweep") / str(name) / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
-    return folder, [f"{SWEEP_DIR}={folder}"]
+    return folder, [f"{SWEEP_DIR}={written(str(folder))}"]
 
 
 def run(command: list[str]) -> int:
     """Run a command as a session of its own, hand SIGINT and SIGTERM on to all its processes, and return its exit code.
 
+    Where this process is killed, the command stops as by SIGTERM (see `cli.jobs.end_with_parent`).
     Lightning's rank variables are left out of its environment: a sweep started inside a job is not a rank of it.
     """
-    environment = {key: value for key, value in os.environ.items() if key not in RANK_VARIABLES}
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    process = subprocess.Popen(command, env=environment(), start_new_session=True)
 
     def forward(number: int, frame: FrameType | None) -> None:
         if process.poll() is None:

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from neural_rdm.reports import published as module
-from neural_rdm.reports.published import NOT_FOUND, own_runs, published, write_published
+from neural_rdm.reports.own import own_runs
+from neural_rdm.reports.published import NOT_FOUND, published, write_published
 from neural_rdm.reports.tables import write_metrics
 from tests.helpers import shared
 
@@ -196,23 +197,17 @@ def test_what_the_paper_does_not_state_is_always_told(tmp_path, run):
 @pytest.mark.parametrize(
     ("changes", "note"),
     [
-        (
-            {"numbers": {"frechet_efficientnet_lite0": 3.0, "count": 50000}},
-            "features of efficientnet_lite0, not of inc",
-        ),
         ({"numbers": {"frechet_inception": 3.0, "count": 500.0}}, "500 samples, not 50,000"),
         ({"numbers": {"frechet_inception": 3.0}}, "count of samples not recorded"),
         ({"sampler": {"cfg_scale": 1.5}}, "guided, cfg_scale 1.5"),
         ({"sampler": {"cfg_scale": None}}, "guidance not recorded"),
         ({"sampler": {"cfg_scale": "high"}}, "guidance not recorded"),
-        ({"choices": {"data": "digits"}}, "data digits, not imagenet"),
         ({"data": {"image_size": 64}}, "64 pixels, not 256"),
         ({"data": {"image_size": None}}, "image size not recorded"),
         ({"sampler": {"cfg_scale": 1.5, "channels": 3}}, "guided, cfg_scale 1.5 on 3 channels"),
         ({"facts": {**FACTS, "cfg_scale": 4.0, "interval": [0, 600]}}, "guided, cfg_scale 4 at timesteps 0 to 600"),
         ({"facts": {**FACTS, "weights": "raw"}}, "raw weights, not ema"),
         ({"facts": {**FACTS, "weights": None}}, "weights not recorded"),
-        ({"facts": {**FACTS, "features_official": False}}, "not the published weights of inception"),
         ({"facts": {**FACTS, "precision": "bf16-mixed"}}, "precision bf16-mixed"),
         ({"facts": {**FACTS, "first_stage": "KL sd-vae-ft-mse, torch.float32"}}, "first stage KL sd-vae-ft-mse"),
         ({"backbone": {"num_classes": 0}}, "unconditional, not conditional"),
@@ -239,8 +234,8 @@ def test_another_protocol_is_marked(tmp_path, run, changes, note):
             "ddim, 20 steps; statistics of 400 samples of imagenet val 256x256",
         ),
         (
-            FACTS | {"reference_data": "digits", "reference_frames": 16, "reference_interval": 3},
-            "ddpm, 250 steps; statistics of 1,281,167 samples of digits train 256x256, not of imagenet, "
+            FACTS | {"reference_frames": 16, "reference_interval": 3},
+            "ddpm, 250 steps; statistics of 1,281,167 samples of imagenet train 256x256, "
             "clips of 16 frames at interval 3",
         ),
         (
@@ -255,43 +250,91 @@ def test_the_sampler_and_the_statistics_of_every_number_are_told(tmp_path, run, 
     assert line["notes"].removeprefix("weights not recorded; ") == note
 
 
-def test_differences_add_up_and_equal_ones_share_a_footnote(tmp_path, run):
-    odd = {"numbers": {"frechet_pixels": 0.5, "count": 500}, "sampler": {"cfg_scale": 4.0}}
+@pytest.mark.parametrize(
+    ("changes", "reasons"),
+    [
+        ({"numbers": {"frechet_efficientnet_lite0": 3.0}}, "features of efficientnet_lite0, not of inception"),
+        ({"choices": {"data": "digits"}}, "data digits, not imagenet"),
+        ({"choices": {"data": None}, "data": {"_target_": ""}}, "data not recorded"),
+        ({"facts": {**FACTS, "features_official": False}}, "not the published weights of inception"),
+        ({"facts": {**FACTS, "reference_data": "coco"}}, "real samples of coco, not of imagenet"),
+        (
+            {"numbers": {"frechet_pixels": 0.5}, "choices": {"data": "digits"}},
+            "data digits, not imagenet; features of pixels, not of inception",
+        ),
+        ({"condition": {"dim": 384}, "choices": {"data": "coco"}}, "data coco, not journeydb"),
+    ],
+)
+def test_other_data_and_other_features_never_stand_in_a_column(tmp_path, run, changes, reasons):
+    folder = run(**changes)
+    page, own, lines = written(tmp_path, folder)
+    assert own == {}
+    assert "| own run |" not in page
+    (line,) = [line for line in lines if line["kind"] == "not comparable"]
+    assert line["column"] == ""
+    assert line["notes"].startswith(f"{reasons}; ")
+    table = page[page.index("## Own numbers that no number of the paper can be compared with") :]
+    assert f"| mine | {line['metric']} | {float(line['value']):.4g} |" in table
+    assert f"| {reasons} |" in table
+    assert "- mine: no column of these tables fits its numbers. How." in page
+
+
+def test_equal_notes_share_a_footnote(tmp_path, run):
+    odd = {"numbers": {"frechet_inception": 0.5, "count": 500}, "sampler": {"cfg_scale": 4.0}}
     page, own, _ = written(tmp_path, run("a", **odd), run("b", **odd))
-    note = f"features of pixels, not of inception; 500 samples, not 50,000; guided, cfg_scale 4; {TOLD}"
+    note = f"500 samples, not 50,000; guided, cfg_scale 4; {TOLD}"
     assert {line["notes"] for line in own.values()} == {note}
     assert page.count(note) == 1
     assert len(set(re.findall(r"own run \| [ab] \|  \| 0\.5 (\[[a-z]\])", page))) == 1
 
 
-def test_the_columns_own_features_are_preferred(tmp_path, run):
+def test_an_unfinished_run_is_marked(tmp_path, run):
+    folder = run(trainer={"max_steps": 400}, facts=FACTS | {"step": 30})
+    _, own, _ = written(tmp_path, folder)
+    assert own["mine", "Class-to-Image FID"]["notes"] == f"unfinished: step 30 of 400; {TOLD}"
+
+
+def test_only_the_columns_own_features_stand_in_it(tmp_path, run):
     numbers = {"frechet_efficientnet_lite0": 3.0, "frechet_inception": 9.0, "count": 50000}
-    _, own, _ = written(tmp_path, run(numbers=numbers))
+    page, own, lines = written(tmp_path, run(numbers=numbers))
     assert [line["metric"] for line in own.values()] == ["frechet_inception"]
+    assert [line["metric"] for line in lines if line["kind"] == "not comparable"] == ["frechet_efficientnet_lite0"]
+    assert "| mine | frechet_efficientnet_lite0 | 3 | Class-to-Image FID |" in page
 
 
 def test_texts(tmp_path, run):
-    text = {"condition": {"dim": 384}, "choices": {"data": "coco"}, "backbone": {"num_classes": 0}}
-    _, own, _ = written(tmp_path, run(**text))
-    assert own["mine", "Text-to-Image FID"]["notes"] == f"data coco, not journeydb; {TOLD}, not of journeydb"
+    text = {"condition": {"dim": 384}, "choices": {"data": "journeydb"}, "backbone": {"num_classes": 0}}
+    _, own, _ = written(tmp_path, run(**text, facts=FACTS | {"reference_data": "journeydb"}))
+    assert own["mine", "Text-to-Image FID"]["notes"] == TOLD.replace("imagenet", "journeydb")
 
 
 def test_clips_stand_in_the_column_of_their_data(tmp_path, run):
+    def facts(data):
+        return FACTS | {"reference_data": data, "reference_data_frames": data}
+
     numbers = {"frechet_i3d": 60.0, "frechet_inception_frames": 5.0, "count": 2048, "count_frames": 32768}
-    sky = run("sky", numbers=numbers, choices={"data": "sky"}, **VIDEO)
+    sky = run("sky", numbers=numbers, choices={"data": "sky"}, facts=facts("sky"), **VIDEO)
     lite = {"frechet_efficientnet_lite0_video": 7.0, "count": 256}
-    taichi = run("taichi", numbers=lite, choices={"data": "taichi"}, **VIDEO)
+    taichi = run("taichi", numbers=lite, choices={"data": "taichi"}, facts=facts("taichi"), **VIDEO)
     ucf = {"choices": {"data": "ucf101"}, "backbone": {**VIDEO["backbone"], "extras": "class"}}
-    page, own, _ = written(tmp_path, sky, taichi, run("ucf", numbers=numbers, **ucf))
-    assert own["sky", "None-to-Video SkyTimelapse FVD"]["notes"] == f"{TOLD}, not of sky"
-    assert own["ucf", "Class-to-Video UCF-101 FVD"]["notes"] == f"{TOLD}, not of ucf101"
-    assert own["taichi", "None-to-Video Taichi-HD FVD"]["notes"] == (
-        f"features of efficientnet_lite0_video, not of i3d; 256 samples, not 2,048; {TOLD}, not of taichi"
-    )
+    digits = run("digits", numbers=numbers, choices={"data": "digits_video"}, facts=facts("digits_video"), **VIDEO)
+    page, own, lines = written(tmp_path, sky, taichi, run("ucf", numbers=numbers, facts=facts("ucf101"), **ucf), digits)
+    assert own["sky", "None-to-Video SkyTimelapse FVD"]["notes"] == TOLD.replace("imagenet", "sky")
+    assert own["ucf", "Class-to-Video UCF-101 FVD"]["notes"] == TOLD.replace("imagenet", "ucf101")
     assert "does not state" in own["sky", "Frame FID"]["notes"]
-    assert {name for name, _ in own} == {"sky", "taichi", "ucf"}
-    assert "other data" not in page
-    assert "frechet_efficientnet" not in own["sky", "Frame FID"]["metric"]
+    assert {name for name, _ in own} == {"sky", "ucf"}
+    others = {(line["method"], line["metric"]): line["notes"] for line in lines if line["kind"] == "not comparable"}
+    assert set(others) == {
+        ("taichi", "frechet_efficientnet_lite0_video"),
+        ("digits", "frechet_i3d"),
+        ("digits", "frechet_inception_frames"),
+    }
+    assert others["taichi", "frechet_efficientnet_lite0_video"].startswith(
+        "features of efficientnet_lite0_video, not of i3d; 256 samples, not 2,048"
+    )
+    assert others["digits", "frechet_i3d"].startswith("data digits_video, not sky")
+    assert others["digits", "frechet_inception_frames"].startswith("data digits_video, not sky or taichi or ucf101")
+    assert "| taichi | frechet_efficientnet_lite0_video | 7 | None-to-Video Taichi-HD FVD |" in page
 
 
 def test_a_number_of_single_frames_is_a_frame_number_and_no_fvd(tmp_path, run):
@@ -308,7 +351,7 @@ def test_a_number_of_single_frames_is_a_frame_number_and_no_fvd(tmp_path, run):
     }
     facts = FACTS | {
         "reference_data_frames": "sky", "reference_split_frames": "val", "reference_count_frames": 400,
-        "reference_format_frames": "neural-rdm", "features_official_frames": False,
+        "reference_format_frames": "neural-rdm", "reference_data": "sky",
     }  # fmt: skip
     _, own, _ = written(tmp_path, run(numbers=numbers, facts=facts, choices={"data": "sky"}, **VIDEO))
     assert {column: line["metric"] for (_, column), line in own.items()} == {
@@ -319,9 +362,13 @@ def test_a_number_of_single_frames_is_a_frame_number_and_no_fvd(tmp_path, run):
     notes = own["mine", "Frame FID"]["notes"]
     assert notes.startswith("80 single frames of clips; ")
     assert "features of" not in notes
-    assert "not the published weights of inception" in notes
     assert "statistics of 400 samples of sky val" in notes
-    assert own["mine", "None-to-Video SkyTimelapse FVD"]["notes"] == f"20 samples, not 2,048; {TOLD}, not of sky"
+    assert own["mine", "None-to-Video SkyTimelapse FVD"]["notes"] == f"20 samples, not 2,048; {TOLD}".replace(
+        "imagenet", "sky"
+    )
+    facts |= {"features_official_frames": False}
+    _, own, _ = written(tmp_path, run("odd", numbers=numbers, facts=facts, choices={"data": "sky"}, **VIDEO))
+    assert list(own) == [("odd", "None-to-Video SkyTimelapse FVD")]
     images = run("images", numbers={"frechet_inception_frames": 5.0, "inception_score_inception_std": 1.0})
     assert written(tmp_path, images)[1] == {}
 
@@ -329,22 +376,16 @@ def test_a_number_of_single_frames_is_a_frame_number_and_no_fvd(tmp_path, run):
 def test_samples_without_a_configuration_claim_nothing(tmp_path, run):
     folder = run()
     (folder / "config.yaml").unlink()
-    _, own, _ = written(tmp_path, folder)
-    assert own["mine", "Class-to-Image FID"]["notes"] == (
-        f"data not recorded; image size not recorded; condition not recorded; guidance not recorded; {TOLD}"
-    )
     clips = run("clips", numbers={"frechet_i3d": 60.0, "count": 2048})
     (clips / "config.yaml").unlink()
-    _, own, _ = written(tmp_path, clips)
-    assert list(own) == [("clips", "FVD, other data")]
-
-
-def test_clips_of_other_data_get_a_column_of_their_own(tmp_path, run):
-    numbers = {"frechet_i3d": 60.0, "count": 2048}
-    page, own, _ = written(tmp_path, run(numbers=numbers, choices={"data": "digits_video"}, **VIDEO))
-    assert list(own) == [("mine", "FVD, other data")]
-    assert own["mine", "FVD, other data"]["notes"] == f"data digits_video; {TOLD}, not of digits_video"
-    assert "| FVD, other data |" in page
+    _, own, lines = written(tmp_path, folder, clips)
+    assert own == {}
+    notes = {line["method"]: line["notes"] for line in lines if line["kind"] == "not comparable"}
+    assert notes == {
+        "mine": "data not recorded; image size not recorded; condition not recorded; guidance not recorded; " + TOLD,
+        "clips": "data not recorded; image size not recorded; clip length not recorded; condition not recorded; "
+        "guidance not recorded; " + TOLD,
+    }
 
 
 def test_runs_without_such_numbers_are_named_and_damaged_ones_do_no_harm(tmp_path, run):
@@ -352,7 +393,7 @@ def test_runs_without_such_numbers_are_named_and_damaged_ones_do_no_harm(tmp_pat
     (broken / "config.yaml").write_text("[")
     (broken / "report" / "metrics.json").write_text("{")
     other = run("other", numbers={"accuracy": 0.5, "frechet_inception": "nan"})
-    odd = run("odd", backbone={"num_classes": "many", "num_frames": "few"}, sampler="none", data=[1])
+    odd = run("odd", backbone={"num_classes": "many", "num_frames": "few"}, sampler="none", data=[1], trainer=[2])
     page, own, _ = written(tmp_path, broken, other, odd)
     assert "- broken: no column of these tables fits its numbers. it has no report" in page
     assert "- other: no column of these tables fits its numbers. How." in page

@@ -93,6 +93,7 @@ def make_run(folder, residual, seed=0, protocol="how", accuracy=0.5):
         f"backbone:\n  depth: 6\ntrainer:\n  max_steps: 300\nseed: {seed}\ngamma: 0.35\n"
     )
     (folder / "metrics.csv").write_text("step,train/loss\n0,1.0\n10,0.5\n")
+    (folder / "finished.json").write_text('{"global_step": 300}')
     generated = {"name": "generated", "accuracy": accuracy, "frechet_pixels": 2.25, "count": 200}
     write_metrics(folder / "report", [{"name": "held out", "accuracy": 0.99}, generated], protocol)
     return folder
@@ -192,6 +193,7 @@ def test_damaged_runs_become_empty_cells(tmp_path, config, report):
     (row,) = compare_runs([folder])
     assert row.pop("run") == "cut"
     assert row.pop("exp") in (None, ["a"])
+    assert row.pop("state", "") in ("", "unfinished: nothing saved")
     assert row == dict.fromkeys(["residual", "gates", "gamma", "depth", "steps", "seed"])
     whole = make_run(tmp_path / "whole", "skip")
     paths = write_comparison([folder, whole, tmp_path / "never made"], tmp_path / "out")
@@ -200,7 +202,22 @@ def test_damaged_runs_become_empty_cells(tmp_path, config, report):
 
 def test_equal_folder_names_are_told_apart(tmp_path):
     folders = [make_run(tmp_path / name, "gated") for name in ("a/0", "b/0", "b/1")]
-    assert [row["run"] for row in compare_runs(folders)] == ["a/0", "b/0", "1"]
+    assert [row["run"] for row in compare_runs(folders)] == ["a/0: gated", "b/0: gated", "1: gated"]
+
+
+def test_a_run_that_stopped_says_how_far_it_came(tmp_path):
+    whole, stopped = make_run(tmp_path / "whole", "gated"), make_run(tmp_path / "stopped", "rezero")
+    (stopped / "finished.json").unlink()
+    assert [row["steps"] for row in compare_runs([whole, stopped])] == [300, 10]  # the last logged step
+    (stopped / "checkpoints").mkdir()
+    for name in ("step=000000020.ckpt", "step=000000030.ckpt", "last.ckpt", "step=x.ckpt"):
+        (stopped / "checkpoints" / name).touch()
+    rows = compare_runs([whole, stopped])
+    assert [(row["steps"], row["state"]) for row in rows] == [(300, "finished"), (30, "unfinished: step 30 of 300")]
+    page = write_comparison([whole, stopped], tmp_path / "out")[0].read_text()
+    assert "| 30 | 0 | unfinished: step 30 of 300 |" in page
+    assert "Not all of these runs are finished" in page
+    assert "state" not in compare_runs([whole])[0]
 
 
 def test_comparison_files(tmp_path):

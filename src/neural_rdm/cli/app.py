@@ -24,7 +24,8 @@ from omegaconf import DictConfig, OmegaConf
 from neural_rdm.cli import resume
 from neural_rdm.cli.compose import Composed, compose_config, drop_unchosen, group_choices, parse
 from neural_rdm.cli.datasets import check_layout
-from neural_rdm.cli.grammar import written
+from neural_rdm.cli.grammar import as_typed, written
+from neural_rdm.cli.jobs import SWEEP_DIR, claim, end_with_parent
 from neural_rdm.cli.launcher import register
 from neural_rdm.core.config import Sources, config_dir, validate
 from neural_rdm.core.errors import ConfigError, UserError
@@ -98,9 +99,11 @@ def main(config_name: str, job: Job, prepare: Prepare | None = None) -> None:
     else.
     """
     register()
+    end_with_parent()
     run: resume.Run | None = None
     try:
         arguments = Arguments.parse(sys.argv[1:])
+        arguments.overrides = as_typed(arguments.overrides, config_name)
         if not arguments.informs:
             run = preflight(config_name, arguments, prepare)
     except UserError as error:
@@ -153,6 +156,9 @@ def preflight(config_name: str, arguments: Arguments, prepare: Prepare | None = 
     if not asked:
         for overrides in _jobs(arguments, parsed):
             _check(compose_config(config_name, overrides, arguments.folders), config_name)
+        sweeps = [str(p.value()) for p in parsed if p.key_or_group == SWEEP_DIR]
+        if arguments.multirun and sweeps and "${" not in sweeps[-1]:
+            claim(Path(sweeps[-1]), arguments.overrides)  # before Hydra writes its own file there
         return None
     if arguments.multirun:
         raise UserError("resume continues one run; leave out -m / --multirun")
@@ -170,7 +176,8 @@ def preflight(config_name: str, arguments: Arguments, prepare: Prepare | None = 
         composed = Composed(run.config.copy(), run.choices, Sources())
     else:
         given = {p.key_or_group for p in parsed}
-        arguments.overrides = [f"{g}={c}" for g, c in run.choices.items() if g not in given] + arguments.overrides
+        own = [f"{g}={written(c)}" for g, c in run.choices.items() if g not in given]
+        arguments.overrides = own + arguments.overrides
         composed = compose_config(config_name, arguments.overrides, arguments.folders)
         if run.config is not None:
             OmegaConf.resolve(composed.cfg)

@@ -18,6 +18,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from neural_rdm.cli.grammar import as_typed, written
 from neural_rdm.cli.launcher import register
 from neural_rdm.core import primary
 from neural_rdm.core.config import Sources, config_dir, flat_keys, nearest
@@ -86,7 +87,8 @@ def compose_config(config_name: str, overrides: list[str], folders: list[str] | 
     for folder in folders or []:
         if not Path(folder).is_dir():
             raise ConfigError(f"--config-dir {folder}: no such folder ({Path(folder).resolve()})")
-    search = [f"hydra.searchpath=[{','.join('file://' + str(Path(f).resolve()) for f in folders)}]"] if folders else []
+    search = [f"hydra.searchpath={written([f'file://{Path(f).resolve()}' for f in folders])}"] if folders else []
+    overrides = as_typed(overrides, config_name)
     parsed = parse(overrides)
     for override in parsed:
         _check_choice(override, config_name)

@@ -3,11 +3,10 @@
 Hydra's own launcher runs the jobs one after another in one process. That cannot work with multi-process training:
 Lightning starts the other ranks by repeating the command line, so rank 1 would start the whole multirun again, and the
 environment variables of one job's ranks would stay behind for the next. Here each job is `python -m MODULE OVERRIDES`
-with a run folder below the sweep's, and with every rank variable removed from its environment.
+with a run folder below the sweep's, and with every rank variable removed from its environment. In a sweep that was
+started before in the same folder, finished jobs are left as they are and begun ones are resumed.
 """
 
-import json
-import os
 import signal
 import subprocess
 import sys
@@ -25,7 +24,9 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 from neural_rdm.cli.grammar import written
-from neural_rdm.core.ranks import RANK_VARIABLES
+from neural_rdm.cli.jobs import State, claim, enter, environment, objective
+from neural_rdm.cli.jobs import state as state_of
+from neural_rdm.core.errors import UserError
 
 # No `from __future__ import annotations` here: Hydra's plugin scan fails on dataclasses with postponed annotations.
 
@@ -64,8 +65,8 @@ class SubprocessLauncher(Launcher):
         """Run one process a job and return what each left in its `finished.json`."""
         assert self.config is not None
         assert self.context is not None
-        environment = {k: v for k, v in os.environ.items() if k not in RANK_VARIABLES}
         shared = [o for o in self.config.hydra.overrides.hydra if not o.lstrip("+~").startswith(_OWN)]
+        typed = [*self.config.hydra.overrides.task, *self.config.hydra.overrides.hydra]
         results = []
         for number, overrides in enumerate(job_overrides, start=initial_job_idx):
             job = self.context.config_loader.load_sweep_config(self.config, list(overrides))
@@ -73,38 +74,42 @@ class SubprocessLauncher(Launcher):
                 job.hydra.job.num, job.hydra.job.id = number, str(number)
             HydraConfig.instance().set_config(job)  # what `${hydra:job.num}` in the folder's name reads
             folder = Path(job.hydra.sweep.dir) / str(job.hydra.sweep.subdir)
-            print(
-                f"[job {number + 1 - initial_job_idx} of {len(job_overrides)}] {' '.join(overrides)} -> {folder}",
-                flush=True,
-            )
-            command = [
-                sys.executable,
-                "-m",
-                self.module,
-                *overrides,
-                *shared,
-                f"hydra.run.dir={written(str(folder))}",
-                "hydra.mode=RUN",
-            ]
+            state = self._enter(Path(job.hydra.sweep.dir), typed, number, overrides, folder)
+            how = {State.NEW: "", State.BEGUN: " goes on", State.FINISHED: " is finished"}[state]
+            title = f"[job {number + 1 - initial_job_idx} of {len(job_overrides)}]"
+            print(f"{title} {' '.join(overrides)} -> {folder}{how}", flush=True)
+            if state is State.FINISHED:
+                results.append(self._result(job, folder, overrides, 0))
+                continue
+            place = f"hydra.run.dir={written(str(folder))}"
+            own = [f"resume={written(str(folder))}"] if state is State.BEGUN else [*overrides, place]
+            command = [sys.executable, "-m", self.module, *own, *shared, "hydra.mode=RUN"]
             for source in self.config.hydra.runtime.config_sources:
                 if source.provider == "command-line":
                     command += ["--config-dir", source.path]
-            code, stopped = _wait(subprocess.Popen(command, env=environment))
+            code, stopped = _wait(subprocess.Popen(command, env=environment()))
             results.append(self._result(job, folder, overrides, code))
             if stopped:
                 raise SystemExit(128 + stopped)
         return results
+
+    def _enter(self, sweep: Path, typed: list[str], number: int, overrides: Sequence[str], folder: Path) -> State:
+        """Write the job down; Hydra would answer another sweep's folder with a traceback."""
+        try:
+            claim(sweep, typed)
+            enter(sweep, number, overrides)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            raise SystemExit(2) from error
+        return state_of(folder, self.module)
 
     @staticmethod
     def _result(job: DictConfig, folder: Path, overrides: Sequence[str], code: int) -> JobReturn:
         result = JobReturn(
             overrides=list(overrides), cfg=job, hydra_cfg=job, working_dir=str(folder), task_name=job.hydra.job.name
         )
-        finished: dict[str, Any] = (
-            json.loads((folder / "finished.json").read_text()) if (folder / "finished.json").is_file() else {}
-        )
         if code == 0:
-            result.status, result.return_value = JobStatus.COMPLETED, finished.get("objective")
+            result.status, result.return_value = JobStatus.COMPLETED, objective(folder)
         else:
             print(f"job failed with exit code {code}: {' '.join(overrides)} (see {folder})", file=sys.stderr)
             # Hydra raises this once all jobs are done: the multirun's own exit code, without a traceback.

@@ -89,7 +89,7 @@ def inherit(overrides: list[str], groups: tuple[str, ...] = (), keys: tuple[str,
         raise ConfigError("which run? Pass run=DIR, a folder that training printed, or run=last for the newest one")
     if runs[-1].is_sweep_override():
         raise ConfigError("run= takes one folder; start the command once for each run")
-    folder = _newest() if runs[-1].value() == "last" else Path(str(runs[-1].value()))
+    folder = newest("run") if runs[-1].value() == "last" else Path(str(runs[-1].value()))
     config = read_config(folder)
     given = {o.key_or_group for o in parsed}
     values: dict[str, Any] = {"experiment": (config.choices or {}).get("exp") or folder.resolve().name}
@@ -106,11 +106,19 @@ def inherit(overrides: list[str], groups: tuple[str, ...] = (), keys: tuple[str,
     return [*first, *rest, f"run={written(str(folder))}"]
 
 
-def _newest() -> Path:
+def newest(key: str) -> Path:
+    """The newest trained run, which `last` stands for.
+
+    Args:
+        key: where `last` was typed.
+
+    Raises:
+        ConfigError: there is none.
+    """
     root = Path("outputs/train")
     runs = sorted((p.parents[1] for p in root.glob("*/*/checkpoints/last.ckpt")), key=lambda p: p.name)
     if not runs:
-        raise ConfigError(f"run=last: there is no trained run below {root.resolve()} yet; pass run=DIR")
+        raise ConfigError(f"{key}=last: there is no trained run below {root.resolve()} yet; pass {key}=DIR")
     return runs[-1]
 
 

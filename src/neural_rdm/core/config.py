@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import re
+import typing
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,62 @@ def flat_keys(cfg: Any, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key}"
             if not OmegaConf.is_missing(cfg, key) and not OmegaConf.is_interpolation(cfg, key):
                 yield from flat_keys(cfg[key], f"{prefix}{key}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """What the schema says of a text: whether it may be null instead, and whether it is taken whole."""
+
+    optional: bool = False
+    verbatim: bool = False
+
+
+def text_at(kind: type, key: str) -> Text | None:
+    """What the schema says of the text, or the texts of a list, at a dotted key; None where it wants something else.
+
+    A node may be of any class that the files of its group name; a key is text where it is in every class that has it.
+
+    Args:
+        kind: the class of the schema that the key starts from.
+    """
+    found: list[tuple[Any, Any]] = [(kind, {})]
+    names = key.split(".")
+    for name in names:
+        found = [below for annotation, _ in found for below in _below(annotation, name, names[0])]
+    plain = [_without_none(annotation) for annotation, _ in found]
+    if not plain or not all(t is str or (typing.get_origin(t) is list and typing.get_args(t) == (str,)) for t in plain):
+        return None
+    optional = any(t is not annotation for t, (annotation, _) in zip(plain, found, strict=True))
+    return Text(optional, all(metadata.get("verbatim", False) for _, metadata in found))
+
+
+def _below(annotation: Any, name: str, group: str) -> Iterator[tuple[Any, Any]]:
+    """(annotation, metadata) of what is called `name` inside something of a type, below the node of a group."""
+    annotation = _without_none(annotation)
+    if typing.get_origin(annotation) is dict:
+        yield typing.get_args(annotation)[1], {}
+    for kind in classes_of(group) if annotation is Any else [annotation]:
+        if dataclasses.is_dataclass(kind) and (definition := kind.__dataclass_fields__.get(name)) is not None:
+            yield _hints(kind)[name], definition.metadata
+
+
+@functools.cache
+def classes_of(group: str) -> list[type]:
+    """What the schema knows of the classes that the files of a group name."""
+    line = re.compile(r"(?m)^\s*_target_:\s*(\S+)")
+    texts = [file.read_text(encoding="utf-8") for file in sorted((config_dir() / group).glob("*.yaml"))]
+    named = dict.fromkeys(target for text in texts for target in line.findall(text))
+    return list(dict.fromkeys(schema.TARGETS[target] for target in named if target in schema.TARGETS))
+
+
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _without_none(annotation: Any) -> Any:
+    others = [t for t in typing.get_args(annotation) if t is not type(None)]
+    return others[0] if typing.get_origin(annotation) is typing.Union and len(others) == 1 else annotation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +196,12 @@ def _check(node: DictConfig, kind: type, key: str, sources: Sources) -> None:
         if OmegaConf.is_missing(checked, name):
             raise ConfigError(f"configuration key {prefix}{name} has no value; pass {prefix}{name}=...")
         value = checked[name]
+        if (number := _no_text(value, node[name])) is not None:
+            raise ConfigError(
+                f"configuration key {prefix}{name}: {number!r} is text in this place, and a YAML file needs quotes "
+                f'around text that looks like a number, a date or a truth value: {name}: "..."'
+                f"{sources.where(f'{prefix}{name}')}"
+            )
         if dataclasses.is_dataclass(_plain_type(definition)):
             _check(node[name], _plain_type(definition), f"{prefix}{name}", sources)
         elif definition.metadata.get("node"):
@@ -151,6 +215,13 @@ def _check(node: DictConfig, kind: type, key: str, sources: Sources) -> None:
     if hasattr(kind, "check"):
         for name, problem in OmegaConf.to_object(checked).check():  # type: ignore[union-attr]
             raise ConfigError(f"configuration key {prefix}{name}: {problem}{sources.where(f'{prefix}{name}')}")
+
+
+def _no_text(checked: Any, given: Any) -> Any:
+    """What was given as a number or truth value where text is wanted: how it was typed is lost. None: nothing was."""
+    if isinstance(checked, ListConfig):
+        return next((n for c, g in zip(checked, given, strict=True) if (n := _no_text(c, g)) is not None), None)
+    return given if isinstance(checked, str) and not isinstance(given, str) else None
 
 
 def _plain_type(definition: dataclasses.Field) -> Any:

@@ -38,6 +38,11 @@ def matching(pattern: str, meaning: str) -> Any:
     return _ranged(pattern=pattern, meaning=meaning)
 
 
+def verbatim() -> Any:
+    """A text that is taken whole, with commas, brackets and wildcards in it."""
+    return _ranged(verbatim=True)
+
+
 def node(optional: bool = False) -> Any:
     """A node with a `_target_` of its own, checked against `TARGETS`."""
     return _ranged(node=True, optional=optional)

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
-from neural_rdm.core.fields import Problem, at_least, between, matching, node, nodes, one_of, positive
+from neural_rdm.core.fields import Problem, at_least, between, matching, node, nodes, one_of, positive, verbatim
 from neural_rdm.core.schema import Checkpoint, Pretrained, Trainer
 
 WEIGHTS = r"ema|raw|ema-[0-9][0-9.e-]*"
@@ -125,8 +125,8 @@ class Lens(OfRun):
 class Report:
     """The primary configuration of `python -m neural_rdm.report`."""
 
-    runs: Optional[str]
-    published: bool
+    runs: Optional[str] = verbatim()
+    published: bool = field()
     ep_fid: Optional[float] = positive()
 
     def check(self) -> list[Problem]:

@@ -31,7 +31,8 @@ from neural_rdm.core.errors import DataError
 from neural_rdm.core.files import write_text
 from neural_rdm.core.records import read_rows
 from neural_rdm.reports.figures import canvas, log_if_wide, number, save, tidy
-from neural_rdm.reports.tables import Row, compare_runs, markdown_table, read_mapping, with_protocols
+from neural_rdm.reports.runs import progress, read_mapping
+from neural_rdm.reports.tables import Row, compare_runs, markdown_table, with_protocols
 
 FILE = "evaluations.csv"
 REQUIRED = ("step", "cfg_scale", "weights", "count")
@@ -187,6 +188,7 @@ def efficiency_rows(runs: Iterable[str | Path], k: float) -> tuple[list[Row], st
     rows, protocols = [], []
     for folder, row in zip(folders, compare_runs(folders), strict=True):
         told = {key: row[key] for key in ("run", "exp", "residual", "gates", "depth", "steps", "seed")}
+        told |= {key: row[key] for key in ("state",) if key in row}
         for space in spaces(folder) or [""]:
             found = reached(folder, k, space) if space else None
             used = _comparable(read_evaluations(folder, space)) if space else []
@@ -195,7 +197,8 @@ def efficiency_rows(runs: Iterable[str | Path], k: float) -> tuple[list[Row], st
             elif not used:
                 result = "no unguided evaluation of the EMA weights"
             elif found is None:
-                result = "never reached"
+                far = progress(folder)
+                result = "never reached" if far.finished is not False else f"not reached so far ({far})"
             else:
                 result = "at most: the first evaluation was there already" if found.bound else "interpolated"
             rows.append(

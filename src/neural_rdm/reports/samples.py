@@ -20,7 +20,7 @@ from neural_rdm.core.extras import install
 from neural_rdm.core.files import write_atomically, write_text
 from neural_rdm.core.gifs import save_gif
 from neural_rdm.core.progress import progress_bar
-from neural_rdm.reports.tables import read_mapping
+from neural_rdm.reports.runs import read_mapping
 
 ROUNDING = "uint8: 127.5 * x + 128, clamped to [0, 255] and truncated (DiT)"
 SPEED = "fps.json"  # beside the clips of a job

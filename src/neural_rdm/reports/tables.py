@@ -16,11 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from neural_rdm.core.errors import DataError
 from neural_rdm.core.files import write_text
 from neural_rdm.reports.plots import plot_curves, read_series
+from neural_rdm.reports.runs import labels, progress, read_mapping, read_report
 
 Row = Mapping[str, Any]
 GENERATED = "generated"
@@ -122,19 +121,19 @@ def write_metrics(
 
 
 def compare_runs(run_folders: Iterable[str | Path]) -> list[dict[str, Any]]:
-    """One row a run: `run`, `exp`, `residual`, `gates`, `gamma`, `depth`, `steps`, `seed`, up to eight further
-    keys in which the runs differ (`choices.diffusion`, `optimizer.lr`; a dash where a run has no such key), then the
-    numbers of its row `generated`.
+    """One row a run: `run`, `exp`, `residual`, `gates`, `gamma`, `depth`, `steps` (those done), `seed`, where not all
+    are finished `state` ("finished" or "unfinished: step 30 of 400"), up to eight further keys in which the runs differ
+    (`choices.diffusion`, `optimizer.lr`; a dash where a run has no such key), then the numbers of its row `generated`.
 
-    Reads `config.yaml` and `report/metrics.json`. What is missing or unreadable becomes an empty cell (None): a
-    comparison of many runs must not fail over one that was cut. Runs of equal folder names are told apart by their
-    parents' names.
+    Reads `config.yaml`, `report/metrics.json` and how far the run is. What is missing or unreadable becomes an empty
+    cell (None): a comparison of many runs must not fail over one that was cut. Runs are called as `labels` says.
     """
     folders = [Path(folder) for folder in run_folders]
     configs = [read_mapping(folder / "config.yaml") for folder in folders]
     differing = _differences(configs)
+    far = [progress(folder) for folder in folders]
     rows = []
-    for folder, label, config in zip(folders, labels(folders), configs, strict=True):
+    for folder, label, config, reached in zip(folders, labels(folders), configs, far, strict=True):
         row = {
             "run": label,
             "exp": _dig(config, "choices", "exp"),
@@ -142,9 +141,10 @@ def compare_runs(run_folders: Iterable[str | Path]) -> list[dict[str, Any]]:
             "gates": _gates(config.get("residual")),
             "gamma": config.get("gamma"),
             "depth": _dig(config, "backbone", "depth"),
-            "steps": _dig(config, "trainer", "max_steps"),
+            "steps": reached.done,
             "seed": config.get("seed"),
         }
+        row |= {"state": str(reached)} if any(each.finished is False for each in far) else {}
         flat = _flat(config)
         row |= {key: flat.get(key, MISSING if config else None) for key in differing}
         rows.append(row | {key: value for key, value in generated(folder).items() if key not in row and key != "name"})
@@ -160,6 +160,8 @@ def write_comparison(run_folders: Iterable[str | Path], out_folder: str | Path) 
     folders, out = [Path(folder) for folder in run_folders], Path(out_folder)
     protocols = [read_report(folder)["protocol"] for folder in folders]
     rows, told = with_protocols(compare_runs(folders), protocols, same=lambda text: _RUNS_OWN.sub("", text))
+    if any("state" in row for row in rows):
+        told += "\nNot all of these runs are finished (column `state`): an unfinished one may still change its place.\n"
     page = f"# Comparison of {len(rows)} runs\n\n{markdown_table(rows)}{told}"
     write_text(out / "comparison.csv", csv_text(rows))
     written = [out / "comparison.md", out / "comparison.csv"]
@@ -217,26 +219,9 @@ def _text(value: Any, floats: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def read_mapping(path: Path) -> dict[str, Any]:
-    """A YAML or JSON file of a run as a dictionary; empty where it is missing, damaged or something else."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 def generated(folder: Path) -> dict[str, Any]:
     """A run's own numbers: the row `generated` of its report; empty where there is none."""
     return next((r for r in read_report(folder)["rows"] if isinstance(r, dict) and r.get("name") == GENERATED), {})
-
-
-def read_report(folder: Path) -> dict[str, Any]:
-    """`rows`, `protocol` and `facts` of a run's `report/metrics.json`; empty where they are missing or damaged."""
-    report = read_mapping(folder / "report" / "metrics.json")
-    empty: dict[str, Any] = {"rows": [], "protocol": "", "facts": {}}
-    return {key: value if isinstance(value := report.get(key), type(none)) else none for key, none in empty.items()}
 
 
 def _loss(folder: Path) -> tuple[list[int], list[float]]:
@@ -303,18 +288,10 @@ def _differences(configs: Sequence[dict[str, Any]]) -> list[str]:
 
 def _legend(rows: Sequence[Row]) -> list[str]:
     """A name for each run: its folder's, and the settings in which the runs differ."""
-    settings = [k for k in _columns(rows) if k in ("exp", "residual", "gates", "depth", "steps", "seed") or "." in k]
+    shown = ("exp", "residual", "gates", "depth", "steps", "seed", "state")
+    settings = [k for k in _columns(rows) if k in shown or "." in k]
     varied = [k for k in settings if len({repr(row.get(k)) for row in rows}) > 1]
     if "residual" in varied and "gates" in varied:
         varied.remove("gates")
     texts = [", ".join(f"{k}={_text(row[k], '{:.4g}')}" for k in varied if row.get(k) is not None) for row in rows]
     return [f"{row['run']} ({text})" if text else str(row["run"]) for row, text in zip(rows, texts, strict=True)]
-
-
-def labels(folders: Sequence[Path]) -> list[str]:
-    """Names of runs: their folders', those of equal names with their parents'."""
-    names = [folder.resolve().name for folder in folders]
-    return [
-        name if names.count(name) == 1 else f"{folder.resolve().parent.name}/{name}"
-        for folder, name in zip(folders, names, strict=True)
-    ]

@@ -1,0 +1,110 @@
+"""What a report calls a run, and how far that run is."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from neural_rdm.core.records import read_rows
+from neural_rdm.core.sweeps import swept
+
+_CHECKPOINT = re.compile(r"step=(\d+)\.ckpt")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        done: optimizer steps behind its newest checkpoint; None where nothing tells.
+        planned: its `trainer.max_steps`; None without a configuration.
+        finished: all planned steps are done and, for a run of training, its report is; None where nothing tells.
+    """
+
+    done: int | None
+    planned: int | None
+    finished: bool | None
+
+    def __str__(self) -> str:
+        if self.finished is not False:
+            return "finished" if self.finished else "not recorded"
+        steps = "nothing saved" if self.done is None else f"step {self.done}"
+        return f"unfinished: {steps}" + (f" of {self.planned}" if self.planned is not None else "")
+
+
+def progress(run: Path) -> Progress:
+    """How far the run in a folder is: from its checkpoints and `finished.json`, or where there are none from the step
+    of its numbers (an evaluation) or its last logged step.
+    """
+    trainer = read_mapping(run / "config.yaml").get("trainer")
+    planned = _whole(trainer.get("max_steps")) if isinstance(trainer, dict) else None
+    ended = _whole(read_mapping(run / "finished.json").get("global_step"))
+    names = [_CHECKPOINT.fullmatch(path.name) for path in (run / "checkpoints").glob("step=*.ckpt")]
+    saved = [int(match[1]) for match in names if match]
+    steps = [*saved, *([] if ended is None else [ended])]
+    if steps:
+        done: int | None = max(steps)
+        whole: bool | None = ended is not None and (planned is None or ended >= planned)
+    else:
+        report = read_report(run)
+        measured = _whole(report["facts"].get("step"))
+        done = _logged(run / "metrics.csv") if measured is None else measured
+        if planned is None or (done is None and report["rows"]):
+            whole = None
+        else:
+            whole = measured is not None and measured >= planned
+    return Progress(done, planned, whole)
+
+
+def labels(folders: Sequence[Path]) -> list[str]:
+    """Names of runs: their folders', those of equal names with their parents'.
+
+    A job of a sweep, whose folder is a number, is told by what it has and the others have not, or else by its rule.
+    """
+    names = [folder.resolve().name for folder in folders]
+    unique = [
+        name if names.count(name) == 1 else f"{folder.resolve().parent.name}/{name}"
+        for folder, name in zip(folders, names, strict=True)
+    ]
+    told = [_told(folder) if name.isdigit() else None for folder, name in zip(folders, names, strict=True)]
+    return [f"{name}: {what}" if what else name for name, what in zip(unique, told, strict=True)]
+
+
+def _told(folder: Path) -> str | None:
+    residual = read_mapping(folder / "config.yaml").get("residual")
+    rule = residual.get("rule") if isinstance(residual, dict) else residual
+    return swept(folder) or (rule if isinstance(rule, str) else None)
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """A YAML or JSON file of a run as a dictionary; empty where it is missing, damaged or something else."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """`rows`, `protocol` and `facts` of a run's `report/metrics.json`; empty where they are missing or damaged."""
+    report = read_mapping(folder / "report" / "metrics.json")
+    empty: dict[str, Any] = {"rows": [], "protocol": "", "facts": {}}
+    return {key: value if isinstance(value := report.get(key), type(none)) else none for key, none in empty.items()}
+
+
+def _logged(path: Path) -> int | None:
+    try:
+        return max((int(row["step"]) for row in read_rows(path)), default=None)
+    except (OSError, ValueError):
+        return None
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
