@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from neural_rdm.dynamics.probe import probe
 from neural_rdm.dynamics.supervision import Target, check_supervision, sensitivity_loss, supervise
 from neural_rdm.training import parallel
 from neural_rdm.training.logging import Metrics
+from neural_rdm.training.scaling import loss_scale
 
 
 class Measurement:
@@ -39,13 +39,6 @@ class Measurement:
         rows = self._rows.grad
         assert rows is not None, "no unit of the network was reached by the backward pass"
         return parallel.sum_over_ranks(rows.clone()) / (trainer.world_size * loss_scale(trainer, rows)) ** 2
-
-
-def loss_scale(trainer: pl.Trainer, like: Tensor) -> Tensor:
-    """The factor [] by which 16-mixed precision multiplies the loss; it stays on the device."""
-    one = torch.ones((), dtype=like.dtype, device=like.device)
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
-    return one if scaler is None else scaler.scale(one)
 
 
 class Supervision(pl.Callback):
@@ -121,10 +114,7 @@ class Supervision(pl.Callback):
         if self.method == "exact":
             loss = self._supervise_exactly(trainer, pl_module)
         else:
-            # A fused optimizer divides by the loss scale itself; until then the gradients still carry it.
-            scaled = getattr(optimizer, "_step_supports_amp_scaling", False)
-            scale = loss_scale(trainer, squared) if scaled else 1.0
-            loss = supervise(pl_module.net, squared, self.gamma, self.target, scale)
+            loss = supervise(pl_module.net, squared, self.gamma, self.target)
         for callback in trainer.callbacks:
             if isinstance(callback, Metrics):
                 callback.add("sens_loss", loss * trainer.accumulate_grad_batches)  # one value for all micro-batches
