@@ -29,7 +29,7 @@ _LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer"
 class Launcher(_SubprocessScriptLauncher):
     """Starts the other ranks of this machine as Lightning does; whose own observer kills all without a word."""
 
-    ranks: list[subprocess.Popen[bytes]] = []
+    ranks: list[subprocess.Popen[bytes]] = []  # those that this process has started: none, where it is one of them
 
     @classmethod
     def install(cls, trainer: pl.Trainer) -> None:
@@ -75,7 +75,7 @@ class _Others:
 
     def lost(self) -> str | None:
         """Which of them has ended, as far as this process can know."""
-        if self.launcher is not None:
+        if self.launcher is not None and self.launcher.ranks:
             return self.launcher.lost()
         if self.rank > 0 and os.getppid() != self.parent:
             return f"rank {self.rank} was stopped: process {self.parent}, which started it, has ended."
@@ -97,12 +97,12 @@ class _Others:
         distributed = isinstance(error, torch.distributed.DistError)
         if not distributed and not (isinstance(error, RuntimeError) and any(word in str(error) for word in _LOST)):
             return None
-        end = time.monotonic() + (GRACE if self.launcher is None else 1.0)
+        end = time.monotonic() + GRACE
         while time.monotonic() < end:
             if (told := self.lost()) is not None:
                 return told
             time.sleep(0.05)
-        if self.launcher is not None:
+        if self.launcher is not None and self.launcher.ranks:
             return None  # all the others live: the error has another cause
         first = str(error).splitlines()[0]
         return f"rank {self.rank} has lost another process of this run, which what started them should name ({first})."
