@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from neural_rdm.cli.app import main
 from neural_rdm.core.errors import ConfigError, DataError, UserError
 from neural_rdm.data import encoder
 from neural_rdm.data import whole as whole_module
@@ -124,27 +125,35 @@ def test_a_signal_to_the_parent_alone_ends_all_and_the_same_command_goes_on(
     script = (
         "import os, sys; from pathlib import Path; from neural_rdm.data import encoder\n"
         "from neural_rdm.encode import encode; from tests.data.encoding import composed\n"
+        "from neural_rdm.cli.stopping import Place, stoppable\n"
         "original = encoder.write_shard\n"
         "def sent(*rest):\n"
         f"    original(*rest); os.kill(os.getpid(), {int(number)})\n"
         "encoder.write_shard = sent\n"
-        "sys.exit(encode(composed('encode', *sys.argv[2:], 'data.num_workers=2'), Path(sys.argv[1])))"
+        "folder = Path(sys.argv[1])\n"
+        "with stoppable(Place('encode', folder)):\n"
+        "    encode(composed('encode', *sys.argv[2:], 'data.num_workers=2'), folder)"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path), *images],
         cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == code, done.stderr
-    assert "stopped; give the same command again" in done.stdout
+    assert f"stopped by {number.name}. Kept are the shards finished so far; the same command with" in done.stdout
     assert "Traceback" not in done.stderr
     make(tmp_path, *images)
     assert content(tmp_path) == content(whole)
 
 
-def test_what_fails_before_it_begins_leaves_no_folder(images: list[str], tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    with pytest.raises(UserError, match="cannot load the autoencoder"):
-        make(tmp_path / "run", *images, f"first_stage.path={tmp_path / 'absent'}")
+def test_what_fails_before_it_begins_leaves_no_folder(
+    images: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = (f"first_stage.path={tmp_path / 'absent'}", f"hydra.run.dir={tmp_path / 'run'}")
+    monkeypatch.setattr("sys.argv", ["encode", *images, *own])
+    with pytest.raises(SystemExit) as ended:
+        main("encode", encode, prepare)
+    assert ended.value.code == 2
+    assert "cannot load the autoencoder" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

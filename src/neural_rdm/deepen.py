@@ -59,7 +59,7 @@ def deepen(cfg: DictConfig, folder: Path) -> int:
 
     from neural_rdm.cli import build
     from neural_rdm.surgery.grow import depth_of, grown, grown_state, plan
-    from neural_rdm.training.checkpoints import newest_readable, path_of, split_network
+    from neural_rdm.training.checkpoints import newest_readable, path_of, sick, split_network
     from neural_rdm.training.ema import KEY
     from neural_rdm.training.optim import freeze
 
@@ -67,6 +67,8 @@ def deepen(cfg: DictConfig, folder: Path) -> int:
     if not source.is_file():
         source = newest_readable(source / "checkpoints") or source
     content: dict[str, Any] = dict(load_tensors(source))
+    if (name := sick(content)) is not None:
+        raise CheckpointError(f"{source} holds values that are not finite (first {name})")
     net = build.network(config)
     freeze(net, config.train_only)
     try:

@@ -5,7 +5,6 @@ python -m neural_rdm.encode exp=dit_xl_gated data.root=/path/to/imagenet
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -18,7 +17,7 @@ from neural_rdm.cli.app import main, print_paths
 from neural_rdm.cli.compose import compose_config, parse
 from neural_rdm.cli.grammar import written
 from neural_rdm.cli.runs import device_of, leaves
-from neural_rdm.cli.sharing import stoppable, wait_for
+from neural_rdm.cli.sharing import wait_for
 from neural_rdm.core.config import as_plain, validate
 from neural_rdm.core.errors import ConfigError, DataError
 from neural_rdm.core.manifest import MANIFEST, REQUEST
@@ -42,8 +41,7 @@ READING = (
 
 
 def encode(cfg: DictConfig, folder: Path) -> int:
-    """Write the shards that are missing in `folder` and its manifest; return the exit code 0, or 143 (130) where
-    SIGTERM (Ctrl-C) stopped it.
+    """Write the shards that are missing in `folder` and its manifest; return the exit code 0.
 
     What a shard holds follows from its number. So processes that torchrun starts with one `hydra.run.dir` share the
     work, a job that was killed goes on where it stopped when the same command is given the same `hydra.run.dir`, and
@@ -52,14 +50,6 @@ def encode(cfg: DictConfig, folder: Path) -> int:
     Raises:
         UserError: data, first stage or text encoder cannot be read; the folder holds other latents; the disk is full.
     """
-    try:
-        return stoppable(lambda: _encode(cfg, folder))
-    finally:
-        with contextlib.suppress(OSError):
-            folder.rmdir()  # where nothing came of it
-
-
-def _encode(cfg: DictConfig, folder: Path) -> int:
     from neural_rdm.cli import build
     from neural_rdm.data.encoder import Encoder
     from neural_rdm.data.prompts import tell_too_long

@@ -13,11 +13,15 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from neural_rdm.cli.app import main, print_paths
+from neural_rdm.cli.stopping import saved
 from neural_rdm.core.files import write_text
 from neural_rdm.core.ranks import is_first_rank
 
 if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
     from neural_rdm.data.base import DataModule
+    from neural_rdm.training.measuring import Report
     from neural_rdm.training.module import NeuralRDM
 
 
@@ -25,7 +29,8 @@ def train(cfg: DictConfig, folder: Path) -> int:
     """Train as `cfg` says in the run folder `folder`, continuing from its newest readable checkpoint if it has one.
 
     Returns:
-        The exit code: 0, or 143 (130) where SIGTERM (Ctrl-C) stopped the run after its step was saved.
+        The exit code: 0, or 143 (130, 129) where SIGTERM (Ctrl-C, a closed terminal) stopped the run after its step was
+        saved.
 
     Raises:
         UserError: anything that the user can put right.
@@ -38,10 +43,8 @@ def train(cfg: DictConfig, folder: Path) -> int:
     from neural_rdm.core.files import load_tensors
     from neural_rdm.core.records import truncate
     from neural_rdm.data.prompts import tell_too_long
-    from neural_rdm.training import parallel
     from neural_rdm.training.checkpoints import newest_readable
-    from neural_rdm.training.evaluation import finish
-    from neural_rdm.training.guards import StopOnSignal
+    from neural_rdm.training.launching import watched
     from neural_rdm.training.sampling import input_shape
 
     if cfg.trainer.num_threads is not None:
@@ -96,8 +99,26 @@ def train(cfg: DictConfig, folder: Path) -> int:
         )  # what cannot be measured is refused now, not after training
     trainer = build.trainer(cfg, folder, report)
     _announce(cfg, module.net, data.train_size, folder, checkpoint, step)
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    with watched(trainer, lambda: saved(folder, folder)):
+        return _fit_and_report(cfg, folder, trainer, module, data, checkpoint, report)
 
+
+def _fit_and_report(
+    cfg: DictConfig,
+    folder: Path,
+    trainer: pl.Trainer,
+    module: NeuralRDM,
+    data: DataModule,
+    checkpoint: Path | None,
+    report: Report | None,
+) -> int:
+    """Train, then write the report of a run that has done all its steps; return the exit code."""
+    from neural_rdm.cli import build
+    from neural_rdm.training import parallel
+    from neural_rdm.training.evaluation import finish
+    from neural_rdm.training.guards import StopOnSignal
+
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     stop = next(c for c in trainer.callbacks if isinstance(c, StopOnSignal))
     if stop.received and trainer.global_step < cfg.trainer.max_steps:
         if is_first_rank():

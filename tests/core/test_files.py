@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import subprocess
 import sys
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
 import torch
 
-from neural_rdm.core.errors import CheckpointError, UserError
+from neural_rdm.core.errors import CheckpointError, UserError, WriteError
 from neural_rdm.core.files import link_atomically, load_tensors, save_tensors, write_atomically, write_text
 
 CONTENT: dict[str, Any] = {
@@ -62,14 +64,53 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed writing file")]
+    ("number", "told"),
+    [
+        (errno.ENOSPC, r"the disk is full \(No space left on device\). Free some disk space"),
+        (errno.EDQUOT, r"your quota is used up \(.*\). Free some of your disk space"),
+        (errno.EFBIG, r"the file is too large \(File too large\). Raise the limit"),
+        (errno.EROFS, r"the file system is read-only \(.*\). Another folder is needed"),
+        (errno.EACCES, r"you may not write there \(Permission denied\). Another folder"),
+        (errno.EIO, r"Input/output error\.$"),
+    ],
 )
-def test_a_full_disk_is_a_message_and_leaves_the_old_file(tmp_path: Path, error: Exception) -> None:
+def test_a_write_that_fails_is_a_message_and_leaves_the_old_file(tmp_path: Path, number: int, told: str) -> None:
     write_text(tmp_path / "file", "old")
-    with pytest.raises(UserError, match=r"cannot write .*file: .*(No space|failed writing).*hydra\.run\.dir"):
-        write_atomically(tmp_path / "file", raises_after_some_bytes(error))
+    with pytest.raises(WriteError, match=rf"^cannot write .*file: {told}"):
+        write_atomically(tmp_path / "file", raises_after_some_bytes(OSError(number, os.strerror(number))))
     assert (tmp_path / "file").read_text() == "old"
     assert names(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("kind", ["torch", "numpy", "picture"])
+def test_no_library_hides_why_a_write_failed(tmp_path: Path, kind: str) -> None:
+    """torch's zip writer speaks of `unexpected pos`, NumPy and Pillow of numbers of bytes. Here the limit is real."""
+    script = (
+        "import resource, signal, sys, torch, numpy as np; from PIL import Image\n"
+        "from neural_rdm.core.files import save_tensors, write_atomically\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
+        "noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)\n"
+        "write = {'torch': lambda: save_tensors(sys.argv[2], {'w': torch.zeros(100000)}),\n"
+        "    'numpy': lambda: write_atomically(sys.argv[2], lambda f: np.save(f, noise)),\n"
+        "    'picture': lambda: write_atomically(sys.argv[2], lambda f: Image.fromarray(noise).save(f, 'PNG'))}\n"
+        "try: write[sys.argv[1]]()\n"
+        "except Exception as error: print(type(error).__name__, error)"
+    )
+    command = [sys.executable, "-c", script, kind, str(tmp_path / "file")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"WriteError cannot write {tmp_path / 'file'}: the file is too large"), done.stdout
+    assert names(tmp_path) == []
+
+
+def test_containers_are_written_as_plain_lists_and_dicts(tmp_path: Path) -> None:
+    """So that a resumed run's file is an uninjured one's to the bit."""
+    made = {"betas": (0.9, 0.999), "state": OrderedDict(a=torch.ones(2)), "nested": [({"x": (1,)},)]}
+    save_tensors(tmp_path / "a.ckpt", made)
+    loaded = load_tensors(tmp_path / "a.ckpt")
+    assert (type(loaded["betas"]), type(loaded["state"])) == (list, dict)
+    assert loaded["nested"] == [[{"x": [1]}]]
+    save_tensors(tmp_path / "b.ckpt", {**loaded, "state": {"a": torch.ones(2)}})
+    assert (tmp_path / "a.ckpt").read_bytes() == (tmp_path / "b.ckpt").read_bytes()
 
 
 def test_a_folder_that_cannot_be_made_is_a_message(tmp_path: Path) -> None:

@@ -62,11 +62,13 @@ def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str], timeo
 
 
 def differences(a: Any, b: Any, where: str = "") -> list[str]:
-    """Paths at which two checkpoints differ in a single bit."""
+    """Paths at which two checkpoints differ in a single bit, or in the type of a container."""
+    if type(a) is not type(b):
+        return [where]
     if isinstance(a, dict) and isinstance(b, dict):
         odd = [f"{where}/{key}" for key in a.keys() ^ b.keys()]
         return odd + [d for key in a.keys() & b.keys() for d in differences(a[key], b[key], f"{where}/{key}")]
-    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
         return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in differences(x, y, f"{where}/{i}")]
     same = torch.equal(a, b) if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) else a == b
     return [] if same else [where]

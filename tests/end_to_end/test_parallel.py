@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -130,3 +133,36 @@ def test_sigterm_stops_both_processes_after_the_same_step(tmp_path: Path) -> Non
     step = checkpoint(tmp_path / "run")["global_step"]
     assert 4 <= step < 400
     assert f"after step {step}" in (tmp_path / "output.txt").read_text()
+
+
+def children(pid: int) -> list[int]:
+    """The ranks that a process has started."""
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(maxsplit=2) for line in listed.splitlines()]
+    return [int(child) for child, parent, args in rows if int(parent) == pid and "neural_rdm.train" in args]
+
+
+def alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.parametrize("dies", [1, 0])
+def test_a_rank_that_dies_is_named_and_no_other_stays_behind(dies: int, tmp_path: Path) -> None:
+    options = (*RUN, "strategy=ddp", "trainer.devices=2", "trainer.max_steps=4000", "hydra.run.dir=run")
+    process = start(*options, cwd=tmp_path)
+    wait_for_step(tmp_path / "run", 4, process, timeout=200)
+    (other,) = children(process.pid)
+    os.kill(other if dies else process.pid, signal.SIGKILL)
+    code = process.wait(60)
+    end = time.monotonic() + 60
+    while alive(other) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not alive(other)
+    said = (tmp_path / "output.txt").read_text()
+    assert code == (1 if dies else -signal.SIGKILL), said
+    named = f"rank 1 (process {other}) was killed by SIGKILL" if dies else f"process {process.pid}, which started it"
+    (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    step = checkpoint(tmp_path / "run")["global_step"]
+    assert named in line
+    assert f"Saved last was step {step}; continue with resume={tmp_path / 'run'}." in line
+    assert "Traceback" not in said

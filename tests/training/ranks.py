@@ -9,8 +9,7 @@ from itertools import product
 from pathlib import Path
 
 
-def two_ranks(rank: int, port: int, folder: Path) -> None:
-    """Train under DDP and FSDP2; the first rank saves the gradients of the gates."""
+def _join(rank: int, port: int) -> None:
     os.environ.update(
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), GROUP_RANK="0",
         WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", TORCHELASTIC_RUN_ID="test",
@@ -18,13 +17,47 @@ def two_ranks(rank: int, port: int, folder: Path) -> None:
     import neural_rdm  # noqa: F401, I001
     import torch
 
+    torch.set_num_threads(1)
+
+
+def two_ranks(rank: int, port: int, folder: Path) -> None:
+    """Train under DDP and FSDP2; the first rank saves the gradients of the gates."""
+    _join(rank, port)
+    import torch
+
     from neural_rdm.training import parallel
     from tests.training.test_supervision import gradients
 
-    torch.set_num_threads(1)
     for name, residual in product(("ddp", "fsdp2"), ("gated", "skip")):
         strategy = getattr(parallel, name)(devices=2)
         label = f"{name}-{residual}"
         found = gradients(folder / label, residual=residual, strategy=strategy, devices=2, accumulate=2)
         if rank == 0:
             torch.save(found, folder / f"{label}.pt")
+
+
+def two_ranks_one_sick(rank: int, port: int, folder: Path) -> None:
+    """Under DDP and FSDP2 one rank alone meets a gradient that is not finite: in step 2, which is left out, and in
+    step 4, which stops both. Then the run goes on from step 2, so that its file of step 3 can be compared.
+    """
+    _join(rank, port)
+    import pytest
+
+    from neural_rdm.core.errors import UserError
+    from neural_rdm.training import parallel
+    from neural_rdm.training.checkpoints import Checkpoints, path_of
+    from neural_rdm.training.ema import EMA
+    from neural_rdm.training.guards import FiniteSteps
+    from tests.training.test_guards import Poison
+    from tests.training.trainer import fit, tiny_module
+
+    for name in ("ddp", "fsdp2"):
+        own, again = folder / name, folder / f"{name}-resumed"
+        steps, strategy = FiniteSteps(1, allowed=1), getattr(parallel, name)(devices=2)
+        callbacks = (EMA(0.5), Poison(2, rank=1), Poison(4, rank=0), steps, Checkpoints(own, 1, keep=9))
+        with pytest.raises(UserError if rank == 0 else SystemExit, match="step 4 was left out" if rank == 0 else "2"):
+            fit(tiny_module(), own, *callbacks, steps=5, strategy=strategy, devices=2)
+        assert steps.left_out == 2
+        callbacks = (EMA(0.5), FiniteSteps(1, allowed=1), Checkpoints(again, 1, keep=9))
+        strategy = getattr(parallel, name)(devices=2)
+        fit(tiny_module(), again, *callbacks, steps=3, ckpt=path_of(own, 2), strategy=strategy, devices=2)

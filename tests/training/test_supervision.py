@@ -110,12 +110,11 @@ def test_equal_on_two_ranks_copied_or_sharded(
             assert_same(torch.load(tmp_path / f"{name}-{residual}.pt", weights_only=True), expected)
 
 
-def test_equal_under_a_loss_scale_that_the_optimizer_removes(tmp_path: Path) -> None:
+def test_equal_under_a_loss_scale(tmp_path: Path) -> None:
     def first(scale: float) -> dict[str, torch.Tensor]:
         scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         plugins = [StreamedCheckpointIO(), MixedPrecision("16-mixed", "cpu", scaler)]
-        found = gradients(tmp_path / f"{scale:g}", steps=1, plugins=plugins, accumulate=2)[0]
-        return {name: gradient / scale for name, gradient in found.items()}
+        return gradients(tmp_path / f"{scale:g}", steps=1, plugins=plugins, accumulate=2)[0]
 
     plain, scaled = first(1.0), first(64.0)
     for name, gradient in plain.items():

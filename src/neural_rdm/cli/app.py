@@ -27,9 +27,10 @@ from neural_rdm.cli.datasets import check_layout
 from neural_rdm.cli.grammar import as_typed, written
 from neural_rdm.cli.jobs import SWEEP_DIR, claim, end_with_parent
 from neural_rdm.cli.launcher import register
+from neural_rdm.cli.stopping import Place, stoppable
 from neural_rdm.core.config import Sources, config_dir, validate
-from neural_rdm.core.errors import ConfigError, UserError
-from neural_rdm.core.files import write_text
+from neural_rdm.core.errors import ConfigError, UserError, WriteError
+from neural_rdm.core.files import as_user_error, needs_another_folder, write_text
 from neural_rdm.core.manifest import check_manifest, read_manifest
 from neural_rdm.core.ranks import is_first_rank
 
@@ -95,9 +96,15 @@ def main(config_name: str, job: Job, prepare: Prepare | None = None) -> None:
         prepare: rewrites the overrides first, for example with what an earlier run decided; its mistakes are
             UserErrors.
 
-    Exit codes: 0 done, 2 a mistake that the user can put right, 143 or 130 stopped by SIGTERM or Ctrl-C, 1 anything
-    else.
+    Exit codes: 0 done, 2 a mistake that the user can put right, 143, 130 or 129 stopped by SIGTERM, Ctrl-C or a closed
+    terminal, 1 anything else.
     """
+    place = Place(config_name)
+    with stoppable(place):
+        _run(config_name, job, prepare, place)
+
+
+def _run(config_name: str, job: Job, prepare: Prepare | None, place: Place) -> None:
     register()
     end_with_parent()
     run: resume.Run | None = None
@@ -115,7 +122,7 @@ def main(config_name: str, job: Job, prepare: Prepare | None = None) -> None:
     sys.argv[1:] = [*arguments.flags, *arguments.overrides]
 
     def task(cfg: DictConfig) -> None:
-        folder = Path(HydraConfig.get().runtime.output_dir)
+        place.folder = folder = Path(HydraConfig.get().runtime.output_dir)
         choices = group_choices(HydraConfig.get())
         made = False
         try:
@@ -132,9 +139,15 @@ def main(config_name: str, job: Job, prepare: Prepare | None = None) -> None:
                 write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg))
                 made = run is None
             code = job(cfg, folder)
-        except UserError as error:
+        except (UserError, OSError) as caught:
+            error = caught if isinstance(caught, UserError) else as_user_error(caught)
+            if error is None:
+                raise
             if made and all(p.name == "config.yaml" for p in folder.iterdir()):
                 shutil.rmtree(folder)  # nothing came of it; `resume=last` should not find it
+            place.clear()
+            if isinstance(error, WriteError):
+                error = UserError(f"{error} {place.how_to_go_on(needs_another_folder(caught))}")
             fail(error)
         raise SystemExit(code)
 
@@ -151,8 +164,9 @@ def preflight(config_name: str, arguments: Arguments, prepare: Prepare | None = 
         arguments.overrides = prepare(arguments.overrides)
     parsed = parse(arguments.overrides)
     _one_folder_for_all_ranks(parsed)
-    _refuse_unusable(parsed)
     asked = [o for o in parsed if o.key_or_group == "resume" and o.value() is not None]
+    if not asked:
+        _refuse_unusable(parsed)
     if not asked:
         for overrides in _jobs(arguments, parsed):
             _check(compose_config(config_name, overrides, arguments.folders), config_name)
@@ -165,6 +179,8 @@ def preflight(config_name: str, arguments: Arguments, prepare: Prepare | None = 
     if asked[0].is_sweep_override():
         raise ConfigError("resume= takes one folder; start the command once for each run")
     run = resume.find_run(str(asked[0].value()))
+    if not os.access(run.folder, os.W_OK):
+        raise UserError(f"resume={run.folder}: you may not write there; copy the run to where you may, resume=COPY")
     for typed in (str(p.value()) for p in parsed if p.key_or_group == "hydra.run.dir"):
         if Path(typed).resolve() != run.folder.resolve():
             raise ConfigError(f"resume={run.folder} goes on in its own folder; leave out hydra.run.dir={typed}")
@@ -200,14 +216,16 @@ def _refuse_used(folder: Path) -> None:
 
 
 def _refuse_unusable(parsed: list[Override]) -> None:
-    for typed in (str(p.value()) for p in parsed if p.key_or_group in ("hydra.run.dir", "hydra.sweep.dir")):
+    typed_folders = [str(p.value()) for p in parsed if p.key_or_group in ("hydra.run.dir", "hydra.sweep.dir")]
+    for typed in typed_folders or ["outputs"]:
         if "${" in typed:
             continue
         folder = Path(typed).resolve()
         while not folder.exists():
             folder = folder.parent
         if not folder.is_dir() or not os.access(folder, os.W_OK):
-            raise ConfigError(f"cannot write to {typed}: {folder} is not a folder that you may write to")
+            advice = "" if typed_folders else "; pass another one with hydra.run.dir=DIR"
+            raise ConfigError(f"cannot write to {typed}: {folder} is not a folder that you may write to{advice}")
 
 
 def _one_folder_for_all_ranks(parsed: list[Override]) -> None:
@@ -274,6 +292,6 @@ def print_paths(paths: list[Path]) -> None:
 
 
 def fail(error: UserError) -> None:
-    """Print a user's mistake as one message and exit with code 2."""
+    """Print an error as one message and exit with its code, 2 for a user's mistake."""
     print(f"error: {error}", file=sys.stderr, flush=True)
-    raise SystemExit(2)
+    raise SystemExit(error.exit_code)

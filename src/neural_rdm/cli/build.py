@@ -20,8 +20,9 @@ from neural_rdm.core.errors import ConfigError, UserError
 from neural_rdm.data.base import DataModule
 from neural_rdm.data.latents import Clip, Latents, stored_tokens
 from neural_rdm.surgery.official import load_official
-from neural_rdm.training.checkpoints import Checkpoints, StreamedCheckpointIO
-from neural_rdm.training.guards import FiniteLoss, StopOnSignal
+from neural_rdm.training.checkpoints import Checkpoints, StreamedCheckpointIO, sick
+from neural_rdm.training.guards import FiniteSteps, StopOnSignal
+from neural_rdm.training.launching import Launcher
 from neural_rdm.training.logging import Metrics
 from neural_rdm.training.measuring import Report
 from neural_rdm.training.module import NeuralRDM, module_class
@@ -108,6 +109,8 @@ def module(cfg: DictConfig, space: str, begins: bool = True, net: nn.Module | No
     first_stage.reads_moments = space == "moments"
     if cfg.pretrained.path is not None and begins:
         load_official(net, cfg.pretrained.path, cfg.pretrained.reinit)
+        if (name := sick({"state_dict": net.state_dict()})) is not None:
+            raise ConfigError(f"pretrained.path={cfg.pretrained.path} holds values that are not finite (first {name})")
     try:
         freeze(net, cfg.train_only)
     except ValueError as error:
@@ -148,7 +151,7 @@ def trainer(cfg: DictConfig, folder: Path, report: Report | None = None) -> pl.T
     metrics = Metrics(cfg.log_every_n_steps)
     always = [
         StepBar(metrics),
-        FiniteLoss(metrics, cfg.checkpoint.every_n_steps),
+        FiniteSteps(cfg.log_every_n_steps, cfg.optimizer.get("skip_nonfinite", 0)),
         StopOnSignal(),
         Checkpoints(folder / "checkpoints", cfg.checkpoint.every_n_steps, cfg.checkpoint.keep),
     ]
@@ -183,7 +186,9 @@ def trainer(cfg: DictConfig, folder: Path, report: Report | None = None) -> pl.T
         log_every_n_steps=cfg.log_every_n_steps,
     )
     try:
-        return pl.Trainer(**arguments)
+        made = pl.Trainer(**arguments)
+        Launcher.install(made)
+        return made
     except MisconfigurationException as error:
         raise ConfigError(
             f"trainer.accelerator={options.accelerator}, trainer.devices={options.devices}: "

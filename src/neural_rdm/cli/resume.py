@@ -23,6 +23,7 @@ CHANGEABLE = (
     "data.root",
     "hydra",
     "logger",
+    "optimizer.skip_nonfinite",
     "resume",
     "strategy",
     "trainer.accelerator",

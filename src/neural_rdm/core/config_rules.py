@@ -58,12 +58,6 @@ def check_across(cfg: DictConfig, sources: Sources) -> None:
     _check_gates(cfg, sources)
     check_process(cfg, sources)
     _check_sampler(cfg, sources)
-    if trainer.precision == "16-mixed" and cfg.optimizer.get("clip") is not None:
-        raise ConfigError(
-            f"optimizer.clip={cfg.optimizer.clip} with trainer.precision=16-mixed: the fused optimizer removes the "
-            f"loss scale only after clipping; pass trainer.precision=bf16-mixed or optimizer.clip=null"
-            f"{sources.where('trainer.precision')}"
-        )
     size, (key, side) = _latent_size(cfg), _called(backbone, SIZES)
     if size is not None and side is not None and size != side:
         raise ConfigError(

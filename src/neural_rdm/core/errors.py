@@ -6,6 +6,8 @@ from __future__ import annotations
 class UserError(Exception):
     """A mistake that only the user can put right. The message says what is wrong, where, and what to type instead."""
 
+    exit_code = 2
+
 
 class ConfigError(UserError):
     """A configuration that cannot work: unknown key, wrong type, value out of range, choices that do not fit
@@ -15,6 +17,16 @@ class ConfigError(UserError):
 
 class DataError(UserError):
     """Data that is missing, empty, or not in the layout that was asked for."""
+
+
+class WriteError(UserError):
+    """A file that cannot be written. The command adds how to go on with it."""
+
+
+class RankError(UserError):
+    """Another process of the run has ended. Nobody made a mistake."""
+
+    exit_code = 1
 
 
 class CheckpointError(UserError):

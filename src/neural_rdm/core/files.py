@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
-from neural_rdm.core.errors import CheckpointError, UserError
+from neural_rdm.core.errors import CheckpointError, UserError, WriteError
 
 
 def write_atomically(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
@@ -18,25 +20,83 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], Any]) -> None
     A kill at any moment leaves either the old file or the new one. Nothing is assembled in memory first.
 
     Raises:
-        UserError: the disk is full or the folder cannot be written; the old file is untouched.
+        WriteError: the disk is full or the folder cannot be written; the old file is untouched.
     """
     path = Path(path)
+    failed: list[OSError] = []
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
-            write(file)
+            write(cast(BinaryIO, _Remembering(file, failed)))
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        if isinstance(error, (OSError, RuntimeError)):  # torch's zip writer reports a full disk as RuntimeError
-            advice = "Free some disk space or choose another folder with hydra.run.dir=DIR."
-            raise UserError(f"cannot write {path}: {error}. {advice}") from error
+        cause = failed[0] if failed else error  # torch's zip writer hides it behind a RuntimeError of its own
+        if isinstance(cause, OSError):
+            raise WriteError(cannot_write(path, cause)) from error
         raise
     _sync_folder(path.parent)
+
+
+#: what is wrong, and what helps, for the errors that a write can end with
+_WRITE_ERRORS: dict[int, tuple[str, str]] = {
+    errno.ENOSPC: ("the disk is full", "Free some disk space there."),
+    errno.EDQUOT: ("your quota is used up", "Free some of your disk space there."),
+    errno.EFBIG: ("the file is too large", "Raise the limit (ulimit -f), or use a file system for larger files."),
+    errno.EROFS: ("the file system is read-only", "Another folder is needed."),
+    errno.EACCES: ("you may not write there", "Another folder is needed, or the right to write to this one."),
+    errno.EPERM: ("you may not write there", "Another folder is needed, or the right to write to this one."),
+}
+
+
+def cannot_write(path: str | Path, error: OSError) -> str:
+    """The message for a file that cannot be written: what is wrong, and what helps."""
+    reason = error.strerror or str(error)
+    what, advice = _WRITE_ERRORS.get(error.errno or 0, ("", ""))
+    return f"cannot write {path}: {what} ({reason}). {advice}" if what else f"cannot write {path}: {reason}."
+
+
+def as_user_error(error: OSError) -> UserError | None:
+    """What an error of the operating system means to a user: a full or read-only disk, a missing right; None for what
+    may as well be a bug.
+    """
+    if error.errno in (errno.EACCES, errno.EPERM) and error.filename is not None:
+        return UserError(f"{error.filename}: {error.strerror}. This command needs the right to it.")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+        return WriteError(cannot_write(error.filename or "a file", error))
+    return None
+
+
+def needs_another_folder(error: BaseException | None) -> bool:
+    """Whether nothing can ever be written where this error came from (read-only), or only not now (full)."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error is not None and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+class _Remembering:
+    """A file that remembers the first error of a write: torch's zip writer says only that something went wrong."""
+
+    def __init__(self, file: BinaryIO, failed: list[OSError]) -> None:
+        self._file, self._failed = file, failed
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self._failed.append(error)
+            raise
+
+    def fileno(self) -> int:
+        """None, so that a library that would write past Python, and lose the error's number, does not."""
+        raise io.UnsupportedOperation("fileno")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -62,10 +122,20 @@ def link_atomically(source: Path, target: Path) -> None:
 
 
 def save_tensors(path: str | Path, content: dict[str, Any]) -> None:
-    """`torch.save` a dictionary of tensors, numbers, strings, lists and dicts, streamed to disk atomically."""
+    """`torch.save` a dictionary of tensors, numbers, strings, lists and dicts, streamed to disk atomically.
+
+    Tuples become lists, and dictionaries of any other kind plain ones: what a resumed run has read from a file, and
+    what an uninjured one still has as a library made it, are then written as the same bytes.
+    """
     import torch  # here, because commands write their configuration before torch is loaded
 
-    write_atomically(path, lambda file: torch.save(content, file))
+    write_atomically(path, lambda file: torch.save(_plain(content), file))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
 def load_tensors(path: str | Path, verify: bool = False) -> dict[str, Any]:

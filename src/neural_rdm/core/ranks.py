@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+#: the process that started this one, as long as it lives; known from the first moment on
+PARENT = os.getppid()
+
 #: what Lightning and torchrun leave in the environment of the processes of one job
 RANK_VARIABLES = (
     "LOCAL_RANK",

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from neural_rdm.core.errors import UserError
-from neural_rdm.core.files import write_text
+from neural_rdm.core.errors import WriteError
+from neural_rdm.core.files import cannot_write, write_text
 
 
 class StepRecords:
@@ -32,7 +32,7 @@ class StepRecords:
         """Write rows (a missing or None value is an empty cell, and makes no new column).
 
         Raises:
-            UserError: the disk is full or the folder cannot be written.
+            WriteError: the disk is full or the folder cannot be written.
         """
         valued = (name for row in rows for name, value in row.items() if value is not None)
         self.columns = list(dict.fromkeys([*self.columns, *valued]))
@@ -44,9 +44,7 @@ class StepRecords:
             with self.path.open("a", newline="", encoding="utf-8") as file:
                 file.write(self._text(rows, header=fresh))
         except OSError as error:
-            raise UserError(
-                f"cannot write {self.path}: {error.strerror}. Free some disk space, then resume."
-            ) from error
+            raise WriteError(cannot_write(self.path, error)) from error
         self._header = self.columns
 
     def _text(self, rows: Sequence[Mapping[str, Any]], header: bool) -> str:

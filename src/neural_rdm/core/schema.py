@@ -170,6 +170,7 @@ class Optimizer:
     clip: Optional[float] = positive()
     clip_after: int = at_least(0)
     warmup_steps: int = at_least(0)
+    skip_nonfinite: int = at_least(0)
     schedule: str = one_of("constant", "cosine")
 
     def check(self) -> list[Problem]:

@@ -67,7 +67,6 @@ def supervise(
     squared: Tensor,
     gamma: float,
     target: Target = "isometry",
-    grad_scale: Tensor | float = 1.0,
     overlaps: Mapping[Unit, Sequence[Tensor | None]] | None = None,
 ) -> Tensor:
     """Add the gradient of `gamma * L_sens` to the gradients of the gates, before clipping, and return `L_sens` [].
@@ -80,7 +79,6 @@ def supervise(
             (summed over micro-batches and ranks, free of any loss scale).
         gamma: weight of `L_sens`.
         target: `isometry`, or `floor`: only gains below 1 are pulled up.
-        grad_scale: what the gradients of the gates are multiplied by, where an optimizer divides it out itself.
         overlaps: the gradients of `stream_overlaps`, of the same batch and scale as `squared`, for the whole local
             gradient of gates on the stream. Where a unit has none, `skip`'s alpha gets the projection on itself and the
             linear beta nothing.
@@ -97,7 +95,7 @@ def supervise(
     log_r = _log_gain(entry, exit_, counted, target)
     q = (entry + scaled - other) / (2 * entry)
     n = counted.sum().clamp(min=1)
-    weight = torch.where(counted, gamma * grad_scale / n * log_r, 0.0)
+    weight = torch.where(counted, gamma / n * log_r, 0.0)
     along, whole = (torch.where(counted, weight * factor, 0.0).unbind() for factor in (q / size, 1 / entry))
     for (unit, _), alpha, w, v in zip(pairs, gates, along, whole, strict=True):
         overlap = _present((overlaps or {}).get(unit, ()))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from lightning.pytorch.plugins.io import CheckpointIO
 
 from neural_rdm.core.errors import CheckpointError
 from neural_rdm.core.files import link_atomically, load_tensors, save_tensors
+from neural_rdm.training import parallel
+from neural_rdm.training.guards import FiniteSteps, last_saved
 
 log = logging.getLogger(__name__)
 _NAME = re.compile(r"step=(\d+)\.ckpt")
@@ -82,6 +86,9 @@ class Checkpoints(Checkpoint):
         """Save this step unless it is saved already; every rank must call it."""
         if trainer.global_step == self._saved:
             return
+        for callback in trainer.callbacks:
+            if isinstance(callback, FiniteSteps):
+                callback.look(trainer, trainer.lightning_module)  # what it has not told yet must not be saved
         self._saved = trainer.global_step
         for logger in trainer.loggers:
             logger.save()
@@ -95,6 +102,44 @@ class Checkpoints(Checkpoint):
             for other in set(steps) - set(kept):
                 other.unlink()
         trainer.strategy.barrier("checkpoint")
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Refuse to save weights, averages or moments that are not finite; all ranks agree.
+
+        Raises:
+            CheckpointError: some value is not finite. The checkpoints before stay as they are.
+        """
+        name = sick(checkpoint)
+        if parallel.sum_over_ranks(torch.tensor(float(name is not None), device=pl_module.device)):
+            saved = last_saved(trainer)
+            kept = f"The last checkpoint is that of step {saved}" if saved else "There is no checkpoint before it"
+            error = CheckpointError(
+                f"step {trainer.global_step} is not saved: it holds values that are not finite (first {name}). {kept}; "
+                "resuming would repeat this: start a new run with a lower optimizer.lr, with optimizer.clip=1.0 or "
+                "trainer.precision=32-true"
+            )
+            parallel.refuse(error)
+
+
+def sick(checkpoint: dict[str, Any]) -> str | None:
+    """The first tensor of a checkpoint's weights, averages or optimizer state that holds a value that is not finite,
+    by its keys; None where there is none.
+    """
+    found = [pair for key in ("state_dict", "ema", "optimizer_states") for pair in _tensors(checkpoint.get(key), key)]
+    norms = [torch.linalg.vector_norm(tensor, math.inf) for _, tensor in found]  # on a GPU nothing waits yet
+    return next((name for (name, _), norm in zip(found, norms, strict=True) if not norm.isfinite()), None)
+
+
+def _tensors(value: Any, where: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """The floating-point tensors in nested dicts and lists, with the keys that lead to them."""
+    if isinstance(value, torch.Tensor):
+        if value.is_floating_point() and value.numel():
+            yield where, value.detach()
+    elif isinstance(value, (dict, list, tuple)):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _tensors(part, f"{where}.{key}")
 
 
 def _own(state: Any) -> Any:
@@ -119,9 +164,9 @@ def path_of(folder: Path, step: int) -> Path:
 
 
 def newest_readable(folder: Path) -> Path | None:
-    """The newest undamaged checkpoint of a run, or None where there is none at all.
+    """The newest undamaged checkpoint of a run whose values are all finite, or None where there is none at all.
 
-    Every byte is read once and its checksum compared. Damaged files are passed over with a warning, and left alone.
+    Every byte is read and its checksum compared. All others are passed over with a warning, and left alone.
 
     Raises:
         CheckpointError: there are checkpoints, but none can be read.
@@ -131,13 +176,15 @@ def newest_readable(folder: Path) -> Path | None:
         found.append(folder / "last.ckpt")
     for path in found:
         try:
-            load_tensors(path, verify=True)
+            if (name := sick(load_tensors(path, verify=True))) is None:
+                return path
+            problem = f"{path} holds values that are not finite (first {name})"
         except CheckpointError as error:
-            log.warning("%s. Falling back to the checkpoint before it.", str(error).rstrip("."))
-            continue
-        return path
+            problem = str(error).rstrip(".")
+        log.warning("%s. Falling back to the checkpoint before it.", problem)
     if found:
         raise CheckpointError(
-            f"none of the {len(found)} checkpoints in {folder} can be read; remove them to start again from step 0"
+            f"none of the {len(found)} checkpoints in {folder} can be read and is finite; remove them to start again "
+            "from step 0"
         )
     return None

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from neural_rdm.core.errors import CheckpointError
 from neural_rdm.training import parallel
+from neural_rdm.training.guards import FiniteSteps
 from neural_rdm.training.steps import StepCallback
 
 KEY = "ema"  # of the averaged weights in a checkpoint
@@ -60,13 +61,17 @@ class EMA(StepCallback):
             self._loaded = None
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Update once per optimizer step."""
+        """Update once per optimizer step; one that was left out changes no average, but counts."""
         self.updates += 1
         most = (1 + self.updates) / (10 + self.updates) if self.warmup else 1.0
-        weights = [weight.detach().float() for weight in _weights(pl_module.net).values()]
+        steps = next((c for c in trainer.callbacks if isinstance(c, FiniteSteps)), None)
+        kept = 1.0 if steps is None or steps.kept is None else steps.kept
+        weights = [parallel.local(weight.detach()).float() for weight in _weights(pl_module.net).values()]
         with torch.no_grad():
             for decay, averages in self._each():
-                torch._foreach_lerp_(list(averages.values()), weights, 1.0 - min(decay, most))
+                share = kept * (1.0 - min(decay, most))  # on the device, where it is known whether the step was kept
+                shares = [share] * len(weights) if isinstance(share, Tensor) else share
+                torch._foreach_lerp_([parallel.local(average) for average in averages.values()], weights, shares)
 
     def _each(self) -> list[tuple[float, dict[str, Tensor]]]:
         """All averages with their decays."""

@@ -18,6 +18,7 @@ from neural_rdm.diffusion.objectives import DDPMObjective, FlowObjective
 from neural_rdm.latents.first_stage import Autoencoder, Identity
 from neural_rdm.training import parallel
 from neural_rdm.training.optim import Optimizer
+from neural_rdm.training.scaling import unscale
 
 if TYPE_CHECKING:
     from neural_rdm.conditioning.text import TextEncoder
@@ -120,6 +121,19 @@ class NeuralRDM(pl.LightningModule):
         """What stands for "no condition" in guidance, one row; empty where the network was never trained without."""
         return null_condition(self.net, self.text)
 
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        """A step, whose gradients carry no loss scale any more when callbacks and clipping come to read them."""
+
+        def closure() -> Any:
+            assert optimizer_closure is not None
+            result = optimizer_closure()
+            unscale(self.trainer, optimizer.optimizer)
+            return result
+
+        super().optimizer_step(epoch, batch_idx, optimizer, closure)
+
     def configure_gradient_clipping(
         self,
         optimizer: Any,
@@ -129,9 +143,8 @@ class NeuralRDM(pl.LightningModule):
         """Clip as the Trainer was told, once `optimizer.clip_after` steps are done."""
         if self.trainer.global_step < self.optimizer.clip_after or gradient_clip_val is None:
             return
-        plugin = self.trainer.precision_plugin
-        if isinstance(plugin, MixedPrecision) and plugin.scaler is None:
-            # Lightning refuses every fused optimizer here, although bf16 has no loss scale to be removed first
+        if isinstance(self.trainer.precision_plugin, MixedPrecision):
+            # Lightning refuses every fused optimizer here, although no loss scale is left (see `optimizer_step`)
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
         else:

@@ -26,6 +26,7 @@ class Optimizer:
         clip: largest norm of the gradient; None for no clipping.
         clip_after: optimizer steps before clipping begins (Latte: 20 000 on SkyTimelapse, 100 000 on UCF-101).
         warmup_steps: linear warm-up from 0.
+        skip_nonfinite: so many steps of a run are left out where loss or gradient is not finite; one more stops it.
         schedule: `constant`, or `cosine` down to 0 at the run's last step.
     """
 
@@ -37,6 +38,7 @@ class Optimizer:
     clip: float | None = None
     clip_after: int = 0
     warmup_steps: int = 0
+    skip_nonfinite: int = 0
     schedule: str = "constant"
 
     def build(self, net: nn.Module, schedule: Sequence[nn.Parameter] = ()) -> torch.optim.AdamW:

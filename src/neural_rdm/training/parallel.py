@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 
-from neural_rdm.core.errors import ConfigError
+from neural_rdm.core.errors import ConfigError, UserError
 from neural_rdm.core.extras import install
+from neural_rdm.core.ranks import is_first_rank
 
 
 def single(devices: int = 1, num_nodes: int = 1) -> str:
@@ -91,6 +93,28 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     if processes() > 1:
         torch.distributed.all_reduce(tensor)
     return tensor
+
+
+def refuse(error: UserError) -> NoReturn:
+    """Raise an error that every rank has found out about; only the first one says it."""
+    raise error if is_first_rank() else SystemExit(error.exit_code)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's shard of a sharded tensor, or the tensor itself."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def not_finite(tensors: Sequence[Tensor], order: float = 2.0) -> Tensor:
+    """1.0 for each of these tensors whose norm is not finite on some rank, else 0.0: a tensor [len(tensors)] on their
+    device, for which nothing waits. Every rank must call it.
+
+    Args:
+        order: of the norm. The second also finds values whose square overflows, as Adam's second moment would.
+    """
+    held = [part if part.numel() else part.new_zeros(1) for part in map(local, tensors)]
+    norms = torch.stack([norm.float() for norm in torch._foreach_norm(held, order)])
+    return sum_over_ranks((~norms.isfinite()).float()).clamp_(max=1.0)
 
 
 def full(tensor: Tensor) -> Tensor:

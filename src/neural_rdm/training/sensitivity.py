@@ -23,7 +23,8 @@ from neural_rdm.reports.units import plot_gates, plot_heatmap, plot_units
 from neural_rdm.residual import units
 from neural_rdm.training import parallel
 from neural_rdm.training.logging import CSVLogger
-from neural_rdm.training.supervision import Measurement, Supervision, loss_scale
+from neural_rdm.training.scaling import loss_scale
+from neural_rdm.training.supervision import Measurement, Supervision
 
 COLUMNS = ("step", "unit", "name", "norm", "normalized", "gain", "alpha_mean", "alpha_std", "beta_norm")
 UNIT_COLUMNS = (

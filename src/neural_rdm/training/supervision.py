@@ -16,6 +16,7 @@ from neural_rdm.dynamics.supervision import Target, check_supervision, sensitivi
 from neural_rdm.residual import Unit
 from neural_rdm.training import parallel
 from neural_rdm.training.logging import Metrics
+from neural_rdm.training.scaling import loss_scale
 
 
 class Measurement:
@@ -52,13 +53,6 @@ class Measurement:
         pieces = flat.split([part.numel() for part in parts])
         whole = iter(piece.view(part.shape) for piece, part in zip(pieces, parts, strict=True))
         return next(whole), {unit: tuple(next(whole) for _ in each) for unit, each in grads.items()}
-
-
-def loss_scale(trainer: pl.Trainer, like: Tensor) -> Tensor:
-    """The factor [] by which 16-mixed precision multiplies the loss; it stays on the device."""
-    one = torch.ones((), dtype=like.dtype, device=like.device)
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
-    return one if scaler is None else scaler.scale(one)
 
 
 class Supervision(pl.Callback):
@@ -137,10 +131,7 @@ class Supervision(pl.Callback):
         if self.method == "exact":
             loss = self._supervise_exactly(trainer, pl_module)
         else:
-            # A fused optimizer divides by the loss scale itself; until then the gradients still carry it.
-            scaled = getattr(optimizer, "_step_supports_amp_scaling", False)
-            scale = loss_scale(trainer, squared) if scaled else 1.0
-            loss = supervise(pl_module.net, squared, self.gamma, self.target, scale, overlaps)
+            loss = supervise(pl_module.net, squared, self.gamma, self.target, overlaps)
         for callback in trainer.callbacks:
             if isinstance(callback, Metrics):
                 callback.add("sens_loss", loss * trainer.accumulate_grad_batches)  # one value for all micro-batches

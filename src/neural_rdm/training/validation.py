@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import lightning.pytorch as pl
 import torch
 
@@ -47,5 +49,11 @@ class Validation(StepCallback):
         pl_module.train()
         totals = parallel.sum_over_ranks(torch.stack([count, *sums.values()]).to(pl_module.device)).tolist()
         self.last = {f"val/{name}": total / totals[0] for name, total in zip(sums, totals[1:], strict=True)}
+        lost = [name for name, value in self.last.items() if not math.isfinite(value)]
+        if lost and trainer.is_global_zero:
+            print(
+                f"step {step}: {lost[0]} is not finite, for the averaged weights that samples are drawn with",
+                flush=True,
+            )
         for logger in trainer.loggers:
             logger.log_metrics(self.last, step=step)

@@ -1,0 +1,75 @@
+"""What is kept when a command ends before its work is done, and how to go on: one place for all commands."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from neural_rdm.core.ranks import is_first_rank
+from neural_rdm.core.signals import Stopped, catch, give_back, stop
+
+#: commands that go on where they stopped when they are given the same folder again
+GOES_ON = {"sample": "the samples", "encode": "the shards"}
+
+
+@dataclass
+class Place:
+    """A command and the folder that it writes to."""
+
+    command: str
+    folder: Path | None = None  # None: it has not begun
+
+    def clear(self) -> None:
+        """Remove the folder where nothing came of it."""
+        if self.folder is not None:
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()
+
+    def how_to_go_on(self, elsewhere: bool = False) -> str:
+        """What is kept and what to type, in one sentence.
+
+        Args:
+            elsewhere: nothing can ever be written to the folder.
+        """
+        if self.folder is None or not self.folder.is_dir() or not any(self.folder.iterdir()):
+            return f"Nothing was written; give the same command again{' with another hydra.run.dir' * elsewhere}."
+        folder = os.path.relpath(self.folder)
+        if self.command == "train":
+            return saved(self.folder, folder, elsewhere)
+        if self.command in GOES_ON and not elsewhere:
+            what = GOES_ON[self.command]
+            return f"Kept are {what} finished so far; the same command with hydra.run.dir={folder} goes on with them."
+        there = f"what was written before is complete, in {folder}"
+        return (
+            f"Kept is {there}; give the same command again{' with another hydra.run.dir' * elsewhere} to make it all."
+        )
+
+
+@contextlib.contextmanager
+def stoppable(place: Place) -> Iterator[None]:
+    """Work that Ctrl-C, SIGTERM or a closed terminal ends with one sentence, and with the exit code of that signal."""
+    before = catch(stop)
+    try:
+        yield
+    except Stopped as stopped:
+        place.clear()
+        if is_first_rank():
+            print(f"\nstopped by {stopped.signal.name}. {place.how_to_go_on()}", flush=True)
+        raise SystemExit(stopped.exit_code) from None
+    finally:
+        give_back(before)
+
+
+def saved(folder: Path, shown: str | Path, elsewhere: bool = False) -> str:
+    """What is kept of a training run and how to continue it, in one sentence."""
+    steps = [int(p.stem.removeprefix("step=")) for p in (folder / "checkpoints").glob("step=*.ckpt")]
+    kept = f"Saved last was step {max(steps)}" if steps else "No step is saved yet"
+    go_on = (
+        f"copy {shown} to where you may write and continue with resume=COPY"
+        if elsewhere
+        else f"continue with resume={shown}"
+    )
+    return f"{kept}; {go_on}."

@@ -1,0 +1,77 @@
+"""The signals that ask a command to stop: Ctrl-C, SIGTERM, and SIGHUP where the terminal is closed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+Handlers = dict[signal.Signals, Any]
+
+
+class Stopped(BaseException):
+    """A signal, on its way up through the work that it stops."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.signal = signal.Signals(number)
+
+    @property
+    def exit_code(self) -> int:
+        """128 + the signal's number, as a shell would report it."""
+        return 128 + self.signal
+
+
+def catch(handle: Callable[[signal.Signals], None]) -> Handlers:
+    """Call `handle` at each signal that asks this process to stop; returns what did so before, for `give_back`.
+
+    A process that is forked later leaves it to its parent. What `nohup` made deaf to SIGHUP stays so. Only the main
+    thread can do this; elsewhere nothing happens.
+    """
+    owner = os.getpid()
+
+    def act(number: int, frame: Any) -> None:
+        if os.getpid() != owner:
+            return
+        if number == signal.SIGHUP:
+            _leave_closed_terminal()
+        handle(signal.Signals(number))
+
+    before: Handlers = {}
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+            number = getattr(signal, name, None)
+            if number is not None and not (name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):
+                before[number] = signal.signal(number, act)
+    return before
+
+
+def give_back(before: Handlers) -> None:
+    """Undo `catch`."""
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def stop(number: signal.Signals) -> None:
+    """Stop the work at once. A second signal ends the process without waiting for anything to be tidied up."""
+    for other in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, other):
+            signal.signal(getattr(signal, other), signal.SIG_DFL)
+    raise Stopped(number)
+
+
+def _leave_closed_terminal() -> None:
+    """What is said from now on goes nowhere where the terminal is gone: to write there would be an error."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            descriptor = stream.fileno()
+            try:
+                os.write(descriptor, b"")
+            except OSError:
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, descriptor)
+                os.close(nowhere)

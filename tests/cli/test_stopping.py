@@ -1,0 +1,157 @@
+"""How a signal or a disk ends a command: the exit code, and one sentence that says what is kept and how to go on."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from neural_rdm.cli import app
+from neural_rdm.cli.stopping import Place, stoppable
+from neural_rdm.core.files import write_atomically
+from tests.helpers import ROOT
+
+SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+
+
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
+def test_a_signal_stops_any_command_with_one_sentence(
+    number: signal.Signals,
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before, folder = signal.getsignal(number), tmp_path / "out"
+    (tmp_path / "config.yaml").touch()  # what `runs=` takes for a run
+
+    def job(cfg: Any, given: Path) -> int:
+        assert given == folder
+        if (child := os.fork()) == 0:  # a process that was forked leaves it to its parent
+            os.kill(os.getpid(), number)
+            os._exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+        raise AssertionError("the signal was lost")
+
+    monkeypatch.setattr("sys.argv", ["report", f"runs={tmp_path}", f"hydra.run.dir={folder}"])
+    with pytest.raises(SystemExit) as ended:
+        app.main("report", job)
+    assert ended.value.code == code
+    said = capsys.readouterr()
+    assert said.out.strip() == f"stopped by {number.name}. Nothing was written; give the same command again."
+    assert said.err == ""
+    assert not folder.exists()
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize(
+    ("command", "files", "told"),
+    [
+        ("train", (), "Nothing was written; give the same command again."),
+        ("train", ("config.yaml",), "No step is saved yet; continue with resume=run."),
+        (
+            "train",
+            ("config.yaml", "checkpoints/step=000000040.ckpt", "checkpoints/step=000000050.ckpt"),
+            "Saved last was step 50; continue with resume=run.",
+        ),
+        ("sample", ("parts/0.npy",), "the same command with hydra.run.dir=run goes on with them."),
+        ("encode", ("train/0.safetensors",), "the same command with hydra.run.dir=run goes on with them."),
+        ("evaluate", ("report/metrics.md",), "in run; give the same command again to make it all."),
+    ],
+)
+def test_what_is_kept_is_said(
+    command: str, files: tuple[str, ...], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for file in files:
+        (tmp_path / "run" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run" / file).touch()
+    assert Place(command, tmp_path / "run").how_to_go_on().endswith(told)
+
+
+def test_nohup_stays_deaf_and_a_second_signal_ends_all_at_once() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stoppable(Place("report")):
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    script = (
+        "import os, signal, time\nfrom neural_rdm.cli.stopping import Place, stoppable\n"
+        "with stoppable(Place('report')):\n"
+        "    try: os.kill(os.getpid(), signal.SIGINT); time.sleep(5)\n"
+        "    finally: os.kill(os.getpid(), signal.SIGINT); time.sleep(5)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
+
+
+def test_a_closed_terminal_is_no_error(tmp_path: Path) -> None:
+    """Nothing can be written to it any more, and yet the work is tidied up and the exit code is that of SIGHUP."""
+    script = (
+        "import sys, time; from pathlib import Path; from neural_rdm.cli.stopping import Place, stoppable\n"
+        "with stoppable(Place('report')):\n"
+        "    try: print('ready', flush=True); time.sleep(60)\n"
+        "    finally: print('tidied up', flush=True); Path(sys.argv[1]).touch()"
+    )
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "tidy")],
+        cwd=ROOT, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+    )  # fmt: skip
+    os.close(slave)
+    assert b"ready" in os.read(master, 100)
+    os.close(master)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(60) == 129
+    assert (tmp_path / "tidy").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "resumed", "told"),
+    [
+        (errno.ENOSPC, True, "the disk is full (No space left on device). Free some disk space there. Saved last was"),
+        (errno.EDQUOT, True, "your quota is used up"),
+        (errno.EFBIG, True, "the file is too large"),
+        (errno.EROFS, True, "step 4; copy run to where you may write and continue with resume=COPY."),
+        (errno.EROFS, False, "the file system is read-only (Read-only file system). Another folder is needed. Nothing"),
+    ],
+)
+def test_a_disk_that_cannot_be_written_is_told_with_advice_that_can_be_followed(
+    number: int,
+    resumed: bool,
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def job(cfg: Any, folder: Path) -> int:
+        def write(file: Any) -> None:
+            raise OSError(number, os.strerror(number))
+
+        if resumed:
+            (folder / "checkpoints").mkdir()
+            (folder / "checkpoints" / "step=000000004.ckpt").touch()
+        write_atomically(folder / "metrics.csv", write)
+        return 0
+
+    monkeypatch.setattr("sys.argv", ["train", "hydra.run.dir=run"])
+    with pytest.raises(SystemExit) as ended:
+        app.main("train", job)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: cannot write ")
+    assert told in said
+    assert ("hydra.run.dir" in said) == (not resumed)

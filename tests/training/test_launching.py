@@ -1,0 +1,70 @@
+"""What a process says when another one of its run is gone, and that none stays behind."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from neural_rdm.core.errors import RankError
+from neural_rdm.training import launching
+from neural_rdm.training.launching import Launcher, watched
+
+LOST = RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:43424.")
+
+
+def rank(number: int, *started: subprocess.Popen[bytes]) -> Any:
+    """A trainer as `watched` sees it; under Lightning every rank has a launcher, and only the first one has used it."""
+    launcher = Launcher.__new__(Launcher)
+    launcher.ranks = list(started)
+    return SimpleNamespace(strategy=SimpleNamespace(launcher=launcher), world_size=3, global_rank=number)
+
+
+def sleeping() -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
+
+
+def test_the_rank_that_was_killed_is_named_and_the_others_are_stopped() -> None:
+    one, two = sleeping(), sleeping()
+    two.send_signal(signal.SIGKILL)
+    named = rf"rank 2 \(process {two.pid}\) was killed by SIGKILL.*Saved last"
+    with pytest.raises(RankError, match=named), watched(rank(0, one, two), lambda: "Saved last was step 4"):
+        raise LOST
+    assert one.returncode == -signal.SIGKILL
+    assert RankError.exit_code == 1
+
+
+def test_an_error_of_its_own_stays_what_it_is_and_stops_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launching, "GRACE", 0.2)
+    for error in (ValueError("mine"), RuntimeError("mine"), LOST, KeyboardInterrupt()):
+        other = sleeping()
+        with pytest.raises(type(error)), watched(rank(0, other), str):
+            raise error
+        assert other.returncode == -signal.SIGKILL
+
+
+def test_a_rank_knows_that_the_first_one_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launching, "GRACE", 0.2)
+    with pytest.raises(RankError, match="rank 1 has lost another process of this run"), watched(rank(1), str):
+        raise LOST
+    monkeypatch.setattr(launching, "PARENT", 123)
+    monkeypatch.setattr(launching, "_EVERY", 60.0)
+    named = r"rank 1 was stopped: process 123, which started it, has ended\. Saved last"
+    with pytest.raises(RankError, match=named), watched(rank(1), lambda: "Saved last was step 4"):
+        raise LOST
+
+
+def test_a_process_that_waits_for_a_dead_one_is_ended_with_a_message() -> None:
+    script = (
+        "import time; from tests.training.test_launching import *\n"
+        "launching.GRACE = 0.1; other = sleeping(); other.kill()\n"
+        "with watched(rank(0, other), lambda: 'Saved last was step 4'): time.sleep(100)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 1
+    assert done.stderr.strip().startswith("error: rank 1 (process ")
+    assert done.stderr.strip().endswith("Saved last was step 4")
