@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from neural_rdm.cli.app import main, print_paths
 from neural_rdm.cli.compose import parse
@@ -18,6 +18,8 @@ from neural_rdm.cli.grammar import written
 from neural_rdm.cli.runs import read_config
 from neural_rdm.core.errors import CheckpointError, ConfigError
 from neural_rdm.core.files import link_atomically, load_tensors, save_tensors, write_text
+from neural_rdm.core.provenance import KEY as KEY_OF_CONFIG
+from neural_rdm.core.provenance import check_checkpoint, config_hash, read_provenance, write_config, write_provenance
 
 if TYPE_CHECKING:
     from torch import nn
@@ -63,6 +65,7 @@ def deepen(cfg: DictConfig, folder: Path) -> int:
     if not source.is_file():
         source = newest_readable(source / "checkpoints") or source
     content: dict[str, Any] = dict(load_tensors(source))
+    check_checkpoint(run_of(cfg.checkpoint), config, source, content)
     net = build.network(config)
     freeze(net, config.train_only)
     try:
@@ -100,6 +103,7 @@ def deepen(cfg: DictConfig, folder: Path) -> int:
     config.backbone.depth = cfg.depth
     if cfg.max_steps is not None:
         config.trainer.max_steps = cfg.max_steps
+    content[KEY_OF_CONFIG] = config_hash(config)
     target = path_of(folder / "checkpoints", int(content["global_step"]))
     save_tensors(target, content)
     link_atomically(target, target.with_name("last.ckpt"))
@@ -116,7 +120,9 @@ def deepen(cfg: DictConfig, folder: Path) -> int:
         "torch": torch.__version__,
     }
     write_text(target.with_name("deepen.json"), json.dumps(manifest, indent=2) + "\n")
-    write_text(folder / "config.yaml", OmegaConf.to_yaml(config))
+    if (data := read_provenance(run_of(cfg.checkpoint)).get("data")) is not None:
+        write_provenance(folder, data=data)
+    write_config(folder, config)  # last: what is there before is no run yet
     print(f"{depth_of(net)} blocks -> {cfg.depth}; the output moved by at most {max(moved.values()):.3g}")
     print("wrote:")
     print_paths([target, target.with_name("deepen.json"), folder / "config.yaml"])

@@ -55,7 +55,7 @@ def sample(cfg: DictConfig, folder: Path) -> int:
     from neural_rdm.training.sampling import input_shape
 
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    run = load_run(Path(cfg.run), cfg.weights, cfg.accelerator)
+    run = load_run(Path(cfg.run), cfg.weights, cfg.accelerator, cfg.get("data"))
     sampler: Sampler = build.build(cfg.sampler, "sampler")
     if run.text is None and cfg.prompts is not None:
         raise ConfigError(f"prompts={list(cfg.prompts)}: this network reads no text; leave prompts out")

@@ -36,7 +36,9 @@ def train(cfg: DictConfig, folder: Path) -> int:
     from neural_rdm.cli import build
     from neural_rdm.core.errors import ConfigError
     from neural_rdm.core.files import load_tensors
+    from neural_rdm.core.provenance import check_checkpoint, read_provenance, write_provenance
     from neural_rdm.core.records import truncate
+    from neural_rdm.data.described import check_same, described
     from neural_rdm.training import parallel
     from neural_rdm.training.checkpoints import newest_readable
     from neural_rdm.training.evaluation import finish
@@ -46,7 +48,11 @@ def train(cfg: DictConfig, folder: Path) -> int:
     if cfg.trainer.num_threads is not None:
         torch.set_num_threads(cfg.trainer.num_threads)
     checkpoint = newest_readable(folder / "checkpoints")
-    step = load_tensors(checkpoint)["global_step"] if checkpoint is not None else 0
+    step = 0
+    if checkpoint is not None:
+        content = load_tensors(checkpoint)
+        check_checkpoint(folder, cfg, checkpoint, content)
+        step = content["global_step"]
     if is_first_rank():
         for name in (
             "metrics.csv",
@@ -55,12 +61,17 @@ def train(cfg: DictConfig, folder: Path) -> int:
             *(f"sensitivity/{n}.csv" for n in ("sensitivity", "units", "alarms")),
         ):
             truncate(folder / name, step)
-        for unfinished in (folder / "checkpoints").glob(".*.tmp"):  # of a save that a kill cut short
-            unfinished.unlink()
 
+    held = None if cfg.accept_data else read_provenance(folder).get("data")
     data = build.data(cfg)
     data.report_folder = folder
     data.setup()
+    if is_first_rank():
+        found = described(data)
+        if held is not None:
+            check_same(held, found)
+        else:
+            write_provenance(folder, data=found)
     module = build.module(cfg, data.space, begins=checkpoint is None)
     classes = getattr(module.net, "num_classes", 0)  # 0: an unconditional network takes any data
     if classes and data.num_classes and classes != data.num_classes:
@@ -124,8 +135,8 @@ def _measure_scale(module: NeuralRDM, data: DataModule, cfg: DictConfig, folder:
     """Measure the scale of the latents on the first training batch, the same on every rank, and write it down: from now
     on it is a number of this run's configuration.
     """
-    from omegaconf import OmegaConf
-
+    from neural_rdm.cli.resume import lasting
+    from neural_rdm.core.provenance import write_config
     from neural_rdm.latents.first_stage import measured_scale
 
     x, positions = data.first_batch(most=64)
@@ -133,7 +144,7 @@ def _measure_scale(module: NeuralRDM, data: DataModule, cfg: DictConfig, folder:
     module.first_stage.scale = cfg.first_stage.scale = scale
     if is_first_rank():
         print(f"first_stage.scale={scale:.6g}, measured on {len(x)} training samples", flush=True)
-        write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg))
+        write_config(folder, lasting(cfg))
 
 
 def _announce(cfg: DictConfig, net: object, samples: int, folder: Path, checkpoint: Path | None, step: int) -> None:

@@ -6,7 +6,7 @@ import atexit
 import multiprocessing
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
@@ -151,6 +151,7 @@ class DataModule(LightningDataModule):
         self.limit = limit
         self.max_bad_fraction = max_bad_fraction
         self._lists: dict[tuple[str, Path | None], BadSamples] = {}
+        self._recalled: Mapping[str, Any] | None = None
         self.seed = 0
         self.micro_steps = 1
 
@@ -161,14 +162,34 @@ class DataModule(LightningDataModule):
             self._lists = {}
         self.seed, self.micro_steps = seed, micro_steps
 
+    def recall(self, held: Mapping[str, Any] | None) -> None:
+        """Take from what a run has written down (see `described`) what label k means: its samples need not be there.
+
+        Where they are, setting up compares it with what is found.
+        """
+        self._recalled = held
+        if held is not None:
+            self.num_classes, self.class_names = held["num_classes"], held["class_names"]
+
     def load_datasets(self) -> None:
         """Make `self.train_set` and, where there is one, `self.val_set`."""
         raise NotImplementedError(f"{type(self).__name__} does not say how to load its data (load_datasets).")
 
     def setup(self, stage: str | None = None) -> None:
-        """Load the data sets unless they are loaded; may be called without a Trainer."""
+        """Load the data sets unless they are loaded; may be called without a Trainer.
+
+        Raises:
+            ConfigError: label k means something else than in the run that these are the data of.
+        """
         if self.train_set is None:
             self.load_datasets()
+            held = self._recalled
+            if held is not None and (problem := other_classes(held, self.num_classes, self.class_names)):
+                self.train_set = self.val_set = None
+                raise ConfigError(
+                    f"{problem}. Pass data.root=DIR (data.latents=DIR) of the data that the run was trained on, or name "
+                    "the folders as they were"
+                )
 
     def prompts(self, count: int) -> list[str] | None:
         """`count` texts to draw previews of; None where the data have no captions."""
@@ -257,6 +278,19 @@ class DataModule(LightningDataModule):
         if workers > 0:
             samples.bad.share_memory()
         return Loader(samples, workers, persistent_workers=workers > 0, pin_memory=torch.cuda.is_available(), **order)
+
+
+def other_classes(held: Mapping[str, Any], number: int | None, names: list[str] | None) -> str:
+    """What is different about the classes that a run has written down and these; empty where nothing is."""
+    before = held["class_names"]
+    if held["num_classes"] != number:
+        return f"the data have {number} classes, but the run {held['num_classes']}"
+    if before == names:
+        return ""
+    if before is None or names is None:
+        return f"the classes have {'names now' if names else 'no names now'}, other than in the run"
+    label = next(k for k, (old, new) in enumerate(zip(before, names, strict=True)) if old != new)
+    return f"label {label} means {before[label]} in the run, but {names[label]} in the data"
 
 
 class Loader(DataLoader[Any]):
