@@ -81,7 +81,7 @@ def sample(cfg: DictConfig, folder: Path) -> int:
     )
     parts, grid = Parts(folder, count, cfg.batch_size), folder / "grid.png"
     goes_on = claim(folder / "sampling.json", facts)
-    if goes_on and grid.is_file() and not parts.folder.is_dir() and all(written(folder, k, count) for k in cfg.files):
+    if goes_on and grid.is_file() and not parts.any() and all(written(folder, k, count) for k in cfg.files):
         print(f"{folder} is finished; nothing to do")
         return 0
     array = place(folder, "npz")

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.core.seeding import choice
 from neural_rdm.data.broken import BadSamples, BrokenSample, LoaderError
+from neural_rdm.data.classes import other_classes
 from neural_rdm.data.sampler import Draw, StepBatchSampler, shuffled, split_batch
 
 _ATTEMPTS = 1000  # samples tried for one place; more than chance could need where most can be read
@@ -187,8 +188,8 @@ class DataModule(LightningDataModule):
             if held is not None and (problem := other_classes(held, self.num_classes, self.class_names)):
                 self.train_set = self.val_set = None
                 raise ConfigError(
-                    f"{problem}. Pass data.root=DIR (data.latents=DIR) of the data that the run was trained on, or name "
-                    "the folders as they were"
+                    f"{problem}. Pass data.root=DIR (data.latents=DIR) of the data that the run was trained on, or "
+                    "name the folders as they were"
                 )
 
     def prompts(self, count: int) -> list[str] | None:
@@ -278,19 +279,6 @@ class DataModule(LightningDataModule):
         if workers > 0:
             samples.bad.share_memory()
         return Loader(samples, workers, persistent_workers=workers > 0, pin_memory=torch.cuda.is_available(), **order)
-
-
-def other_classes(held: Mapping[str, Any], number: int | None, names: list[str] | None) -> str:
-    """What is different about the classes that a run has written down and these; empty where nothing is."""
-    before = held["class_names"]
-    if held["num_classes"] != number:
-        return f"the data have {number} classes, but the run {held['num_classes']}"
-    if before == names:
-        return ""
-    if before is None or names is None:
-        return f"the classes have {'names now' if names else 'no names now'}, other than in the run"
-    label = next(k for k, (old, new) in enumerate(zip(before, names, strict=True)) if old != new)
-    return f"label {label} means {before[label]} in the run, but {names[label]} in the data"
 
 
 class Loader(DataLoader[Any]):

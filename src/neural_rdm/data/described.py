@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from neural_rdm.core.errors import ConfigError
-from neural_rdm.data.base import DataModule, Source, other_classes
+from neural_rdm.data.base import DataModule, Source
+from neural_rdm.data.classes import other_classes
 from neural_rdm.data.latents import Latents
 from neural_rdm.data.tar_shards import TarImages
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from neural_rdm.core.errors import ConfigError, DataError, UserError
-from neural_rdm.core.files import write_atomically, write_text
+from neural_rdm.core.files import sweep, write_atomically, write_text
 from neural_rdm.core.gifs import save_gif
 from neural_rdm.reports.tables import read_mapping
 
@@ -98,8 +98,13 @@ class Parts:
         """Delete the parts, once something was made of them."""
         for path in self.folder.glob("*.npy"):
             path.unlink()
+        sweep(self.folder, deep=False)
         if self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()
+
+    def any(self) -> bool:
+        """Whether some are there: a job that is finished has deleted them."""
+        return any(self.folder.glob("*.npy"))
 
 
 def claim(path: Path, request: dict[str, Any]) -> bool:
