@@ -28,6 +28,7 @@ from neural_rdm.cli.grammar import written
 from neural_rdm.cli.launcher import register
 from neural_rdm.core.config import Sources, config_dir, validate
 from neural_rdm.core.errors import ConfigError, UserError
+from neural_rdm.core.locks import held
 from neural_rdm.core.manifest import check_manifest, read_manifest
 from neural_rdm.core.provenance import write_config
 from neural_rdm.core.ranks import is_first_rank
@@ -155,6 +156,9 @@ def preflight(config_name: str, arguments: Arguments, prepare: Prepare | None = 
     if asked[0].is_sweep_override():
         raise ConfigError("resume= takes one folder; start the command once for each run")
     run = resume.find_run(str(asked[0].value()))
+    if run.finished is None and is_first_rank():
+        with held(run.folder, config_name):
+            pass  # a run that still goes on is refused at once; `opened` holds the lock for the time of the work
     for typed in (str(p.value()) for p in parsed if p.key_or_group == "hydra.run.dir"):
         if Path(typed).resolve() != run.folder.resolve():
             raise ConfigError(f"resume={run.folder} goes on in its own folder; leave out hydra.run.dir={typed}")
