@@ -114,17 +114,21 @@ def test_killed_and_resumed_equals_unbroken(
 WHOLE = b"step,train/loss,lr\n1,1.5,0.1\n2,1.25,0.1\n3,1.125,0.1\n4,1.0,0.1\n"
 
 
+WITHOUT_2 = WHOLE.replace(b"2,1.25,0.1\n", b"")
+HEADER = b"step,train/loss,lr\n"
+
+
 @pytest.mark.parametrize(
     ("content", "kept", "aside"),
     [
         (b"\xef\xbb\xbf" + WHOLE, WHOLE, None),  # as a spreadsheet saves it
         (WHOLE.replace(b"\n", b"\r\n"), WHOLE, None),
         (WHOLE.replace(b"step,", b"stfp,"), WHOLE, WHOLE.replace(b"step,", b"stfp,")),
-        (WHOLE.replace(b"2,1.25", b"2,1.2\xff"), WHOLE.replace(b"2,1.25,0.1\n", b""), b"step,train/loss,lr\n2,1.2\xff,0.1\n"),
-        (WHOLE.replace(b"2,1.25,", b"2,1.25;"), WHOLE.replace(b"2,1.25,0.1\n", b""), b"step,train/loss,lr\n2,1.25;0.1\n"),
-        (WHOLE.replace(b"2,1.25", b'2,"1.25'), WHOLE.replace(b"2,1.25,0.1\n", b""), b'step,train/loss,lr\n2,"1.25,0.1\n'),
-        (WHOLE.replace(b"\n2,", b"\n7,"), WHOLE.replace(b"2,1.25,0.1\n", b""), b"step,train/loss,lr\n7,1.25,0.1\n"),
-        (WHOLE.replace(b"step,train/loss", b"step;train/loss"), b"", WHOLE.replace(b"step,train/loss", b"step;train/loss")),
+        (WHOLE.replace(b"2,1.25", b"2,1.2\xff"), WITHOUT_2, HEADER + b"2,1.2\xff,0.1\n"),
+        (WHOLE.replace(b"2,1.25,", b"2,1.25;"), WITHOUT_2, HEADER + b"2,1.25;0.1\n"),
+        (WHOLE.replace(b"2,1.25", b'2,"1.25'), WITHOUT_2, HEADER + b'2,"1.25,0.1\n'),
+        (WHOLE.replace(b"\n2,", b"\n7,"), WITHOUT_2, HEADER + b"7,1.25,0.1\n"),
+        (WHOLE.replace(b"step,", b"step;"), b"", WHOLE.replace(b"step,", b"step;")),
         (WHOLE.replace(b"train/loss", b"lr"), b"", WHOLE.replace(b"train/loss", b"lr")),
         (WHOLE.decode().encode("utf-16"), b"", WHOLE.decode().encode("utf-16")),
     ],

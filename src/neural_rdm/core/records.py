@@ -146,6 +146,8 @@ def _parsed(content: bytes) -> _Content:
         if steps[before] <= steps[after] and not steps[before] <= steps[i] <= steps[after]:
             wrong.add(i)  # a digit of its step is another
     rows = [dict(zip(columns, parsed[i][1] or [], strict=True)) for i in right if i not in wrong]
+    if odd and not rows:
+        columns = []  # those of a first line under which nothing can be read
     return _Content(columns, rows, [parsed[i][0] for i in sorted(wrong)], cut, odd)
 
 
