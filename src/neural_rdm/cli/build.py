@@ -99,7 +99,7 @@ def data(cfg: DictConfig, held: Mapping[str, Any] | None = None) -> DataModule:
         )
     elif held is not None and "root" in node:
         module = build(OmegaConf.merge(node, {"root": None}), "data")  # type: ignore[arg-type]
-        module.root = Path(os.path.expanduser(node.root))
+        module.root = Path(os.path.expanduser(node.root))  # type: ignore[attr-defined]  # who has this key has it
     else:
         module = build(node, "data")
     module.configure(cfg.seed, cfg.trainer.accumulate_grad_batches)

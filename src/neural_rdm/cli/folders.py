@@ -80,7 +80,7 @@ def refuse_used(folder: Path, command: str, cfg: DictConfig | None = None) -> No
     maker = made_by(folder)
     if maker is None:
         parent = next((p for p in folder.absolute().parents[:3] if made_by(p) is not None), None)
-        if parent is None or not any(folder.iterdir()):
+        if parent is None or set(os.listdir(folder)) <= _OURS:
             return
         raise ConfigError(
             f"{folder} is a part of {parent}, which {made_by(parent)} has made; choose another hydra.run.dir"

@@ -21,7 +21,6 @@ from neural_rdm.core.provenance import FILE, check_config
 CHANGEABLE = (
     "accept_data",
     "checkpoint",
-    "data.latents",
     "data.max_bad_fraction",
     "data.num_workers",
     "data.root",
@@ -110,7 +109,9 @@ def merge(run: Run, composed: DictConfig, overrides: list[Override]) -> DictConf
     cfg = run.config.copy()
     changeable: tuple[str, ...] = CHANGEABLE
     if cfg.optimizer.get("schedule") == "constant":  # any other schedule is a function of the last step
-        changeable = (*CHANGEABLE, "trainer.max_steps")
+        changeable = (*changeable, "trainer.max_steps")
+    if cfg.data.get("latents") is not None:  # as data.root, where these are read
+        changeable = (*changeable, "data.latents")
     for override in overrides:
         key = override.key_or_group
         if key == "resume" or key.startswith("hydra"):
