@@ -34,9 +34,10 @@ def train(cfg: DictConfig, folder: Path) -> int:
     import torch
 
     from neural_rdm.cli import build
+    from neural_rdm.cli.resume import lasting
     from neural_rdm.core.errors import ConfigError
     from neural_rdm.core.files import load_tensors
-    from neural_rdm.core.provenance import check_checkpoint, read_provenance, write_provenance
+    from neural_rdm.core.provenance import check_checkpoint, read_provenance, write_config, write_provenance
     from neural_rdm.core.records import truncate
     from neural_rdm.data.described import check_same, described
     from neural_rdm.training import parallel
@@ -53,15 +54,6 @@ def train(cfg: DictConfig, folder: Path) -> int:
         content = load_tensors(checkpoint)
         check_checkpoint(folder, cfg, checkpoint, content)
         step = content["global_step"]
-    if is_first_rank():
-        for name in (
-            "metrics.csv",
-            "throughput.csv",
-            "evaluations.csv",
-            *(f"sensitivity/{n}.csv" for n in ("sensitivity", "units", "alarms")),
-        ):
-            truncate(folder / name, step)
-
     held = None if cfg.accept_data else read_provenance(folder).get("data")
     data = build.data(cfg)
     data.report_folder = folder
@@ -102,6 +94,15 @@ def train(cfg: DictConfig, folder: Path) -> int:
         report.check(
             data, module.net, pixels=module.encode or data.space == "pixels"
         )  # what cannot be measured is refused now, not after training
+    if is_first_rank():  # nothing is refused any more: from here on the folder changes
+        write_config(folder, lasting(cfg))
+        for name in (
+            "metrics.csv",
+            "throughput.csv",
+            "evaluations.csv",
+            *(f"sensitivity/{n}.csv" for n in ("sensitivity", "units", "alarms")),
+        ):
+            truncate(folder / name, step)
     trainer = build.trainer(cfg, folder, report)
     _announce(cfg, module.net, data.train_size, folder, checkpoint, step)
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)

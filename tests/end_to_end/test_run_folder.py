@@ -67,7 +67,4 @@ def test_a_run_of_an_image_folder(tmp_path: Path) -> None:
     code, output = run(f"resume={folder}", f"data.root={tmp_path / 'moved'}", cwd=there)
     assert code == 2
     assert "label 0 means cat in the run, but dog in the data" in output
-    after = content(folder)
-    assert {n: c for n, c in after.items() if n.startswith("checkpoints")} == {
-        n: c for n, c in before.items() if n.startswith("checkpoints")
-    }
+    assert content(folder) == before

@@ -125,7 +125,7 @@ def main(config_name: str, job: Job, prepare: Prepare | None = None) -> None:
                     cfg.choices = choices
                     if run is not None and run.config is not None:
                         cfg = resume.merge(run, cfg, parse(arguments.overrides))
-                    if is_first_rank():
+                    elif is_first_rank():
                         write_config(folder, resume.lasting(cfg))
                 code = job(cfg, folder)
         except UserError as error:
