@@ -108,3 +108,21 @@ def test_an_evaluation_is_not_gone_on_with_as_a_run(tmp_path: Path) -> None:
     refusal = pytest.raises(CheckpointError, match="an evaluation has a configuration too")
     with refusal, opened(folder, "train", CFG, resumes=True):
         raise AssertionError("it was opened")
+
+
+def test_the_processes_of_one_job_share_a_folder_and_another_job_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MASTER_PORT", "1")
+    with opened(tmp_path, "sample", CFG):
+        (tmp_path / "sampling.json").touch()
+        monkeypatch.setenv("RANK", "1")
+        with opened(tmp_path, "sample", CFG):
+            pass
+        monkeypatch.setenv("MASTER_PORT", "2")
+        refusal = pytest.raises(ConfigError, match="in use by process")
+        with refusal, opened(tmp_path, "sample", CFG):
+            raise AssertionError("it was opened")
+    refusal = pytest.raises(ConfigError, match="holds what sample has made")
+    with refusal, opened(tmp_path, "encode", CFG):  # of another command it is not even the second process
+        raise AssertionError("it was opened")
