@@ -35,7 +35,7 @@ def test_a_run_of_an_image_folder(tmp_path: Path) -> None:
 
     process = start(*RUN, "trainer.max_steps=100000", "hydra.run.dir=run", cwd=here)
     folder = here / "run"
-    wait_for_step(folder, 2, process)
+    wait_for_step(folder, 2, process, timeout=240)
     process.send_signal(signal.SIGSTOP)  # it still trains
     try:
         before = content(folder)
