@@ -50,13 +50,13 @@ def test_a_run_of_an_image_folder(tmp_path: Path) -> None:
 
     # without its data, from elsewhere
     (here / "pets").rename(tmp_path / "moved")
-    code, output = run(f"run={folder}", "per_class=1", "hydra.run.dir=drawn", cwd=there, module="sample")
+    code, output = run(f"run={folder}", "weights=raw", "per_class=1", "hydra.run.dir=drawn", cwd=there, module="sample")
     assert code == 0, output
-    code, output = run(f"run={folder}", "samples=2", cwd=there, module="lens")
+    code, output = run(f"run={folder}", "weights=raw", "samples=2", cwd=there, module="lens")
     assert code == 2
     assert "data.root" in output
     code, output = run(
-        f"run={folder}", "samples=2", "times=[0.5]", f"data.root={tmp_path / 'moved'}", "hydra.run.dir=seen",
+        f"run={folder}", "weights=raw", "samples=2", "times=[0.5]", f"data.root={tmp_path / 'moved'}", "hydra.run.dir=seen",
         cwd=there, module="lens",
     )  # fmt: skip
     assert code == 0, output
