@@ -56,8 +56,8 @@ def test_a_run_of_an_image_folder(tmp_path: Path) -> None:
     assert code == 2
     assert "data.root" in output
     code, output = run(
-        f"run={folder}", "weights=raw", "samples=2", "times=[0.5]", f"data.root={tmp_path / 'moved'}", "hydra.run.dir=seen",
-        cwd=there, module="lens",
+        f"run={folder}", "weights=raw", "samples=2", "times=[0.5]", f"data.root={tmp_path / 'moved'}",
+        "hydra.run.dir=seen", cwd=there, module="lens",
     )  # fmt: skip
     assert code == 0, output
 
