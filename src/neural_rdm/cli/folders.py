@@ -58,7 +58,7 @@ def opened(folder: Path, command: str, cfg: DictConfig, resumes: bool = False) -
                 "deepen (an evaluation has a configuration too), or that file was lost and has to be restored"
             )
         sweep(folder)
-        if not read_provenance(folder):
+        if not resumes or not read_provenance(folder):
             # of a training run its own hashes follow: its configuration is not complete yet
             write_provenance(folder, command=command, **({} if command == "train" else {"request": config_hash(cfg)}))
         try:
@@ -77,6 +77,8 @@ def refuse_used(folder: Path, command: str, cfg: DictConfig | None = None) -> No
     Raises:
         ConfigError: saying what it holds.
     """
+    if folder.is_dir() and FILE in (there := set(os.listdir(folder))) and there <= _OURS - {CONFIG}:
+        return  # a command was killed there before anything came of it
     maker = made_by(folder)
     if maker is None:
         parent = next((p for p in folder.absolute().parents[:3] if made_by(p) is not None), None)
