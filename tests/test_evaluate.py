@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from omegaconf import OmegaConf
 from neural_rdm.cli.compose import compose_config
 from neural_rdm.cli.runs import written
 from neural_rdm.core.errors import ConfigError, DataError
+from neural_rdm.core.provenance import write_config
 from neural_rdm.evaluate import evaluate, origin, prepare
 from neural_rdm.reports.figures import attempt
 from neural_rdm.reports.tables import compare_runs
@@ -81,7 +83,8 @@ def test_a_run_without_a_metric_is_refused_naming_the_choices(run, tmp_path):
     (plain / "checkpoints" / "last.ckpt").symlink_to(run / "checkpoints" / "last.ckpt")
     config = OmegaConf.load(run / "config.yaml")
     config.metric = None
-    OmegaConf.save(config, plain / "config.yaml")
+    shutil.copy(run / "provenance.json", plain)
+    write_config(plain, config)
     assert "choose one of metric=digits" in refused_without_torch("evaluate", "run=plain", cwd=tmp_path)
     asked = evaluated(plain, tmp_path / "out", "metric=digits", "metric.per_class=1")
     assert asked["rows"] == json.loads((run / "report" / "metrics.json").read_text())["rows"]

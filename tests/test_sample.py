@@ -26,6 +26,7 @@ from neural_rdm.cli.compose import compose_config, parse
 from neural_rdm.cli.runs import LoadedRun, find_runs, inherit, load_run, read_config, written
 from neural_rdm.core.errors import CheckpointError, ConfigError, DataError, UserError
 from neural_rdm.core.files import load_tensors, save_tensors
+from neural_rdm.core.provenance import write_config
 from neural_rdm.data.digits_text import DigitsText
 from neural_rdm.data.synthetic import Synthetic
 from neural_rdm.reports.samples import Parts
@@ -465,7 +466,7 @@ def test_checkpoints_of_something_else_are_refused(run, tmp_path):
         load_run(copy, "raw", "cpu")
     config = OmegaConf.load(copy / "config.yaml")
     config.backbone.hidden_size = 64
-    OmegaConf.save(config, copy / "config.yaml")
+    write_config(copy, config)
     save_tensors(newest, dict(whole))
     with pytest.raises(CheckpointError, match="does not fit the network"):
         load_run(copy, "raw", "cpu")

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from neural_rdm.cli.app import main, print_paths
 from neural_rdm.cli.compose import parse
@@ -19,6 +19,8 @@ from neural_rdm.cli.grammar import written
 from neural_rdm.cli.runs import newest, read_config
 from neural_rdm.core.errors import CheckpointError, ConfigError
 from neural_rdm.core.files import link_atomically, load_tensors, save_tensors, write_text
+from neural_rdm.core.provenance import KEY as KEY_OF_CONFIG
+from neural_rdm.core.provenance import check_checkpoint, config_hash, read_provenance, write_config, write_provenance
 
 if TYPE_CHECKING:
     from torch import nn
@@ -69,6 +71,7 @@ def deepen(cfg: DictConfig, folder: Path) -> int:
     content: dict[str, Any] = dict(load_tensors(source))
     if (name := sick(content)) is not None:
         raise CheckpointError(f"{source} holds values that are not finite (first {name})")
+    check_checkpoint(run_of(cfg.checkpoint), config, source, content)
     net = build.network(config)
     freeze(net, config.train_only)
     try:
@@ -106,6 +109,7 @@ def deepen(cfg: DictConfig, folder: Path) -> int:
     config.backbone.depth = cfg.depth
     if cfg.max_steps is not None:
         config.trainer.max_steps = cfg.max_steps
+    content[KEY_OF_CONFIG] = config_hash(config)
     target = path_of(folder / "checkpoints", int(content["global_step"]))
     save_tensors(target, content)
     link_atomically(target, target.with_name("last.ckpt"))
@@ -122,7 +126,9 @@ def deepen(cfg: DictConfig, folder: Path) -> int:
         "torch": torch.__version__,
     }
     write_text(target.with_name("deepen.json"), json.dumps(manifest, indent=2) + "\n")
-    write_text(folder / "config.yaml", OmegaConf.to_yaml(config))
+    if (data := read_provenance(run_of(cfg.checkpoint)).get("data")) is not None:
+        write_provenance(folder, data=data)
+    write_config(folder, config)  # last: what is there before is no run yet
     print(f"{depth_of(net)} blocks -> {cfg.depth}; the output moved by at most {max(moved.values()):.3g}")
     print("wrote:")
     print_paths([target, target.with_name("deepen.json"), folder / "config.yaml"])

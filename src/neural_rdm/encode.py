@@ -194,15 +194,13 @@ def _finish(
     import torch
     from safetensors.torch import save
 
-    from neural_rdm.core.files import write_atomically, write_text
+    from neural_rdm.core.files import sweep, write_atomically, write_text
     from neural_rdm.data.encoder import list_broken
     from neural_rdm.data.latents import TEXT_FILE
     from neural_rdm.latents.shards import Shard
 
     written: list[Path] = []
-    for shards in splits.values():
-        for unfinished in shards.folder.glob(".*.tmp"):  # of a shard that a kill cut short
-            unfinished.unlink()
+    sweep(folder)  # a process of this job may have been killed beside this one
     facts: dict[str, Any] = {}
     bad: dict[str, dict[int, tuple[str, str]]] = {}
     cells: list[int] = []

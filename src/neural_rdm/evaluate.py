@@ -61,7 +61,7 @@ def _run(cfg: DictConfig, report: Report, folder: Path) -> list[Path]:
     settings: list[dict[str, Any]] = []
     measured: list[Measured] = []
     for weights in cfg.averages or [cfg.weights]:
-        run = load_run(Path(cfg.run), weights, cfg.accelerator)
+        run = load_run(Path(cfg.run), weights, cfg.accelerator, cfg.get("data"))
         if not measured:
             report.check(run.data, run.net, run.pixels)
         for scale in cfg.guidance or [sampler.cfg_scale]:

@@ -40,7 +40,7 @@ def lens(cfg: DictConfig, folder: Path) -> int:
     from neural_rdm.reports.depth import plot_depth, write_depth
     from neural_rdm.residual import units
 
-    run = load_run(Path(cfg.run), cfg.weights, cfg.accelerator)
+    run = load_run(Path(cfg.run), cfg.weights, cfg.accelerator, cfg.get("data"))
     run.data.setup()
     module = build.module(run.config, run.data.space, begins=False, net=run.net).to(run.device).eval()
     batches = _batches(run, cfg.samples, cfg.batch_size)

@@ -56,7 +56,7 @@ def sample(cfg: DictConfig, folder: Path) -> int:
     from neural_rdm.training.sampling import input_shape
 
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    run = load_run(Path(cfg.run), cfg.weights, cfg.accelerator)
+    run = load_run(Path(cfg.run), cfg.weights, cfg.accelerator, cfg.get("data"))
     sampler: Sampler = build.build(cfg.sampler, "sampler")
     if run.text is None and cfg.prompts is not None:
         raise ConfigError(f"prompts={list(cfg.prompts)}: this network reads no text; leave prompts out")
@@ -82,7 +82,7 @@ def sample(cfg: DictConfig, folder: Path) -> int:
     )
     parts, grid = Parts(folder, count, cfg.batch_size), folder / "grid.png"
     goes_on = claim(folder / "sampling.json", facts)
-    if goes_on and grid.is_file() and not parts.folder.is_dir() and all(written(folder, k, count) for k in cfg.files):
+    if goes_on and grid.is_file() and not parts.any() and all(written(folder, k, count) for k in cfg.files):
         print(f"{folder} is finished; nothing to do")
         return 0
     array = place(folder, "npz")

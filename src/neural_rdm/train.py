@@ -39,9 +39,12 @@ def train(cfg: DictConfig, folder: Path) -> int:
     import torch
 
     from neural_rdm.cli import build
+    from neural_rdm.cli.resume import lasting
     from neural_rdm.core.errors import ConfigError
     from neural_rdm.core.files import load_tensors
+    from neural_rdm.core.provenance import check_checkpoint, read_provenance, write_config, write_provenance
     from neural_rdm.core.records import truncate
+    from neural_rdm.data.described import check_same, described
     from neural_rdm.data.prompts import tell_too_long
     from neural_rdm.training.checkpoints import newest_readable
     from neural_rdm.training.launching import watched
@@ -50,21 +53,21 @@ def train(cfg: DictConfig, folder: Path) -> int:
     if cfg.trainer.num_threads is not None:
         torch.set_num_threads(cfg.trainer.num_threads)
     checkpoint = newest_readable(folder / "checkpoints")
-    step = load_tensors(checkpoint)["global_step"] if checkpoint is not None else 0
-    if is_first_rank():
-        for name in (
-            "metrics.csv",
-            "throughput.csv",
-            "evaluations.csv",
-            *(f"sensitivity/{n}.csv" for n in ("sensitivity", "units", "alarms")),
-        ):
-            truncate(folder / name, step)
-        for unfinished in (folder / "checkpoints").glob(".*.tmp"):  # of a save that a kill cut short
-            unfinished.unlink()
-
+    step = 0
+    if checkpoint is not None:
+        content = load_tensors(checkpoint)
+        check_checkpoint(folder, cfg, checkpoint, content)
+        step = content["global_step"]
+    held = None if cfg.accept_data else read_provenance(folder).get("data")
     data = build.data(cfg)
     data.report_folder = folder
     data.setup()
+    if is_first_rank():
+        found = described(data)
+        if held is not None:
+            check_same(held, found)
+        else:
+            write_provenance(folder, data=found)
     module = build.module(cfg, data.space, begins=checkpoint is None)
     classes = getattr(module.net, "num_classes", 0)  # 0: an unconditional network takes any data
     if classes and data.num_classes and classes != data.num_classes:
@@ -97,6 +100,15 @@ def train(cfg: DictConfig, folder: Path) -> int:
         report.check(
             data, module.net, pixels=module.encode or data.space == "pixels"
         )  # what cannot be measured is refused now, not after training
+    if is_first_rank():  # nothing is refused any more: from here on the folder changes
+        write_config(folder, lasting(cfg))
+        for name in (
+            "metrics.csv",
+            "throughput.csv",
+            "evaluations.csv",
+            *(f"sensitivity/{n}.csv" for n in ("sensitivity", "units", "alarms")),
+        ):
+            truncate(folder / name, step)
     trainer = build.trainer(cfg, folder, report)
     _announce(cfg, module.net, data.train_size, folder, checkpoint, step)
     with watched(trainer, lambda: saved(folder, folder)):
@@ -148,8 +160,8 @@ def _measure_scale(module: NeuralRDM, data: DataModule, cfg: DictConfig, folder:
     """Measure the scale of the latents on the first training batch, the same on every rank, and write it down: from now
     on it is a number of this run's configuration.
     """
-    from omegaconf import OmegaConf
-
+    from neural_rdm.cli.resume import lasting
+    from neural_rdm.core.provenance import write_config
     from neural_rdm.latents.first_stage import measured_scale
 
     x, positions = data.first_batch(most=64)
@@ -157,7 +169,7 @@ def _measure_scale(module: NeuralRDM, data: DataModule, cfg: DictConfig, folder:
     module.first_stage.scale = cfg.first_stage.scale = scale
     if is_first_rank():
         print(f"first_stage.scale={scale:.6g}, measured on {len(x)} training samples", flush=True)
-        write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg))
+        write_config(folder, lasting(cfg))
 
 
 def _announce(cfg: DictConfig, net: object, samples: int, folder: Path, checkpoint: Path | None, step: int) -> None:

@@ -9,8 +9,9 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from neural_rdm.cli.compose import compose_config, parse
-from neural_rdm.cli.resume import CHANGEABLE, Run, find_run, merge
+from neural_rdm.cli.resume import CHANGEABLE, Run, find_run, lasting, make_absolute, merge
 from neural_rdm.core.errors import CheckpointError, ConfigError
+from neural_rdm.core.provenance import write_config
 
 
 @lru_cache
@@ -181,3 +182,34 @@ def test_a_finished_run_says_so(tmp_path: Path) -> None:
     run_of(tmp_path / "a")
     (tmp_path / "a" / "finished.json").write_text('{"global_step": 5, "files": []}', encoding="utf-8")
     assert find_run(str(tmp_path / "a")).finished == {"global_step": 5, "files": []}
+
+
+def test_relative_paths_hold_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "vae").mkdir()
+    monkeypatch.chdir(tmp_path)
+    cfg = OmegaConf.create(
+        {"data": {"root": "pets", "latents": None}, "first_stage": {"path": "vae"}, "metric": None,
+         "condition": {"path": "some/name-of-a-hub"}, "pretrained": {"path": "/somewhere/a.pt"}}
+    )  # fmt: skip
+    make_absolute(cfg)
+    assert cfg.data == {"root": str(tmp_path / "pets"), "latents": None}
+    assert (cfg.first_stage.path, cfg.condition.path) == (str(tmp_path / "vae"), "some/name-of-a-hub")
+    assert cfg.pretrained.path == "/somewhere/a.pt"
+
+
+def test_what_is_accepted_is_accepted_once(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "a")
+    cfg = resumed(run, "accept_data=true")
+    assert cfg.accept_data
+    assert lasting(cfg) == run.config
+
+
+def test_a_configuration_that_was_changed_is_refused(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "a")
+    assert run.config is not None
+    write_config(tmp_path / "a", run.config)
+    assert find_run(str(tmp_path / "a")).config == run.config
+    text = (tmp_path / "a" / "config.yaml").read_text()
+    (tmp_path / "a" / "config.yaml").write_text(text.replace("seed: 0", "seed: 4"))
+    with pytest.raises(CheckpointError, match="changed behind the run's back"):
+        find_run(str(tmp_path / "a"))

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from neural_rdm.core.errors import CheckpointError, UserError, WriteError
-from neural_rdm.core.files import link_atomically, load_tensors, save_tensors, write_atomically, write_text
+from neural_rdm.core.files import link_atomically, load_tensors, save_tensors, sweep, write_atomically, write_text
 
 CONTENT: dict[str, Any] = {
     "weights": torch.arange(300.0),
@@ -232,3 +232,51 @@ def test_a_file_system_without_links_gets_a_copy(tmp_path: Path, monkeypatch: py
     assert (tmp_path / "last").read_bytes() == (tmp_path / "step1").read_bytes()
     assert not (tmp_path / "last").samefile(tmp_path / "step1")
     assert names(tmp_path) == ["last", "step1"]
+
+
+#: writes half of a file, says so, and waits to be killed
+HALF = """
+import sys, time
+from neural_rdm.core.files import write_atomically
+def write(file):
+    file.write(b"half")
+    file.flush()
+    print("half", flush=True)
+    time.sleep(60)
+write_atomically(sys.argv[1], write)
+"""
+
+
+def test_what_a_killed_process_has_left_is_swept_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
+    below = tmp_path / "checkpoints"
+    process = subprocess.Popen(
+        [sys.executable, "-c", HALF, str(below / "step=1.ckpt")], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "half\n"
+        (below / ".notes.tmp").touch()  # of somebody else
+        assert sweep(tmp_path) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert sweep(tmp_path, deep=False) == 0
+    assert sweep(tmp_path) == 1
+    assert names(below) == [".notes.tmp"]
+
+
+def test_a_file_that_is_swept_as_it_begins_is_begun_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between its creation and its lock it belongs to nobody."""
+    from neural_rdm.core import files
+
+    lock, swept = files._lock, []
+
+    def late(file: BinaryIO, wait: bool) -> bool | None:
+        if wait and not swept:
+            swept.append(sweep(tmp_path))
+        return lock(file, wait)
+
+    monkeypatch.setattr(files, "_lock", late)
+    write_text(tmp_path / "file", "text")
+    assert swept == [1]
+    assert names(tmp_path) == ["file"]

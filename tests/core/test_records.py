@@ -109,3 +109,58 @@ def test_killed_and_resumed_equals_unbroken(
     for row in steps[checkpoint:]:
         second.append([row])
     assert broken.read_bytes() == unbroken.read_bytes()
+
+
+WHOLE = b"step,train/loss,lr\n1,1.5,0.1\n2,1.25,0.1\n3,1.125,0.1\n4,1.0,0.1\n"
+
+
+WITHOUT_2 = WHOLE.replace(b"2,1.25,0.1\n", b"")
+HEADER = b"step,train/loss,lr\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "kept", "aside"),
+    [
+        (b"\xef\xbb\xbf" + WHOLE, WHOLE, None),  # as a spreadsheet saves it
+        (WHOLE.replace(b"\n", b"\r\n"), WHOLE, None),
+        (WHOLE.replace(b"step,", b"stfp,"), WHOLE, WHOLE.replace(b"step,", b"stfp,")),
+        (WHOLE.replace(b"2,1.25", b"2,1.2\xff"), WITHOUT_2, HEADER + b"2,1.2\xff,0.1\n"),
+        (WHOLE.replace(b"2,1.25,", b"2,1.25;"), WITHOUT_2, HEADER + b"2,1.25;0.1\n"),
+        (WHOLE.replace(b"2,1.25", b'2,"1.25'), WITHOUT_2, HEADER + b'2,"1.25,0.1\n'),
+        (WHOLE.replace(b"\n2,", b"\n7,"), WITHOUT_2, HEADER + b"7,1.25,0.1\n"),
+        (WHOLE.replace(b"step,", b"step;"), b"", WHOLE.replace(b"step,", b"step;")),
+        (WHOLE.replace(b"train/loss", b"lr"), b"", WHOLE.replace(b"train/loss", b"lr")),
+        (WHOLE.decode().encode("utf-16"), b"", WHOLE.decode().encode("utf-16")),
+    ],
+    ids=["bom", "crlf", "step", "byte", "cells", "quote", "digit", "delimiter", "twice", "utf-16"],
+)  # fmt: skip
+def test_what_cannot_be_read_is_kept_beside_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, kept: bytes, aside: bytes | None
+) -> None:
+    for cut in (True, False):  # as a resume does it, and as one who only appends does
+        path = tmp_path / str(cut) / "metrics.csv"
+        path.parent.mkdir()
+        path.write_bytes(content)
+        if cut:
+            truncate(path, 4)
+        StepRecords(path).append([{"step": 5, "train/loss": 0.5, "lr": 0.1}])
+        added = b"5,0.5,0.1\n" if kept else b"step,train/loss,lr\n5,0.5,0.1\n"
+        assert path.read_bytes().removeprefix(b"\xef\xbb\xbf").replace(b"\r", b"") == kept + added
+        said, beside = capsys.readouterr().out, path.with_name("metrics.unreadable-1.csv")
+        assert beside.exists() == (aside is not None) == ("cannot be read" in said)
+        if aside is not None:
+            assert beside.read_bytes() == aside
+            assert "kept in metrics.unreadable-1.csv" in said
+
+
+def test_what_a_kill_cut_short_is_told_only_where_its_step_is_not_done_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(WHOLE + b"9,0.1,0.")
+    truncate(path, 4)
+    assert (path.read_bytes(), capsys.readouterr().out) == (WHOLE, "")
+    path.write_bytes(WHOLE.removesuffix(b"\n"))
+    truncate(path, 4)
+    assert path.with_name("metrics.unreadable-1.csv").read_bytes().endswith(b"\n4,1.0,0.1\n")
+    assert "1 of its 4 rows cannot be read" in capsys.readouterr().out

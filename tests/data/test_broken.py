@@ -19,7 +19,7 @@ from torch import nn
 from neural_rdm.core.errors import DataError
 from neural_rdm.core.seeding import choice
 from neural_rdm.data.base import BrokenSample, DataModule
-from neural_rdm.data.broken import FILE, BadSamples, bad_allowed, printable
+from neural_rdm.data.broken import COLUMNS, FILE, BadSamples, bad_allowed, printable
 from neural_rdm.data.sampler import StepBatchSampler
 
 L = pytest.importorskip("lightning.pytorch")
@@ -268,6 +268,22 @@ def test_a_torn_list_is_continued(tmp_path):
         bad.add({1: BrokenSample("torn", 'a\nb,"c".jpg'), 7: BrokenSample("torn", "7.jpg")}, 3, 4)
     rows = [row for row in listed(tmp_path) if row["replacement"]]
     assert [(row["index"], row["path"]) for row in rows] == [("1", 'a\nb,"c".jpg'), ("7", "7.jpg")]
+
+
+@pytest.mark.parametrize("header", ["\ufeff" + ",".join(COLUMNS), "splxt,inde,path,reason,position,replacement"])
+def test_a_list_that_a_spreadsheet_has_saved_is_continued(tmp_path, capsys, header):
+    bad = BadSamples("train", 100, 0.5, tmp_path)
+    bad.add({1: BrokenSample("torn", "1.jpg"), 7: BrokenSample("torn", "7.jpg")}, 3, 4)
+    text = (tmp_path / FILE).read_text().replace(",".join(COLUMNS), header).replace("train,7,7.jpg", "train;7,7.jpg")
+    (tmp_path / FILE).write_text(text)
+    again = BadSamples("train", 100, 0.5, tmp_path)
+    again.add({1: BrokenSample("torn", "1.jpg"), 7: BrokenSample("torn", "7.jpg")}, 3, 4)
+    assert again.count == 2
+    written = (tmp_path / FILE).read_text()
+    assert written.startswith(text)  # nothing of it is lost
+    assert written.count("1.jpg") == 1  # it is known
+    assert written.count("7.jpg") == 2  # its line could not be read
+    assert capsys.readouterr().out.count("1 lines cannot be read; they stay as they are") == 1
 
 
 def test_a_list_that_cannot_be_written_is_one_message(tmp_path):

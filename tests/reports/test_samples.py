@@ -120,3 +120,12 @@ def test_files_that_do_not_fit_are_refused_and_finished_ones_kept(tmp_path: Path
     write_each(tmp_path / "out", images, "png")
     assert (tmp_path / "out" / "0000001.png").stat().st_mtime_ns == before
     assert Image.open(tmp_path / "out" / "0000000.png").size == (4, 4)
+
+
+def test_what_a_killed_process_has_left_among_the_parts_keeps_no_job_from_its_end(tmp_path: Path) -> None:
+    parts = saved(tmp_path, np.zeros((2, 4, 4, 1), dtype=np.uint8), 2)
+    (parts.folder / ".0000000.npy.7.tmp").write_bytes(b"half")
+    assert parts.any()
+    parts.remove()
+    assert not parts.any()
+    assert not parts.folder.exists()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,14 +23,17 @@ from omegaconf import DictConfig, OmegaConf
 from neural_rdm.cli import resume
 from neural_rdm.cli.compose import Composed, compose_config, drop_unchosen, group_choices, parse
 from neural_rdm.cli.datasets import check_layout
+from neural_rdm.cli.folders import opened, refuse_used
 from neural_rdm.cli.grammar import as_typed, written
 from neural_rdm.cli.jobs import SWEEP_DIR, claim, end_with_parent
 from neural_rdm.cli.launcher import register
 from neural_rdm.cli.stopping import Place, stoppable
 from neural_rdm.core.config import Sources, config_dir, validate
 from neural_rdm.core.errors import ConfigError, UserError, WriteError
-from neural_rdm.core.files import as_user_error, needs_another_folder, write_text
+from neural_rdm.core.files import as_user_error, needs_another_folder
+from neural_rdm.core.locks import held
 from neural_rdm.core.manifest import check_manifest, read_manifest
+from neural_rdm.core.provenance import write_config
 from neural_rdm.core.ranks import is_first_rank
 
 Job = Callable[[DictConfig, Path], int]
@@ -124,27 +126,23 @@ def _run(config_name: str, job: Job, prepare: Prepare | None, place: Place) -> N
     def task(cfg: DictConfig) -> None:
         place.folder = folder = Path(HydraConfig.get().runtime.output_dir)
         choices = group_choices(HydraConfig.get())
-        made = False
         try:
             OmegaConf.set_struct(cfg, False)
             drop_unchosen(cfg, choices)
             OmegaConf.resolve(cfg)
-            if config_name == "train" and run is None and is_first_rank():
-                _refuse_used(folder)
-            if config_name == "train":
-                cfg.choices, cfg.resume = choices, None
-            if run is not None and run.config is not None:
-                cfg = resume.merge(run, cfg, parse(arguments.overrides))
-            if config_name == "train" and is_first_rank():
-                write_text(folder / "config.yaml", OmegaConf.to_yaml(cfg))
-                made = run is None
-            code = job(cfg, folder)
+            with opened(folder, config_name, cfg, resumes=run is not None):
+                if config_name == "train":
+                    resume.make_absolute(cfg)
+                    cfg.choices = choices
+                    if run is not None and run.config is not None:
+                        cfg = resume.merge(run, cfg, parse(arguments.overrides))
+                    elif is_first_rank():
+                        write_config(folder, resume.lasting(cfg))
+                code = job(cfg, folder)
         except (UserError, OSError) as caught:
             error = caught if isinstance(caught, UserError) else as_user_error(caught)
             if error is None:
                 raise
-            if made and all(p.name == "config.yaml" for p in folder.iterdir()):
-                shutil.rmtree(folder)  # nothing came of it; `resume=last` should not find it
             place.clear()
             if isinstance(error, WriteError):
                 error = UserError(f"{error} {place.how_to_go_on(needs_another_folder(caught))}")
@@ -166,7 +164,7 @@ def preflight(config_name: str, arguments: Arguments, prepare: Prepare | None = 
     _one_folder_for_all_ranks(parsed)
     asked = [o for o in parsed if o.key_or_group == "resume" and o.value() is not None]
     if not asked:
-        _refuse_unusable(parsed)
+        _refuse_unusable(parsed, arguments.multirun)
     if not asked:
         for overrides in _jobs(arguments, parsed):
             _check(compose_config(config_name, overrides, arguments.folders), config_name)
@@ -181,6 +179,9 @@ def preflight(config_name: str, arguments: Arguments, prepare: Prepare | None = 
     run = resume.find_run(str(asked[0].value()))
     if not os.access(run.folder, os.W_OK):
         raise UserError(f"resume={run.folder}: you may not write there; copy the run to where you may, resume=COPY")
+    if run.finished is None and is_first_rank():
+        with held(run.folder, config_name):
+            pass  # a run that still goes on is refused at once; `opened` holds the lock for the time of the work
     for typed in (str(p.value()) for p in parsed if p.key_or_group == "hydra.run.dir"):
         if Path(typed).resolve() != run.folder.resolve():
             raise ConfigError(f"resume={run.folder} goes on in its own folder; leave out hydra.run.dir={typed}")
@@ -207,15 +208,7 @@ def preflight(config_name: str, arguments: Arguments, prepare: Prepare | None = 
     return run
 
 
-def _refuse_used(folder: Path) -> None:
-    """A folder that holds a run already is continued with resume=, which looks after its trajectory."""
-    if (folder / "config.yaml").is_file() or any((folder / "checkpoints").glob("*.ckpt")):
-        raise ConfigError(
-            f"{folder} holds a run already: continue it with resume={folder}, or choose another hydra.run.dir"
-        )
-
-
-def _refuse_unusable(parsed: list[Override]) -> None:
+def _refuse_unusable(parsed: list[Override], multirun: bool) -> None:
     typed_folders = [str(p.value()) for p in parsed if p.key_or_group in ("hydra.run.dir", "hydra.sweep.dir")]
     for typed in typed_folders or ["outputs"]:
         if "${" in typed:
@@ -226,6 +219,10 @@ def _refuse_unusable(parsed: list[Override]) -> None:
         if not folder.is_dir() or not os.access(folder, os.W_OK):
             advice = "" if typed_folders else "; pass another one with hydra.run.dir=DIR"
             raise ConfigError(f"cannot write to {typed}: {folder} is not a folder that you may write to{advice}")
+    if multirun:
+        for typed in (str(p.value()) for p in parsed if p.key_or_group == SWEEP_DIR):
+            if "${" not in typed:
+                refuse_used(Path(typed), "sweep")
 
 
 def _one_folder_for_all_ranks(parsed: list[Override]) -> None:
@@ -261,7 +258,7 @@ def _check(composed: Composed, config_name: str, resumed: bool = False) -> None:
     data, pretrained = cfg.get("data"), cfg.get("pretrained")
     if data is not None and data.get("source") == "latents":
         check_manifest(read_manifest(data.latents), data, cfg.first_stage, cfg.condition)
-    elif data is not None and "root" in data:
+    elif data is not None and "root" in data and "_target_" in data:
         check_layout(data, composed.choices.get("data", ""), cfg.get("backbone"))
     if pretrained is not None and pretrained.path is not None and not resumed and not Path(pretrained.path).exists():
         raise ConfigError(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from neural_rdm.cli.resume import lasting
 from neural_rdm.core.errors import ConfigError, UserError
+from neural_rdm.core.provenance import config_hash
 from neural_rdm.data.base import DataModule
 from neural_rdm.data.latents import Clip, Latents, stored_tokens
 from neural_rdm.surgery.official import load_official
@@ -30,6 +34,7 @@ from neural_rdm.training.optim import freeze
 from neural_rdm.training.progress import StepBar
 from neural_rdm.training.recording import EvaluationLog
 from neural_rdm.training.sensitivity import SensitivityLog
+from neural_rdm.training.stamp import Stamp
 from neural_rdm.training.supervision import Supervision
 
 #: keys of `data` that say where training reads it, and are no arguments of a data set's class
@@ -73,8 +78,13 @@ def text(cfg: DictConfig) -> Any:
     return encoder
 
 
-def data(cfg: DictConfig) -> DataModule:
-    """The data module, not yet set up: of pixels, or of the latents that were made of them (`data.source=latents`)."""
+def data(cfg: DictConfig, held: Mapping[str, Any] | None = None) -> DataModule:
+    """The data module, not yet set up: of pixels, or of the latents that were made of them (`data.source=latents`).
+
+    Args:
+        held: what the run has written down of its data (see `data.described`): they need not be there then until the
+            module is set up.
+    """
     node = cfg.data
     module: DataModule
     if node.get("source") == "latents":
@@ -88,9 +98,13 @@ def data(cfg: DictConfig) -> DataModule:
             Clip(node.num_frames, node.frame_interval, node.image_frames) if "num_frames" in node else None,
             None if cfg.condition is None else cfg.condition.max_length,
         )
+    elif held is not None and "root" in node:
+        module = build(OmegaConf.merge(node, {"root": None}), "data")  # type: ignore[arg-type]
+        module.root = Path(os.path.expanduser(node.root))  # type: ignore[attr-defined]  # who has this key has it
     else:
         module = build(node, "data")
     module.configure(cfg.seed, cfg.trainer.accumulate_grad_batches)
+    module.recall(held)
     return module
 
 
@@ -153,6 +167,7 @@ def trainer(cfg: DictConfig, folder: Path, report: Report | None = None) -> pl.T
         StepBar(metrics),
         FiniteSteps(cfg.log_every_n_steps, cfg.optimizer.get("skip_nonfinite", 0)),
         StopOnSignal(),
+        Stamp(config_hash(lasting(cfg))),
         Checkpoints(folder / "checkpoints", cfg.checkpoint.every_n_steps, cfg.checkpoint.keep),
     ]
     plugins: list[Any] = [StreamedCheckpointIO()]

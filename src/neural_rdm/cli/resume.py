@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from neural_rdm.core.config import nearest
 from neural_rdm.core.errors import CheckpointError, ConfigError
+from neural_rdm.core.provenance import FILE, check_config
 
 #: keys that may change on resume, because the trajectory does not depend on them (noise and data order are keyed by the
 #: position in the run, not by rank or worker)
 CHANGEABLE = (
+    "accept_data",
     "checkpoint",
     "data.max_bad_fraction",
     "data.num_workers",
@@ -29,6 +32,13 @@ CHANGEABLE = (
     "trainer.accelerator",
     "trainer.devices",
     "trainer.num_nodes",
+)
+#: keys that say what is to happen this time alone, and how a configuration that is kept has them
+MOMENTARY = {"resume": None, "accept_data": False}
+#: keys of files and folders: those that must be there, and those that may also be names of something else
+_FOLDERS, _PATHS = (
+    ("data.root", "data.latents"),
+    (*("first_stage.path", "condition.path", "pretrained.path", "metric.reference", "metric.frame_reference"),),
 )
 
 
@@ -51,7 +61,7 @@ def find_run(value: str, root: Path = Path("outputs/train")) -> Run:
 
     Raises:
         ConfigError: there is no such folder, or it is not a run's.
-        CheckpointError: its config.yaml or finished.json cannot be read.
+        CheckpointError: its config.yaml or finished.json cannot be read, or the former is not as the run wrote it.
     """
     runs = sorted((p.parent for p in root.glob("*/*/config.yaml")), key=lambda p: p.name)
     if value == "last":
@@ -65,11 +75,13 @@ def find_run(value: str, root: Path = Path("outputs/train")) -> Run:
             raise ConfigError(f"resume={value}: no such run folder ({folder.resolve() if value else 'empty'}).{hint}")
     config, finished = _read(folder / "config.yaml", OmegaConf.load), _read(folder / "finished.json", _json)
     if config is None:
-        others = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+        others = sorted(p.name for p in folder.iterdir() if not p.name.startswith(".") and p.name != FILE)
         if others:
             raise ConfigError(f"resume={value}: not a run folder, it holds {others[0]} but no config.yaml")
     elif not isinstance(config, DictConfig) or not {"optimizer", "trainer"} <= set(config):
         raise CheckpointError(f"resume={value}: {folder / 'config.yaml'} is not the configuration of a training run")
+    else:
+        check_config(folder, config)
     return Run(folder, config, finished)
 
 
@@ -94,10 +106,13 @@ def merge(run: Run, composed: DictConfig, overrides: list[Override]) -> DictConf
         ConfigError: an override would change the trajectory.
     """
     assert run.config is not None
+    make_absolute(composed)
     cfg = run.config.copy()
     changeable: tuple[str, ...] = CHANGEABLE
     if cfg.optimizer.get("schedule") == "constant":  # any other schedule is a function of the last step
-        changeable = (*CHANGEABLE, "trainer.max_steps")
+        changeable = (*changeable, "trainer.max_steps")
+    if cfg.data.get("latents") is not None:  # as data.root, where these are read
+        changeable = (*changeable, "data.latents")
     for override in overrides:
         key = override.key_or_group
         if key == "resume" or key.startswith("hydra"):
@@ -116,6 +131,23 @@ def merge(run: Run, composed: DictConfig, overrides: list[Override]) -> DictConf
             if key in run.choices:
                 cfg.choices[key] = new
     return cfg
+
+
+def lasting(cfg: DictConfig) -> DictConfig:
+    """The configuration as it is kept: without what is to happen this time alone."""
+    kept = cfg.copy()
+    for key, value in MOMENTARY.items():
+        kept[key] = value
+    return kept
+
+
+def make_absolute(cfg: DictConfig) -> None:
+    """Let relative paths of a training configuration, which begin where it was started, hold from anywhere."""
+    for key in (*_FOLDERS, *_PATHS):
+        value = OmegaConf.select(cfg, key)
+        path = os.path.abspath(os.path.expanduser(value)) if isinstance(value, str) and value else ""
+        if path and (key in _FOLDERS or os.path.exists(path)):
+            OmegaConf.update(cfg, key, path)
 
 
 def _refusal(run: Run, key: str, old: Any, new: Any) -> ConfigError:

@@ -6,7 +6,7 @@ Everything that needs torch is imported inside the functions: `inherit` runs in 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from neural_rdm.core.config import Sources, as_plain, config_dir, validate
 from neural_rdm.core.errors import CheckpointError, ConfigError, UserError
 from neural_rdm.core.files import load_tensors
 from neural_rdm.core.listing import natural_order
+from neural_rdm.core.provenance import check_checkpoint, check_config, read_provenance
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +45,8 @@ def read_config(folder: Path) -> DictConfig:
 
     Raises:
         ConfigError: there is no such folder, or its configuration does not fit this version of the project.
-        CheckpointError: the folder is not a run, or its training has saved no checkpoint yet.
+        CheckpointError: the folder is not a run, its configuration is not as the run wrote it, or its training has
+            saved no checkpoint yet.
     """
     path = folder / "config.yaml"
     if not folder.is_dir():
@@ -61,6 +63,7 @@ def read_config(folder: Path) -> DictConfig:
         raise CheckpointError(f"run={folder}: {path} cannot be read: {str(error).splitlines()[0]}") from error
     if not isinstance(config, DictConfig):
         raise CheckpointError(f"run={folder}: {path} is not a run's configuration")
+    check_config(folder, config)
     validate(config, "train", Sources((path,)))
     if not any((folder / "checkpoints").glob("*.ckpt")):
         raise CheckpointError(
@@ -270,13 +273,16 @@ def device_of(accelerator: str) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if gpu else torch.device("cpu")
 
 
-def load_run(folder: Path, weights: str = "ema", accelerator: str = "auto") -> LoadedRun:
+def load_run(
+    folder: Path, weights: str = "ema", accelerator: str = "auto", where: Mapping[str, Any] | None = None
+) -> LoadedRun:
     """Build the network of a run and load its newest readable checkpoint.
 
     Args:
         weights: "ema" (the averages, and the raw values of what is not averaged), "ema-DECAY" for another of the run's
             averages, or "raw".
         accelerator: "auto" (a GPU if there is one), "cpu" or "gpu".
+        where: `root` and `latents`, where the run's data are now; None (or None each) for where they were.
 
     Raises:
         UserError: no usable run or checkpoint, weights of another network, or no GPU where one was asked for.
@@ -296,12 +302,16 @@ def load_run(folder: Path, weights: str = "ema", accelerator: str = "auto") -> L
     if path is None:
         raise CheckpointError(f"run={folder}: there is no checkpoint in {folder / 'checkpoints'}")
     checkpoint = load_tensors(path)
+    check_checkpoint(folder, config, path, checkpoint)
+    for key, value in (where or {}).items():
+        if value is not None:
+            config.data[key] = value
     net = build.network(config)
     try:
         net.load_state_dict(_weights(checkpoint, path, weights))
     except RuntimeError as error:
         raise CheckpointError(f"{path} does not fit the network of {folder / 'config.yaml'}: {error}") from error
-    first_stage, data = build.build(config.first_stage, "first_stage"), build.data(config)
+    first_stage, data = build.build(config.first_stage, "first_stage"), _data(config, folder)
     encodes = data.space != "latents" and first_stage.downsample > 1  # as cli.build.module decides it for training
     return LoadedRun(
         folder,
@@ -317,6 +327,12 @@ def load_run(folder: Path, weights: str = "ema", accelerator: str = "auto") -> L
         words(first_stage),
         device,
     )
+
+
+def _data(config: DictConfig, folder: Path) -> DataModule:
+    from neural_rdm.cli import build
+
+    return build.data(config, read_provenance(folder).get("data"))
 
 
 def _weights(checkpoint: dict[str, Any], path: Path, weights: str) -> dict[str, Tensor]:

@@ -6,12 +6,15 @@ import contextlib
 import errno
 import io
 import os
+import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from neural_rdm.core.errors import CheckpointError, UserError, WriteError
+
+_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 
 
 def write_atomically(path: str | Path, write: Callable[[BinaryIO], Any]) -> None:
@@ -24,14 +27,17 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], Any]) -> None
     """
     path = Path(path)
     failed: list[OSError] = []
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
+        with _owned(temporary) as file:
             write(cast(BinaryIO, _Remembering(file, failed)))
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+            if os.name == "posix":  # while it is locked still, so that nobody sweeps it
+                os.replace(temporary, path)
+        if os.name != "posix":  # Windows renames no file that is open
+            os.replace(temporary, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -99,6 +105,58 @@ class _Remembering:
         return getattr(self._file, name)
 
 
+def temporary_name(path: Path) -> Path:
+    """What `path` is called until it is whole; `sweep` knows such names."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+@contextlib.contextmanager
+def _owned(temporary: Path) -> Iterator[BinaryIO]:
+    """A new file that is locked, where there are locks, for as long as its writer lives: `sweep` leaves it alone."""
+    while True:
+        with open(temporary, "wb") as file:
+            _lock(file, wait=True)
+            try:
+                if not os.path.samestat(os.fstat(file.fileno()), os.stat(temporary)):
+                    continue  # swept between the two
+            except FileNotFoundError:
+                continue
+            yield file
+            return
+
+
+def _lock(file: BinaryIO, wait: bool) -> bool | None:
+    """Whether a file is now locked by this process alone; None where there are no locks."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):  # Windows, and file systems without locks
+        return None
+    return True
+
+
+def sweep(folder: Path, deep: bool = True) -> int:
+    """Delete the temporary files that killed processes have left in `folder`, and in the folders below it if `deep`.
+
+    One that its writer holds locked stays. Where there are no locks, all are deleted: the caller is the only writer.
+
+    Returns:
+        How many there were.
+    """
+    swept = 0
+    for here, folders, names in os.walk(folder):
+        folders[:] = folders if deep else []
+        for name in filter(_TEMPORARY.fullmatch, names):
+            with contextlib.suppress(OSError), open(os.path.join(here, name), "rb") as file:
+                if _lock(file, wait=False) is not False:
+                    os.unlink(os.path.join(here, name))
+                    swept += 1
+    return swept
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write `text` as UTF-8, atomically."""
     write_atomically(path, lambda file: file.write(text.encode("utf-8")))
@@ -106,7 +164,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 def link_atomically(source: Path, target: Path) -> None:
     """Make `target` a second name of `source` (a hard link, or a copy where the file system has none), atomically."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(target)
     temporary.unlink(missing_ok=True)
     try:
         os.link(source, temporary)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from neural_rdm.core.fields import Problem, at_least, between, matching, node, nodes, one_of, positive, verbatim
-from neural_rdm.core.schema import Checkpoint, Pretrained, Trainer
+from neural_rdm.core.schema import Checkpoint, Pretrained, RunData, Trainer
 
 WEIGHTS = r"ema|raw|ema-[0-9][0-9.e-]*"
 
@@ -24,6 +24,8 @@ class Train:
     seed: int = between(0, 2**63 - 1)
     log_every_n_steps: int = positive()
     resume: Optional[str] = field()
+    #: of a resume: go on although the data are not as they were when the run began
+    accept_data: bool = field()
     #: the group choices that made this configuration; written into a run's config.yaml, never typed
     choices: Optional[dict[str, str]] = field()
     pretrained: Pretrained = field()
@@ -58,6 +60,8 @@ class OfRun:
     seed: int = between(0, 2**63 - 1)
     batch_size: int = positive()
     accelerator: str = one_of("auto", "cpu", "gpu")
+    #: where the run's data are now
+    data: RunData = field()
 
 
 @dataclass

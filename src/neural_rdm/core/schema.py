@@ -225,6 +225,12 @@ class Pretrained:
 
 
 @dataclass
+class RunData:
+    root: Optional[str] = field()
+    latents: Optional[str] = field()
+
+
+@dataclass
 class Checkpoint:
     every_n_steps: int = positive()
     keep: int = positive()

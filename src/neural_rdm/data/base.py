@@ -6,7 +6,7 @@ import atexit
 import multiprocessing
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from neural_rdm.core.errors import ConfigError, DataError
+from neural_rdm.core.errors import ConfigError, UserError
 from neural_rdm.core.ranks import is_first_rank
 from neural_rdm.core.seeding import choice
 from neural_rdm.data.broken import BadSamples, BrokenSample, LoaderError, printable
+from neural_rdm.data.classes import other_classes
 from neural_rdm.data.sampler import Draw, StepBatchSampler, shuffled, split_batch
 from neural_rdm.data.splits import refuse_shared
 
@@ -156,6 +157,7 @@ class DataModule(LightningDataModule):
         self._lists: dict[tuple[str, Path | None], BadSamples] = {}
         #: what a user should know of how the data were read
         self.notes: list[str] = []
+        self._recalled: Mapping[str, Any] | None = None
         self.seed = 0
         self.micro_steps = 1
 
@@ -166,6 +168,15 @@ class DataModule(LightningDataModule):
             self._lists = {}
         self.seed, self.micro_steps = seed, micro_steps
 
+    def recall(self, held: Mapping[str, Any] | None) -> None:
+        """Take from what a run has written down (see `described`) what label k means: its samples need not be there.
+
+        Where they are, setting up compares it with what is found.
+        """
+        self._recalled = held
+        if held is not None:
+            self.num_classes, self.class_names = held["num_classes"], held["class_names"]
+
     def load_datasets(self) -> None:
         """Make `self.train_set` and, where there is one, `self.val_set`."""
         raise NotImplementedError(f"{type(self).__name__} does not say how to load its data (load_datasets).")
@@ -175,14 +186,24 @@ class DataModule(LightningDataModule):
 
         Raises:
             DataError: they cannot be read, or training and validation share samples.
+            ConfigError: label k means something else than in the run that these are the data of.
         """
         if self.train_set is None:
             self.load_datasets()
             try:
                 refuse_shared(self.train_set, self.val_set)
-            except DataError:
+                self._refuse_other_classes()
+            except UserError:
                 self.train_set = self.val_set = None
                 raise
+
+    def _refuse_other_classes(self) -> None:
+        held = self._recalled
+        if held is not None and (problem := other_classes(held, self.num_classes, self.class_names)):
+            raise ConfigError(
+                f"{problem}. Pass data.root=DIR (data.latents=DIR) of the data that the run was trained on, or "
+                "name the folders as they were"
+            )
 
     def note(self, text: str) -> None:
         """Say something of the data that a user should know, once, and keep it in `notes`."""

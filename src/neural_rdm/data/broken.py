@@ -76,6 +76,7 @@ class BadSamples:
         self._bad = torch.zeros(max(size, length), dtype=torch.uint8)  # 1 for each bad sample
         self._left_out = torch.zeros(1, dtype=torch.int64)  # number of those without an index
         self._first: list[str] = []
+        self._unreadable = 0  # lines of the list, as far as they were spoken of
         if left_out:
             self._add([(None, error, None, None) for error in left_out])
             self.add({}, None, None)
@@ -136,10 +137,23 @@ class BadSamples:
             return set()
         file.seek(0)
         known: dict[int | str, str] = {}
-        for row in csv.DictReader(io.StringIO(file.read().decode("utf-8", "replace"))):
-            key = row.get("index") or row.get("path") or ""
-            if row.get("split") == self.split and key and row.get("replacement") is not None:
-                known[int(key) if key.isdigit() else key] = f"{row['path']}: {row['reason']}"
+        unreadable = 0
+        # by their places: a spreadsheet, or a damaged letter, may have changed the names in the first line
+        for cells in csv.reader(io.StringIO(file.read().decode("utf-8-sig", "replace"))):
+            if len(cells) != len(COLUMNS) or not cells[0]:
+                unreadable += bool(cells)
+                continue
+            row = dict(zip(COLUMNS, cells, strict=True))
+            key = row["index"] or row["path"]
+            if row["split"] == self.split and key:
+                known[int(key) if key.isascii() and key.isdigit() else key] = f"{row['path']}: {row['reason']}"
+        if unreadable > self._unreadable:
+            self._unreadable = unreadable
+            print(
+                f"{self.file}: {unreadable} lines cannot be read; they stay as they are, and these samples are listed "
+                "again when they are met",
+                flush=True,
+            )
         indices = [key for key in known if isinstance(key, int) and key < len(self._bad)]
         self._bad[indices] = 1
         self._left_out[0] = sum(isinstance(key, str) for key in known)

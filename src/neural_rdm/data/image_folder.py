@@ -224,11 +224,17 @@ class ImageFolder(DataModule):
         super().__init__(batch_size, num_workers, limit, max_bad_fraction)
         if image_size < 1:
             raise ConfigError(f"data.image_size must be at least 1, not {image_size}.")
-        self.tree = self.check(root, num_classes or None)  # 0: an unconditional network takes any folders
+        self.root, self._expected = root, num_classes or None  # 0: an unconditional network takes any folders
         self.flip = flip
-        self.class_names = list(map(printable, self.tree.classes))
-        self.num_classes = len(self.tree.classes)
         self.sample_shape = (3, image_size, image_size)
+        self.tree: ImageTree | None = None
+        if root is not None:  # None: nobody has asked for the samples yet, see `setup`
+            self._look()
+
+    def _look(self) -> ImageTree:
+        tree = self.tree = self.check(self.root, self._expected)
+        self.class_names, self.num_classes = list(map(printable, tree.classes)), len(tree.classes)
+        return tree
 
     check: Callable[[str | os.PathLike[str] | None, int | None], ImageTree] = staticmethod(check_root)
     """Finds the splits and classes of a folder."""
@@ -239,7 +245,7 @@ class ImageFolder(DataModule):
         Raises:
             DataError: more class folders are empty than may be.
         """
-        tree, size = self.tree, self.sample_shape[-1]
+        tree, size = self.tree or self._look(), self.sample_shape[-1]
         train = class_files([tree.train / name / tree.inner for name in tree.classes], size, self.flip, self.seed)
         empty = [error for error in train.left_out if os.path.isdir(error.path)]
         if len(empty) > bad_allowed(self.max_bad_fraction, len(tree.classes)):

@@ -42,6 +42,7 @@ class ImageNet(ImageFolder):
             DataError: more class folders are empty than may be, or a list of labels cannot be read.
         """
         super().load_datasets()
+        assert self.tree is not None
         val, labels = self.tree.val, self.tree.labels
         if val is None or labels is None:
             return

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neural_rdm.core.errors import DataError, UserError
-from neural_rdm.core.files import write_atomically
+from neural_rdm.core.files import sweep, write_atomically
 from neural_rdm.core.progress import progress_bar
 from neural_rdm.core.ranks import is_first_rank
 from neural_rdm.data.broken import printable
@@ -63,6 +63,7 @@ def read_indices(root: Path, shards: Sequence[Path], label: str) -> tuple[Table,
                 advance()
         if kept and is_first_rank():
             print(f"the index of {len(missing)} {label} is kept in {printable(root / KEPT)}", flush=True)
+            sweep(root / KEPT, deep=False)
         elif not kept:
             print(f"{printable(root)} cannot be written: its shards will be indexed anew the next time", flush=True)
     whole = [table for table in tables if table is not None]

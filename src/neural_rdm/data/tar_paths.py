@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from neural_rdm.core.errors import ConfigError, DataError
-from neural_rdm.core.files import write_atomically
+from neural_rdm.core.files import sweep, write_atomically
 from neural_rdm.core.layouts import is_held_out
 from neural_rdm.core.listing import identity, walk
 from neural_rdm.core.progress import progress_bar
@@ -184,6 +184,7 @@ def _content(folder: Path) -> str:
 def _download(url: str, path: Path, count: str) -> None:
     """Fetch a shard, unless another process has done so by the time that this one may."""
     with _alone(path):
+        sweep(path.parent, deep=False)
         if not path.is_file():
             print(f"fetching {url} to {path} ({count})", flush=True)
             write_atomically(path, lambda file: file.writelines(_chunks(url)))

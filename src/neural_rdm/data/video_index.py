@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neural_rdm.core.errors import UserError
-from neural_rdm.core.files import write_text
+from neural_rdm.core.files import sweep, write_text
 from neural_rdm.core.progress import progress_bar
 from neural_rdm.core.ranks import is_first_rank
 from neural_rdm.data.base import BrokenSample
@@ -82,6 +82,7 @@ def index_videos(root: Path, paths: Sequence[str], decoder: str, processes: int 
     if any(_unknown(known, name, stamp) for name, stamp in stamps.items()):
         with _locked(file) as lock:
             known = _read(file)  # once more: another process may have been at work
+            sweep(file.parent, deep=False)
             todo = [name for name, stamp in stamps.items() if _unknown(known, name, stamp)]
             try:
                 with progress_bar("Looking at videos once", len(todo), "videos") as advance:

@@ -40,7 +40,7 @@ def read_csv(path: str | Path) -> list[dict[str, str]]:
         DataError: the file cannot be read.
     """
     try:
-        with open(path, newline="", encoding="utf-8", errors="replace") as file:
+        with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
             return list(csv.DictReader(file, restval=""))
     except (OSError, csv.Error) as error:
         raise DataError(f"cannot read {path}: {error}. Give the folder of a run that has recorded it.") from error

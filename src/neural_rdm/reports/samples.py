@@ -17,7 +17,7 @@ from torch import Tensor
 
 from neural_rdm.core.errors import ConfigError, DataError, UserError
 from neural_rdm.core.extras import install
-from neural_rdm.core.files import write_atomically, write_text
+from neural_rdm.core.files import sweep, write_atomically, write_text
 from neural_rdm.core.gifs import save_gif
 from neural_rdm.core.progress import progress_bar
 from neural_rdm.reports.runs import read_mapping
@@ -100,8 +100,13 @@ class Parts:
         """Delete the parts, once something was made of them."""
         for path in self.folder.glob("*.npy"):
             path.unlink()
+        sweep(self.folder, deep=False)
         if self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()
+
+    def any(self) -> bool:
+        """Whether some are there: a job that is finished has deleted them."""
+        return any(self.folder.glob("*.npy"))
 
 
 def claim(path: Path, request: dict[str, Any]) -> bool:

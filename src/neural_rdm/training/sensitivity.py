@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections import defaultdict
@@ -223,7 +224,8 @@ class Largest:
             for row in rows:
                 steps[row["step"]][place].append(row)
         for parts in steps.values():
-            self.add(_values(*parts))
+            with contextlib.suppress(KeyError, ValueError):  # a damaged row says nothing of what is usual
+                self.add(_values(*parts))
 
     def jumps(self, now: Values, factor: float) -> list[tuple[tuple[int, str], float]]:
         """What is more than `factor` times its largest value so far, or no number any more, with that value; nothing in
