@@ -15,8 +15,9 @@ from torch.utils.checkpoint import checkpoint
 
 from neural_rdm.backbones.dit import DiT
 from neural_rdm.dynamics import check_supervision, probe, sensitivity_loss, supervise
-from neural_rdm.residual import Residual, is_gate, units
+from neural_rdm.residual import Residual, units
 from tests.dynamics.test_probe import SIZE, inputs, loss, random_dit, watched
+from tests.helpers import is_gate
 
 GAMMA = 0.35
 RULES = {

@@ -18,7 +18,7 @@ from neural_rdm.backbones.unet import UNet
 from neural_rdm.backbones.uvit import UViT
 from neural_rdm.core.errors import CheckpointError
 from neural_rdm.core.weights import read_weights
-from neural_rdm.residual import Unit, is_gate
+from neural_rdm.residual import Unit, gate_names, plain_state
 from neural_rdm.surgery import ldm
 from neural_rdm.surgery.tables import TABLES, fitted, uvit_fitted
 
@@ -191,11 +191,8 @@ def _new_units(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Unit]
 def _gates(model: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Every gate at its plain value; those of units that the file does not know at their own start."""
     new = _new_units(model, state)
-    return {
-        k: v if k.rpartition(".")[0] in new else torch.full_like(v, float(k.endswith(".alpha")))
-        for k, v in own.items()
-        if is_gate(k)
-    }
+    plain = plain_state(model)
+    return {k: own[k] if k.rpartition(".")[0] in new else torch.full_like(own[k], plain[k]) for k in gate_names(model)}
 
 
 def _idle(model: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> set[str]:
@@ -206,7 +203,9 @@ def _idle(model: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tenso
             continue
         branch = name.replace("cross_unit", "cross_attn")
         silent = not own[f"{branch}.proj.weight"].any() and not own[f"{branch}.proj.bias"].any()
-        if silent or (unit.start == "identity" and not own[f"{name}.alpha"].any()):
+        if silent or (
+            unit.start == "identity" and not any(own[f"{name}.{k}"].any() for k in unit.identity_values() or {})
+        ):
             idle |= {k for k in own if k.startswith(f"{branch}.")}
     return idle
 
@@ -285,7 +284,7 @@ def _hints(problems: Mapping[str, list[str]], own: Mapping[str, Tensor], found: 
         hints.append("a file of images (a DiT?) for a network of clips: Latte's odd blocks are temporal, DiT's are not")
     if "temp_embed" in unexpected:
         hints.append("a file of clips for a network of images: use backbone=latte with backbone.num_frames=1")
-    if any(is_gate(k) for k in unexpected):
+    if any(re.search(r"unit\.\w+$", k) for k in unexpected):
         hints.append("the file holds gates of another residual rule; choose the one that it was trained with")
     if any("cross_attn" in k for k in missing) or any(k.startswith("registers.") for k in missing):
         hints.append("parts that are new here and not silent: name them in pretrained.reinit to start them afresh")
@@ -322,7 +321,7 @@ def _uvit_hints(problems: Mapping[str, list[str]], own: Mapping[str, Tensor], fo
             hints.append(f"{key} differs: set backbone.{option} as the file's")
     if any(k.endswith("qkv.bias") for k in missing | unexpected):
         hints.append("the bias of queries, keys and values differs: set backbone.qkv_bias")
-    if any(is_gate(k) for k in unexpected):
+    if any(re.search(r"unit\.\w+$", k) for k in unexpected):
         hints.append("the file holds gates of another residual rule; choose the one that it was trained with")
     return hints
 
