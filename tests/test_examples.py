@@ -12,8 +12,10 @@ import pytest
 from tests.helpers import ROOT
 
 RULES = ROOT / "examples" / "rules"
-SMALL = ["backbone.depth=2", "backbone.hidden_size=16", "backbone.num_heads=2", "data.batch_size=8", "trainer.max_steps=3",
-         "metric=null", "checkpoint.every_n_steps=2", "log_every_n_steps=1", "data.limit=64"]  # fmt: skip
+SMALL = [
+    *("backbone.depth=2", "backbone.hidden_size=16", "backbone.num_heads=2", "data.batch_size=8", "data.limit=64"),
+    *("trainer.max_steps=3", "metric=null", "checkpoint.every_n_steps=2", "log_every_n_steps=1"),
+]
 
 
 def run(command: str, *arguments: str, folders: bool = True) -> str:
@@ -30,21 +32,23 @@ def run(command: str, *arguments: str, folders: bool = True) -> str:
 
 @pytest.mark.end_to_end
 def test_a_rule_of_two_streams_trains_resumes_samples_and_grows(tmp_path: Path) -> None:
-    trained = run("train", "residual=pair", *SMALL, f"hydra.run.dir={tmp_path / 'run'}")
+    folder = tmp_path / "run"
+    trained = run("train", "residual=pair", *SMALL, f"hydra.run.dir={folder}")
     assert "residual=pair" in trained
     assert "128 of them gates" in trained  # 4 units x 2 copies x 16 channels
-    run("train", f"resume={tmp_path / 'run'}", "trainer.max_steps=4", folders=False)
-    run("sample", f"run={tmp_path / 'run'}", "per_class=1", "sampler.steps=2", f"hydra.run.dir={tmp_path / 's'}", folders=False)
-    assert (tmp_path / "s" / "grid.png").is_file()
-    deeper = run("deepen", f"checkpoint={tmp_path / 'run'}", "depth=3", f"hydra.run.dir={tmp_path / 'deep'}", folders=False)
-    assert "3" in deeper
+    run("train", f"resume={folder}", "trainer.max_steps=4", folders=False)
+    sampled = tmp_path / "samples"
+    run("sample", f"run={folder}", "per_class=1", "sampler.steps=2", f"hydra.run.dir={sampled}", folders=False)
+    assert (sampled / "grid.png").is_file()
+    run("deepen", f"checkpoint={folder}", "depth=3", f"hydra.run.dir={tmp_path / 'deep'}", folders=False)
     with pytest.raises(AssertionError, match="stream is several tensors"):
-        run("convert", f"run={tmp_path / 'run'}", "to=official", f"hydra.run.dir={tmp_path / 'out'}", folders=False)
+        run("convert", f"run={folder}", "to=official", f"hydra.run.dir={tmp_path / 'out'}", folders=False)
 
 
 @pytest.mark.end_to_end
 def test_a_rule_with_an_option_refuses_others_and_folds(tmp_path: Path) -> None:
-    run("train", "residual=damped", "residual.power=0.25", *SMALL, f"hydra.run.dir={tmp_path / 'run'}")
-    run("convert", f"run={tmp_path / 'run'}", "to=official", f"hydra.run.dir={tmp_path / 'out'}", folders=False)
+    folder = tmp_path / "run"
+    run("train", "residual=damped", "residual.power=0.25", *SMALL, f"hydra.run.dir={folder}")
+    run("convert", f"run={folder}", "to=official", f"hydra.run.dir={tmp_path / 'out'}", folders=False)
     with pytest.raises(AssertionError, match=r"no option powers=1; its options are power"):
         run("train", "residual=damped", "+residual.powers=1", *SMALL, f"hydra.run.dir={tmp_path / 'wrong'}")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from neural_rdm import DiT, Latte, UNet, UViT, fold, grow, load_official
-from neural_rdm.core.errors import ConfigError
+from neural_rdm.core.errors import CheckpointError, ConfigError
 from neural_rdm.dynamics import probe, sensitivities
 from neural_rdm.dynamics.lens import stopped_early
 from neural_rdm.dynamics.statistics import Statistics
@@ -244,3 +244,20 @@ def test_options_belong_to_their_rule() -> None:
         Residual("two_streams", granularity="scalar")
     with pytest.raises(ValueError, match="called 'gated' exists already"):
         two_streams.rule("gated")(two_streams.History)
+
+
+def test_official_weights_are_not_put_under_a_rule_that_never_computes_them() -> None:
+    class Half(Unit):
+        start = "other"
+
+        def write(self, z: Any, f: Tensor, g: Tensor | None = None, e: Tensor | None = None) -> Any:
+            return super().write(z, 0.5 * f, g, e)
+
+        def plain_values(self) -> dict[str, float]:
+            raise ValueError("it halves every write")
+
+    net = NETWORKS["dit"](residual=Residual(Half))
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    with pytest.raises(CheckpointError, match="the state dict cannot be loaded: it halves every write"):
+        load_official(net, network("dit", "resnet").float().state_dict())
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())

@@ -87,8 +87,7 @@ def load_official(model: nn.Module, source: str | Path | Mapping[str, Tensor], r
         own_parts = matching & set(own)
         state |= {k: own[k] for k in own_parts if k not in state}
 
-    gates = {k: v for k, v in _gates(model, own, state).items() if k not in state}
-    state |= gates
+    state |= _gates(model, own, state, name)
     state |= {k: own[k] for k in _idle(model, own, state)}
     problems = {
         "missing": sorted(set(own) - set(state)),
@@ -188,11 +187,23 @@ def _new_units(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Unit]
     return new
 
 
-def _gates(model: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Every gate at its plain value; those of units that the file does not know at their own start."""
+def _gates(model: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The parameters of the residual rule that a file lacks, at their plain values; those of units that it does not
+    know at their own start.
+
+    Raises:
+        CheckpointError: the rule never computes what the file was trained for.
+    """
+    gates = gate_names(model)
+    lacking = gates - set(state)
+    if gates and not lacking:  # a file of ours
+        return {}
+    try:
+        plain = plain_state(model)
+    except ValueError as error:
+        raise CheckpointError(f"{name} cannot be loaded: {error}") from error
     new = _new_units(model, state)
-    plain = plain_state(model)
-    return {k: own[k] if k.rpartition(".")[0] in new else torch.full_like(own[k], plain[k]) for k in gate_names(model)}
+    return {k: own[k] if k.rpartition(".")[0] in new else torch.full_like(own[k], plain[k]) for k in lacking}
 
 
 def _idle(model: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> set[str]:
