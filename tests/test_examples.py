@@ -14,7 +14,7 @@ from tests.helpers import ROOT
 RULES = ROOT / "examples" / "rules"
 SMALL = [
     *("backbone.depth=2", "backbone.hidden_size=16", "backbone.num_heads=2", "data.batch_size=8", "data.limit=64"),
-    *("trainer.max_steps=3", "metric=null", "checkpoint.every_n_steps=2", "log_every_n_steps=1"),
+    *("trainer.max_steps=3", "~metric", "checkpoint.every_n_steps=2", "log_every_n_steps=1"),
 ]
 
 
@@ -36,7 +36,7 @@ def test_a_rule_of_two_streams_trains_resumes_samples_and_grows(tmp_path: Path) 
     trained = run("train", "residual=pair", *SMALL, f"hydra.run.dir={folder}")
     assert "residual=pair" in trained
     assert "128 of them gates" in trained  # 4 units x 2 copies x 16 channels
-    run("train", f"resume={folder}", "trainer.max_steps=4", folders=False)
+    run("train", f"resume={folder}", "trainer.max_steps=4")
     sampled = tmp_path / "samples"
     run("sample", f"run={folder}", "per_class=1", "sampler.steps=2", f"hydra.run.dir={sampled}", folders=False)
     assert (sampled / "grid.png").is_file()
