@@ -31,3 +31,8 @@ def save_word_tokenizer(folder: Path, words: list[str]) -> None:
     transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=pad, unk_token=unknown, cls_token=begin, sep_token=end
     ).save_pretrained(folder)
+
+
+def is_gate(name: str) -> bool:
+    """Whether a parameter name is that of a gate of the paper's five rules."""
+    return name.rsplit(".", 1)[-1] in ("alpha", "beta", "alpha_time", "beta_time")

@@ -175,12 +175,13 @@ def _measure_scale(module: NeuralRDM, data: DataModule, cfg: DictConfig, folder:
 def _announce(cfg: DictConfig, net: object, samples: int, folder: Path, checkpoint: Path | None, step: int) -> None:
     if not is_first_rank():
         return
-    from neural_rdm.residual import is_gate
+    from neural_rdm.cli import build
+    from neural_rdm.residual import gate_names
 
-    named = list(net.named_parameters())
-    total, gates = sum(p.numel() for _, p in named), sum(p.numel() for n, p in named if is_gate(n))
+    named, rule_names = list(net.named_parameters()), gate_names(net)
+    total, gates = sum(p.numel() for _, p in named), sum(p.numel() for n, p in named if n in rule_names)
     parts = cfg.trainer.devices * cfg.trainer.num_nodes
-    rule, micro_steps = cfg.residual.rule, cfg.trainer.accumulate_grad_batches
+    rule, micro_steps = build.residual(cfg.residual).rule, cfg.trainer.accumulate_grad_batches
     trained = sum(p.numel() for _, p in named if p.requires_grad)
     print(f"{type(net).__name__}, {total:,} parameters, {gates:,} of them gates (residual={rule}), {trained:,} trained")
     if cfg.pretrained.path is not None and checkpoint is None:

@@ -11,8 +11,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from neural_rdm.backbones.dit import DIT_SIZES, DiT
-from neural_rdm.residual import RULES, Residual, is_gate
-from tests.helpers import shared
+from neural_rdm.residual import RULES, Residual
+from tests.helpers import is_gate, shared
 
 TINY: dict[str, Any] = {
     "input_size": 8, "patch_size": 2, "in_channels": 3, "hidden_size": 16, "depth": 2, "num_heads": 2, "num_classes": 5
@@ -97,7 +97,8 @@ def test_keys_are_the_official_ones_and_the_gates(rule: str) -> None:
 
 @pytest.mark.parametrize("rule", list(RULES))
 def test_the_output_is_exactly_zero_at_the_start(rule: str) -> None:
-    for residual in (rule, Residual(rule, granularity="scalar", time_conditioned=rule != "resnet")):
+    options = {} if rule == "resnet" else {"granularity": "scalar", "time_conditioned": True}
+    for residual in (rule, Residual(rule, **options)):
         out = DiT(**TINY, residual=residual)(*batch())
         assert out.shape == (3, 6, 8, 8)
         assert torch.equal(out, torch.zeros_like(out))
@@ -138,7 +139,8 @@ def test_the_gates_add_exactly_their_formula(rule: str) -> None:
         for granularity, gate in (("channel", width), ("scalar", 1)):
             for timed, conditioning in ((False, 0), (True, gate * width)):
                 with torch.device("meta"):
-                    net = DiT.named(name, residual=Residual(rule, granularity=granularity, time_conditioned=timed))
+                    options = {"granularity": granularity, "time_conditioned": timed} if rule != "resnet" else {}
+                    net = DiT.named(name, residual=Residual(rule, **options))
                 assert count(net) - OFFICIAL_COUNTS[name][0] == units * per_unit * (gate + conditioning)
                 assert count(net, trainable=True) - OFFICIAL_COUNTS[name][1] == units * per_unit * (gate + conditioning)
 
@@ -147,7 +149,7 @@ def test_the_gates_add_exactly_their_formula(rule: str) -> None:
 @pytest.mark.parametrize("rule", list(RULES))
 def test_every_parameter_learns_after_two_steps(rule: str, timed: bool) -> None:
     torch.manual_seed(0)
-    net = DiT(**TINY, residual=Residual(rule, time_conditioned=timed))
+    net = DiT(**TINY, residual=Residual(rule, **({"time_conditioned": timed} if rule != "resnet" else {})))
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
     for step in range(3):
         optimizer.zero_grad()

@@ -13,8 +13,8 @@ from torch import Tensor
 from neural_rdm.backbones.dit import DiT
 from neural_rdm.backbones.latte import Latte
 from neural_rdm.dynamics import probe
-from neural_rdm.residual import RULES, Residual, is_gate, units
-from tests.helpers import shared
+from neural_rdm.residual import RULES, Residual, units
+from tests.helpers import is_gate, shared
 
 TINY: dict[str, Any] = {
     "input_size": 4, "patch_size": 2, "in_channels": 3, "hidden_size": 16, "depth": 4, "num_heads": 2,

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from neural_rdm import DiT, Latte
 from neural_rdm.backbones.layers import CrossAttention, RotaryAttention
-from neural_rdm.residual import RULES, is_gate
+from neural_rdm.residual import RULES
+from tests.helpers import is_gate
 
 TINY: dict[str, Any] = {
     "input_size": 4, "patch_size": 2, "in_channels": 3, "hidden_size": 16, "depth": 2, "num_heads": 2, "num_classes": 5

@@ -11,8 +11,8 @@ from torch import nn
 from neural_rdm import UNet
 from neural_rdm.backbones.unet import UNETS
 from neural_rdm.dynamics.probe import probe
-from neural_rdm.residual import RULES, Residual, is_gate, units
-from neural_rdm.residual.gating import make_plain
+from neural_rdm.residual import RULES, Residual, make_plain, units
+from tests.helpers import is_gate
 
 pytest.importorskip("diffusers", reason="the U-Nets are diffusers'")
 

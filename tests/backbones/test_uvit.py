@@ -13,9 +13,8 @@ from torch import Tensor
 from neural_rdm import UViT, fold, load_official
 from neural_rdm.core.errors import CheckpointError
 from neural_rdm.dynamics.probe import probe
-from neural_rdm.residual import RULES, Residual, is_gate, units
-from neural_rdm.residual.gating import make_plain
-from tests.helpers import shared
+from neural_rdm.residual import RULES, Residual, make_plain, units
+from tests.helpers import is_gate, shared
 
 TINY: dict[str, Any] = {
     "img_size": 4, "patch_size": 2, "in_chans": 2, "embed_dim": 16, "depth": 4, "num_heads": 2, "num_classes": 4

@@ -19,7 +19,9 @@ from neural_rdm.cli.compose import Composed, compose_config
 from neural_rdm.core import primary, schema
 from neural_rdm.core.config import config_dir, validate
 from neural_rdm.diffusion.samplers import Sampler
-from neural_rdm.residual import is_gate, units
+from neural_rdm.residual import RULES, units
+from neural_rdm.residual.spec import options_of
+from tests.helpers import is_gate
 
 OURS = [target for target in schema.TARGETS if target.startswith("neural_rdm.")]
 LIGHTNINGS = [target for target in schema.TARGETS if target not in OURS]
@@ -30,6 +32,7 @@ SUPPLIED = {
     "neural_rdm.backbones.latte.Latte": {"residual"},
     "neural_rdm.backbones.unet.UNet": {"residual"},
     "neural_rdm.backbones.uvit.UViT": {"residual"},
+    "neural_rdm.residual.Residual": {"options"},  # those of the rule: see below
     "neural_rdm.training.logging.CSVLogger": {"save_dir"},
     **{f"neural_rdm.training.parallel.{n}": {"devices", "num_nodes"} for n in ("single", "ddp", "fsdp2", "deepspeed")},
 }
@@ -130,6 +133,18 @@ def test_types_are_those_of_the_signature(target: str) -> None:
         plain = kind.removeprefix("Optional[").removesuffix("]")
         if plain in ("int", "float", "bool"):
             assert annotation.split(" | ")[0] == plain, f"{name}: {kind}, {annotation}"
+
+
+def test_a_residual_rule_takes_exactly_the_options_of_its_schema() -> None:
+    shared = {f.name for f in dataclasses.fields(schema.Residual)}
+    for name in ("gated", "adaln", "skip", "resnet", "rezero"):
+        fields = {f.name: f for f in dataclasses.fields(schema.RULES[name]) if f.name not in shared}
+        options = options_of(RULES[name])
+        assert set(fields) == set(options)
+        for key, (default, choices) in options.items():
+            assert tuple(fields[key].metadata.get("choices", ())) == choices
+            written = OmegaConf.load(config_dir() / "residual" / f"{name}.yaml")[key]
+            assert written == default
 
 
 @pytest.mark.parametrize("target", LIGHTNINGS)

@@ -15,9 +15,10 @@ from torch.utils.checkpoint import checkpoint
 
 from neural_rdm.backbones.dit import DiT
 from neural_rdm.dynamics import check_supervision, probe, sensitivity_loss, stream_overlaps, supervise
-from neural_rdm.residual import Residual, Unit, is_gate, units
+from neural_rdm.residual import Residual, Unit, units
 from neural_rdm.residual.rules import Skip
 from tests.dynamics.test_probe import SIZE, inputs, loss, random_dit, watched
+from tests.helpers import is_gate
 
 GAMMA = 0.35
 RULES = {

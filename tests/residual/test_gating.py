@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from neural_rdm import gate
 from neural_rdm.core.errors import CheckpointError
 from neural_rdm.dynamics.probe import probe
-from neural_rdm.residual import RULES, Residual, Unit, is_gate, units
+from neural_rdm.residual import RULES, Residual, Unit, units
+from tests.helpers import is_gate
 
 diffusers = pytest.importorskip("diffusers", reason="gating foreign models needs diffusers")
 

@@ -11,10 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from neural_rdm.residual import RULES, Residual, Unit, is_gate, units
+from neural_rdm.residual import RULES, Residual, Unit, gate_names, units
 
 PLAIN_START = ("gated", "adaln", "skip")
 B, N, D, E = 2, 7, 12, 6
+
+
+def unit_of(rule: str, **options: object) -> Unit:
+    """A unit on D channels, in a network that hands it the timestep embedding."""
+    return Residual(rule, **options).unit(D, time_dim=E)
 
 
 def branch_of(w: np.ndarray) -> tuple[Callable, Callable]:
@@ -51,7 +56,9 @@ def test_every_rule_is_its_formula(
     rng = np.random.default_rng(seed)
     dim, dim_out = widths[0], widths[1] or widths[0]
     beta_form = "linear" if linear and rule == "gated" else "additive"
-    unit = RULES[rule](dim, widths[1], channel_axis, granularity, E if timed else None, beta_form).double()
+    options = {"granularity": granularity, "time_conditioned": timed} if rule != "resnet" else {}
+    options |= {"beta_form": beta_form} if rule == "gated" else {}
+    unit = Residual(rule, **options).unit(dim, widths[1], channel_axis, time_dim=E).double()
     with torch.no_grad():
         for parameter in unit.parameters():
             parameter.copy_(torch.from_numpy(rng.normal(size=parameter.shape)))
@@ -88,7 +95,9 @@ def test_every_rule_is_its_formula(
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bf16-autocast"])
-@pytest.mark.parametrize("form", [{}, {"granularity": "scalar"}, {"time_dim": E}], ids=["channel", "scalar", "timed"])
+@pytest.mark.parametrize(
+    "form", [{}, {"granularity": "scalar"}, {"time_conditioned": True}], ids=["channel", "scalar", "timed"]
+)
 @pytest.mark.parametrize("rule", PLAIN_START)
 def test_plain_starts_are_bit_equal_to_resnet(rule: str, form: dict, autocast: bool) -> None:
     torch.manual_seed(0)
@@ -96,23 +105,24 @@ def test_plain_starts_are_bit_equal_to_resnet(rule: str, form: dict, autocast: b
     z, g, e = torch.randn(B, N, D), torch.randn(B, D), torch.randn(B, E)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         for gate in (None, g):
-            assert torch.equal(RULES[rule](D, **form)(z, branch, gate, e), RULES["resnet"](D)(z, branch, gate))
-    linear = RULES["gated"](D, beta_form="linear")(z, branch, g)
-    assert torch.equal(linear, RULES["resnet"](D)(z, branch, g))
+            assert torch.equal(unit_of(rule, **form)(z, branch, gate, e), unit_of("resnet")(z, branch, gate))
+    linear = unit_of("gated", beta_form="linear")(z, branch, g)
+    assert torch.equal(linear, unit_of("resnet")(z, branch, g))
 
 
 @pytest.mark.parametrize("rule", PLAIN_START)
 def test_plain_starts_are_bit_equal_on_maps_with_a_shortcut(rule: str) -> None:
     torch.manual_seed(0)
     branch, shortcut, z = nn.Conv2d(4, 6, 3, padding=1), nn.Conv2d(4, 6, 1), torch.randn(B, 4, 5, 5)
-    unit, plain = (RULES[name](4, 6, channel_axis=1) for name in (rule, "resnet"))
+    unit, plain = (Residual(name).unit(4, 6, channel_axis=1) for name in (rule, "resnet"))
     assert torch.equal(unit(z, branch, shortcut=shortcut), plain(z, branch, shortcut=shortcut))
 
 
 def test_rezero_starts_as_the_identity() -> None:
     z = torch.randn(B, N, D)
-    assert torch.equal(RULES["rezero"](D)(z, nn.Linear(D, D), torch.randn(B, D)), z)
-    assert torch.equal(RULES["rezero"](D, time_dim=E)(z, nn.Linear(D, D), None, torch.randn(B, E)), z)
+    assert torch.equal(unit_of("rezero")(z, nn.Linear(D, D), torch.randn(B, D)), z)
+    timed = unit_of("rezero", time_conditioned=True)
+    assert torch.equal(timed(z, nn.Linear(D, D), None, torch.randn(B, E)), z)
 
 
 @pytest.mark.parametrize(
@@ -128,23 +138,27 @@ def test_rezero_starts_as_the_identity() -> None:
 def test_parameter_names_shapes_and_starts(rule: str, names: list[str]) -> None:
     width = 4 if rule == "adaln" else 6  # what the gates multiply: the branch's input, or its output
     for granularity, size in (("channel", width), ("scalar", 1)):
-        static = dict(RULES[rule](4, 6, granularity=granularity).named_parameters())
-        timed = dict(RULES[rule](4, 6, granularity=granularity, time_dim=E).named_parameters())
+        if rule == "resnet":
+            assert not list(Residual(rule).unit(4, 6).parameters())
+            continue
+        static = dict(Residual(rule, granularity=granularity).unit(4, 6, time_dim=E).named_parameters())
+        unit = Residual(rule, granularity=granularity, time_conditioned=True).unit(4, 6, time_dim=E)
+        timed = dict(unit.named_parameters())
         assert sorted(static) == names
-        assert sorted(timed) == sorted(names + [f"{n}_time" for n in names])
-        assert all(is_gate(n) for n in timed)
+        assert sorted(timed) == sorted(names + [f"{n}_time" for n in names]) == sorted(gate_names(unit))
         for name in names:
             start = 1.0 if name == "alpha" and rule != "rezero" else 0.0
             assert torch.equal(static[name], torch.full((size,), start))
             assert torch.equal(timed[f"{name}_time"], torch.zeros(size, E))
 
 
-@pytest.mark.parametrize("beta_form", ["additive", "linear"])
-@pytest.mark.parametrize("rule", [r for r in RULES if r != "resnet"])
-def test_every_gate_gets_a_gradient_at_its_start(rule: str, beta_form: str) -> None:
+@pytest.mark.parametrize(
+    ("rule", "form"), [*((r, {}) for r in RULES if r != "resnet"), ("gated", {"beta_form": "linear"})]
+)
+def test_every_gate_gets_a_gradient_at_its_start(rule: str, form: dict) -> None:
     torch.manual_seed(0)
     for granularity in ("channel", "scalar"):
-        unit = RULES[rule](D, granularity=granularity, time_dim=E, beta_form=beta_form)
+        unit = unit_of(rule, granularity=granularity, time_conditioned=True, **form)
         out = unit(torch.randn(B, N, D), nn.Linear(D, D), torch.randn(B, D), torch.randn(B, E))
         (out * torch.randn_like(out)).sum().backward()
         for name, parameter in unit.named_parameters():
@@ -178,8 +192,8 @@ def size(tensors: list[Tensor]) -> int:
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bf16-autocast"])
 @pytest.mark.parametrize("rule", ["gated", "rezero"])
 def test_gates_beside_a_block_gate_keep_no_second_copy_of_the_branch(rule: str, autocast: bool) -> None:
-    _, plain = saved(RULES["resnet"](D), autocast)
-    z, gated = saved(RULES[rule](D), autocast)
+    _, plain = saved(unit_of("resnet"), autocast)
+    z, gated = saved(unit_of(rule), autocast)
     branch_bytes = z.numel() * (2 if autocast else 4)
     assert size(plain) >= branch_bytes
     assert size(gated) - size(plain) <= 4 * (2 * B * D + D) < branch_bytes / 4  # g * alpha, its cast, alpha
@@ -194,7 +208,7 @@ def test_autocast_keeps_no_float32_copy_of_the_branch(rule: str, monkeypatch: py
         return plain_addcmul(*(t.float() if torch.is_autocast_enabled("cpu") else t for t in tensors))
 
     monkeypatch.setattr(torch, "addcmul", addcmul)
-    z, kept = saved(RULES[rule](D), autocast=True)
+    z, kept = saved(unit_of(rule), autocast=True)
     assert any(t.dtype == torch.bfloat16 and t.numel() >= z.numel() for t in kept)
     assert [t.shape for t in kept if t.dtype == torch.float32 and t.numel() >= z.numel()] == []
 
@@ -202,7 +216,7 @@ def test_autocast_keeps_no_float32_copy_of_the_branch(rule: str, monkeypatch: py
 @pytest.mark.parametrize("rule", list(RULES))
 def test_a_unit_compiles_without_a_graph_break(rule: str) -> None:
     torch.manual_seed(0)
-    unit, branch = RULES[rule](D, time_dim=E), nn.Linear(D, D)
+    unit, branch = unit_of(rule, **({"time_conditioned": True} if rule != "resnet" else {})), nn.Linear(D, D)
     z, g, e = torch.randn(B, N, D), torch.randn(B, D), torch.randn(B, E)
 
     def run(z: Tensor, g: Tensor, e: Tensor) -> Tensor:
@@ -214,20 +228,18 @@ def test_a_unit_compiles_without_a_graph_break(rule: str) -> None:
 
 def test_time_conditioned_gates_need_the_embedding() -> None:
     with pytest.raises(ValueError, match="timestep embedding"):
-        RULES["gated"](D, time_dim=E)(torch.randn(B, N, D), nn.Identity())
+        unit_of("gated", time_conditioned=True)(torch.randn(B, N, D), nn.Identity())
 
 
 @pytest.mark.parametrize("rule", list(RULES))
 def test_the_stream_of_these_rules_is_the_tensor_itself(rule: str) -> None:
     z = torch.randn(B, N, D)
-    assert RULES[rule].open(z) is z
-    assert RULES[rule].close(z) is z
-    assert torch.equal(RULES[rule].map(z, lambda x: x.flatten(1)), z.flatten(1))
-
-
-def test_is_gate_goes_by_the_last_part_of_a_name() -> None:
-    assert all(map(is_gate, ["alpha", "blocks.0.attn_unit.beta", "a.alpha_time", "a.beta_time"]))
-    assert not any(map(is_gate, ["alpha.weight", "blocks.0.attn.qkv.bias", "alphabet", "norm.betas", ""]))
+    stack = Residual(rule).plan(2, D).stack
+    assert stack.open(z) is z
+    assert stack.close(z) is z
+    assert torch.equal(stack.map(lambda x: x.flatten(1), z), z.flatten(1))
+    assert torch.equal(stack.add(z, z), 2 * z)
+    assert not stack.state_dict()
 
 
 class TwoUnits(nn.Module):
@@ -256,7 +268,8 @@ def test_units_come_in_run_order() -> None:
         ({"rule": "gate"}, ["rule='gate'", *RULES]),
         ({"granularity": "token"}, ["granularity='token'", "channel", "scalar"]),
         ({"beta_form": "quadratic"}, ["beta_form='quadratic'", "additive", "linear"]),
-        ({"rule": "skip", "beta_form": "linear"}, ["beta_form=linear", "gated", "'skip'"]),
+        ({"rule": "skip", "beta_form": "linear"}, ["beta_form='linear'", "'skip'", "granularity, time_conditioned"]),
+        ({"rule": "resnet", "granularity": "scalar"}, ["granularity", "no options"]),
     ],
 )
 def test_residual_refuses_unknown_values_and_names_the_choices(values: dict, words: list[str]) -> None:
@@ -268,7 +281,7 @@ def test_residual_refuses_unknown_values_and_names_the_choices(values: dict, wor
 def test_residual_builds_units_of_its_rule() -> None:
     spec = Residual("adaln", granularity="scalar", time_conditioned=True)
     unit = spec.unit(4, 6, channel_axis=1, time_dim=E)
-    assert type(unit) is RULES["adaln"]
+    assert type(unit) is RULES[spec.rule] is RULES["adaln"]
     assert (unit.dim, unit.dim_out, unit.channel_axis) == (4, 6, 1)
     assert unit.alpha_time.shape == (1, E)
     assert not Residual("gated").unit(4, time_dim=E).time_conditioned  # offered, not asked for

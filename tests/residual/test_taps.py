@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neural_rdm.residual import RULES, tap
+from neural_rdm.residual import RULES, Residual, tap
 
 
 def gradient(x: torch.Tensor) -> torch.Tensor:
@@ -56,7 +56,7 @@ def test_the_stream_needs_no_gradient_of_its_own() -> None:
 @pytest.mark.parametrize("rule", list(RULES))
 def test_a_unit_with_a_probe_taps_its_entry_and_its_exit(rule: str) -> None:
     torch.manual_seed(0)
-    unit, branch = RULES[rule](4), torch.nn.Linear(4, 4)
+    unit, branch = Residual(rule).unit(4), torch.nn.Linear(4, 4)
     z, upstream = torch.randn(2, 3, 4, requires_grad=True), torch.randn(2, 3, 4)
     plain = unit(z, branch)
     unit.probe = torch.zeros(2, requires_grad=True)
@@ -75,7 +75,7 @@ CASES = [*((rule, {}) for rule in RULES), ("gated", {"beta_form": "linear"})]
 def test_four_rows_also_measure_both_ways_from_the_exit_to_the_entry(rule: str, form: dict, shortcut: bool) -> None:
     torch.manual_seed(0)
     dim_out = 6 if shortcut else 4
-    unit, branch = RULES[rule](4, dim_out, **form).double(), torch.nn.Linear(4, dim_out).double()
+    unit, branch = Residual(rule, **form).unit(4, dim_out).double(), torch.nn.Linear(4, dim_out).double()
     way = torch.nn.Linear(4, 6).double() if shortcut else None
     for parameter in unit.parameters():
         torch.nn.init.normal_(parameter)

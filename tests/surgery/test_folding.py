@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from neural_rdm import DiT, Latte, UNet, fold, gate
 from neural_rdm.core.errors import ConfigError
-from neural_rdm.residual import Residual, is_gate, units
+from neural_rdm.residual import Residual, units
+from tests.helpers import is_gate
 
 diffusers = pytest.importorskip("diffusers", reason="U-Nets are diffusers'")
 

@@ -27,7 +27,7 @@ NETWORKS = ["dit", "dit_text", "dit_single", "dit_time", "latte", "uvit", "uvit_
 def network(kind: str, rule: str = "gated") -> DiT | UViT:
     """A small network, every value of it random: the gates too."""
     torch.manual_seed(0)
-    residual = Residual(rule, time_conditioned=kind.endswith("time"))
+    residual = Residual(rule, **({"time_conditioned": True} if kind.endswith("time") and rule != "resnet" else {}))
     if kind == "latte":
         net: DiT | UViT = Latte(**TINY, num_frames=3, extras=2, residual=residual)
     elif kind.startswith("uvit"):

@@ -9,11 +9,12 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from neural_rdm.residual import RULES, is_gate, units
+from neural_rdm.residual import RULES, units
 from neural_rdm.training.checkpoints import Checkpoints
 from neural_rdm.training.ema import EMA
 from neural_rdm.training.optim import freeze
 from tests.end_to_end.commands import differences
+from tests.helpers import is_gate
 from tests.training.trainer import fit, tiny_module
 
 

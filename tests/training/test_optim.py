@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from neural_rdm.backbones.dit import DiT
-from neural_rdm.residual import RULES, is_gate
+from neural_rdm.residual import RULES
 from neural_rdm.training.optim import Optimizer, freeze
+from tests.helpers import is_gate
 from tests.training.trainer import tiny_module
 
 

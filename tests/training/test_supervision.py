@@ -14,13 +14,13 @@ from lightning.pytorch.plugins import MixedPrecision
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.core.records import read_rows
 from neural_rdm.dynamics import sensitivity_loss
-from neural_rdm.residual import is_gate
 from neural_rdm.training import parallel
 from neural_rdm.training.checkpoints import StreamedCheckpointIO
 from neural_rdm.training.logging import CSVLogger, Metrics
 from neural_rdm.training.module import NeuralRDMF
 from neural_rdm.training.sensitivity import SensitivityLog
 from neural_rdm.training.supervision import Supervision
+from tests.helpers import is_gate
 from tests.training.ranks import two_ranks
 from tests.training.trainer import fit, tiny_module
 

@@ -22,11 +22,11 @@ from neural_rdm.backbones.layers import (
     TimestepEmbedder,
     check_given,
     modulate,
-    rows,
+    repeated,
     sincos_2d,
     unpatchify,
 )
-from neural_rdm.residual import Residual, Unit
+from neural_rdm.residual import Plan, Residual, Stream, Unit
 
 #: hidden_size, depth and num_heads of the published sizes; the patch size (2, 4, 8) is the second half of their names
 DIT_SIZES: dict[str, dict[str, int]] = {
@@ -44,6 +44,8 @@ class DiTBlock(nn.Module):
     between, that attends to it.
 
     Args:
+        plan: the stack that its units are the next of.
+        number: which block of the network it is.
         grid: the tokens along each axis that attend to one another: (side, side), or (frames,).
         gate_init: start of the adaLN gates.
         context_dim: width of the text's tokens, or None.
@@ -55,7 +57,8 @@ class DiTBlock(nn.Module):
         hidden_size: int,
         num_heads: int,
         mlp_ratio: float,
-        residual: Residual,
+        plan: Plan,
+        number: int,
         gate_init: float,
         grid: tuple[int, ...],
         context_dim: int | None = None,
@@ -65,24 +68,32 @@ class DiTBlock(nn.Module):
         super().__init__()
         self.attn_norm = style.norm_layer(hidden_size)
         self.attn = style.attention_layer(hidden_size, num_heads, grid)
-        self.attn_unit = residual.unit(hidden_size, time_dim=hidden_size)
+        self.attn_unit = plan.unit("attn", number)
         if context_dim is not None:
             self.cross_norm = style.norm_layer(hidden_size)
             self.cross_attn = CrossAttention(hidden_size, context_dim, num_heads)
-            self.cross_unit = residual.unit(hidden_size, time_dim=hidden_size)
+            self.cross_unit = plan.unit("cross", number)
         self.mlp_norm = style.norm_layer(hidden_size)
         self.mlp = style.mlp_layer(hidden_size, int(hidden_size * mlp_ratio))
-        self.mlp_unit = residual.unit(hidden_size, time_dim=hidden_size)
+        self.mlp_unit = plan.unit("mlp", number)
         # Index 1 keeps the official key; the SiLU before it is the same for every block, so the network applies it
         # once.
         last = Shift(6 * hidden_size) if shared else nn.Linear(hidden_size, 6 * hidden_size)
         self.adaLN_modulation = nn.Sequential(nn.Identity(), last)
-        self.gate_init = gate_init
+        self.gate_init, self.closed = gate_init, plan.residual.closes_branch
 
-    def forward(self, z: Tensor, c: Tensor, e: Tensor, text: Text | None = None) -> Tensor:
-        """z [R, N, D], c = SiLU(condition) [B, D], e = timestep embedding [B, D], R a multiple of B -> [R, N, D]."""
-        e = rows(e, len(z))
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = rows(self.adaLN_modulation(c), len(z)).chunk(6, dim=1)
+    def forward(self, z: Stream, c: Tensor, e: Tensor, text: Text | None = None, repeat: int = 1) -> Stream:
+        """The stream, of tensors [B * repeat, N, D], behind this block.
+
+        Args:
+            z: the stream in front of it.
+            c: SiLU(condition) [B, D].
+            e: timestep embedding [B, D].
+            text: context [B, L, E] and its mask.
+            repeat: rows of the stream that belong to one of c and e, in a row: the frames of a clip, say.
+        """
+        e = repeated(e, repeat)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = repeated(self.adaLN_modulation(c), repeat).chunk(6, dim=1)
         z = self.attn_unit(z, lambda h: self.attn(modulate(self.attn_norm(h), shift_a, scale_a)), gate_a, e)
         if text is not None:
             z = self.cross_unit(z, lambda h: self.cross_attn(self.cross_norm(h), *text), None, e)
@@ -106,7 +117,7 @@ class DiTBlock(nn.Module):
             nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         last.bias.view(6, -1)[[2, 5]] = torch.full_like(last.bias.view(6, -1)[[2, 5]], self.gate_init)
-        if hasattr(self, "cross_unit") and self.cross_unit.start == "plain":
+        if hasattr(self, "cross_unit") and not self.closed:
             nn.init.zeros_(self.cross_attn.proj.weight)
 
 
@@ -173,8 +184,7 @@ class DiT(nn.Module):
         self.out_channels = in_channels * 2 if learn_sigma else in_channels
         self.num_classes, self.class_dropout_prob, self.learn_sigma = num_classes, class_dropout_prob, learn_sigma
         self.context_dim = context_dim
-        self.residual, self.rule = residual, residual.unit_class
-        self.gate_init = residual.gate_init(adaln_gate_init)
+        self.residual, self.gate_init = residual, residual.gate_init(adaln_gate_init)
         self.style, self.shared = Style(qk_norm, norm, mlp, positions, register_tokens, attention), adaln == "single"
 
         self.x_embedder = PatchEmbed(input_size, patch_size, in_channels, hidden_size, bias=True)
@@ -185,16 +195,20 @@ class DiT(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, self.side**2, hidden_size), requires_grad=False)
         self.registers = Registers(register_tokens, hidden_size) if register_tokens else nn.Identity()
         self.modulation = nn.Linear(hidden_size, 6 * hidden_size) if self.shared else nn.Identity()
-        self.blocks = self._blocks(depth)
+        plan = residual.plan(self._units(depth), hidden_size, time_dim=hidden_size)
+        self.stack, self.blocks = plan.stack, self._blocks(depth, plan)
         self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
         self.initialize_weights()
 
-    def _blocks(self, depth: int) -> nn.ModuleList:
-        return nn.ModuleList(self._block((self.side, self.side), self.context_dim) for _ in range(depth))
+    def _units(self, depth: int) -> int:
+        return depth * (2 if self.context_dim is None else 3)
 
-    def _block(self, grid: tuple[int, ...], context_dim: int | None) -> DiTBlock:
+    def _blocks(self, depth: int, plan: Plan) -> nn.ModuleList:
+        return nn.ModuleList(self._block(plan, i, (self.side, self.side), self.context_dim) for i in range(depth))
+
+    def _block(self, plan: Plan, number: int, grid: tuple[int, ...], context_dim: int | None) -> DiTBlock:
         sizes = self.hidden_size, self.num_heads, self.mlp_ratio
-        return DiTBlock(*sizes, self.residual, self.gate_init, grid, context_dim, self.style, self.shared)
+        return DiTBlock(*sizes, plan, number, self.gate_init, grid, context_dim, self.style, self.shared)
 
     @classmethod
     def named(cls, name: str, **arguments: Any) -> DiT:
@@ -270,10 +284,10 @@ class DiT(nn.Module):
         e = self.t_embedder(t)
         c = nn.functional.silu(e if y is None else e + self.y_embedder(y))
         modulation, text = self.modulation(c), None if context is None else (context, context_mask)
-        z = self.rule.open(z)
+        stream = self.stack.open(z)
         for block in self.blocks:
-            z = block(z, modulation, e, text)
-        z = self.rule.close(z)[:, self.style.register_tokens :]
+            stream = block(stream, modulation, e, text)
+        z = self.stack.close(stream)[:, self.style.register_tokens :]
         return unpatchify(self.final_layer(z, c), self.patch_size, self.out_channels)
 
     def _refuse(self, y: Tensor | None, context: Tensor | None) -> None:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from neural_rdm.backbones.dit import DiT
-from neural_rdm.backbones.layers import rows, sincos_1d, unpatchify
-from neural_rdm.residual import Residual
+from neural_rdm.backbones.layers import repeated, sincos_1d, unpatchify
+from neural_rdm.residual import Plan, Residual
 
 #: what conditions the network: our names -> the official numbers
 EXTRAS = {"unconditional": 1, "class": 2, "text": 78}
@@ -98,13 +98,16 @@ class Latte(DiT):
             attention=attention,
         )
 
-    def _blocks(self, depth: int) -> nn.ModuleList:
+    def _units(self, depth: int) -> int:
+        return super()._units(depth // 2) + (2 * (depth // 2) if self.num_frames > 1 else 0)
+
+    def _blocks(self, depth: int, plan: Plan) -> nn.ModuleList:
         blocks = nn.ModuleList()
         for i in range(depth):
             if i % 2 == 0:
-                blocks.add_module(str(i), self._block((self.side, self.side), self.context_dim))
+                blocks.add_module(str(i), self._block(plan, i, (self.side, self.side), self.context_dim))
             elif self.num_frames > 1:
-                blocks.add_module(str(i), self._block((self.num_frames,), None))
+                blocks.add_module(str(i), self._block(plan, i, (self.num_frames,), None))
         if self.num_frames > 1:
             self.temp_embed = nn.Parameter(torch.zeros(1, self.num_frames, self.hidden_size), requires_grad=False)
         if self.extras == 78:
@@ -159,23 +162,24 @@ class Latte(DiT):
         modulation, temporal = self.modulation(each), self.modulation(clip)
         text = None if context is None or self.extras == 78 else (context, context_mask)
 
-        z = self.rule.open(z)
+        stack, stream, places = self.stack, self.stack.open(z), z.shape[1]
         for name, block in self.blocks.named_children():
             if int(name) % 2 == 0:
-                z = block(z, modulation, e if c.ndim == 2 else rows(e, len(each)), text)
+                once = c.ndim == 2  # one condition for all frames of a clip; else each has its row already
+                stream = block(stream, modulation, e if once else repeated(e, frames), text, frames if once else 1)
                 continue
-            images = self.rule.map(z, lambda s: s.unflatten(0, (batch, frames))[:, self.num_frames :])
-            z = self.rule.map(z, lambda s: s.unflatten(0, (batch, frames))[:, : self.num_frames])
-            z = self.rule.map(z, lambda s: s.transpose(1, 2).flatten(0, 1))  # [(B N), F, D]
+            stream = stack.map(lambda s: s.unflatten(0, (batch, frames)), stream)
+            images = stack.map(lambda s: s[:, self.num_frames :], stream)
+            stream = stack.map(lambda s: s[:, : self.num_frames].transpose(1, 2).flatten(0, 1), stream)  # [(B N), F, D]
             if name == "1":
-                z = self.rule.map(z, lambda s: s + self.temp_embed)
-            z = block(z, temporal, e)
-            z = self.rule.map(z, lambda s: s.unflatten(0, (batch, -1)).transpose(1, 2))
+                stream = stack.add(stream, self.temp_embed)
+            stream = block(stream, temporal, e, None, places)
+            stream = stack.map(lambda s: s.unflatten(0, (batch, -1)).transpose(1, 2), stream)
             if frames > self.num_frames:
-                z = torch.cat([z, images], dim=1)
-            z = self.rule.map(z, lambda s: s.flatten(0, 1))
-        z = self.rule.close(z)[:, self.style.register_tokens :]
-        patches = self.final_layer(z, rows(each, len(z)))
+                stream = stack.map(lambda s, i: torch.cat([s, i], dim=1), stream, images)
+            stream = stack.map(lambda s: s.flatten(0, 1), stream)
+        z = stack.close(stream)[:, self.style.register_tokens :]
+        patches = self.final_layer(z, repeated(each, len(z) // len(each)))
         return unpatchify(patches, self.patch_size, self.out_channels).reshape(*x.shape[:-3], -1, *x.shape[-2:])
 
     def _condition(self, e: Tensor, y: Tensor | None, context: Tensor | None) -> Tensor:

@@ -29,7 +29,7 @@ __all__ = [
     "TimestepEmbedder",
     "check_given",
     "modulate",
-    "rows",
+    "repeated",
     "sincos_1d",
     "sincos_2d",
     "unpatchify",
@@ -51,9 +51,9 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return torch.addcmul(shift.unsqueeze(1), x, 1 + scale.unsqueeze(1))
 
 
-def rows(x: Tensor, count: int) -> Tensor:
-    """`x` [B, D] with every row repeated so that there are `count` [count, D]: one for each frame or each place."""
-    return x if len(x) == count else x.repeat_interleave(count // len(x), dim=0)
+def repeated(x: Tensor, times: int) -> Tensor:
+    """`x` [B, D] with every row repeated, [B * times, D]: one for each frame or each place."""
+    return x if times == 1 else x.repeat_interleave(times, dim=0)
 
 
 @dataclass(frozen=True)

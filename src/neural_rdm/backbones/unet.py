@@ -133,7 +133,7 @@ class UNet(nn.Module):
         self.class_dropout_prob, self.learn_sigma = class_dropout_prob, out_channels == 2 * in_channels
         #: of a context from outside
         self.context_dim = context_dim if num_context_classes is None else None
-        self.residual, self.rule = residual, residual.unit_class
+        self.residual = residual
         self.use_new_attention_order = use_new_attention_order
         self.initialize_weights()
 
@@ -176,7 +176,7 @@ class UNet(nn.Module):
         """
         from neural_rdm.residual.diffusers_blocks import GatedBasicTransformerBlock, gated_blocks
 
-        if self.rule.start == "plain":
+        if not self.residual.closes_branch:
             for _, _, block in gated_blocks(self.net):
                 if isinstance(block, GatedBasicTransformerBlock):
                     continue

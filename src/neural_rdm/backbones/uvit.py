@@ -16,7 +16,7 @@ from timm.layers import Attention, Mlp
 from torch import Tensor, nn
 
 from neural_rdm.backbones.layers import PatchEmbed, check_given, unpatchify
-from neural_rdm.residual import Residual, Unit
+from neural_rdm.residual import Plan, Residual, Stream, Unit
 
 #: embed_dim, depth and num_heads of the published sizes; the patch size (2, 4) is the second half of their names
 UVIT_SIZES: dict[str, dict[str, int]] = {
@@ -40,22 +40,24 @@ class UViTBlock(nn.Module):
     """Two residual units, attention and MLP; a block of the second half first mixes its skip into the stream."""
 
     def __init__(
-        self, dim: int, num_heads: int, mlp_ratio: float, qkv_bias: bool, skip: bool, residual: Residual
+        self, dim: int, num_heads: int, mlp_ratio: float, qkv_bias: bool, skip: bool, plan: Plan, number: int
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
         self.attn = Attention(dim, num_heads=num_heads, qkv_bias=qkv_bias)
-        self.attn_unit = residual.unit(dim, time_dim=dim)
+        self.attn_unit = plan.unit("attn", number)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
-        self.mlp_unit = residual.unit(dim, time_dim=dim)
+        self.mlp_unit = plan.unit("mlp", number)
         self.skip_linear = nn.Linear(2 * dim, dim) if skip else None
 
-    def forward(self, z: Tensor, e: Tensor, skip: Tensor | None = None) -> Tensor:
-        """z [B, N, D], e = timestep embedding [B, D], skip [B, N, D] (only where it has a skip) -> [B, N, D]."""
-        if self.skip_linear is not None and skip is not None:
-            mix = self.skip_linear
-            z = type(self.attn_unit).map(z, lambda h: mix(torch.cat([h, skip], dim=-1)))
+    def mixed(self, z: Tensor, skip: Tensor) -> Tensor:
+        """z and its long skip, each [B, N, D], joined into [B, N, D]; only where the block has a skip."""
+        assert self.skip_linear is not None
+        return self.skip_linear(torch.cat([z, skip], dim=-1))
+
+    def forward(self, z: Stream, e: Tensor) -> Stream:
+        """The stream, of tensors [B, N, D], behind this block; e = timestep embedding [B, D]."""
         z = self.attn_unit(z, lambda h: self.attn(self.norm1(h)), None, e)
         return self.mlp_unit(z, lambda h: self.mlp(self.norm2(h)), None, e)
 
@@ -132,7 +134,9 @@ class UViT(nn.Module):
         self.class_dropout_prob = class_dropout_prob
         self.num_classes = max(num_classes, 0) - (num_classes > 0 and class_dropout_prob > 0)
         self.context_dim, self.num_clip_token = clip_dim, num_clip_token
-        self.residual, self.rule = residual, residual.unit_class
+        self.residual = residual
+        if skip and (reason := residual.unit_class.no_reopening):
+            raise ValueError(f"residual={residual.rule!r} cannot be had in a U-ViT with long skips: {reason}")
         #: tokens in front of the patches: the timestep's, and a label's or a text's
         self.extras = 1 + (num_classes > 0) + (num_clip_token or 0)
 
@@ -148,12 +152,16 @@ class UViT(nn.Module):
             self.context_embed = nn.Linear(clip_dim, embed_dim)
         self.pos_embed = nn.Parameter(torch.zeros(1, self.extras + (img_size // patch_size) ** 2, embed_dim))
 
-        def block(skip: bool = False) -> UViTBlock:
-            return UViTBlock(embed_dim, num_heads, mlp_ratio, qkv_bias, skip, residual)
+        half = depth // 2
+        plan = residual.plan(2 * (2 * half + 1), embed_dim, time_dim=embed_dim)
 
-        self.in_blocks = nn.ModuleList(block() for _ in range(depth // 2))
-        self.mid_block = block()
-        self.out_blocks = nn.ModuleList(block(skip) for _ in range(depth // 2))
+        def block(number: int, skip: bool = False) -> UViTBlock:
+            return UViTBlock(embed_dim, num_heads, mlp_ratio, qkv_bias, skip, plan, number)
+
+        self.stack = plan.stack
+        self.in_blocks = nn.ModuleList(block(i) for i in range(half))
+        self.mid_block = block(half)
+        self.out_blocks = nn.ModuleList(block(half + 1 + i, skip) for i in range(half))
         self.norm = nn.LayerNorm(embed_dim)
         self.decoder_pred = nn.Linear(embed_dim, patch_size**2 * in_chans)
         self.final_layer = nn.Conv2d(in_chans, in_chans, 3, padding=1) if conv else nn.Identity()
@@ -228,15 +236,16 @@ class UViT(nn.Module):
             tokens.insert(0, self.label_emb(y)[:, None])
         if context is not None:
             tokens.insert(1, self.context_embed(context))
-        z = self.rule.open(torch.cat(tokens, dim=1) + self.pos_embed)
-        skips = []
+        stream, skips = self.stack.open(torch.cat(tokens, dim=1) + self.pos_embed), []
         for block in self.in_blocks:
-            z = block(z, e)
-            skips.append(self.rule.close(z))
-        z = self.mid_block(z, e)
+            stream = block(stream, e)
+            skips.append(self.stack.close(stream))
+        stream = self.mid_block(stream, e)
         for block in self.out_blocks:
-            z = block(z, e, skips.pop())
-        patches = self.decoder_pred(self.norm(self.rule.close(z)))[:, self.extras :]
+            if block.skip_linear is not None:
+                stream = self.stack.open(block.mixed(self.stack.close(stream), skips.pop()))
+            stream = block(stream, e)
+        patches = self.decoder_pred(self.norm(self.stack.close(stream)))[:, self.extras :]
         return self.final_layer(unpatchify(patches, self.patch_size, self.in_chans))
 
     def _refuse(self, y: Tensor | None, context: Tensor | None) -> None:

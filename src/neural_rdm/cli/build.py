@@ -12,7 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
@@ -23,6 +23,7 @@ from neural_rdm.core.errors import ConfigError, UserError
 from neural_rdm.core.provenance import config_hash
 from neural_rdm.data.base import DataModule
 from neural_rdm.data.latents import Clip, Latents, stored_tokens
+from neural_rdm.residual import Residual
 from neural_rdm.surgery.official import load_official
 from neural_rdm.training.checkpoints import Checkpoints, StreamedCheckpointIO, sick
 from neural_rdm.training.guards import FiniteSteps, StopOnSignal
@@ -62,7 +63,24 @@ def build(node: DictConfig, key: str, **extra: Any) -> Any:
 def network(cfg: DictConfig) -> nn.Module:
     """The backbone under its residual rule, freshly initialised from the run's seed."""
     torch.manual_seed(cfg.seed)
-    return build(cfg.backbone, "backbone", residual=build(cfg.residual, "residual"))
+    return build(cfg.backbone, "backbone", residual=residual(cfg.residual))
+
+
+def residual(node: DictConfig) -> Residual:
+    """The residual rule with its options; a rule of another package is `PACKAGE.MODULE.CLASS`.
+
+    Raises:
+        ConfigError: it refuses an option, or does not exist.
+    """
+    if "." not in node.rule:
+        return build(node, "residual")
+    try:
+        rule = get_class(node.rule)
+    except (ImportError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"residual.rule={node.rule}: there is no such class ({error}); the package has to be importable"
+        ) from error
+    return build(OmegaConf.masked_copy(node, [str(k) for k in node if k != "rule"]), "residual", rule=rule)
 
 
 def text(cfg: DictConfig) -> Any:

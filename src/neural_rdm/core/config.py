@@ -163,12 +163,26 @@ def _check_node(node: Any, key: str, optional: bool, sources: Sources) -> None:
             f"{sources.where(key)}"
         )
     target = node["_target_"]
-    if target in schema.TARGETS:
+    if target.endswith(".Residual") and target in schema.TARGETS:
+        _check_rule(node, key, sources)
+    elif target in schema.TARGETS:
         _check(node, schema.TARGETS[target], key, sources)
     elif target.split(".")[0] == "neural_rdm":
         raise ConfigError(
             f"configuration key {key}._target_: no such class {target}.{nearest(target, schema.TARGETS)}"
             f"{sources.where(f'{key}._target_')}"
+        )
+
+
+def _check_rule(node: DictConfig, key: str, sources: Sources) -> None:
+    """A residual rule, whose options are its own."""
+    name = node.get("rule")
+    if name in schema.RULES:
+        _check(node, schema.RULES[name], key, sources)
+    elif "." not in str(name):  # no class of another package
+        raise ConfigError(
+            f"configuration key {key}.rule={name} is not one of {', '.join(schema.RULES)}."
+            f"{nearest(str(name), schema.RULES)}{sources.where(f'{key}.rule')}"
         )
 
 

@@ -20,22 +20,26 @@ from neural_rdm.core.schema_networks import DiT, Latte, UNet, UViT
 
 @dataclass
 class Residual:
+    """What every residual rule has; a rule of another package, `PACKAGE.MODULE.CLASS`, checks its options itself."""
+
     _target_: str
-    rule: str = one_of("gated", "adaln", "skip", "resnet", "rezero")
-    granularity: str = one_of("channel", "scalar")
-    time_conditioned: bool = field()
-    beta_form: str = one_of("additive", "linear")
+    rule: str = field()
     gamma: float = at_least(0)
 
-    def check(self) -> list[Problem]:
-        if self.beta_form == "linear" and self.rule != "gated":
-            return [
-                (
-                    "beta_form",
-                    f"linear is a form of the gated rule's beta; rule={self.rule} has no such form: use additive",
-                )
-            ]
-        return []
+
+@dataclass
+class Gates(Residual):
+    granularity: str = one_of("channel", "scalar")
+    time_conditioned: bool = field()
+
+
+@dataclass
+class Gated(Gates):
+    beta_form: str = one_of("additive", "linear")
+
+
+#: residual.rule -> what its node may hold
+RULES: dict[str, type] = {"gated": Gated, "adaln": Gates, "skip": Gates, "resnet": Residual, "rezero": Gates}
 
 
 @dataclass

@@ -53,11 +53,10 @@ def check_supervision(model: nn.Module, gamma: float, target: str) -> None:
     if gamma < 0:
         raise ValueError(f"gamma={gamma} is below 0: it would drive the gains apart")
     for name, unit in units(model):
-        if not (unit.scales_branch or unit.scales_stream):
-            reason = "the norm behind its alpha cancels the scale of alpha" if unit.has_alpha else "it has no gates"
+        if unit.no_supervision is not None:
             raise ValueError(
                 f"gamma={gamma} needs gates that scale the branch or the stream; the rule "
-                f"{type(unit).__name__} of {name} is measured only, since {reason}: pass gamma=0"
+                f"{type(unit).__name__} of {name} is measured only, since {unit.no_supervision}: pass gamma=0"
             )
 
 

@@ -6,7 +6,6 @@ affine layer ends each unit's branch: folding reads that table.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -20,11 +19,12 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
 from neural_rdm.core.errors import CheckpointError
-from neural_rdm.residual.rules import Unit
 from neural_rdm.residual.spec import Residual
+from neural_rdm.residual.unit import Unit
 
-#: (attribute, arguments of `Residual.unit`: dim, dim_out, channel_axis)
-Slots = list[tuple[str, tuple[int, int, int]]]
+#: dim, dim_out, channel_axis, time_dim and role of a `Place`
+Slot = tuple[int, int, int, None, str]
+Slots = list[tuple[str, Slot]]
 LastLayers = list[tuple[Unit, nn.Module]]
 
 
@@ -62,7 +62,7 @@ class GatedResnetBlock2D(ResnetBlock2D):
 
     def slots(self) -> Slots:
         """The units of this block and their sizes, in run order."""
-        return [("unit", (self.in_channels, self.out_channels, 1))]
+        return [("unit", (self.in_channels, self.out_channels, 1, None, "conv"))]
 
     def last_layers(self) -> LastLayers:
         """Every unit with the last affine layer of its branch."""
@@ -82,7 +82,7 @@ class GatedAttention(Attention):
 
     def slots(self) -> Slots:
         """The units of this block and their sizes, in run order."""
-        return [("unit", (self.out_dim, self.out_dim, 1))]
+        return [("unit", (self.out_dim, self.out_dim, 1, None, "attn"))]
 
     def last_layers(self) -> LastLayers:
         """Every unit with the last affine layer of its branch."""
@@ -135,8 +135,9 @@ class GatedBasicTransformerBlock(BasicTransformerBlock):
 
     def slots(self) -> Slots:
         """The units of this block and their sizes, in run order."""
-        names = ["attn1_unit", "attn2_unit", "ff_unit"] if self.attn2 is not None else ["attn1_unit", "ff_unit"]
-        return [(name, (self.dim, self.dim, -1)) for name in names]
+        roles = {"attn1_unit": "attn", "attn2_unit": "cross", "ff_unit": "mlp"}
+        names = [name for name in roles if name != "attn2_unit" or self.attn2 is not None]
+        return [(name, (self.dim, self.dim, -1, None, roles[name])) for name in names]
 
     def last_layers(self) -> LastLayers:
         """Every unit with the last affine layer of its branch."""
@@ -166,7 +167,7 @@ class GatedTransformer2DModel(Transformer2DModel):
 
     def slots(self) -> Slots:
         """The units of this block and their sizes, in run order."""
-        return [("unit", (int(self.in_channels), int(self.in_channels), 1))]
+        return [("unit", (int(self.in_channels), int(self.in_channels), 1, None, "outer"))]
 
     def last_layers(self) -> LastLayers:
         """Every unit with the last affine layer of its branch."""
@@ -267,16 +268,16 @@ def _children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     yield from ((n, child) for n, child in children.items() if child is not None)
 
 
-def slots(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, tuple[int, int, int]]]:
-    """(unit name, block, attribute, arguments of `Residual.unit`) of every unit, in run order; a unit inside another is
+def slots(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Slot]]:
+    """(unit name, block, attribute, where it stands) of every unit, in run order; a unit inside another is
     called `outer/inner`.
     """
     for name, outer, block in gated_blocks(model):
-        for attribute, arguments in block.slots():
+        for attribute, slot in block.slots():
             unit = f"{name}.{attribute}" if name else attribute
             if outer:
                 unit = f"{outer}/" + unit.removeprefix(outer.removesuffix(".unit")).lstrip(".")
-            yield unit, block, attribute, arguments
+            yield unit, block, attribute, slot
 
 
 # -- the whole model
@@ -304,7 +305,7 @@ def swap_model(model: nn.Module, residual: Residual, units: list[str] | None) ->
     """Make a model of diffusers a gated one of its own class, and let its configuration say so."""
     plain = type(model)
     model.__class__ = type(f"Gated{plain.__name__}", (Gated, plain), {"__doc__": plain.__doc__})
-    model.register_to_config(residual=dataclasses.asdict(residual), gated_units=units)
+    model.register_to_config(residual=residual.as_dict(), gated_units=units)
 
 
 def unswap_model(model: nn.Module) -> None:

@@ -10,11 +10,10 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
-import torch
 from torch import nn
 
-from neural_rdm.residual.rules import Unit, units
 from neural_rdm.residual.spec import Residual
+from neural_rdm.residual.unit import Place, Unit, make_plain
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -59,8 +58,12 @@ def gate(
     from neural_rdm.residual import diffusers_blocks
 
     residual = Residual.of(residual)
-    if residual.time_conditioned:
-        residual.unit(1)  # refuses
+    if not residual.unit_class.single:
+        raise ValueError(
+            f"residual={residual.rule!r} cannot be had in a network of diffusers: its stream is several tensors, and "
+            "these blocks hand on one"
+        )
+    residual.unit(1)  # refuses what needs a timestep embedding: no such block hands it on to its units
     found = {name: module for name, module in model.named_modules() if diffusers_blocks.gated_class(module) is not None}
     for name, module in model.named_modules():
         reason = OTHER_BLOCKS.get(type(module).__name__) or diffusers_blocks.refusal(module)
@@ -82,9 +85,10 @@ def gate(
     names = [name for name, *_ in slots]
     chosen = _chosen(names, units)
     like = next(model.parameters())
-    for name, block, attribute, arguments in slots:
+    for index, (name, block, attribute, slot) in enumerate(slots):
         rule = residual if name in chosen else Residual("resnet")
-        setattr(block, attribute, rule.unit(*arguments).to(like.device, like.dtype))
+        place = Place(*slot, index=index, count=len(slots))
+        setattr(block, attribute, rule.unit_at(place).to(like.device, like.dtype))
     if plain:
         make_plain(model)
     if hasattr(model, "register_to_config"):
@@ -107,11 +111,3 @@ def _chosen(names: list[str], patterns: Iterable[str] | None) -> set[str]:
             raise ValueError(f"units={pattern!r} fits no unit; they are called {', '.join(names[:3])}, ...")
         chosen |= fitting
     return chosen
-
-
-@torch.no_grad()
-def make_plain(model: nn.Module) -> None:
-    """Set every gate of `model` so that its unit computes `z + F(z)`: alpha 1, beta 0, no dependence on time."""
-    for _, unit in units(model):
-        for name, parameter in unit.named_parameters():
-            parameter.fill_(float(name == "alpha"))

@@ -1,69 +1,70 @@
-"""Which residual rule a network uses, and how its gates are shaped: the one argument `residual=` of every backbone."""
+"""Which residual rule a network uses, with its options: the one argument `residual=` of every backbone."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import inspect
+from collections.abc import Iterator
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from neural_rdm.residual.rules import RULES, BetaForm, Granularity, Unit
+from neural_rdm.residual import rules as _registered  # noqa: F401  # the rules of this package have their names
+from neural_rdm.residual.unit import RULES, Place, Stack, Unit
 
 
-@dataclass(frozen=True)
 class Residual:
-    """A residual rule and the shape of its gates (theory, sections 1 and 2).
+    """A residual rule with its options.
 
     Args:
-        rule: `gated`, `adaln`, `skip`, `resnet` or `rezero`.
-        granularity: `channel` or `scalar`.
-        time_conditioned: gates are `static + W e(t)`, W = 0 at the start.
-        beta_form: `additive` or `linear` (`gated` only).
+        rule: the name of a rule, one of `RULES`, or its class. A rule of another package has its name once that
+            package is imported.
         gamma: weight of the sensitivity supervision that goes with this rule (the paper's 0.35 where the gates can be
             supervised); used where an experiment sets `gamma: ${residual.gamma}`, by no unit.
+        options: the keyword arguments of the rule's class; see there.
 
     Raises:
-        ValueError: an unknown rule or value, naming the choices.
+        ValueError: an unknown rule, option or value, naming the choices.
     """
 
-    rule: str = "gated"
-    granularity: Granularity = "channel"
-    time_conditioned: bool = False
-    beta_form: BetaForm = "additive"
-    gamma: float = 0.0
-
-    def __post_init__(self) -> None:
-        for key, choices in {
-            "rule": tuple(RULES),
-            "granularity": ("channel", "scalar"),
-            "beta_form": ("additive", "linear"),
-        }.items():
-            if getattr(self, key) not in choices:
-                raise ValueError(f"residual {key}={getattr(self, key)!r} is not one of {', '.join(choices)}")
-        if self.beta_form == "linear" and self.rule != "gated":
-            raise ValueError(
-                f"beta_form=linear is a form of the gated rule's beta; residual rule={self.rule!r} has no such form"
-            )
+    def __init__(self, rule: str | type[Unit] = "gated", *, gamma: float = 0.0, **options: Any) -> None:
+        if isinstance(rule, str) and rule not in RULES:
+            raise ValueError(f"residual rule={rule!r} is not one of {', '.join(RULES)}")
+        self.unit_class: type[Unit] = RULES[rule] if isinstance(rule, str) else rule
+        self.gamma = gamma
+        known = options_of(self.unit_class)
+        for key, value in options.items():
+            if key not in known:
+                has = f"its options are {', '.join(known)}" if known else "it has no options"
+                raise ValueError(f"residual rule={self.rule!r} has no option {key}={value!r}; {has}")
+            if (choices := known[key][1]) and value not in choices:
+                raise ValueError(f"residual {key}={value!r} is not one of {', '.join(map(str, choices))}")
+        self.options: dict[str, Any] = {key: options.get(key, default) for key, (default, _) in known.items()}
 
     @classmethod
-    def of(cls, residual: str | Residual) -> Residual:
-        """Accept a rule's name or a whole `Residual`."""
+    def of(cls, residual: str | type[Unit] | Residual) -> Residual:
+        """Accept a rule's name, its class, or a whole `Residual`."""
         return residual if isinstance(residual, Residual) else cls(residual)
 
     @property
-    def unit_class(self) -> type[Unit]:
-        """The class of this rule's units."""
-        return RULES[self.rule]
+    def rule(self) -> str:
+        """The rule's name."""
+        return self.unit_class.rule_name or self.unit_class.__name__
 
-    def unit(self, dim: int, dim_out: int | None = None, channel_axis: int = -1, time_dim: int | None = None) -> Unit:
-        """Build one unit; `time_dim` is the width of the timestep embedding that the network can hand to it."""
-        if self.time_conditioned and time_dim is None:
-            raise ValueError("residual time_conditioned=true: this network hands no timestep embedding to its units")
-        return self.unit_class(
-            dim,
-            dim_out,
-            channel_axis,
-            granularity=self.granularity,
-            time_dim=time_dim if self.time_conditioned else None,
-            beta_form=self.beta_form,
-        )
+    def plan(self, count: int, dim: int, time_dim: int | None = None) -> Plan:
+        """Begin a stack of `count` units on a stream of `dim` channels; `time_dim` is the width of the timestep
+        embedding that the network can hand to them.
+        """
+        return Plan(self, Place(dim, dim, time_dim=time_dim, count=count))
+
+    def unit(self, dim: int, dim_out: int | None = None, channel_axis: int = -1, **place: Any) -> Unit:
+        """Build one unit by itself; the further arguments are those of `Place`."""
+        return self.unit_at(Place(dim, dim if dim_out is None else dim_out, channel_axis, **place))
+
+    def unit_at(self, place: Place) -> Unit:
+        """Build the unit that stands at `place`."""
+        return self.unit_class(place, **self.options)
+
+    def stack(self, place: Place) -> Stack:
+        """Build the stack whose units have the width and the number that `place` says."""
+        return self.unit_class.make_stack(place, **self.options)
 
     def gate_init(self, requested: float | None = None) -> float:
         """Starting value for a block's own gate in series with the unit (the adaLN gate): 0, as in adaLN-Zero, except
@@ -73,12 +74,72 @@ class Residual:
             ValueError: `requested` is 0 although the rule starts at zero: two zero factors in series get gradient 0,
                 both, for ever (theory, section 1, Trap).
         """
-        identity = self.unit_class.start == "identity"
+        closed = self.closes_branch
         if requested is None:
-            return 1.0 if identity else 0.0
-        if identity and requested == 0:
+            return 1.0 if closed else 0.0
+        if closed and requested == 0:
             raise ValueError(
-                f"adaln_gate_init=0 with residual={self.rule!r}: alpha also starts at 0, and two zeros in series "
+                f"adaln_gate_init=0 with residual={self.rule!r}: its branches start at 0 too, and two zeros in series "
                 "never receive a gradient. Leave adaln_gate_init unset (it becomes 1) or choose another rule."
             )
         return requested
+
+    @property
+    def closes_branch(self) -> bool:
+        """Whether the rule itself starts with all branches closed, so that nothing in series with it may be zero."""
+        return self.unit_class.start == "identity"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The keyword arguments that make it again, as plain values."""
+        return {"rule": self.rule, **self.options}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Residual) and (self.unit_class, self.options) == (other.unit_class, other.options)
+
+    def __hash__(self) -> int:
+        return hash((self.unit_class, tuple(self.options.items())))
+
+    def __repr__(self) -> str:
+        changed = {k: v for k, v in self.options.items() if v != options_of(self.unit_class)[k][0]}
+        return f"Residual({', '.join([repr(self.rule), *(f'{k}={v!r}' for k, v in changed.items())])})"
+
+
+class Plan:
+    """The places of one stack, handed out in run order while a network is built.
+
+    Attributes:
+        stack: the stack itself, which the network keeps.
+    """
+
+    def __init__(self, residual: Residual, place: Place) -> None:
+        self.residual, self._place = residual, place
+        self.stack = residual.stack(place)
+        self._next = 0
+
+    def unit(self, role: str, block: int) -> Unit:
+        """The next unit: see `Place` for the arguments.
+
+        Raises:
+            ValueError: all units that were announced are built.
+        """
+        first = self._place
+        if self._next == first.count:
+            raise ValueError(f"a stack of {first.count} units has no further one ({role} of block {block})")
+        place = Place(
+            first.dim, first.dim_out, first.channel_axis, first.time_dim, role, block, self._next, first.count
+        )
+        self._next += 1
+        return self.residual.unit_at(place)
+
+
+def options_of(unit_class: type[Unit]) -> dict[str, tuple[Any, tuple[Any, ...]]]:
+    """The options of a rule by name: default, and choices (empty where any value of its type will do)."""
+    return dict(_options(unit_class))
+
+
+def _options(unit_class: type[Unit]) -> Iterator[tuple[str, tuple[Any, tuple[Any, ...]]]]:
+    hints = get_type_hints(unit_class.__init__)
+    for name, parameter in inspect.signature(unit_class.__init__).parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            hint = hints.get(name)
+            yield name, (parameter.default, get_args(hint) if get_origin(hint) is Literal else ())

@@ -12,7 +12,7 @@ from neural_rdm.backbones.latte import Latte
 from neural_rdm.backbones.unet import UNet
 from neural_rdm.backbones.uvit import UViT
 from neural_rdm.core.errors import ConfigError
-from neural_rdm.residual import is_gate
+from neural_rdm.residual import gate_names
 from neural_rdm.surgery.folding import fold
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def to_official(model: DiT | UViT | UNet) -> dict[str, Tensor]:
     """
     if isinstance(model, UNet):
         raise ConfigError("this U-Net is diffusers' network: export it with to=diffusers")
-    if isinstance(model, DiT) and (new := [k for k in model.state_dict() if not is_gate(k) and _ours(k)]):
+    if isinstance(model, DiT) and (new := [k for k in model.state_dict() if k not in gate_names(model) and _ours(k)]):
         raise ConfigError(f"the official network has no {new[0]}: only one with the default options can be exported")
     return fold(model).state_dict()
 

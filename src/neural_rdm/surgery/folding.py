@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from neural_rdm.backbones.dit import DiT
 from neural_rdm.core.errors import ConfigError
-from neural_rdm.residual import Residual, Unit, units
+from neural_rdm.residual import Residual, Stack, Unit, units
 
 
 @torch.no_grad()
@@ -61,36 +61,15 @@ def _folded(unit: Unit, name: str, gated_behind: bool) -> tuple[Tensor | None, T
     """What the last layer's output is multiplied by and what is added to it; None for nothing.
 
     Raises:
-        ConfigError: the unit is not `z + alpha * F(z) + beta` with gates that fit there.
+        ConfigError: the unit's rule cannot be expressed so.
     """
-    gates = {n: p.detach() for n, p in unit.named_parameters()}
-    scale, shift = gates.pop("alpha", None), gates.pop("beta", None)
-    advice = "Keep the run folder, or train with residual=rezero or resnet for a network that folds"
-    for gate, value in gates.items():  # alpha_time, beta_time
-        if value.any():
-            raise ConfigError(f"{name} cannot fold: its gates depend on time ({gate} is not 0). {advice}")
-    if scale is not None and bool((scale == 1).all()):
-        scale = None
-    if shift is not None and not shift.any():
-        shift = None
-    if scale is not None and not unit.scales_branch:
-        raise ConfigError(
-            f"{name} cannot fold: under its rule alpha, which is not 1 (it moves by {(scale - 1).abs().max():.3g}), "
-            f"scales the stream, which no layer of a plain network does. {advice}"
-        )
-    if shift is not None:
-        reason = None
-        if unit.beta_form == "linear":
-            reason = "is multiplied by the stream"
-        elif not (unit.scales_branch or unit.scales_stream):
-            reason = "stands in front of the branch's norm"
-        elif gated_behind:
-            reason = "stands behind the block's adaLN gate, which a plain network cannot express"
-        if reason is not None:
-            raise ConfigError(
-                f"{name} cannot fold: its beta, which is not 0 (largest {shift.abs().max():.3g}), {reason}. {advice}"
-            )
-    return scale, shift
+    try:
+        if not unit.single:
+            raise ValueError("its stream is several tensors, which no plain network has")
+        return unit.affine(gated_behind)
+    except ValueError as error:
+        advice = "Keep the run folder, or train with residual=rezero or resnet for a network that folds"
+        raise ConfigError(f"{name} cannot fold: {error}. {advice}") from error
 
 
 def _apply(last: nn.Module, scale: Tensor | None, shift: Tensor | None) -> None:
@@ -119,13 +98,15 @@ def _stripped(plain: nn.Module) -> nn.Module:
             continue
         for name, child in list(module.named_children()):
             if isinstance(child, Unit):
-                setattr(module, name, residual.unit(child.dim, child.dim_out, child.channel_axis))
+                setattr(module, name, residual.unit_at(child.place))
+            elif isinstance(child, Stack):
+                setattr(module, name, Stack())
     if hasattr(plain, "register_to_config"):
         from neural_rdm.residual.diffusers_blocks import unswap_model
 
         unswap_model(plain)
-    elif hasattr(plain, "rule"):
-        vars(plain).update(residual=residual, rule=residual.unit_class)
+    elif hasattr(plain, "residual"):
+        vars(plain).update(residual=residual)
         for module in plain.modules():
             if isinstance(module, DiT):
                 module.gate_init = 0.0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from neural_rdm.backbones.dit import DiT
 from neural_rdm.backbones.latte import Latte
 from neural_rdm.backbones.uvit import UViT
+from neural_rdm.residual import gate_names, units
 
 PLACEMENTS = ("interleave", "append", "prepend", "middle")
 #: `identity` leaves the output as it is; the others are what the literature does, and move it
@@ -103,7 +104,9 @@ def plan(model: nn.Module, depth: int, placement: str = "interleave", operator: 
     if depth <= old or (depth - old) % step:
         advice = f"more than {old}" + (f" and even: {type(model).__name__} grows in pairs" if step == 2 else "")
         raise ValueError(f"depth={depth}: the network has {old} blocks; give {advice}")
-    if operator == "halved" and not model.rule.scales_branch:
+    if reason := model.residual.unit_class.no_growth:
+        raise ValueError(f"a network under the rule {model.residual.rule!r} cannot grow: {reason}")
+    if operator == "halved" and not model.residual.unit_class.scales_branch:
         raise ValueError("operator=halved halves alpha, which multiplies the branch under gated and rezero only")
     if isinstance(model, Latte) and placement == "prepend":
         raise ValueError(
@@ -156,6 +159,12 @@ def grown(model: nn.Module, growth: Growth) -> nn.Module:
         setattr(result, name, nn.ModuleList(copy.deepcopy(blocks[old]) for old, _ in origins))
     if isinstance(result, UViT):
         result.depth = sum(map(len, growth.origins.values()))
+    for block, module in enumerate(result.blocks):
+        for unit, _ in module.last_layers():
+            unit.place = replace(unit.place, block=block)
+    found = [unit for _, unit in units(result)]
+    for index, unit in enumerate(found):
+        unit.place = replace(unit.place, index=index, count=len(found))
     result.load_state_dict(grown_state(model, growth, model.state_dict()))
     return result
 
@@ -167,6 +176,7 @@ def grown_state(model: nn.Module, growth: Growth, state: Mapping[str, Tensor]) -
         model: the network before it grows: its rule and its layers, not its values.
     """
     start = _start(model) if growth.operator == "identity" else {}
+    gates = gate_names(model)
     result = {name: value for name, value in state.items() if growth.place(name) is None}
     for blocks, origins in growth.origins.items():
         halved = {old for old, new in origins if new} if growth.operator == "halved" else set()
@@ -180,13 +190,10 @@ def grown_state(model: nn.Module, growth: Growth, state: Mapping[str, Tensor]) -
                 value = state[f"{blocks}.{old}.{rest}"].clone()
                 if new and rest in start:
                     value.copy_(start[rest])
-                elif old in halved and rest.rpartition(".")[2] in _GATES:
+                elif old in halved and f"{blocks}.{old}.{rest}" in gates:
                     value *= 0.5
                 result[f"{blocks}.{i}.{rest}"] = value
     return result
-
-
-_GATES = ("alpha", "beta", "alpha_time", "beta_time")
 
 
 def _start(model: nn.Module) -> dict[str, Tensor]:
@@ -200,12 +207,11 @@ def _start(model: nn.Module) -> dict[str, Tensor]:
     for block in model.blocks:
         names = {module: name for name, module in block.named_modules()}
         for unit, last in block.last_layers():
-            if unit.scales_branch:
-                start |= {f"{names[unit]}.{gate}": 0.0 for gate in _GATES}
-            else:
+            values = unit.identity_values()
+            if values is None:  # a branch that is zero, under a rule that then leaves the stream alone
                 start |= {f"{names[last]}.weight": 0.0, f"{names[last]}.bias": 0.0}
-                # `skip` scales the stream itself; to `adaln`, whose gates stand before the branch, this is its start
-                start |= {f"{names[unit]}.{gate}": float(gate == "alpha") for gate in _GATES}
+                values = unit.plain_values()
+            start |= {f"{names[unit]}.{gate}": value for gate, value in values.items()}
     return {name: torch.as_tensor(value) for name, value in start.items()}
 
 

@@ -18,7 +18,7 @@ from neural_rdm.backbones.unet import UNet
 from neural_rdm.backbones.uvit import UViT
 from neural_rdm.core.errors import CheckpointError
 from neural_rdm.core.weights import read_weights, unwrapped
-from neural_rdm.residual import Unit, is_gate
+from neural_rdm.residual import Unit, gate_names, plain_state
 from neural_rdm.surgery import ldm
 from neural_rdm.surgery.tables import TABLES, fitted, uvit_fitted
 
@@ -87,8 +87,7 @@ def load_official(model: nn.Module, source: str | Path | Mapping[str, Tensor], r
         own_parts = matching & set(own)
         state |= {k: own[k] for k in own_parts if k not in state}
 
-    gates = {k: v for k, v in _gates(model, own, state).items() if k not in state}
-    state |= gates
+    state |= _gates(model, own, state, name)
     state |= {k: own[k] for k in _idle(model, own, state)}
     problems = {
         "missing": sorted(set(own) - set(state)),
@@ -188,14 +187,23 @@ def _new_units(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Unit]
     return new
 
 
-def _gates(model: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Every gate at its plain value; those of units that the file does not know at their own start."""
+def _gates(model: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The parameters of the residual rule that a file lacks, at their plain values; those of units that it does not
+    know at their own start.
+
+    Raises:
+        CheckpointError: the rule never computes what the file was trained for.
+    """
+    gates = gate_names(model)
+    lacking = gates - set(state)
+    if gates and not lacking:  # a file of ours
+        return {}
+    try:
+        plain = plain_state(model)
+    except ValueError as error:
+        raise CheckpointError(f"{name} cannot be loaded: {error}") from error
     new = _new_units(model, state)
-    return {
-        k: v if k.rpartition(".")[0] in new else torch.full_like(v, float(k.endswith(".alpha")))
-        for k, v in own.items()
-        if is_gate(k)
-    }
+    return {k: own[k] if k.rpartition(".")[0] in new else torch.full_like(own[k], plain[k]) for k in lacking}
 
 
 def _idle(model: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> set[str]:
@@ -206,7 +214,9 @@ def _idle(model: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tenso
             continue
         branch = name.replace("cross_unit", "cross_attn")
         silent = not own[f"{branch}.proj.weight"].any() and not own[f"{branch}.proj.bias"].any()
-        if silent or (unit.start == "identity" and not own[f"{name}.alpha"].any()):
+        if silent or (
+            unit.start == "identity" and not any(own[f"{name}.{k}"].any() for k in unit.identity_values() or {})
+        ):
             idle |= {k for k in own if k.startswith(f"{branch}.")}
     return idle
 
@@ -285,7 +295,7 @@ def _hints(problems: Mapping[str, list[str]], own: Mapping[str, Tensor], found: 
         hints.append("a file of images (a DiT?) for a network of clips: Latte's odd blocks are temporal, DiT's are not")
     if "temp_embed" in unexpected:
         hints.append("a file of clips for a network of images: use backbone=latte with backbone.num_frames=1")
-    if any(is_gate(k) for k in unexpected):
+    if any(re.search(r"unit\.\w+$", k) for k in unexpected):
         hints.append("the file holds gates of another residual rule; choose the one that it was trained with")
     if any("cross_attn" in k for k in missing) or any(k.startswith("registers.") for k in missing):
         hints.append("parts that are new here and not silent: name them in pretrained.reinit to start them afresh")
@@ -322,7 +332,7 @@ def _uvit_hints(problems: Mapping[str, list[str]], own: Mapping[str, Tensor], fo
             hints.append(f"{key} differs: set backbone.{option} as the file's")
     if any(k.endswith("qkv.bias") for k in missing | unexpected):
         hints.append("the bias of queries, keys and values differs: set backbone.qkv_bias")
-    if any(is_gate(k) for k in unexpected):
+    if any(re.search(r"unit\.\w+$", k) for k in unexpected):
         hints.append("the file holds gates of another residual rule; choose the one that it was trained with")
     return hints
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from neural_rdm.residual import is_gate
+from neural_rdm.residual import gate_names
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ class Optimizer:
         """AdamW over the trainable parameters of `net`, fused, in two groups: the network and its gates; and a third,
         without weight decay, where the objective has a learned `schedule`.
         """
-        parameters = dict(net.named_parameters())
+        parameters, rule = dict(net.named_parameters()), gate_names(net)
         groups: list[dict[str, Any]] = []
         for names in self.names(net):
-            gates = is_gate(names[0])
+            gates = names[0] in rule
             groups.append(
                 {
                     "name": "gates" if gates else "net",
@@ -63,8 +63,9 @@ class Optimizer:
 
     def names(self, net: nn.Module) -> list[list[str]]:
         """The trainable parameters' names, group by group, in the optimizer's order: the network's, then its gates'."""
+        rule = gate_names(net)
         trainable = [name for name, p in net.named_parameters() if p.requires_grad]
-        groups = [[n for n in trainable if not is_gate(n)], [n for n in trainable if is_gate(n)]]
+        groups = [[n for n in trainable if n not in rule], [n for n in trainable if n in rule]]
         return [group for group in groups if group]
 
     def factor(self, step: int, max_steps: int) -> float:
@@ -84,9 +85,9 @@ def freeze(net: nn.Module, train_only: str) -> None:
     """Let only a part of `net` train: fine-tuning of pretrained weights (paper, Sec. 2.1 [P]: the gates "can be
     independently trained or fine-tuned without considering the parameters of the feature mapping network").
 
-    `gates` are alpha and beta of every residual unit. `gates+norms` adds what normalisation layers scale and shift by:
-    their own weights and biases and, where adaLN makes scale and shift out of the condition, the bias of that layer,
-    which is their constant part.
+    `gates` are all parameters of the residual rule: alpha and beta of every unit. `gates+norms` adds what normalisation
+    layers scale and shift by: their own weights and biases and, where adaLN makes scale and shift out of the condition,
+    the bias of that layer, which is their constant part.
 
     Raises:
         ValueError: an unknown choice, or a network whose rule has no gates.
@@ -95,7 +96,7 @@ def freeze(net: nn.Module, train_only: str) -> None:
         raise ValueError(f"train_only={train_only} is not one of {', '.join(TRAIN_ONLY)}")
     if train_only == "all":
         return
-    trained = {name for name, _ in net.named_parameters() if is_gate(name)}
+    trained = gate_names(net)
     if not trained:
         raise ValueError(f"train_only={train_only}: this network's residual rule has no gates; use train_only=all")
     if train_only == "gates+norms":
