@@ -54,7 +54,7 @@ class PyAV:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._av = library("av")
         self.path = path
-        self._options = {"threads": 1} if int(self._av.__version__.partition(".")[0]) >= 17 else {}
+        self._options: dict[str, Any] = {"threads": 1} if int(self._av.__version__.partition(".")[0]) >= 17 else {}
         self._reformatter = self._av.video.reformatter.VideoReformatter()
         try:
             self._open()
@@ -67,7 +67,16 @@ class PyAV:
             self._matrix = _matrix(first)
             self._shown = turned(np.empty((first.height, first.width, 0), np.uint8), self._matrix).shape
             self.stamps = self._told(packets, first.pts)
-            self.keys = sorted({0, *(bisect.bisect_left(self.stamps, p.pts) for p in packets if p.key and p.shown)})
+            self.keys = sorted(
+                {
+                    0,
+                    *(
+                        bisect.bisect_left(self.stamps, p.pts)
+                        for p in packets
+                        if p.key and p.shown and p.pts is not None
+                    ),
+                }
+            )
             self.plain = self._matrix is None and self._is_plain(packets)
         except Exception as error:
             self.close()
