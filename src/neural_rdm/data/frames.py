@@ -58,8 +58,8 @@ def frames_among(names: list[str]) -> Frames:
         ValueError: several series have the same numbers (`image_1`, `mask_1`).
     """
     kinds = {re.sub(r"[0-9]+", "#", name) for name in names}
-    if len(kinds) == 1 and not is_flow(_series(*kinds)):
-        plain = len({len(name) for name in names}) == 1 and not re.search(r"#.*#|-#", *kinds)
+    if len(kinds) == 1 and not is_flow(_series(kind := kinds.pop())):
+        plain = len({len(name) for name in names}) == 1 and not re.search(r"#.*#|-#", kind)
         return Frames(sorted(names) if plain else natural_order(names), {})
     kept, twice = one_format(names)
     left_out = {name: f"{other} in another format" for name, other in twice.items()}

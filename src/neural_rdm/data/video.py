@@ -196,7 +196,8 @@ class TaichiHD(Clips):
         if not videos:
             super().load_datasets()
             return
-        self._use(*([videos[name] for name in splits[split] if name in videos] for split in ("train", "test")))
+        train, test = ([videos[name] for name in splits[split] if name in videos] for split in ("train", "test"))
+        self._use(train, test)
 
 
 class UCF101(Clips):
