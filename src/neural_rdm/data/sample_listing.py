@@ -188,7 +188,10 @@ def _digest(path: Path) -> bytes:
     try:
         file = path / frames_of(path).names[0] if path.is_dir() else path
         with open(file, "rb") as content:
-            return hashlib.file_digest(content, "sha256").digest()
+            digest = hashlib.sha256()
+            while chunk := content.read(1 << 20):
+                digest.update(chunk)
+            return digest.digest()
     except (OSError, DataError, IndexError):
         return os.fsencode(path)
 
