@@ -12,7 +12,6 @@ import subprocess
 import sys
 from datetime import datetime
 from pathlib import Path
-from types import FrameType
 
 from neural_rdm.cli.app import fail
 from neural_rdm.cli.compose import parse
@@ -20,6 +19,7 @@ from neural_rdm.cli.grammar import as_typed, written
 from neural_rdm.cli.jobs import SWEEP_DIR, environment
 from neural_rdm.cli.runs import find_runs
 from neural_rdm.core.errors import ConfigError, UserError
+from neural_rdm.core.signals import catch, give_back
 from neural_rdm.core.sweeps import FILE
 from neural_rdm.report import compare
 
@@ -83,23 +83,22 @@ def choose_folder(overrides: list[str]) -> tuple[Path, list[str]]:
 
 
 def run(command: list[str]) -> int:
-    """Run a command as a session of its own, hand SIGINT and SIGTERM on to all its processes, and return its exit code.
+    """Run a command as a session of its own, hand Ctrl-C, SIGTERM and SIGHUP on to all its processes, and return its exit code.
 
     Where this process is killed, the command stops as by SIGTERM (see `cli.jobs.end_with_parent`).
     Lightning's rank variables are left out of its environment: a sweep started inside a job is not a rank of it.
     """
     process = subprocess.Popen(command, env=environment(), start_new_session=True)
 
-    def forward(number: int, frame: FrameType | None) -> None:
+    def forward(number: signal.Signals) -> None:
         if process.poll() is None:
             os.killpg(process.pid, number)
 
-    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = catch(forward)
     try:
         code = process.wait()
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        give_back(before)
     return code if code >= 0 else 128 - code
 
 

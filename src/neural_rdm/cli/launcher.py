@@ -13,7 +13,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
@@ -27,6 +26,7 @@ from neural_rdm.cli.grammar import written
 from neural_rdm.cli.jobs import State, claim, enter, environment, objective
 from neural_rdm.cli.jobs import state as state_of
 from neural_rdm.core.errors import UserError
+from neural_rdm.core.signals import catch, give_back
 
 # No `from __future__ import annotations` here: Hydra's plugin scan fails on dataclasses with postponed annotations.
 
@@ -120,21 +120,20 @@ class SubprocessLauncher(Launcher):
 def _wait(process: subprocess.Popen[bytes]) -> tuple[int, int]:
     """The exit code of a job, and the signal that asked this process to stop meanwhile (0: none).
 
-    The job finishes its step and saves first. Ctrl-C reaches it from the terminal; SIGTERM is passed on.
+    The job finishes its step and saves first. Ctrl-C reaches it from the terminal; other signals are passed on.
     """
-    received = []
+    received: list[int] = []
 
-    def handle(number: int, frame: Any) -> None:
+    def handle(number: signal.Signals) -> None:
         received.append(number)
-        if number == signal.SIGTERM:
+        if number != signal.SIGINT:
             process.send_signal(number)
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = catch(handle)
     try:
         return process.wait(), received[0] if received else 0
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        give_back(before)
 
 
 def register() -> None:

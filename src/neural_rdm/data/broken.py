@@ -14,6 +14,7 @@ from typing import BinaryIO
 import torch
 
 from neural_rdm.core.errors import DataError
+from neural_rdm.core.files import cannot_write
 
 FILE = "bad_samples.csv"
 COLUMNS = ("split", "index", "path", "reason", "position", "replacement")
@@ -175,9 +176,7 @@ class BadSamples:
                     fcntl.flock(file, fcntl.LOCK_EX)  # given back when the file is closed
                 yield file
         except OSError as error:
-            raise LoaderError(
-                f"cannot write {self.file}: {error.strerror}. Free some disk space, then resume."
-            ) from error
+            raise LoaderError(cannot_write(self.file, error)) from error
 
     def _stop(self, count: int, size: int) -> None:
         names = {"train": "training", "val": "validation"}

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from neural_rdm.core.errors import ConfigError, DataError, UserError
+from neural_rdm.core.files import cannot_write
 from neural_rdm.core.listing import walk
 from neural_rdm.core.progress import progress_bar
 from neural_rdm.data.base import DataModule
@@ -110,8 +111,8 @@ def _whole_or_not_at_all(target: Path) -> Iterator[Path]:
             target.rmdir()  # it is empty
         place.rename(target)
     except OSError as error:
-        advice = "Free some disk space, choose another subset_dir, or pass copy=true where links cannot be made."
-        raise UserError(f"cannot write {target}: {printable(str(error))}. {advice}") from error
+        advice = "Choose another subset_dir, or pass copy=true where links cannot be made."
+        raise UserError(f"{printable(cannot_write(target, error))} {advice}") from error
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
