@@ -83,7 +83,8 @@ def choose_folder(overrides: list[str]) -> tuple[Path, list[str]]:
 
 
 def run(command: list[str]) -> int:
-    """Run a command as a session of its own, hand Ctrl-C, SIGTERM and SIGHUP on to all its processes, and return its exit code.
+    """Run a command as a session of its own, hand on what asks it to stop to all its processes, and return its exit
+    code.
 
     Where this process is killed, the command stops as by SIGTERM (see `cli.jobs.end_with_parent`).
     Lightning's rank variables are left out of its environment: a sweep started inside a job is not a rank of it.

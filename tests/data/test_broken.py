@@ -290,7 +290,7 @@ def test_a_list_that_cannot_be_written_is_one_message(tmp_path):
     (tmp_path / "run").touch()
     text = refusal(lambda: draws(at(Data(broken={5}, num_workers=1), tmp_path / "run"), 10))
     assert text.startswith(f"cannot write {tmp_path / 'run' / FILE}: ")
-    assert text.endswith("Free some disk space, then resume.")
+    assert "Not a directory" in text or "File exists" in text
 
 
 def test_names_of_any_encoding_are_printed_and_listed(tmp_path, capsys):
