@@ -48,7 +48,7 @@ def sweep(argv: list[str]) -> int:
     overrides = [a for a in argv if a not in ("-m", "--multirun")]
     folder, more = choose_folder(overrides)
     code = run([sys.executable, "-m", "neural_rdm.train", "-m", *overrides, *more])
-    runs = find_runs(folder) if folder.is_dir() else []
+    runs = find_runs(folder) if (folder / FILE).is_file() else []  # a folder of something else is left alone
     if runs:
         compare(runs, folder)
     if code and code != 2 and (folder / FILE).is_file():
