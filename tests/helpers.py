@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+#: the paper's rules; other tests register more of them
+FIVE = ("gated", "adaln", "skip", "resnet", "rezero")
 
 
 def shared(relative: str) -> Path:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from neural_rdm.backbones.dit import DIT_SIZES, DiT
 from neural_rdm.residual import RULES, Residual
-from tests.helpers import is_gate, shared
+from tests.helpers import FIVE, is_gate, shared
 
 TINY: dict[str, Any] = {
     "input_size": 8, "patch_size": 2, "in_channels": 3, "hidden_size": 16, "depth": 2, "num_heads": 2, "num_classes": 5
@@ -57,7 +57,7 @@ def randomise(net: DiT, seed: int = 0) -> None:
                 parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
 
 
-@pytest.mark.parametrize("rule", list(RULES))
+@pytest.mark.parametrize("rule", FIVE)
 def test_official_output_under_every_rule(rule: str) -> None:
     config, state, tensors = official()
     net = DiT(**config, residual=rule)
@@ -86,7 +86,7 @@ def test_the_order_of_the_position_table_in_the_network_is_the_official_one() ->
     assert not torch.equal(first[:half], right[:half])
 
 
-@pytest.mark.parametrize("rule", list(RULES))
+@pytest.mark.parametrize("rule", FIVE)
 def test_keys_are_the_official_ones_and_the_gates(rule: str) -> None:
     config, state, _ = official()
     keys = set(DiT(**config, residual=rule).state_dict())
@@ -95,7 +95,7 @@ def test_keys_are_the_official_ones_and_the_gates(rule: str) -> None:
     assert keys == set(state) | {f"{unit}.{gate}" for unit in units for gate in gates}
 
 
-@pytest.mark.parametrize("rule", list(RULES))
+@pytest.mark.parametrize("rule", FIVE)
 def test_the_output_is_exactly_zero_at_the_start(rule: str) -> None:
     options = {} if rule == "resnet" else {"granularity": "scalar", "time_conditioned": True}
     for residual in (rule, Residual(rule, **options)):
@@ -130,7 +130,7 @@ def test_parameter_count_at_512_pixels() -> None:
     assert (count(net), count(net, trainable=True)) == (676_014_368, 674_834_720)
 
 
-@pytest.mark.parametrize("rule", list(RULES))
+@pytest.mark.parametrize("rule", FIVE)
 def test_the_gates_add_exactly_their_formula(rule: str) -> None:
     per_unit = {"resnet": 0, "rezero": 1}.get(rule, 2)
     for name in ("DiT-S/8", "DiT-XL/2"):
@@ -146,7 +146,7 @@ def test_the_gates_add_exactly_their_formula(rule: str) -> None:
 
 
 @pytest.mark.parametrize("timed", [False, True], ids=["static", "timed"])
-@pytest.mark.parametrize("rule", list(RULES))
+@pytest.mark.parametrize("rule", FIVE)
 def test_every_parameter_learns_after_two_steps(rule: str, timed: bool) -> None:
     torch.manual_seed(0)
     net = DiT(**TINY, residual=Residual(rule, **({"time_conditioned": timed} if rule != "resnet" else {})))

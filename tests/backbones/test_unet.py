@@ -11,8 +11,8 @@ from torch import nn
 from neural_rdm import UNet
 from neural_rdm.backbones.unet import UNETS
 from neural_rdm.dynamics.probe import probe
-from neural_rdm.residual import RULES, Residual, make_plain, units
-from tests.helpers import is_gate
+from neural_rdm.residual import Residual, make_plain, units
+from tests.helpers import FIVE, is_gate
 
 pytest.importorskip("diffusers", reason="the U-Nets are diffusers'")
 
@@ -65,7 +65,7 @@ def test_other_networks_of_adm_have_theirs(options: dict[str, Any], count: int) 
     assert sum(p.numel() for p in net.parameters()) == count
 
 
-@pytest.mark.parametrize("rule", list(RULES))
+@pytest.mark.parametrize("rule", FIVE)
 @pytest.mark.parametrize("options", [{}, TEXT, ADM], ids=["ldm", "text", "adm"])
 def test_every_rule_is_the_plain_network_bit_for_bit_at_its_plain_start(options: dict[str, Any], rule: str) -> None:
     torch.manual_seed(0)
@@ -87,7 +87,7 @@ def test_every_rule_is_the_plain_network_bit_for_bit_at_its_plain_start(options:
 
 def test_a_fresh_network_predicts_zero_and_learns_everywhere_within_two_steps() -> None:
     """The official zeros in series with the rule's own start leave nothing dead, rezero included."""
-    for rule in RULES:
+    for rule in FIVE:
         torch.manual_seed(0)
         net = UNet(**TINY, **TEXT, residual=rule)
         optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)

@@ -13,8 +13,8 @@ from torch import Tensor
 from neural_rdm import UViT, fold, load_official
 from neural_rdm.core.errors import CheckpointError
 from neural_rdm.dynamics.probe import probe
-from neural_rdm.residual import RULES, Residual, make_plain, units
-from tests.helpers import is_gate, shared
+from neural_rdm.residual import Residual, make_plain, units
+from tests.helpers import FIVE, is_gate, shared
 
 TINY: dict[str, Any] = {
     "img_size": 4, "patch_size": 2, "in_chans": 2, "embed_dim": 16, "depth": 4, "num_heads": 2, "num_classes": 4
@@ -60,7 +60,7 @@ def inputs(net: UViT) -> tuple[Any, ...]:
     return x, torch.tensor([5.0, 700.0]), torch.tensor([0, 3]) if net.num_classes else None, context
 
 
-@pytest.mark.parametrize("rule", list(RULES))
+@pytest.mark.parametrize("rule", FIVE)
 @pytest.mark.parametrize("name", ["uvit", "uvit_t2i"])
 def test_golden_networks_under_every_rule(name: str, rule: str) -> None:
     config, state, given = golden(name)
@@ -82,7 +82,7 @@ def test_published_networks_have_their_exact_number_of_parameters(
 
 
 @pytest.mark.parametrize("options", [TINY, TEXT, {**TINY, "skip": False, "mlp_time_embed": True}])
-@pytest.mark.parametrize("rule", list(RULES))
+@pytest.mark.parametrize("rule", FIVE)
 def test_every_rule_is_the_plain_network_bit_for_bit_at_its_plain_start(rule: str, options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     plain = shaken(UViT(**options, residual="resnet"))
@@ -104,7 +104,7 @@ def test_time_conditioned_gates_read_the_timestep_alone() -> None:
     assert not torch.allclose(net(x, t, y), out)
 
 
-@pytest.mark.parametrize("rule", list(RULES))
+@pytest.mark.parametrize("rule", FIVE)
 def test_sensitivities_obey_their_recursion_in_float64(rule: str) -> None:
     """s_i = s_{i+1} + J^T (alpha s_{i+1}) between the two units of a block, where nothing forks (theory, section 4)."""
     torch.manual_seed(0)

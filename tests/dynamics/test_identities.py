@@ -18,11 +18,12 @@ from neural_rdm import UNet, UViT
 from neural_rdm.backbones.dit import DiT
 from neural_rdm.backbones.latte import Latte
 from neural_rdm.dynamics.probe import probe
-from neural_rdm.residual import RULES, Residual, Unit, units
+from neural_rdm.residual import Residual, Unit, units
 from neural_rdm.residual.rules import AdaLN, Gated, ResNet, ReZero, Skip
 from tests.dynamics.test_probe import SIZE, gradient, inputs, loss, random_dit, watched
+from tests.helpers import FIVE
 
-RESIDUALS = {rule: Residual(rule) for rule in RULES} | {"gated-linear": Residual("gated", beta_form="linear")}
+RESIDUALS = {rule: Residual(rule) for rule in FIVE} | {"gated-linear": Residual("gated", beta_form="linear")}
 
 X, WORDS, CLIPS = (
     torch.randn(2, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

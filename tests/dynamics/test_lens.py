@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from neural_rdm.dynamics.lens import each_left_out, left_out, stopped_early
-from neural_rdm.residual import RULES, units
+from neural_rdm.residual import units
 from tests.dynamics.test_identities import NETWORKS, RESIDUALS, randomised
 from tests.dynamics.test_probe import inputs, random_dit
+from tests.helpers import FIVE
 
 
-@pytest.mark.parametrize("rule", list(RULES))
+@pytest.mark.parametrize("rule", FIVE)
 def test_a_dit_stopped_early_is_its_final_layer_on_the_stream_of_that_unit(rule: str) -> None:
     net, streams = random_dit(rule), []
     hooks = [

@@ -15,7 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 from neural_rdm.backbones.dit import DiT
 from neural_rdm.dynamics.probe import probe, sensitivities
-from neural_rdm.residual import RULES, Residual, units
+from neural_rdm.residual import Residual, units
+from tests.helpers import FIVE
 
 SIZE = {"input_size": 8, "in_channels": 2, "hidden_size": 16, "depth": 2, "num_heads": 2, "num_classes": 5}
 
@@ -78,7 +79,7 @@ def loss(out: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-@pytest.mark.parametrize("rule", list(RULES))
+@pytest.mark.parametrize("rule", FIVE)
 def test_rows_are_the_squared_norms_of_entry_and_exit(rule: str, dtype: torch.dtype) -> None:
     net = random_dit(rule, dtype)
     with watched(net) as seen:
@@ -94,7 +95,7 @@ def test_rows_are_the_squared_norms_of_entry_and_exit(rule: str, dtype: torch.dt
     )  # one stream: exit i is entry i+1
 
 
-@pytest.mark.parametrize("rule", list(RULES))
+@pytest.mark.parametrize("rule", FIVE)
 def test_outputs_and_gradients_are_bit_equal_with_the_probe(rule: str) -> None:
     net = random_dit(rule)
     plain = net(*inputs())
@@ -226,7 +227,7 @@ def test_sensitivities_take_roots_and_ratios() -> None:
     assert found == sensitivities(net, torch.cat([squared, torch.ones(4, 2)], dim=1))  # a probe with legs
 
 
-@pytest.mark.parametrize("rule", list(RULES))
+@pytest.mark.parametrize("rule", FIVE)
 def test_sensitivities_tell_the_gates(rule: str) -> None:
     net = random_dit(rule)
     for found, (_, unit) in zip(sensitivities(net, torch.ones(4, 2)), units(net), strict=True):

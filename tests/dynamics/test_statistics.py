@@ -12,10 +12,11 @@ from torch.utils.checkpoint import checkpoint
 
 from neural_rdm.dynamics.probe import probe
 from neural_rdm.dynamics.statistics import Statistics, UnitRecord
-from neural_rdm.residual import RULES, Residual, units
+from neural_rdm.residual import Residual, units
 from neural_rdm.residual.taps import WATCHED
 from tests.dynamics.test_identities import NETWORKS, RESIDUALS, Passage, passages, randomised
 from tests.dynamics.test_probe import inputs, loss, random_dit
+from tests.helpers import FIVE
 
 
 def measured(net: nn.Module, *arguments: Tensor | None, bins: int = 4) -> list[UnitRecord]:
@@ -71,7 +72,7 @@ def test_every_quantity_of_every_unit_and_bin(network: str, rule: str) -> None:
     torch.testing.assert_close(table(records), wanted, rtol=1e-9, atol=1e-11, equal_nan=True)
 
 
-@pytest.mark.parametrize("rule", list(RULES))
+@pytest.mark.parametrize("rule", FIVE)
 def test_outputs_gradients_and_the_probe_are_what_they_are_without(rule: str) -> None:
     net = random_dit(rule)
     with probe(net, legs=True) as alone:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from neural_rdm import gate
 from neural_rdm.core.errors import CheckpointError
 from neural_rdm.dynamics.probe import probe
-from neural_rdm.residual import RULES, Residual, Unit, units
-from tests.helpers import is_gate
+from neural_rdm.residual import Residual, Unit, units
+from tests.helpers import FIVE, is_gate
 
 diffusers = pytest.importorskip("diffusers", reason="gating foreign models needs diffusers")
 
@@ -56,7 +56,7 @@ def run(net: nn.Module, condition: dict[str, Any]) -> Tensor:
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("rule", list(RULES))
+@pytest.mark.parametrize("rule", FIVE)
 @pytest.mark.parametrize("kind", list(NETWORKS))
 def test_the_output_does_not_move_by_a_bit_and_keys_stay(kind: str, rule: str, training: bool) -> None:
     net, condition = NETWORKS[kind]()
@@ -97,7 +97,7 @@ def test_every_gate_reaches_the_output(kind: str, rule: str) -> None:
     assert silent == []
 
 
-@pytest.mark.parametrize("rule", list(RULES))
+@pytest.mark.parametrize("rule", FIVE)
 @pytest.mark.parametrize("kind", ["stable_diffusion", "adm"])
 def test_norms_of_the_probe_are_those_of_autograd_in_float64(kind: str, rule: str) -> None:
     """Entry and exit of every unit, nested and width-changing ones too, and the gates' own sensitivities (Eq. 12)."""

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from neural_rdm.residual import RULES, Residual, Unit, gate_names, units
+from tests.helpers import FIVE
 
 PLAIN_START = ("gated", "adaln", "skip")
 B, N, D, E = 2, 7, 12, 6
@@ -40,7 +41,7 @@ def restated(rule: str, z, skip, f, alpha, beta, g, beta_form) -> np.ndarray:
 
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(
-    rule=st.sampled_from(list(RULES)),
+    rule=st.sampled_from(FIVE),
     seed=st.integers(0, 2**16),
     inner=st.lists(st.integers(1, 4), max_size=3),
     widths=st.tuples(st.integers(1, 5), st.sampled_from([None, 1, 3])),
@@ -153,7 +154,7 @@ def test_parameter_names_shapes_and_starts(rule: str, names: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "form"), [*((r, {}) for r in RULES if r != "resnet"), ("gated", {"beta_form": "linear"})]
+    ("rule", "form"), [*((r, {}) for r in FIVE if r != "resnet"), ("gated", {"beta_form": "linear"})]
 )
 def test_every_gate_gets_a_gradient_at_its_start(rule: str, form: dict) -> None:
     torch.manual_seed(0)
@@ -199,7 +200,7 @@ def test_gates_beside_a_block_gate_keep_no_second_copy_of_the_branch(rule: str, 
     assert size(gated) - size(plain) <= 4 * (2 * B * D + D) < branch_bytes / 4  # g * alpha, its cast, alpha
 
 
-@pytest.mark.parametrize("rule", list(RULES))
+@pytest.mark.parametrize("rule", FIVE)
 def test_autocast_keeps_no_float32_copy_of_the_branch(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Autocast on CUDA promotes the arguments of addcmul to float32, on CPUs it does not: here it does, too."""
     plain_addcmul = torch.addcmul
@@ -213,7 +214,7 @@ def test_autocast_keeps_no_float32_copy_of_the_branch(rule: str, monkeypatch: py
     assert [t.shape for t in kept if t.dtype == torch.float32 and t.numel() >= z.numel()] == []
 
 
-@pytest.mark.parametrize("rule", list(RULES))
+@pytest.mark.parametrize("rule", FIVE)
 def test_a_unit_compiles_without_a_graph_break(rule: str) -> None:
     torch.manual_seed(0)
     unit, branch = unit_of(rule, **({"time_conditioned": True} if rule != "resnet" else {})), nn.Linear(D, D)
@@ -231,7 +232,7 @@ def test_time_conditioned_gates_need_the_embedding() -> None:
         unit_of("gated", time_conditioned=True)(torch.randn(B, N, D), nn.Identity())
 
 
-@pytest.mark.parametrize("rule", list(RULES))
+@pytest.mark.parametrize("rule", FIVE)
 def test_the_stream_of_these_rules_is_the_tensor_itself(rule: str) -> None:
     z = torch.randn(B, N, D)
     stack = Residual(rule).plan(2, D).stack
@@ -265,7 +266,7 @@ def test_units_come_in_run_order() -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"rule": "gate"}, ["rule='gate'", *RULES]),
+        ({"rule": "gate"}, ["rule='gate'", *FIVE]),
         ({"granularity": "token"}, ["granularity='token'", "channel", "scalar"]),
         ({"beta_form": "quadratic"}, ["beta_form='quadratic'", "additive", "linear"]),
         ({"rule": "skip", "beta_form": "linear"}, ["beta_form='linear'", "'skip'", "granularity, time_conditioned"]),
@@ -292,7 +293,7 @@ def test_residual_builds_units_of_its_rule() -> None:
 
 
 def test_gate_init_never_puts_two_zeros_in_series() -> None:
-    for rule in RULES:
+    for rule in FIVE:
         assert Residual(rule).gate_init() == (1.0 if rule == "rezero" else 0.0)
         assert Residual(rule).gate_init(0.5) == 0.5
     assert Residual("gated").gate_init(0.0) == 0.0

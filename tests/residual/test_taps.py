@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neural_rdm.residual import RULES, Residual, tap
+from neural_rdm.residual import Residual, tap
+from tests.helpers import FIVE
 
 
 def gradient(x: torch.Tensor) -> torch.Tensor:
@@ -53,7 +54,7 @@ def test_the_stream_needs_no_gradient_of_its_own() -> None:
     assert gradient(row).item() == pytest.approx(9.0)
 
 
-@pytest.mark.parametrize("rule", list(RULES))
+@pytest.mark.parametrize("rule", FIVE)
 def test_a_unit_with_a_probe_taps_its_entry_and_its_exit(rule: str) -> None:
     torch.manual_seed(0)
     unit, branch = Residual(rule).unit(4), torch.nn.Linear(4, 4)
@@ -67,7 +68,7 @@ def test_a_unit_with_a_probe_taps_its_entry_and_its_exit(rule: str) -> None:
     torch.testing.assert_close(gradient(unit.probe), expected)
 
 
-CASES = [*((rule, {}) for rule in RULES), ("gated", {"beta_form": "linear"})]
+CASES = [*((rule, {}) for rule in FIVE), ("gated", {"beta_form": "linear"})]
 
 
 @pytest.mark.parametrize("shortcut", [False, True], ids=["", "shortcut"])

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from neural_rdm import DiT, Latte, UViT, grow
 from neural_rdm.diffusion.process import DDPM
 from neural_rdm.diffusion.samplers import Sampler, sample
-from neural_rdm.residual import RULES, Residual
+from neural_rdm.residual import Residual
 from neural_rdm.surgery.grow import PLACEMENTS, depth_of, grown_state, plan
+from tests.helpers import FIVE
 
 TINY: dict[str, Any] = {
     "input_size": 4, "patch_size": 2, "in_channels": 2, "hidden_size": 16, "depth": 4, "num_heads": 2, "num_classes": 3
@@ -53,7 +54,7 @@ def inputs(net: DiT | UViT, batch: int = 2) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("kind", NETWORKS)
-@pytest.mark.parametrize("rule", list(RULES))
+@pytest.mark.parametrize("rule", FIVE)
 def test_output_does_not_move_by_one_bit_and_new_units_learn_at_once(rule: str, kind: str, placement: str) -> None:
     net = network(kind, rule)
     if kind == "latte" and placement == "prepend":
@@ -77,7 +78,7 @@ def test_output_does_not_move_by_one_bit_and_new_units_learn_at_once(rule: str, 
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(1, 5), st.integers(1, 12), st.sampled_from(PLACEMENTS), st.sampled_from(sorted(RULES)))
+@given(st.integers(1, 5), st.integers(1, 12), st.sampled_from(PLACEMENTS), st.sampled_from(sorted(FIVE)))
 def test_any_depth(depth: int, more: int, placement: str, rule: str) -> None:
     torch.manual_seed(depth)
     net = DiT(**{**TINY, "depth": depth}, residual=rule)

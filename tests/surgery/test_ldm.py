@@ -14,8 +14,8 @@ from torch import Tensor
 from neural_rdm import UNet, fold, load_official
 from neural_rdm.backbones.unet import UNETS
 from neural_rdm.core.errors import CheckpointError
-from neural_rdm.residual import RULES, units
-from tests.helpers import shared
+from neural_rdm.residual import units
+from tests.helpers import FIVE, shared
 from tests.surgery.official_unet import OfficialUNet
 
 diffusers = pytest.importorskip("diffusers", reason="the U-Nets are diffusers'")
@@ -54,7 +54,7 @@ def difference(a: Tensor, b: Tensor) -> float:
     return ((a - b).abs().max() / b.std()).item()
 
 
-@pytest.mark.parametrize("rule", list(RULES))
+@pytest.mark.parametrize("rule", FIVE)
 def test_the_golden_network_under_every_rule(rule: str) -> None:
     config, state, given = golden()
     net = load_official(UNet(**config, residual=rule), state)

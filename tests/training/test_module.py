@@ -9,12 +9,12 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from neural_rdm.residual import RULES, units
+from neural_rdm.residual import units
 from neural_rdm.training.checkpoints import Checkpoints
 from neural_rdm.training.ema import EMA
 from neural_rdm.training.optim import freeze
 from tests.end_to_end.commands import differences
-from tests.helpers import is_gate
+from tests.helpers import FIVE, is_gate
 from tests.training.trainer import fit, tiny_module
 
 
@@ -102,7 +102,7 @@ def test_clipping_begins_after_its_steps(tmp_path: Path) -> None:
     )  # a step's gradient is seen when the next begins
 
 
-@pytest.mark.parametrize("residual", sorted(set(RULES) - {"resnet"}))
+@pytest.mark.parametrize("residual", sorted(set(FIVE) - {"resnet"}))
 def test_gates_alone_train_a_frozen_network(tmp_path: Path, residual: str) -> None:
     module = tiny_module(residual, max_steps=40)
     for unit in (u for _, u in units(module.net)):
@@ -129,7 +129,7 @@ def test_accumulation_trains_the_same_network(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("residual", sorted(RULES))
+@pytest.mark.parametrize("residual", sorted(FIVE))
 def test_eight_steps_equal_four_and_resumed_four(tmp_path: Path, residual: str, accumulate: int) -> None:
     def callbacks(folder: str) -> list[pl.Callback]:
         return [EMA(decay=0.9), Checkpoints(tmp_path / folder, 4, 3)]
@@ -150,7 +150,7 @@ def test_eight_steps_equal_four_and_resumed_four(tmp_path: Path, residual: str, 
         assert differences(whole[key], half[key]) == []
 
 
-@pytest.mark.parametrize("residual", sorted(RULES))
+@pytest.mark.parametrize("residual", sorted(FIVE))
 def test_every_trainable_parameter_learns(tmp_path: Path, residual: str) -> None:
     """An unused parameter would break DDP."""
     module = tiny_module(residual)

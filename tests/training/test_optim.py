@@ -8,13 +8,12 @@ import pytest
 import torch
 
 from neural_rdm.backbones.dit import DiT
-from neural_rdm.residual import RULES
 from neural_rdm.training.optim import Optimizer, freeze
-from tests.helpers import is_gate
+from tests.helpers import FIVE, is_gate
 from tests.training.trainer import tiny_module
 
 
-@pytest.mark.parametrize("residual", sorted(RULES))
+@pytest.mark.parametrize("residual", sorted(FIVE))
 def test_gates_have_no_weight_decay_and_their_own_rate(residual: str) -> None:
     net = tiny_module(residual).net
     groups = {g["name"]: g for g in Optimizer(lr=0.1, weight_decay=0.3, gate_lr_scale=0.5).build(net).param_groups}
