@@ -42,7 +42,7 @@ class Gates(Unit):
     """
 
     has_alpha = True
-    no_supervision = None
+    no_supervision: str | None = None
     alpha_start = 1.0
 
     def __init__(self, place: Place, *, granularity: Granularity = "channel", time_conditioned: bool = False) -> None:
