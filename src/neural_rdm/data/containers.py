@@ -57,7 +57,8 @@ def container_of(paths: Sequence[Path]) -> Container:
     if len(found) == 1:
         return found[0]
     exact = all(c.lossless for c in found) if all(c.lossless is not None for c in found) else None
-    return Container(*(" and ".join(dict.fromkeys(str(c[i]) for c in found)) for i in range(3)), exact)
+    name, codec, pixels = (" and ".join(dict.fromkeys(str(c[i]) for c in found)) for i in range(3))
+    return Container(name, codec, pixels, exact)
 
 
 def _suffix(path: Path) -> str:

@@ -82,7 +82,8 @@ def depth_of(file: Image.Image) -> Depth:
         if bits > 16 or (bits > 8 and max(tags.get(SAMPLEFORMAT, (1,))) != 1):
             raise ValueError(f"signed or {bits}-bit integers, whose white is not known; save it with 8 bits a channel")
         return Depth(2**bits - 1, bits != 16, bits > 8 and tags.get(PHOTOMETRIC_INTERPRETATION) == 0)
-    arguments: Any = file.tile[0][3] if file.tile else None
+    tiles: Any = getattr(file, "tile", None)
+    arguments = tiles[0][3] if tiles else None
     raw, *maxval = arguments if isinstance(arguments, tuple) else (arguments,)
     # PNG and PNM; other `maxval`s say what they mean, and Pillow scales these
     return Depth(65535, not str(raw).endswith(";16B") and maxval[:1] != [65535])

@@ -212,7 +212,8 @@ class Latents(DataModule):
 
     def tokens(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """The stored tokens of what `prompts` gave last."""
-        source, found = self.val_set or self.train_set, {}
+        source = self.val_set or self.train_set
+        found: dict[str, Tensor] = {}
         for text in texts:
             if (place := self._prompts.get(text)) is not None and isinstance(source, LatentSet):
                 held = source.shards[place[0]].tokens
