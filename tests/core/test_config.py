@@ -94,7 +94,7 @@ def test_a_valid_configuration_passes_and_is_resolved() -> None:
         (["optimizer.clip=abc"], ["optimizer.clip", "'abc'", "float or null"]),
         (["checkpoint.keep=abc"], ["checkpoint.keep", "'abc'", "train.yaml"]),
         (["residual.rule=gate"], ["residual.rule=gate", "gated, adaln, skip, resnet, rezero", "Did you mean gated?"]),
-        (["residual=skip", "residual.beta_form=linear"], ["residual.beta_form", "gated", "use additive"]),
+        (["residual=skip", "residual.beta_form=linear"], ["residual.beta_form", "granularity", "time_conditioned"]),
         (["backbone.hidden_size=96", "backbone.num_heads=5"], ["backbone.num_heads", "hidden_size=96", "is 4"]),
         (["backbone.hidden_size=90", "backbone.num_heads=3"], ["backbone.hidden_size", "multiple of 4", "92"]),
         (["backbone.input_size=8", "backbone.patch_size=3"], ["backbone.patch_size", "input_size=8"]),

@@ -227,7 +227,8 @@ def test_finish_is_applied_to_each_batch():
     assert torch.equal(kept, finish(sample(Network(), DDPM(), Sampler(steps=2), (3, 4, 4), 5, batch_size=2)))
 
 
-def test_the_progress_bar_counts_every_step_on_standard_error(capsys):
+def test_the_progress_bar_counts_every_step_on_standard_error(capsys, monkeypatch):
+    monkeypatch.setattr("neural_rdm.core.progress._WORTH_TELLING", 0.0)
     sample(Network(), DDPM(), Sampler(steps=3), (3, 4, 4), 5, batch_size=2, progress=True)
     captured = capsys.readouterr()
     assert "9/9" in captured.err

@@ -52,6 +52,8 @@ def as_typed(overrides: list[str], command: str) -> list[str]:
 
 def _as_typed(text: str, command: str) -> str:
     key, _, value = text.partition("=")
+    if not key.strip():
+        return text  # whoever parses it says what is wrong
     if (kind := _text_at(command, key.lstrip("+"))) is not None and kind.verbatim:
         return text if value in ("", "???", "null") or value[0] in "'\"" else f"{key}={written(value)}"
     visitor = _Literals(command)
