@@ -104,8 +104,8 @@ def test_checks_run_what_the_project_says():
     assert commands("test-full")[-1] == ".venv/bin/python -m pytest -n 2 --dist loadfile"
     assert commands("bench")[-1] == ".venv/bin/python -m benchmarks"
     assert commands("lint") == [
-        ".venv/bin/ruff check src tests benchmarks",
-        ".venv/bin/ruff format --check src tests benchmarks",
+        ".venv/bin/ruff check src tests benchmarks examples",
+        ".venv/bin/ruff format --check src tests benchmarks examples",
         ".venv/bin/mypy",
     ]
 
