@@ -99,13 +99,13 @@ def test_units_come_in_run_order_with_two_a_block() -> None:
 
 
 def test_images_behind_a_clip_do_not_touch_it_and_pass_the_temporal_blocks_by() -> None:
-    net = network()
+    net = network().double()  # float32 rounds otherwise for other numbers of rows, more or less by machine
     x, t, y = inputs(frames=5)
-    labels = torch.stack([y, y + 1, y + 2], dim=1)
+    x, labels = x.double(), torch.stack([y, y + 1, y + 2], dim=1)
     joint = net(x, t, labels)
     assert joint.shape == (2, 5, 6, 4, 4)
     torch.testing.assert_close(joint[:, :3], net(x[:, :3], t, y))
-    image = Latte(**{**TINY, "num_frames": 1})
+    image = Latte(**{**TINY, "num_frames": 1}).double()
     image.load_state_dict({k: v for k, v in net.state_dict().items() if k in image.state_dict()})
     for i in range(2):
         torch.testing.assert_close(joint[:, 3 + i], image(x[:, 3 + i], t, labels[:, 1 + i]))
@@ -169,15 +169,16 @@ def test_the_official_text_is_added_to_the_condition() -> None:
 
 
 def test_time_conditioned_gates_see_each_row_s_timestep() -> None:
-    net = network(residual=Residual("gated", time_conditioned=True))
+    net = network(residual=Residual("gated", time_conditioned=True)).double()
     with torch.no_grad():
         for _, unit in units(net):
             unit.alpha_time.normal_(std=0.1, generator=torch.Generator().manual_seed(3))
     x, t, y = inputs()
+    x = x.double()
     both = net(x, t, y)
     for i in range(2):
-        torch.testing.assert_close(net(x[i : i + 1], t[i : i + 1], y[i : i + 1]), both[i : i + 1], atol=1e-5, rtol=1e-4)
-    joint = inputs(frames=4)[0]
+        torch.testing.assert_close(net(x[i : i + 1], t[i : i + 1], y[i : i + 1]), both[i : i + 1])
+    joint = inputs(frames=4)[0].double()
     torch.testing.assert_close(net(joint, t, torch.stack([y, y], dim=1))[:, :3], net(joint[:, :3], t, y))
 
 

@@ -131,10 +131,10 @@ def _gates(unit: Unit, device: torch.device) -> Tensor:
     """Mean and standard deviation of alpha, norm of beta: [3], 0 where the rule has none."""
     result = torch.zeros(3, dtype=torch.float64, device=device)
     if unit.has_alpha:
-        alpha = _whole(unit.alpha).double()
+        alpha = _whole(unit.gate_parameters("alpha")[0]).double()
         result[0], result[1] = alpha.mean(), alpha.std(correction=0)
     if unit.has_beta:
-        result[2] = _whole(unit.beta).double().norm()
+        result[2] = _whole(unit.gate_parameters("beta")[0]).double().norm()
     return result
 
 

@@ -104,8 +104,9 @@ def plan(model: nn.Module, depth: int, placement: str = "interleave", operator: 
     if depth <= old or (depth - old) % step:
         advice = f"more than {old}" + (f" and even: {type(model).__name__} grows in pairs" if step == 2 else "")
         raise ValueError(f"depth={depth}: the network has {old} blocks; give {advice}")
-    if reason := model.residual.unit_class.no_growth:
-        raise ValueError(f"a network under the rule {model.residual.rule!r} cannot grow: {reason}")
+    if model.residual.unit_class.no_growth is not None:
+        why = model.residual.unit_class.no_growth
+        raise ValueError(f"a network under the rule {model.residual.rule!r} cannot grow: {why}")
     if operator == "halved" and not model.residual.unit_class.scales_branch:
         raise ValueError("operator=halved halves alpha, which multiplies the branch under gated and rezero only")
     if isinstance(model, Latte) and placement == "prepend":
