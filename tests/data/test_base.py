@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.core.seeding import uniform
-from neural_rdm.data import base
 from neural_rdm.data.base import DataModule
 from neural_rdm.data.broken import LoaderError
 from neural_rdm.data.digits import Digits
@@ -223,7 +222,7 @@ class Slow(FlagData):
     [(50, "no batch has come for 0.2 s: reading or decoding a sample"), (51, "a process that loads data has died")],
 )
 def test_a_worker_that_hangs_or_dies_is_one_message(size, message, monkeypatch):
-    monkeypatch.setattr(base, "PATIENCE", 0.2 if size == 50 else 20)
+    monkeypatch.setattr(loader, "PATIENCE", 0.2 if size == 50 else 20)
     data = at(Slow(size, batch_size=4, num_workers=1))
     with pytest.raises(LoaderError, match=message) as error:
         next(iter(data.train_dataloader()))

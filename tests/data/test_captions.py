@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from neural_rdm.core.errors import DataError
-from neural_rdm.data.captions import COCO, JourneyDB, without_flags
+from neural_rdm.data.captions import COCO, JourneyDB
+from neural_rdm.data.midjourney import without_flags
 from tests.helpers import shared
 
 

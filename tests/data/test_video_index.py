@@ -63,7 +63,8 @@ def paths(root: Path) -> list[str]:
     return [str(root / name) for name in ("a.mp4", "b.avi", "c.mp4", "d")]
 
 
-def test_videos_are_looked_at_once_and_again_when_they_change(root, looks, index_folder, capsys):
+def test_videos_are_looked_at_once_and_again_when_they_change(root, looks, index_folder, capsys, monkeypatch):
+    monkeypatch.setattr("neural_rdm.core.progress._WORTH_TELLING", 0.0)
     first = index_videos(root, paths(root), "decord", processes=2)
     assert first.frames.tolist() == [458, 164, 0, 3]
     assert list(first.broken) == [2]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from neural_rdm.core.seeding import choice, uniform
 from neural_rdm.data.base import BrokenSample, DataModule
 from neural_rdm.data.broken import bad_allowed
 from neural_rdm.data.image_folder import load_pixels
+from neural_rdm.data.midjourney import without_flags
 from neural_rdm.data.packed import PackedLists, PackedStrings
 from neural_rdm.data.prompts import blank, distinct
 
@@ -311,32 +311,6 @@ def absent(folder: Path, names: Sequence[str]) -> list[str]:
     except OSError as error:
         raise DataError(f"cannot read the folder {error.filename}: {error.strerror}. Check its permissions.") from error
     return [name for name in names if os.path.basename(name) not in there[os.path.dirname(name)]]
-
-
-_NUMBERS = (
-    "ar|aspect|v|version|niji|q|quality|s|stylize|seed|sameseed|c|chaos|iw|stop|w|width|h|height|weird|repeat|r|exp|sw|"
-    "cw|ow"
-)
-_WORDS = (
-    "no|style|niji|tile|hd|test|testp|creative|upbeta|upanime|uplight|upalpha|video|fast|relax|turbo|raw|draft|stealth|"
-    "public|beta|mp|vibe|sref|cref|oref|sv|profile|p|personalize"
-)
-#: Midjourney's parameters; a phone makes one dash of two. A dash alone, as in `—a hero—`, is none
-_FLAGS = re.compile(
-    rf"(?:^|\s)(?:"
-    rf"(?:--|[—–]{{1,2}})\s?(?:{_NUMBERS})[\s:=]{{0,2}}\d"  # a name and its number, under any dash
-    rf"|--(?:{_WORDS})(?![\w-])"
-    rf"|[—–](?:{_WORDS})(?![\w-])(?![^—–]*[—–](?:\W|$))"  # and not `—no hat—`, which is closed
-    rf"|(?:\s*--[a-z]\w*(?:[\s=]+[^\s—–-]\S*)?)+\s*$"  # others, where nothing but flags follows
-    rf")",
-    re.IGNORECASE,
-)
-
-
-def without_flags(prompt: str) -> str:
-    """A Midjourney prompt without its trailing parameters, such as `--ar 16:9 --v 5` or `—ar 16:9`."""
-    found = _FLAGS.search(prompt)
-    return (prompt if found is None else prompt[: found.start()]).strip()
 
 
 def _text(line: bytes) -> str:

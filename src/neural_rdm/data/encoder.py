@@ -15,8 +15,8 @@ from torch import Tensor
 from neural_rdm.core.errors import DataError, UserError
 from neural_rdm.core.files import write_text
 from neural_rdm.core.progress import progress_bar
-from neural_rdm.data.base import Loader
 from neural_rdm.data.broken import COLUMNS, FILE, BadSamples, BrokenSample, LoaderError
+from neural_rdm.data.loader import Loader
 from neural_rdm.data.whole import Raw, Whole, pixels
 from neural_rdm.latents.first_stage import DTYPES, Autoencoder
 from neural_rdm.latents.shards import Moments, Shard, Shards, write_shard

@@ -14,9 +14,10 @@ from torch.utils.data import Dataset
 
 from neural_rdm.core.errors import ConfigError, DataError
 from neural_rdm.core.seeding import keys
-from neural_rdm.data.base import DataModule, Loader, Source
+from neural_rdm.data.base import DataModule, Source
 from neural_rdm.data.broken import BadSamples, BrokenSample
 from neural_rdm.data.inspection import labels_of
+from neural_rdm.data.loader import Loader
 
 
 class RealSamples:

@@ -1,0 +1,75 @@
+"""Processes that load data: what they leave to their parent, and how they end."""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import signal
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from torch.utils.data import DataLoader, Dataset
+
+from neural_rdm.data.broken import LoaderError
+
+#: seconds without a batch after which a worker is given up: a decoder may hang on a damaged file
+PATIENCE = 900
+
+
+class Loader(DataLoader[Any]):
+    """A loader whose processes leave signals to their parent, and end with it whatever ends it.
+
+    Args:
+        num_workers: loader processes; 0 loads in this one.
+        options: of torch's `DataLoader`.
+
+    Raises:
+        LoaderError: while it is read: a process has died, or has given nothing for `PATIENCE` seconds.
+    """
+
+    def __init__(self, samples: Dataset[Any], num_workers: int, **options: Any) -> None:
+        super().__init__(
+            samples,
+            num_workers=num_workers,
+            worker_init_fn=_start_worker,
+            timeout=PATIENCE if num_workers > 0 else 0,
+            # Fork shares the index of the files with the workers instead of pickling it; only Linux forks safely.
+            multiprocessing_context="fork" if num_workers > 0 and sys.platform == "linux" else None,
+            **options,
+        )
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch's own is an iterator all the same
+        try:
+            yield from super().__iter__()
+        except RuntimeError as error:  # torch has no class of its own for these two
+            if "DataLoader timed out" in (text := str(error)):
+                raise LoaderError(
+                    f"no batch has come for {self.timeout:g} s: reading or decoding a sample hangs, or the storage "
+                    "does not answer. python -m neural_rdm.prepare with the same data looks at the files; then go on "
+                    "where this stopped"
+                ) from error
+            if text.startswith("DataLoader worker (pid"):
+                raise LoaderError(
+                    f"a process that loads data has died ({text.splitlines()[0]}). Where memory was short, pass a "
+                    "smaller data.num_workers; where a decoder crashed, data.num_workers=0 shows on which sample"
+                ) from error
+            raise
+
+
+def _start_worker(worker: int) -> None:
+    """A signal that goes to all processes of a job is the parent's to answer: it may want the batches of its step."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _end_workers() -> None:
+    """Before multiprocessing asks its daemons by SIGTERM, and waits: one that ignores it, or hangs, would keep us."""
+    daemons = [process for process in multiprocessing.active_children() if process.daemon]
+    if daemons and hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would take their end for a failure
+    for process in daemons:
+        process.kill()
+
+
+atexit.register(_end_workers)
