@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.core.seeding import uniform
+from neural_rdm.data import loader
 from neural_rdm.data.base import DataModule
 from neural_rdm.data.broken import LoaderError
 from neural_rdm.data.digits import Digits
