@@ -46,20 +46,21 @@ class Candidates:
         return texts
 
 
-def find_candidates(top: Path, whole: bool = False) -> Candidates:
+def find_candidates(top: Path, whole: bool = False, training: bool = False) -> Candidates:
     """Look for videos below `top`.
 
     No video is a picture beside a video file or of the name of a folder beside it (a thumbnail), optical flow, a still
     beside folders of frames, and the folder `top` itself where there is anything else.
 
     Args:
-        whole: `top` holds the whole data set: what is held out is not entered, and pictures directly in it are stills.
+        whole: `top` holds the whole data set, and is trained on: pictures directly in it are stills.
+        training: the videos are trained on: what is held out is not entered.
     """
     found = Candidates(top)
     seen: dict[Identity, Path] = {}
     for directory, folders, names in walk(top):
         here = Path(directory)
-        _leave_out(found, here, folders, whole)
+        _leave_out(found, here, folders, whole or training)
         videos = sorted((here / name for name in names if is_video(name)), key=os.path.islink)
         for path in videos:
             # a link that leads nowhere is a broken sample; a pipe would be waited for without end
@@ -77,11 +78,11 @@ def find_candidates(top: Path, whole: bool = False) -> Candidates:
     return found
 
 
-def _leave_out(found: Candidates, here: Path, folders: list[str], whole: bool) -> None:
+def _leave_out(found: Candidates, here: Path, folders: list[str], training: bool) -> None:
     """Shorten the list of folders that are entered."""
     flow = flow_folders(here, folders)
     stills = [name for name in folders if is_still_folder(name)]
-    apart = [name for name in folders if whole and is_held_out(name)]
+    apart = [name for name in folders if training and is_held_out(name)]
     for name in flow:
         found.passed["folders of optical flow left out"].append(here / name)
     for name in stills:
@@ -131,19 +132,19 @@ def _leave_thumbnails(found: Candidates) -> None:
             found.passed["folders of thumbnails left out"].append(folder)
 
 
-def find_videos(top: Path, whole: bool = False) -> tuple[list[Path], list[str]]:
+def find_videos(top: Path, whole: bool = False, training: bool = False) -> tuple[list[Path], list[str]]:
     """The videos below a folder in natural order, each once, and what a user should know of them.
 
     Where a video is there as a file and as a folder of frames (beside it, or below a folder that bears its name, or
     anywhere if only one file has the name), it is the file.
 
     Args:
-        whole: see `find_candidates`.
+        whole, training: see `find_candidates`.
 
     Raises:
         DataError: a video is there as two files of different formats, or a clip of Taichi-HD in two places.
     """
-    found = find_candidates(top, whole)
+    found = find_candidates(top, whole, training)
     places: dict[tuple[Path, str], list[Path]] = defaultdict(list)
     for path in found.files:
         places[path.parent, clip_name(path)].append(path)
