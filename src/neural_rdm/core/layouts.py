@@ -21,8 +21,9 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v"})
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 #: pictures that people keep in class folders and that are not read: their endings
 UNREAD_SUFFIXES = frozenset({
-    ".jfif", ".jpe", ".gif", ".avif", ".jp2", ".j2k", ".jpx", ".heic", ".heif", ".jxl", ".svg", ".psd", ".tga", ".exr",
-    ".hdr", ".dng", ".cr2", ".nef", ".arw",
+    ".jfif", ".jpe", ".pjpeg", ".gif", ".apng", ".ico", ".pbm", ".pnm", ".mpo", ".avif", ".hif",
+    ".jpf", ".jp2", ".j2k", ".jpx", ".heic", ".heif", ".jxl", ".svg", ".psd", ".tga", ".exr", ".hdr",
+    ".dng", ".cr2", ".nef", ".arw",
 })  # fmt: skip
 #: names of folders with what is trained on, and words for what is held out, the ones for validation first
 TRAIN_NAMES = ("train", "training")

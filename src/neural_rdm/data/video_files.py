@@ -16,6 +16,11 @@ from neural_rdm.data.frames import flow_folders, frames_among, is_still_folder
 
 #: clips of Taichi-HD: no two of them bear the same name
 _CUT = re.compile(r".+#\d+#\d+")
+#: what is appended to the name of a video for its frames, as a folder and as pictures
+_OF_FOLDER = re.compile(r"[-_. ](?:frames?|images?|imgs?|jpe?gs?|pngs?)$", re.IGNORECASE)
+_OF_PICTURE = re.compile(
+    r"(?:[-_. ]+(?:\d+|(?:key)?frame|thumb(?:nail)?|preview|poster|cover|still)s?)+$", re.IGNORECASE
+)
 _AS_FILES = "folders of frames left out for the video files of the same name"
 
 
@@ -122,14 +127,26 @@ def _kind(reason: str) -> str:
 
 
 def _leave_thumbnails(found: Candidates) -> None:
-    """Pictures that bear the names of videos, in a folder of their own."""
+    """Pictures in a folder of their own that bear the names of videos (or names made of those of videos beside the
+    folder), or of the frames in the folder above.
+    """
     names = {clip_name(path).casefold() for path in found.files}
-    for folder in list(found.folders) if names else ():
-        with os.scandir(folder) as entries:
-            pictures = [os.path.splitext(e.name)[0].casefold() for e in entries if is_image(e.name)]
-        if all(name in names for name in pictures):
-            found.folders.remove(folder)
+    beside = {(path.parent, clip_name(path).casefold()) for path in found.files}
+    held = set(found.folders)
+    for folder in list(found.folders) if names else [folder for folder in held if folder.parent in held]:
+        pictures = _stems(folder)
+        if all(n in names or (folder.parent, _OF_PICTURE.sub("", n)) in beside for n in pictures):
             found.passed["folders of thumbnails left out"].append(folder)
+        elif folder.parent in held and pictures == _stems(folder.parent):
+            found.passed["folders of pictures called as the frames above them left out"].append(folder)
+        else:
+            continue
+        found.folders.remove(folder)
+
+
+def _stems(folder: Path) -> set[str]:
+    with os.scandir(folder) as entries:
+        return {os.path.splitext(entry.name)[0].casefold() for entry in entries if is_image(entry.name)}
 
 
 def find_videos(top: Path, whole: bool = False, training: bool = False) -> tuple[list[Path], list[str]]:
@@ -153,8 +170,8 @@ def find_videos(top: Path, whole: bool = False, training: bool = False) -> tuple
     folders = []
     for folder in found.folders:
         above = [folder, *(path for path in folder.parents if path.is_relative_to(top) and path != top)]
-        names = [clip_name(path).casefold() for path in above]
-        if counts[names[0]] == 1 or any((p.parent, name) in beside for p, name in zip(above, names, strict=True)):
+        names = [(path.parent, name.casefold()) for path in above for name in _called(path)]
+        if any(counts[name.casefold()] == 1 for name in _called(folder)) or not beside.isdisjoint(names):
             found.passed[_AS_FILES].append(folder)
         else:
             folders.append(folder)
@@ -166,6 +183,12 @@ def find_videos(top: Path, whole: bool = False, training: bool = False) -> tuple
         if len(several) > 1:
             raise _ambiguous(several)
     return natural_order([*found.files, *folders]), found.notes()
+
+
+def _called(folder: Path) -> tuple[str, str]:
+    """Of which videos a folder may hold the frames, by its name."""
+    name = clip_name(folder)
+    return name, _OF_FOLDER.sub("", name)
 
 
 def by_name(found: Candidates, names: Iterable[str]) -> tuple[dict[str, Path], list[str]]:
