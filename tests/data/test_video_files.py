@@ -145,6 +145,7 @@ def test_two_series_in_one_folder_are_a_broken_sample(tmp_path: Path) -> None:
 
 def test_names_of_optical_flow() -> None:
     assert all(map(is_flow, ("flow", "Flow_X", "tvl1_flow", "optical-flow", "flow_v")))
+    assert all(map(is_flow, ("OpticalFlow_u", "ucf101_tvl1_flow", "UCF101_flow", "dense_flow", "my_optical_flow")))
     assert not any(map(is_flow, ("u", "lava_flow", "flower", "jpegs_256")))
     assert is_flow("u", inside_flow=True)
 
