@@ -94,6 +94,7 @@ def test_white_is_what_the_file_says(file: io.BytesIO) -> None:
         *(png16(values(top)[..., None]) for top in (255, 1023, 4095, 16383)),
         *(png16(colours(top, channels)) for top in (255, 4095) for channels in (2, 3, 4)),
         tiff(values(4095).astype(np.uint16)),
+        tiff(values(127).astype(np.uint8), tiffinfo={339: 2}),  # signed
         pgm(values(4095), 65535),
         tiff(RAMP.astype(np.float32)),
     ],
@@ -113,6 +114,9 @@ def test_a_black_picture_is_black_in_any_range() -> None:
         (b"\0\0\0\x1cftypavif\0\0\0\0", "AVIF"),
         (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC"),
         (b"\0\0\0\x18ftypmif1\0\0\0\0", "HEIC"),
+        (b"\0\0\0\x20ftypmif1\0\0\0\0mif1avifmiaf", "AVIF"),
+        (b"\x76\x2f\x31\x01\2", "OpenEXR"),
+        (b"\0\0\1\0\1\0", "icon"),
         (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
         (b"\xff\x4f\xff\x51\0\x2f", "JPEG 2000"),
         (b"\xff\x0a\xfa\x7f", "JPEG XL"),

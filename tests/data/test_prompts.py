@@ -43,6 +43,8 @@ def test_images_keep_their_order_where_some_are_missing() -> None:
 
 
 def test_blank_texts() -> None:
+    assert all(map(blank, ("\u3164", "\u2800 ", "\ufe0f", "\u0301")))  # fillers and marks that stand on nothing
+    assert not any(map(blank, ("e\u0301", "\u2764\ufe0f", "7", "\u0e01")))
     assert [blank(text) for text in ("", " \n", "\u200b\ufeff", "a", "!", "\u732b")] == [True] * 3 + [False] * 3
 
 

@@ -304,6 +304,22 @@ def test_the_exact_file_is_preferred_and_said_to_be(
     assert open_samples(folder).container.name == "gif"
 
 
+def test_an_exact_file_of_other_samples_is_not_taken(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(files / "clips_folder", tmp_path / "samples")
+    np.savez(tmp_path / "samples.npz", CLIPS[:, :, :4, :4])
+    assert open_samples(tmp_path / "samples").container.name == "gif"
+    assert "samples.npz is not read in place of" in capsys.readouterr().out
+    pytest.importorskip("av", reason="PyAV writes MP4s: the extra `mp4`")
+    odd = CLIPS[:, :, :5, :7]  # an MP4 of these has even sides
+    for i, clip in enumerate(odd):
+        (tmp_path / "mp4").mkdir(exist_ok=True)
+        write_mp4(tmp_path / "mp4" / f"{i}.mp4", clip)
+    np.savez(tmp_path / "mp4" / "samples.npz", odd)
+    assert open_samples(tmp_path / "mp4").container.name == "npz"
+
+
 def test_a_job_with_both_says_which_is_read(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(files / "clips_folder", tmp_path / "samples_gif")
     shutil.copy(files / "clips.npz", tmp_path / "samples.npz")

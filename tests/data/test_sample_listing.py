@@ -75,6 +75,37 @@ def test_copies_are_refused_wherever_they_lie(four: Path, tmp_path_factory: pyte
         open_samples(top)
 
 
+def test_copies_under_other_names_are_found_by_their_content(
+    four: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(2):
+        shutil.copy(four / f"{i}.png", four / f"{i} (1).png")
+    assert len(open_samples(four)) == 6, "a collapsed generator draws equal pictures, too"
+    assert "2 of 6 samples have the content of another one" in capsys.readouterr().out
+    top = tmp_path_factory.mktemp("renamed")
+    shutil.copytree(four, top / "a")
+    (top / "b").mkdir()
+    for i in range(4):
+        shutil.copy(four / f"{i}.png", top / "b" / f"x{i}.png")
+    with pytest.raises(DataError, match=r"the 6 samples in .*a are in .*b as well"):
+        open_samples(top)
+    black = tmp_path_factory.mktemp("black")
+    for i in range(3):  # the same picture in every class
+        (black / f"c{i}").mkdir()
+        Image.new("RGB", (8, 8)).save(black / f"c{i}" / f"{i}.png")
+    assert len(open_samples(black)) == 3
+    assert "2 of 3 samples have the content" in capsys.readouterr().out
+
+
+def test_folders_of_frames_with_the_same_content_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for clip, level in (("a", 9), ("b", 9), ("c", 10)):
+        (tmp_path / clip).mkdir()
+        for k in range(3):
+            Image.new("RGB", (8, 8), (level * k,) * 3).save(tmp_path / clip / f"{k}.png")
+    assert len(open_samples(tmp_path, frames=True)) == 3
+    assert "1 of 3 samples have the content of another one" in capsys.readouterr().out
+
+
 def test_clips_and_folders_of_frames_in_two_places_are_refused(tmp_path: Path) -> None:
     shown = [Image.new("L", (8, 8), 9 * k) for k in range(5)]
     for name in ("samples_gif", "samples_gif_copy"):
@@ -96,5 +127,7 @@ def test_frames_in_two_formats_are_one_clip_of_each_frame_once(tmp_path: Path) -
         for suffix in ("png", "jpg"):
             (tmp_path / "c").mkdir(exist_ok=True)
             frame.save(tmp_path / "c" / f"f{k}.{suffix}")
-    (x, _) = next(open_samples(tmp_path, frames=True).batches(1))
+    samples = open_samples(tmp_path, frames=True)
+    assert (samples.container.name, samples.container.lossless) == ("png", True)
+    (x, _) = next(samples.batches(1))
     assert x[0, :, 0, 0, 0].tolist() == [20 * k for k in range(12)]

@@ -141,11 +141,39 @@ def test_held_out_folders_deep_below_the_root_are_not_entered(tmp_path: Path) ->
     assert (train, val) == (["set/sky_train/sky_train_c"], [])
 
 
+def test_what_is_held_out_inside_the_training_split_is_not_trained_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clips(tmp_path / "v" / "train")
+    clips(tmp_path / "v" / "train" / "test")
+    clips(tmp_path / "v" / "val" / "test")
+    _, train, val = sizes("sky", tmp_path / "v")
+    assert (train, val) == (["train/train_c"], ["val/test/test_c"])
+    assert "held out by the name, not trained on" in capsys.readouterr().out
+    classes(tmp_path / "i" / "train")
+    classes(tmp_path / "i" / "train" / "val")  # no class: it holds no images itself
+    picture(tmp_path / "i" / "train" / "test" / "0.png")  # a class: it does
+    data, train, _ = sizes("images", tmp_path / "i")
+    assert data.class_names == ["n01", "n02", "test"]
+    assert len(train) == 3
+    assert "val in " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("name", "classes"), [("valid", None), ("test", 4)])
+def test_who_has_a_class_of_such_a_name_learns_what_to_do(name: str, classes: int | None, tmp_path: Path) -> None:
+    for label in ("a", "b", "c", name):
+        picture(tmp_path / label / "0.png")
+    with pytest.raises(DataError, match=rf"{name}\b.*If it is a class, move the class folders into .*train"):
+        ImageFolder(tmp_path, image_size=8, batch_size=1, num_classes=classes).setup()
+
+
 @pytest.mark.parametrize(
     ("name", "held"),
     [("test", True), ("TEST", True), ("valid", True), ("sky_test", True), ("test2017", True), ("val-set", True),
-     ("validation_videos", True), ("held_out", True), ("train", False), ("train_val", False), ("contest", False),
-     ("invalid", False), ("testament", False), ("videos", False)],
+     ("validation_videos", True), ("held_out", True), ("tests", True), ("testA", True), ("DIV2K_valid_HR", True),
+     ("val_large", True), ("test_B", True), ("test_b", False), ("trainA", False), ("testa", False), ("train", False),
+     ("test_tube", False), ("train_val", False), ("contest", False), ("invalid", False), ("testament", False),
+     ("videos", False)],
 )  # fmt: skip
 def test_names_of_what_is_held_out(name: str, held: bool) -> None:
     assert is_held_out(name) is held
@@ -158,6 +186,11 @@ def test_a_split_that_is_asked_for_by_name_is_read(tmp_path: Path, capsys: pytes
     shard(tmp_path / "val")
     data = TarShards(tmp_path, train="val-*.tar", image_size=8, batch_size=1)
     assert data.train_size == 2
+    for other in ("held_out", "tests", "train"):
+        shard(tmp_path / other)
+    data = TarShards(tmp_path, image_size=8, batch_size=1)
+    data.setup()
+    assert [path.name for path in data.train_set.shards] == ["train-000000.tar"]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("how", ["link", "hard link", "folder"])
@@ -182,6 +215,12 @@ def test_videos_and_shards_in_both_splits_are_refused(tmp_path: Path) -> None:
     clips(tmp_path / "v" / "test")
     (tmp_path / "v" / "test" / "again").symlink_to(tmp_path / "v" / "train" / "train_c")
     with pytest.raises(DataError, match=r"1 samples are trained on and validated on"):
+        sizes("taichi", tmp_path / "v")
+    (tmp_path / "v" / "test" / "again").unlink()
+    (tmp_path / "v" / "test" / "again").mkdir()
+    for k, link in enumerate((os.link, os.symlink) * 2):
+        link(tmp_path / "v" / "train" / "train_c" / f"{k}.png", tmp_path / "v" / "test" / "again" / f"{k}.png")
+    with pytest.raises(DataError, match=r"1 samples .*train_c, which is the same as .*again"):
         sizes("taichi", tmp_path / "v")
     lists = tmp_path / "u" / "lists"
     lists.mkdir(parents=True)

@@ -53,7 +53,7 @@ def test_subsets_go_into_new_folders_outside_of_the_data(tmp_path: Path) -> None
             prepare(cfg, tmp_path / "out")
     (tmp_path / "file").touch()
     cfg = composed("prepare", *arguments("image_folder", root), "subset=1", f"subset_dir={tmp_path}/file/x", "decode=1")
-    with pytest.raises(UserError, match=r"cannot write .*file/x.* choose another subset_dir"):
+    with pytest.raises(UserError, match=r"cannot write .*file/x.* Choose another subset_dir"):
         prepare(cfg, tmp_path / "out")
     with pytest.raises(ConfigError, match="pass subset_dir=DIR as well"):
         composed("prepare", "data=digits", "subset=3")
@@ -77,7 +77,7 @@ def test_a_part_of_lists_with_bad_lines(tmp_path: Path) -> None:
     file.write_text("\ufeff" + json.dumps(content), encoding="utf-8")
     arguments_ = [*arguments("coco", root), "data.max_bad_fraction=0.4", "decode=1"]
     assert prepare(composed("prepare", *arguments_, "subset=2", f"subset_dir={tmp_path / 'b'}"), tmp_path / "out") == 0
-    assert report(tmp_path / "out")["warnings"] == []
+    assert [text for text in report(tmp_path / "out")["warnings"] if "all but black" not in text] == []
     root = ucf(tmp_path / "ucf")
     file = root / "ucfTrainTestlist" / "trainlist01.txt"
     file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())

@@ -59,6 +59,20 @@ def test_what_lies_beside_videos_is_no_video(tmp_path: Path) -> None:
         assert what in said
 
 
+def test_pictures_made_of_videos_are_no_video(tmp_path: Path) -> None:
+    videos(tmp_path / "id1.mp4", tmp_path / "id10.mp4")
+    frames(tmp_path / "id1_frames")
+    frames(tmp_path / "keyframes", name="id10_{:02d}.png")
+    frames(tmp_path / "id100")  # another video
+    frames(tmp_path / "other" / "masks", name="{:04d}.jpg")  # of the frames above it
+    frames(tmp_path / "other")
+    frames(tmp_path / "scene")
+    frames(tmp_path / "scene" / "closer", 5)  # other frames
+    assert found(tmp_path) == ["id1.mp4", "id10.mp4", "id100", "other", "scene", "scene/closer"]
+    said = "\n".join(find_videos(tmp_path)[1])
+    assert all(what in said for what in ("id1_frames", "keyframes", "masks"))
+
+
 def test_stills_beside_folders_of_frames_are_no_video(tmp_path: Path) -> None:
     frames(tmp_path / "a")
     frames(tmp_path / "b" / "b_1")
@@ -131,6 +145,7 @@ def test_two_series_in_one_folder_are_a_broken_sample(tmp_path: Path) -> None:
 
 def test_names_of_optical_flow() -> None:
     assert all(map(is_flow, ("flow", "Flow_X", "tvl1_flow", "optical-flow", "flow_v")))
+    assert all(map(is_flow, ("OpticalFlow_u", "ucf101_tvl1_flow", "UCF101_flow", "dense_flow", "my_optical_flow")))
     assert not any(map(is_flow, ("u", "lava_flow", "flower", "jpegs_256")))
     assert is_flow("u", inside_flow=True)
 

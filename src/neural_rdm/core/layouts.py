@@ -21,16 +21,18 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".mov", ".webm", ".m4v"})
 GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 #: pictures that people keep in class folders and that are not read: their endings
 UNREAD_SUFFIXES = frozenset({
-    ".jfif", ".jpe", ".gif", ".avif", ".jp2", ".j2k", ".jpx", ".heic", ".heif", ".jxl", ".svg", ".psd", ".tga", ".exr",
-    ".hdr", ".dng", ".cr2", ".nef", ".arw",
+    ".jfif", ".jpe", ".pjpeg", ".gif", ".apng", ".ico", ".pbm", ".pnm", ".mpo", ".avif", ".hif",
+    ".jpf", ".jp2", ".j2k", ".jpx", ".heic", ".heif", ".jxl", ".svg", ".psd", ".tga", ".exr", ".hdr",
+    ".dng", ".cr2", ".nef", ".arw",
 })  # fmt: skip
 #: names of folders with what is trained on, and words for what is held out, the ones for validation first
 TRAIN_NAMES = ("train", "training")
 _VALIDATION = "val|valid|validation|eval|evaluation|dev|devel"
-_TEST = "test|testing|holdout|hold[-_ ]?out|held[-_ ]?out"
+_TEST = "tests?|testing|holdout|hold[-_ ]?out|held[-_ ]?out"
 _HELD_OUT = re.compile(
     rf"(?!.*train)(?:.*[-_. ])?(?:(?P<val>{_VALIDATION})|{_TEST})"
-    r"(?:[-_. ]?(?:\d+|set|split|data|clips?|videos?|frames?|images?|imgs?))*",
+    r"(?:[-_. ]?(?:\d+|set|split|data|clips?|videos?|frames?|images?|imgs?|[lh]r|large|small|mini|public|private)"
+    r"|(?-i:(?:(?<=[a-z])|[-_. ])[A-D]))*",
     re.IGNORECASE,
 )
 _DRAWING = """Expected layout (one folder a class, images directly inside it):
@@ -243,12 +245,7 @@ def drawn(docstring: str | None) -> str:
 def _tree(base: Path, train: Path | None, inner: str, num_classes: int | None, drawing: str) -> ImageTree:
     """The class folders of `train`, or of `base` without what is held out, and the validation split beside them."""
     classes = _classes(train or base, inner, num_classes, drawing, whole=train is None)
-    notes = []
-    if train is None and (others := held_out(base)):
-        notes.append(
-            f"{', '.join(path.name for path in others)} in {base}: held out by the name, no class. If it is a class, "
-            f"move the class folders into {base / 'train'}"
-        )
+    notes = [text] if (text := _no_classes(train or base, classes)) else []
     for folder in held_out(base):
         if not _for_tests(folder.name):
             _check_val(folder, train or base, classes, drawing)
@@ -262,10 +259,14 @@ def _tree(base: Path, train: Path | None, inner: str, num_classes: int | None, d
 def _classes(train: Path, inner: str, num_classes: int | None, drawing: str, whole: bool = False) -> list[str]:
     """The sorted class folders of `train`, some of which hold images, as many as there must be.
 
+    A folder that is called as what is held out is a class only if it holds images.
+
     Args:
-        whole: `train` is the data set's folder itself: folders that are held out are no classes.
+        whole: `train` is the data set's folder itself: folders that are held out are no classes at all.
     """
-    classes = [name for name in folders_in(train) if not (whole and is_held_out(name))]
+    classes = [
+        name for name in folders_in(train) if not is_held_out(name) or not (whole or _is_empty(train / name / inner))
+    ]
     if not classes:
         if whole and folders_in(train):
             raise DataError(f"{nothing_to_train_on(train, 'class folders')}\n{drawing}")
@@ -273,7 +274,7 @@ def _classes(train: Path, inner: str, num_classes: int | None, drawing: str, who
         found = f"images (such as {flat}) but no class folders" if flat else "no class folders and no images"
         advice = " Images without classes go into one folder of any name." if flat else ""
         raise DataError(f"data.root: {found} in {train}.{advice}\n{drawing}")
-    if not any(first_image(train / name / inner) for name in classes if (train / name / inner).is_dir()):
+    if all(_is_empty(train / name / inner) for name in classes):
         raise DataError(
             f"data.root: no image directly in any of the {len(classes)} folders of {train} (the first is "
             f"{classes[0]!r}; endings read: {' '.join(sorted(IMAGE_SUFFIXES))}).\n{drawing}"
@@ -281,18 +282,36 @@ def _classes(train: Path, inner: str, num_classes: int | None, drawing: str, who
     if num_classes is not None and num_classes != len(classes):
         raise ClassCount(
             f"data.root: {len(classes)} class folders in {train}, but data.num_classes={num_classes}, which "
-            "is the network's number of classes unless it is set. Pass the folder of the right data set with "
-            f"data.root.\n{drawing}",
+            "is the network's number of classes unless it is set. Pass the folder of the right data set with data.root"
+            f"{f' ({note})' if (note := _no_classes(train, classes)) else ''}.\n{drawing}",
             len(classes),
         )
     return classes
+
+
+def _is_empty(folder: Path) -> bool:
+    """Whether there is no such folder, or no image directly in it."""
+    return not folder.is_dir() or first_image(folder) is None
+
+
+def _no_classes(train: Path, classes: list[str]) -> str:
+    """What to say of folders beside the class folders that are no classes since they are held out; "" without any."""
+    if not (others := [path.name for path in held_out(train) if path.name not in classes]):
+        return ""
+    way = f"move the class folders into {train / 'train'}"
+    if train.name.casefold() in TRAIN_NAMES:
+        way = "put its images directly into it"
+    return f"{', '.join(others)} in {train}: held out by the name, no class. If it is a class, {way}"
 
 
 def _check_val(val: Path, train: Path, classes: list[str], drawing: str) -> None:
     found = folders_in(val)
     advice = f"Sort its images into the class folders of {train}, or train without it: data.root={train}"
     if val.parent == train:
-        advice = f"Sort its images into its own folders of these names, or move it out of {train}"
+        advice = (
+            f"Sort its images into its own folders of these names, or move it out of {train}. If it is a class, move "
+            f"the class folders into {train / 'train'}"
+        )
     if not found:
         raise DataError(f"data.root: no class folders in {val}. {advice}\n{drawing}")
     unknown = sorted(set(found) - set(classes))

@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from neural_rdm.core.layouts import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from neural_rdm.core.errors import DataError
+from neural_rdm.core.layouts import VIDEO_SUFFIXES
+from neural_rdm.data.frames import frames_of
 
 #: codecs that give back what they were given, of pixels that are not converted to 4:2:0 first
 _EXACT = {"ffv1", "rawvideo", "png", "huffyuv", "ffvhuff", "utvideo", "qtrle", "apng"}
@@ -46,7 +48,7 @@ def container_of(paths: Sequence[Path]) -> Container:
     """The container of samples: one file of each ending is looked at, of folders of frames the first one's."""
     files: dict[str, Path] = {}
     for path in paths:
-        inside = sorted(p for p in path.iterdir() if _suffix(p) in IMAGE_SUFFIXES) if path.is_dir() else [path]
+        inside = _frames(path) if path.is_dir() else [path]
         for file in inside:
             files.setdefault(_suffix(file).lstrip("."), file)
         if path.is_dir() and files:
@@ -59,6 +61,13 @@ def container_of(paths: Sequence[Path]) -> Container:
     exact = all(c.lossless for c in found) if all(c.lossless is not None for c in found) else None
     name, codec, pixels = (" and ".join(dict.fromkeys(str(c[i]) for c in found)) for i in range(3))
     return Container(name, codec, pixels, exact)
+
+
+def _frames(folder: Path) -> list[Path]:
+    try:
+        return [folder / name for name in frames_of(folder).names]
+    except DataError:  # reading them will say so
+        return []
 
 
 def _suffix(path: Path) -> str:

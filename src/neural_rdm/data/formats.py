@@ -15,7 +15,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
 _QUARTER = 2**14  # 16-bit pixels that all stay below it may be of 14 bits or fewer
 #: how files of other kinds begin, and what they are
 _OTHERS = {
-    rb".{4}ftypavi[fs]": "an AVIF image",
+    rb".{4}ftyp(avi[fs]|(mif1|msf1).{4}(.{4})*?avi[fs])": "an AVIF image",
     rb".{4}ftyp(hei|hev|mif1|msf1)": "a HEIC image",
     rb".{4}ftypcrx": "a camera's raw image (CR3)",
     rb".{4}ftyp": "a video (MP4)",
@@ -23,6 +23,8 @@ _OTHERS = {
     rb"\x00\x00\x00\x0cJXL |\xff\x0a": "a JPEG XL image",
     rb"\x1aE\xdf\xa3": "a video (Matroska or WebM)",
     rb"RIFF.{4}AVI ": "a video (AVI)",
+    rb"\x76\x2f\x31\x01": "an OpenEXR image",
+    rb"\x00\x00\x01\x00": "an icon",
     rb"8BPS": "a Photoshop file",
     rb"%!PS|\xc5\xd0\xd3\xc6": "a PostScript file",
     rb"%PDF": "a PDF",
@@ -79,7 +81,8 @@ def depth_of(file: Image.Image) -> Depth:
     if file.format == "TIFF":
         tags: Any = file.tag_v2  # type: ignore[attr-defined]
         bits = max(tags.get(BITSPERSAMPLE, (1,)))
-        if bits > 16 or (bits > 8 and max(tags.get(SAMPLEFORMAT, (1,))) != 1):
+        kind = max(tags.get(SAMPLEFORMAT, (1,)))  # 1: unsigned, 2: signed
+        if bits > 16 or kind == 2 or (bits > 8 and kind != 1):
             raise ValueError(f"signed or {bits}-bit integers, whose white is not known; save it with 8 bits a channel")
         return Depth(2**bits - 1, bits != 16, bits > 8 and tags.get(PHOTOMETRIC_INTERPRETATION) == 0)
     tiles: Any = getattr(file, "tile", None)

@@ -16,9 +16,10 @@ from neural_rdm.core.listing import file_names, natural_order, numbers_apart, wa
 EXACT = (".png", ".tif", ".tiff", ".bmp", ".ppm", ".pgm")
 #: what optical flow is called, as a folder or in front of a frame's number (two-stream networks, TSN, I3D)
 _FLOW = frozenset({
-    "flow", "flows", "flow_x", "flow_y", "flow_u", "flow_v", "flowx", "flowy", "optical_flow", "opticalflow", "optflow",
-    "opt_flow", "tvl1", "farneback", "brox_flow", "raft_flow", "flownet", "flownet2",
+    "flow", "flows", "flowx", "flowy", "brox_flow", "raft_flow",
 })  # fmt: skip
+#: the same anywhere between the words of a name: words that mean nothing else (a flow alone may be one of lava)
+_FLOW_INSIDE = re.compile(r"(^|_)(optical_?flow|opt_?flow|tvl1|farneback|flownet2?|(dense|ucf|ucf_?101)_flow)(_|$)")
 _FLOW_PARTS = frozenset({"u", "v", "x", "y"})
 #: pictures of the whole video, by their names
 _STILLS = frozenset({
@@ -117,7 +118,9 @@ def is_flow(name: str, inside_flow: bool = False) -> bool:
         inside_flow: something beside or above it says so: `u`, `v`, `x` and `y` are then the flow's directions.
     """
     name = name.casefold().replace("-", "_").replace(" ", "_")
-    return name in _FLOW or name.startswith(("flow_", "tvl1_")) or (inside_flow and name in _FLOW_PARTS)
+    if name in _FLOW or name.startswith("flow_") or _FLOW_INSIDE.search(name):
+        return True
+    return inside_flow and name in _FLOW_PARTS
 
 
 def flow_folders(here: str | os.PathLike[str], folders: Sequence[str]) -> list[str]:

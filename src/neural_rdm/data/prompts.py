@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -13,6 +14,7 @@ from neural_rdm.data.broken import BrokenSample
 from neural_rdm.data.inspection import spread
 
 LOOKED = 1000  # captions of a set whose tokens are counted
+_FILLERS = "\u115f\u1160\u2800\u3164\uffa0"  # Hangul's and Braille's, which show nothing
 SHOWN = 60  # letters of a caption in a message
 
 
@@ -27,8 +29,8 @@ class Cuts(Protocol):
 
 
 def blank(caption: str) -> bool:
-    """Whether a caption says nothing: no letter that can be seen."""
-    return not any(letter.isprintable() and not letter.isspace() for letter in caption)
+    """Whether a caption says nothing: no letter, number, punctuation mark or symbol that can be seen."""
+    return not any(unicodedata.category(letter)[0] in "LNPS" and letter not in _FILLERS for letter in caption)
 
 
 def distinct(

@@ -285,9 +285,22 @@ def _exact(files: FolderSamples) -> SampleFiles:
             continue
         exact = NpzSamples(path, files.num_frames, files.frame_interval)
         if (exact.kind, len(exact)) == (files.kind, len(files)):
+            if not _of_one_size(files, exact):
+                print(f"{path} is not read in place of {folder}: its samples have another size", flush=True)
+                continue
             print(f"{path} is read in place of {folder}: the same samples, exact, not {files.container}", flush=True)
             return exact
     return files
+
+
+def _of_one_size(files: FolderSamples, exact: NpzSamples) -> bool:
+    """Whether the first sample has one size in both; MP4s have even sides."""
+    try:
+        found = next(files._arrays([0]))[1].shape[:-1]
+    except BrokenSample:  # the exact ones are all the better then
+        return True
+    *frames, height, width = next(exact._arrays([0]))[1].shape[:-1]
+    return found in ((*frames, height, width), (*frames, height + height % 2, width + width % 2))
 
 
 def _header(member: Any) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

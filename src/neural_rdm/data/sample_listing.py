@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import filecmp
 import hashlib
 import os
 from collections import Counter, defaultdict
@@ -15,6 +14,7 @@ from neural_rdm.core.listing import Identity, identity, natural_order, walk
 from neural_rdm.data.frames import frames_of, is_exact, one_format
 
 CLIP_SUFFIXES = VIDEO_SUFFIXES | {".gif"}
+_END = 256  # bytes
 SAMPLING = "sampling.json"  # what `sample` writes beside its samples
 
 
@@ -72,7 +72,8 @@ def list_samples(top: Path, frames: bool = False) -> Listed:
     else:
         _refuse_two_formats(top, paths)
     _refuse_two_depths(top, paths)
-    _refuse_copies(top, paths)
+    if twins := _refuse_copies(top, paths):
+        notes.append(twins)
     paths = natural_order(paths, lambda path: path.relative_to(top).as_posix())
     parents = [path.parent for path in paths]
     labelled = all(parent.parent == top for parent in parents) and len(files) == len(paths)
@@ -140,34 +141,38 @@ def _refuse_two_depths(top: Path, paths: list[Path]) -> None:
         raise DataError(f"{top} holds samples at several depths ({some}); pass a folder that holds one set of them")
 
 
-def _refuse_copies(top: Path, paths: list[Path]) -> None:
-    """A folder whose samples are all in another one too: the same bytes, or the same names in another format."""
+def _refuse_copies(top: Path, paths: list[Path]) -> str:
+    """A folder whose samples are all in another one too: the same content, or the same names in another format.
+
+    Folders of one and the same picture are no copies unless their names are the same, too.
+
+    Returns:
+        How many samples have the content of another one; "" where none have.
+    """
+    content = _contents(paths)
     inside: dict[Path, dict[str, Path]] = defaultdict(dict)
+    holders: dict[int, set[Path]] = defaultdict(set)
     for path in paths:
         inside[path.parent][path.name if path.is_dir() else path.stem] = path
-    if len(inside) < 2:
-        return
+        holders[content[path]].add(path.parent)
     kinds: dict[frozenset[str], Path] = {}
-    firsts = {min(samples) for samples in inside.values()}
-    holders: dict[tuple[str, bytes], list[Path]] = defaultdict(list)
     for folder, samples in inside.items():
         if (other := kinds.setdefault(frozenset(samples), folder)) is not folder and _of_one_kind(
             samples
         ) != _of_one_kind(inside[other]):
             raise _copied(top, samples, folder, other)
-        for name in firsts & samples.keys():
-            holders[name, _digest(samples[name])].append(folder)
-    for (name, _), folders in holders.items():
-        for folder in (f for f in folders if min(inside[f]) == name):
-            samples = inside[folder]
-            for other in folders:
-                known = inside[other]
-                if (
-                    other != folder
-                    and samples.keys() <= known.keys()
-                    and all(_same(p, known[n]) for n, p in samples.items())
-                ):
-                    raise _copied(top, samples, folder, other)
+        own = {content[path] for path in samples.values()}
+        for other in sorted(set.intersection(*(holders[number] for number in own)) - {folder}):
+            if len(own) > 1 or samples.keys() <= inside[other].keys():
+                raise _copied(top, samples, folder, other)
+    numbers: dict[int, Path] = {}
+    twins = [(path, first) for path in paths if (first := numbers.setdefault(content[path], path)) is not path]
+    if not twins:
+        return ""
+    return (
+        f"{len(twins)} of {len(paths)} samples have the content of another one, such as {twins[0][0]} that of "
+        f"{twins[0][1]}: each counts"
+    )
 
 
 def _of_one_kind(samples: dict[str, Path]) -> str | None:
@@ -183,25 +188,52 @@ def _copied(top: Path, samples: dict[str, Path], folder: Path, other: Path) -> D
     )
 
 
-def _digest(path: Path) -> bytes:
-    """sha256 of a file, or of the first frame of a folder; of what cannot be read, of its path."""
-    try:
-        file = path / frames_of(path).names[0] if path.is_dir() else path
-        with open(file, "rb") as content:
-            digest = hashlib.sha256()
-            while chunk := content.read(1 << 20):
-                digest.update(chunk)
-            return digest.digest()
-    except (OSError, DataError, IndexError):
-        return os.fsencode(path)
+def _contents(paths: list[Path]) -> dict[Path, int]:
+    """A number for each sample, the same for those whose files have the same bytes."""
+    groups = [paths]
+    for key in (_sizes, _ends, _digest):  # the next one is asked only of those that are alike so far
+        apart: list[list[Path]] = []
+        for group in groups:
+            alike: dict[object, list[Path]] = defaultdict(list)
+            for path in group:
+                alike[key(path) if len(group) > 1 else None].append(path)
+            apart += alike.values()
+        groups = apart
+    return {path: number for number, group in enumerate(groups) for path in group}
 
 
-def _same(first: Path, second: Path) -> bool:
-    """Whether two files, or the frames of two folders, have the same content."""
-    if first.is_dir() and second.is_dir():
-        names = frames_of(first).names
-        return names == frames_of(second).names and all(_same(first / name, second / name) for name in names)
+def _parts(path: Path) -> list[Path]:
+    """The files of a sample."""
+    return [path / name for name in frames_of(path).names] if path.is_dir() else [path]
+
+
+def _sizes(path: Path) -> object:
+    """Bytes of each of its files; of what cannot be read, its path."""
     try:
-        return filecmp.cmp(first, second, shallow=False)
-    except OSError:  # a link that leads nowhere: it will be named when it is read
-        return False
+        return tuple(file.stat().st_size for file in _parts(path)) or path
+    except (OSError, DataError):
+        return path
+
+
+def _ends(path: Path) -> object:
+    """How its first file begins and ends; most formats have a checksum at the end."""
+    try:
+        with open(_parts(path)[0], "rb") as file:
+            begin = file.read(_END)
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _END))
+            return begin, file.read()
+    except OSError:
+        return path
+
+
+def _digest(path: Path) -> object:
+    """sha256 of its files, one after the other."""
+    digest = hashlib.sha256()
+    try:
+        for part in _parts(path):
+            with open(part, "rb") as file:
+                while chunk := file.read(1 << 20):
+                    digest.update(chunk)
+    except OSError:
+        return path
+    return digest.digest()

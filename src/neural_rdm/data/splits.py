@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +14,8 @@ from neural_rdm.data.broken import printable
 def refuse_shared(train: object, val: object) -> None:
     """Compare the files that two sources are read from, whatever links lead to them.
 
-    A source says them by a method `origins`: paths of files, or of folders that are a sample each. Sources without it
+    A source says them by a method `origins`: paths of files, or of folders that are a sample each, of which every file
+    counts. Sources without it
     hold samples that are no files; they are not compared. Every folder that holds some of them is listed once.
 
     Raises:
@@ -23,20 +23,26 @@ def refuse_shared(train: object, val: object) -> None:
     """
     if not (hasattr(train, "origins") and hasattr(val, "origins")):
         return
-    held: dict[Identity, list[str]] = defaultdict(list)
-    for folder in _folders(val):
-        for path, which in _identities(folder):
-            held[which].append(path)
-    both = [(path, held[which]) for folder in _folders(train) for path, which in _identities(folder) if which in held]
+    seen = {hash(which) for _, _, which in _identities(val)}
+    both = [(origin, file, which) for origin, file, which in _identities(train) if hash(which) in seen]
     if not both:
         return
+    held: dict[Identity, list[tuple[str, str]]] = {which: [] for _, _, which in both}
+    for origin, file, which in _identities(val):
+        if which in held:
+            held[which].append((origin, file))
     trained, validated = set(train.origins()), set(val.origins())
-    shared = [(a, b) for a, others in both if a in trained for b in others if b in validated and _same(a, b)]
+    shared = {
+        path: other
+        for path, file, which in both
+        for other, its_file in held[which]
+        if path in trained and other in validated and _same(file, its_file)
+    }
     if shared:
-        first, second = map(printable, min(shared))
+        first, second = map(printable, min(shared.items()))
         other = "" if first == second else f", which is the same as {second}"
         raise DataError(
-            f"data.root: {len({path for path, _ in shared})} samples are trained on and validated on, such as "
+            f"data.root: {len(shared)} samples are trained on and validated on, such as "
             f"{first}{other}. Take them out of one of the two splits"
         )
 
@@ -47,15 +53,28 @@ def _folders(source: Any) -> list[str]:
     return list(dict.fromkeys(map(os.path.dirname, source.origins()) if known is None else known))
 
 
-def _identities(folder: str) -> Iterator[tuple[str, Identity]]:
-    """(path, identity) of all that lies directly in a folder; only links cost a look each."""
+def _identities(source: Any) -> Iterator[tuple[str, str, Identity]]:
+    """(path that may be a sample, file, identity of the file) of all that lies directly in the folders of a source, and
+    of all files in those of its samples that are folders; only links cost a look each.
+    """
+    known: set[str] | None = None
+    for folder in _folders(source):
+        for path, which, is_folder in _inside(folder):
+            yield path, path, which
+            if is_folder:
+                known = set(source.origins()) if known is None else known
+                yield from ((path, file, of) for file, of, _ in (_inside(path) if path in known else ()))
+
+
+def _inside(folder: str) -> Iterator[tuple[str, Identity, bool]]:
+    """(path, identity, whether it is a folder) of all that lies directly in a folder."""
     if (here := identity(folder)) is None:
         return
     with os.scandir(folder) as entries:
         for entry in entries:
             which = identity(entry.path) if entry.is_symlink() else (here[0], entry.inode())
             if which is not None:
-                yield entry.path, which
+                yield entry.path, which, entry.is_dir()
 
 
 def _same(first: str, second: str) -> bool:

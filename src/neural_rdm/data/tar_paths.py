@@ -92,7 +92,7 @@ def without_held_out(root: Path, files: list[Path], pattern: str) -> tuple[list[
 
 def _is_held_out(path: str) -> bool:
     *folders, name = path.split("/")
-    words = re.split(r"[^a-zA-Z]+", name)
+    words = [os.path.splitext(name)[0], *re.split(r"[^a-zA-Z]+", name)]
     return any(map(is_held_out, folders)) or (
         "train" not in name.lower() and any(map(is_held_out, filter(None, words)))
     )

@@ -121,19 +121,21 @@ class Clips(DataModule):
     def load_datasets(self) -> None:
         """List the videos of both splits; frames are decoded when they are drawn.
 
-        Where there is no folder of the training split, ROOT stands in for it, without what is held out.
+        Where there is no folder of the training split, ROOT stands in for it. What is held out by its name is left out
+        of either.
         """
         train, others = self._split(), held_out(self.root)
         val = split_folder(self.root, self.VAL) or next(iter(others), None)
         if train is None and is_held_out(self.root.name):
             self.note(f"{self.root} is trained on, though it is called as what is held out is")
         self._use(
-            self._found(train or self.root, whole=train is None), [] if val is None else self._found(val, whole=False)
+            self._found(train or self.root, whole=train is None, training=True),
+            [] if val is None else self._found(val),
         )
 
-    def _found(self, folder: Path, whole: bool) -> list[Path]:
+    def _found(self, folder: Path, whole: bool = False, training: bool = False) -> list[Path]:
         """The videos below a folder; what is left out is said."""
-        videos, notes = find_videos(folder, whole)
+        videos, notes = find_videos(folder, whole, training)
         for text in notes:
             self.note(text)
         return videos

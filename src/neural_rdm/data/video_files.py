@@ -16,6 +16,11 @@ from neural_rdm.data.frames import flow_folders, frames_among, is_still_folder
 
 #: clips of Taichi-HD: no two of them bear the same name
 _CUT = re.compile(r".+#\d+#\d+")
+#: what is appended to the name of a video for its frames, as a folder and as pictures
+_OF_FOLDER = re.compile(r"[-_. ](?:frames?|images?|imgs?|jpe?gs?|pngs?)$", re.IGNORECASE)
+_OF_PICTURE = re.compile(
+    r"(?:[-_. ]+(?:\d+|(?:key)?frame|thumb(?:nail)?|preview|poster|cover|still)s?)+$", re.IGNORECASE
+)
 _AS_FILES = "folders of frames left out for the video files of the same name"
 
 
@@ -46,20 +51,21 @@ class Candidates:
         return texts
 
 
-def find_candidates(top: Path, whole: bool = False) -> Candidates:
+def find_candidates(top: Path, whole: bool = False, training: bool = False) -> Candidates:
     """Look for videos below `top`.
 
     No video is a picture beside a video file or of the name of a folder beside it (a thumbnail), optical flow, a still
     beside folders of frames, and the folder `top` itself where there is anything else.
 
     Args:
-        whole: `top` holds the whole data set: what is held out is not entered, and pictures directly in it are stills.
+        whole: `top` holds the whole data set, and is trained on: pictures directly in it are stills.
+        training: the videos are trained on: what is held out is not entered.
     """
     found = Candidates(top)
     seen: dict[Identity, Path] = {}
     for directory, folders, names in walk(top):
         here = Path(directory)
-        _leave_out(found, here, folders, whole)
+        _leave_out(found, here, folders, whole or training)
         videos = sorted((here / name for name in names if is_video(name)), key=os.path.islink)
         for path in videos:
             # a link that leads nowhere is a broken sample; a pipe would be waited for without end
@@ -77,11 +83,11 @@ def find_candidates(top: Path, whole: bool = False) -> Candidates:
     return found
 
 
-def _leave_out(found: Candidates, here: Path, folders: list[str], whole: bool) -> None:
+def _leave_out(found: Candidates, here: Path, folders: list[str], training: bool) -> None:
     """Shorten the list of folders that are entered."""
     flow = flow_folders(here, folders)
     stills = [name for name in folders if is_still_folder(name)]
-    apart = [name for name in folders if whole and is_held_out(name)]
+    apart = [name for name in folders if training and is_held_out(name)]
     for name in flow:
         found.passed["folders of optical flow left out"].append(here / name)
     for name in stills:
@@ -121,29 +127,41 @@ def _kind(reason: str) -> str:
 
 
 def _leave_thumbnails(found: Candidates) -> None:
-    """Pictures that bear the names of videos, in a folder of their own."""
+    """Pictures in a folder of their own that bear the names of videos (or names made of those of videos beside the
+    folder), or of the frames in the folder above.
+    """
     names = {clip_name(path).casefold() for path in found.files}
-    for folder in list(found.folders) if names else ():
-        with os.scandir(folder) as entries:
-            pictures = [os.path.splitext(e.name)[0].casefold() for e in entries if is_image(e.name)]
-        if all(name in names for name in pictures):
-            found.folders.remove(folder)
+    beside = {(path.parent, clip_name(path).casefold()) for path in found.files}
+    held = set(found.folders)
+    for folder in list(found.folders) if names else [folder for folder in held if folder.parent in held]:
+        pictures = _stems(folder)
+        if all(n in names or (folder.parent, _OF_PICTURE.sub("", n)) in beside for n in pictures):
             found.passed["folders of thumbnails left out"].append(folder)
+        elif folder.parent in held and pictures == _stems(folder.parent):
+            found.passed["folders of pictures called as the frames above them left out"].append(folder)
+        else:
+            continue
+        found.folders.remove(folder)
 
 
-def find_videos(top: Path, whole: bool = False) -> tuple[list[Path], list[str]]:
+def _stems(folder: Path) -> set[str]:
+    with os.scandir(folder) as entries:
+        return {os.path.splitext(entry.name)[0].casefold() for entry in entries if is_image(entry.name)}
+
+
+def find_videos(top: Path, whole: bool = False, training: bool = False) -> tuple[list[Path], list[str]]:
     """The videos below a folder in natural order, each once, and what a user should know of them.
 
     Where a video is there as a file and as a folder of frames (beside it, or below a folder that bears its name, or
     anywhere if only one file has the name), it is the file.
 
     Args:
-        whole: see `find_candidates`.
+        whole, training: see `find_candidates`.
 
     Raises:
         DataError: a video is there as two files of different formats, or a clip of Taichi-HD in two places.
     """
-    found = find_candidates(top, whole)
+    found = find_candidates(top, whole, training)
     places: dict[tuple[Path, str], list[Path]] = defaultdict(list)
     for path in found.files:
         places[path.parent, clip_name(path)].append(path)
@@ -152,8 +170,8 @@ def find_videos(top: Path, whole: bool = False) -> tuple[list[Path], list[str]]:
     folders = []
     for folder in found.folders:
         above = [folder, *(path for path in folder.parents if path.is_relative_to(top) and path != top)]
-        names = [clip_name(path).casefold() for path in above]
-        if counts[names[0]] == 1 or any((p.parent, name) in beside for p, name in zip(above, names, strict=True)):
+        names = [(path.parent, name.casefold()) for path in above for name in _called(path)]
+        if any(counts[name.casefold()] == 1 for name in _called(folder)) or not beside.isdisjoint(names):
             found.passed[_AS_FILES].append(folder)
         else:
             folders.append(folder)
@@ -165,6 +183,12 @@ def find_videos(top: Path, whole: bool = False) -> tuple[list[Path], list[str]]:
         if len(several) > 1:
             raise _ambiguous(several)
     return natural_order([*found.files, *folders]), found.notes()
+
+
+def _called(folder: Path) -> tuple[str, str]:
+    """Of which videos a folder may hold the frames, by its name."""
+    name = clip_name(folder)
+    return name, _OF_FOLDER.sub("", name)
 
 
 def by_name(found: Candidates, names: Iterable[str]) -> tuple[dict[str, Path], list[str]]:
