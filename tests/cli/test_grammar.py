@@ -98,12 +98,12 @@ def test_hydra_composes_what_the_check_has_seen(tmp_path: Path, monkeypatch: pyt
         app.main("train", lambda cfg, folder: seen.append((cfg, folder)) or 0)
     ((cfg, folder),) = seen
     assert folder.name == "2024_01_15"
-    assert (cfg.pretrained.path, list(cfg.pretrained.reinit)) == ("123", ["1_0"])
+    assert (cfg.pretrained.path, list(cfg.pretrained.reinit)) == (str(tmp_path / "123"), ["1_0"])
     monkeypatch.setattr("sys.argv", ["train", "resume=2024_01_15"])
     with pytest.raises(SystemExit):
         app.main("train", lambda cfg, folder: seen.append((cfg, folder)) or 0)
     assert seen[1][1].resolve() == (tmp_path / "2024_01_15").resolve()
-    assert seen[1][0].pretrained.path == "123"
+    assert seen[1][0].pretrained.path == str(tmp_path / "123")
 
 
 @pytest.mark.parametrize("line", ["root: 2024_01_15", "root: on", "root: 1.10", "root: 12:30:45"])
