@@ -23,8 +23,8 @@ RUN = (
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Every file of a run but its lock, which a killed process leaves and the next one clears away."""
-    files = [p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".lock")]
+    """Every file of a run, without what a killed process leaves (its lock, what was half written): that is swept."""
+    files = [p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")]
     return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 
