@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from neural_rdm.cli.app import main, print_paths
 from neural_rdm.cli.compose import parse
-from neural_rdm.cli.grammar import written
+from neural_rdm.cli.grammar import typed, written
 from neural_rdm.cli.runs import newest, read_config
 from neural_rdm.core.errors import CheckpointError, ConfigError
 from neural_rdm.core.files import link_atomically, load_tensors, save_tensors, write_text
@@ -139,7 +139,7 @@ def deepen(cfg: DictConfig, folder: Path) -> int:
         )
         return 0
     more = f" trainer.max_steps=N, N above {step}" if step >= last else ""
-    print(f"Continue with: python -m neural_rdm.train resume={os.path.relpath(folder)}{more}")
+    print(f"Continue with: python -m neural_rdm.train {typed('resume', os.path.relpath(folder))}{more}")
     return 0
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from neural_rdm.cli.app import fail
 from neural_rdm.cli.compose import parse
-from neural_rdm.cli.grammar import as_typed, written
+from neural_rdm.cli.grammar import as_typed, typed, written
 from neural_rdm.cli.jobs import SWEEP_DIR, environment
 from neural_rdm.cli.runs import find_runs
 from neural_rdm.core.errors import ConfigError, UserError
@@ -52,8 +52,8 @@ def sweep(argv: list[str]) -> int:
     if runs:
         compare(runs, folder)
     if code and code != 2 and (folder / FILE).is_file():
-        typed = [a for a in overrides if not a.startswith(f"{SWEEP_DIR}=")]
-        again = shlex.join(["python", "-m", "neural_rdm.sweep", *typed, f"{SWEEP_DIR}={written(str(folder))}"])
+        own = shlex.join(a for a in overrides if not a.startswith(f"{SWEEP_DIR}="))
+        again = f"python -m neural_rdm.sweep {own} {typed(SWEEP_DIR, folder)}"
         print(f"not every job is finished; this goes on with the sweep:\n  {again}", flush=True)
     return code
 

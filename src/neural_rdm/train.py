@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from neural_rdm.cli.app import main, print_paths
+from neural_rdm.cli.grammar import typed
 from neural_rdm.cli.stopping import saved
 from neural_rdm.core.files import write_text
 from neural_rdm.core.ranks import is_first_rank
@@ -135,7 +136,7 @@ def _fit_and_report(
     if stop.received and trainer.global_step < cfg.trainer.max_steps:
         if is_first_rank():
             print(f"stopped by {stop.signal.name} after step {trainer.global_step}, which is saved.")
-            print(f"Continue with resume={folder}", flush=True)
+            print(f"Continue with {typed('resume', folder)}", flush=True)
         # Lightning kills the first rank when another one ends with an error code.
         return stop.exit_code if is_first_rank() else 0
 

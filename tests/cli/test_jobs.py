@@ -8,12 +8,14 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from neural_rdm.cli.jobs import PARENT, State, claim, end_with_parent, enter, environment, objective, state
+from neural_rdm.cli.launcher import _wait, started
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.core.sweeps import FILE
 
@@ -124,3 +126,26 @@ def appears(path: Path, text: str = "", seconds: float = 30) -> None:
     while not (path.is_file() and path.read_text() == text):
         assert time.monotonic() < end, f"{path.name} was never written"
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_the_launcher_reaches_its_job_once(number: signal.Signals, tmp_path: Path) -> None:
+    """Also where it was sent to the launcher alone, and to all of its group, as a terminal sends Ctrl-C."""
+    script = (
+        "import os, pathlib, signal, sys, time\n"
+        "got = []\n"
+        "for n in (1, 2, 15): signal.signal(n, lambda n, _: got.append(n))\n"
+        "pathlib.Path(sys.argv[1]).touch()\n"
+        "while not got: time.sleep(0.01)\n"
+        "time.sleep(0.3)\n"
+        "sys.exit(100 + got[0] if len(got) == 1 and os.getpgid(0) != os.getpgid(os.getppid()) else 1)"
+    )
+
+    def send() -> None:
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    job = started([sys.executable, "-c", script, str(tmp_path / "ready")])
+    threading.Thread(target=send, daemon=True).start()
+    assert _wait(job) == (100 + number, number)

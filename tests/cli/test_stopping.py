@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pty
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from typing import Any
 import pytest
 
 from neural_rdm.cli import app
+from neural_rdm.cli.compose import parse
+from neural_rdm.cli.grammar import as_typed
 from neural_rdm.cli.stopping import Place, stoppable
 from neural_rdm.core.files import write_atomically
 from tests.helpers import ROOT
@@ -58,15 +61,15 @@ def test_a_signal_stops_any_command_with_one_sentence(
     ("command", "files", "told"),
     [
         ("train", (), "Nothing was written; give the same command again."),
-        ("train", ("config.yaml",), "No step is saved yet; continue with resume=run."),
+        ("train", ("config.yaml",), "No step is saved yet; continue with resume=run"),
         (
             "train",
             ("config.yaml", "checkpoints/step=000000040.ckpt", "checkpoints/step=000000050.ckpt"),
-            "Saved last was step 50; continue with resume=run.",
+            "Saved last was step 50; continue with resume=run",
         ),
         ("sample", ("parts/0.npy",), "the same command with hydra.run.dir=run goes on with them."),
         ("encode", ("train/0.safetensors",), "the same command with hydra.run.dir=run goes on with them."),
-        ("evaluate", ("report/metrics.md",), "in run; give the same command again to make it all."),
+        ("evaluate", ("report/metrics.md",), "give the same command again with another hydra.run.dir to make it all."),
     ],
 )
 def test_what_is_kept_is_said(
@@ -77,6 +80,18 @@ def test_what_is_kept_is_said(
         (tmp_path / "run" / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "run" / file).touch()
     assert Place(command, tmp_path / "run").how_to_go_on().endswith(told)
+
+
+@pytest.mark.parametrize("name", ["lr=0.1", "two words", "a,b", "näher", "it's", "2024_01_15", "(1)"])
+def test_the_advice_can_be_typed_as_it_stands(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command, key in (("train", "resume"), ("sample", "hydra.run.dir")):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "config.yaml").touch()
+        said = Place(command, tmp_path / name).how_to_go_on().partition(" with ")[2].removesuffix(" goes on with them.")
+        (argument,) = shlex.split(said)
+        (parsed,) = parse(as_typed([argument], command))
+        assert (parsed.key_or_group, parsed.value()) == (key, name)
 
 
 def test_nohup_stays_deaf_and_a_second_signal_ends_all_at_once() -> None:
@@ -123,7 +138,7 @@ def test_a_closed_terminal_is_no_error(tmp_path: Path) -> None:
         (errno.ENOSPC, True, "the disk is full (No space left on device). Free some disk space there. Saved last was"),
         (errno.EDQUOT, True, "your quota is used up"),
         (errno.EFBIG, True, "the file is too large"),
-        (errno.EROFS, True, "step 4; copy run to where you may write and continue with resume=COPY."),
+        (errno.EROFS, True, "step 4; copy run to where you may write and continue with resume=COPY"),
         (errno.EROFS, False, "the file system is read-only (Read-only file system). Another folder is needed. Nothing"),
     ],
 )

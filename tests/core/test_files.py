@@ -113,6 +113,14 @@ def test_containers_are_written_as_plain_lists_and_dicts(tmp_path: Path) -> None
     assert (tmp_path / "a.ckpt").read_bytes() == (tmp_path / "b.ckpt").read_bytes()
 
 
+def test_equal_strings_are_written_as_the_same_bytes_whichever_objects_they_are(tmp_path: Path) -> None:
+    """A resumed run has some of them from a file, where an uninjured one has those of a library's source."""
+    read, rule = "".join(["st", "ep"]), "".join(["ad", "am"])
+    save_tensors(tmp_path / "a.ckpt", {"step": "adam", "state": {"step": [1], "rule": "adam"}})
+    save_tensors(tmp_path / "b.ckpt", {"step": "adam", "state": {read: [1], "rule": rule}})
+    assert (tmp_path / "a.ckpt").read_bytes() == (tmp_path / "b.ckpt").read_bytes()
+
+
 def test_a_folder_that_cannot_be_made_is_a_message(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(UserError, match="cannot write"):

@@ -164,5 +164,5 @@ def test_a_rank_that_dies_is_named_and_no_other_stays_behind(dies: int, tmp_path
     (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
     step = checkpoint(tmp_path / "run")["global_step"]
     assert named in line
-    assert f"Saved last was step {step}; continue with resume={tmp_path / 'run'}." in line
+    assert f"Saved last was step {step}; continue with resume={tmp_path / 'run'}" in line
     assert "Traceback" not in said

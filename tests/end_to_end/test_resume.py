@@ -95,7 +95,7 @@ def test_a_folder_without_config_starts_from_the_overrides(tmp_path: Path) -> No
 
 
 def test_damaged_checkpoint_falls_back_to_the_one_before(reference: Path, tmp_path: Path) -> None:
-    process = start(*RUN, "checkpoint.keep=3", "hydra.run.dir=run", cwd=tmp_path)
+    process = start(*RUN, "hydra.run.dir=run", cwd=tmp_path)
     wait_for_step(tmp_path / "run", 24, process)
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -23,7 +23,9 @@ RUN = (
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    """Every file of a run, without what a killed process leaves (its lock, what was half written): that is swept."""
+    files = [p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")]
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 
 def test_a_run_of_an_image_folder(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from neural_rdm.cli.grammar import typed
 from neural_rdm.core.errors import CheckpointError, ConfigError, UserError
 from neural_rdm.core.files import sweep
 from neural_rdm.core.locks import HOLDER, LEASED, LOCK, check_job, held
@@ -93,7 +94,7 @@ def refuse_used(folder: Path, command: str, cfg: DictConfig | None = None) -> No
             return
     if command == "train" and maker in ("train", "deepen"):
         raise ConfigError(
-            f"{folder} holds a run already: continue it with resume={folder}, or choose another hydra.run.dir"
+            f"{folder} holds a run already: continue it with {typed('resume', folder)}, or choose another hydra.run.dir"
         )
     raise ConfigError(
         f"{folder} holds what {maker} has made, and nothing is written over it: choose another hydra.run.dir, or "

@@ -87,7 +87,7 @@ class SubprocessLauncher(Launcher):
             for source in self.config.hydra.runtime.config_sources:
                 if source.provider == "command-line":
                     command += ["--config-dir", source.path]
-            code, stopped = _wait(subprocess.Popen(command, env=environment()))
+            code, stopped = _wait(started(command))
             results.append(self._result(job, folder, overrides, code))
             if stopped:
                 raise SystemExit(128 + stopped)
@@ -117,17 +117,21 @@ class SubprocessLauncher(Launcher):
         return result
 
 
+def started(command: Sequence[str]) -> subprocess.Popen[bytes]:
+    """A job in a session of its own: what asks the launcher to stop reaches it through the launcher, and once."""
+    return subprocess.Popen(command, env=environment(), start_new_session=True)
+
+
 def _wait(process: subprocess.Popen[bytes]) -> tuple[int, int]:
     """The exit code of a job, and the signal that asked this process to stop meanwhile (0: none).
 
-    The job finishes its step and saves first. Ctrl-C reaches it from the terminal; other signals are passed on.
+    They are passed on: the job finishes its step and saves first.
     """
     received: list[int] = []
 
     def handle(number: signal.Signals) -> None:
         received.append(number)
-        if number != signal.SIGINT:
-            process.send_signal(number)
+        process.send_signal(number)
 
     before = catch(handle)
     try:

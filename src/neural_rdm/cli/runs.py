@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from neural_rdm.cli.compose import parse
-from neural_rdm.cli.grammar import written
+from neural_rdm.cli.grammar import typed, written
 from neural_rdm.core.config import Sources, as_plain, config_dir, validate
 from neural_rdm.core.errors import CheckpointError, ConfigError, UserError
 from neural_rdm.core.files import load_tensors
@@ -67,7 +67,7 @@ def read_config(folder: Path) -> DictConfig:
     validate(config, "train", Sources((path,)))
     if not any((folder / "checkpoints").glob("*.ckpt")):
         raise CheckpointError(
-            f"run={folder}: no checkpoint in {folder / 'checkpoints'} yet. Finish its training with resume={folder}"
+            f"run={folder}: no checkpoint in {folder / 'checkpoints'} yet; train on with {typed('resume', folder)}"
         )
     return config
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from neural_rdm.cli.grammar import typed
 from neural_rdm.core.ranks import is_first_rank
 from neural_rdm.core.signals import Stopped, catch, give_back, stop
 
@@ -40,11 +41,11 @@ class Place:
         if self.command == "train":
             return saved(self.folder, folder, elsewhere)
         if self.command in GOES_ON and not elsewhere:
-            what = GOES_ON[self.command]
-            return f"Kept are {what} finished so far; the same command with hydra.run.dir={folder} goes on with them."
-        there = f"what was written before is complete, in {folder}"
+            again = f"the same command with {typed('hydra.run.dir', folder)}"
+            return f"Kept are {GOES_ON[self.command]} finished so far; {again} goes on with them."
         return (
-            f"Kept is {there}; give the same command again{' with another hydra.run.dir' * elsewhere} to make it all."
+            f"What was written before is complete, in {folder}; give the same command again with another "
+            "hydra.run.dir to make it all."
         )
 
 
@@ -70,6 +71,6 @@ def saved(folder: Path, shown: str | Path, elsewhere: bool = False) -> str:
     go_on = (
         f"copy {shown} to where you may write and continue with resume=COPY"
         if elsewhere
-        else f"continue with resume={shown}"
+        else f"continue with {typed('resume', shown)}"
     )
-    return f"{kept}; {go_on}."
+    return f"{kept}; {go_on}"

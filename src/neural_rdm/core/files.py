@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import re
+import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -182,8 +183,8 @@ def link_atomically(source: Path, target: Path) -> None:
 def save_tensors(path: str | Path, content: dict[str, Any]) -> None:
     """`torch.save` a dictionary of tensors, numbers, strings, lists and dicts, streamed to disk atomically.
 
-    Tuples become lists, and dictionaries of any other kind plain ones: what a resumed run has read from a file, and
-    what an uninjured one still has as a library made it, are then written as the same bytes.
+    Tuples become lists, dictionaries of any other kind plain ones, and equal strings one object: what a resumed run has
+    read from a file, and what an uninjured one still has as a library made it, are then written as the same bytes.
     """
     import torch  # here, because commands write their configuration before torch is loaded
 
@@ -192,7 +193,9 @@ def save_tensors(path: str | Path, content: dict[str, Any]) -> None:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _plain(part) for key, part in value.items()}
+        return {_plain(key): _plain(part) for key, part in value.items()}
+    if type(value) is str:
+        return sys.intern(value)  # pickle writes a string once for each object
     return [_plain(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
