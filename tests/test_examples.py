@@ -45,6 +45,7 @@ def test_a_rule_of_two_streams_trains_resumes_samples_and_grows(tmp_path: Path) 
         run("convert", f"run={folder}", "to=official", f"hydra.run.dir={tmp_path / 'out'}", folders=False)
 
 
+@pytest.mark.full
 @pytest.mark.end_to_end
 def test_a_rule_with_an_option_refuses_others_and_folds(tmp_path: Path) -> None:
     folder = tmp_path / "run"

@@ -95,7 +95,7 @@ def supervised(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.full), "fsdp2"])
 def test_two_processes_train_what_one_trains(strategy: str, supervised: Path, tmp_path: Path) -> None:
     code, output = run(*SUPERVISED, f"strategy={strategy}", "trainer.devices=2", "hydra.run.dir=run", cwd=tmp_path)
     assert code == 0, output

@@ -15,7 +15,7 @@ from neural_rdm.metrics import (
 )
 from neural_rdm.metrics.reference import Reference
 from neural_rdm.metrics.suite import Evaluation
-from neural_rdm.reports.published import METRICS
+from neural_rdm.reports.own import METRICS
 from tests.metrics.ranks import evaluation, pictures, tiny_network
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*the covariance is singular", "ignore:The ``compute`` method")
