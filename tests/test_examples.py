@@ -14,7 +14,8 @@ from tests.helpers import ROOT
 RULES = ROOT / "examples" / "rules"
 SMALL = [
     *("backbone.depth=2", "backbone.hidden_size=16", "backbone.num_heads=2", "data.batch_size=8", "data.limit=64"),
-    *("trainer.max_steps=3", "~metric", "checkpoint.every_n_steps=2", "log_every_n_steps=1"),
+    *("trainer.max_steps=3", "optimizer.schedule=constant", "~metric", "checkpoint.every_n_steps=2"),
+    "log_every_n_steps=1",
 ]
 
 
