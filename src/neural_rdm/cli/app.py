@@ -165,7 +165,6 @@ def preflight(config_name: str, arguments: Arguments, prepare: Prepare | None = 
     asked = [o for o in parsed if o.key_or_group == "resume" and o.value() is not None]
     if not asked:
         _refuse_unusable(parsed, arguments.multirun)
-    if not asked:
         for overrides in _jobs(arguments, parsed):
             _check(compose_config(config_name, overrides, arguments.folders), config_name)
         sweeps = [str(p.value()) for p in parsed if p.key_or_group == SWEEP_DIR]

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from neural_rdm.core.errors import ConfigError, DataError, UserError
-from neural_rdm.core.files import cannot_write
+from neural_rdm.core.files import cannot_write, temporary_name
 from neural_rdm.core.listing import walk
 from neural_rdm.core.progress import progress_bar
 from neural_rdm.data.base import DataModule
@@ -103,7 +103,7 @@ def check_target(root: Path, target: Path) -> None:
 @contextlib.contextmanager
 def _whole_or_not_at_all(target: Path) -> Iterator[Path]:
     """A folder beside `target` that takes its name when all is in it; otherwise nothing of it stays."""
-    place = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    place = temporary_name(target)
     try:
         place.mkdir(parents=True)
         yield place
