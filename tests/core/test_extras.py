@@ -34,7 +34,7 @@ def test_a_checkout_installs_itself_with_the_extra(environment: Path, monkeypatc
 
 def test_a_wheel_names_the_requirements(environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (environment / "pyproject.toml").unlink()
-    lines = ["torch>=2.6", "av>=12; extra == 'mp4'", 'decord; (platform_machine == "x") and extra == "other"']
+    lines = ["torch>=2.6", "av>=15; extra == 'mp4'", 'decord; (platform_machine == "x") and extra == "other"']
     monkeypatch.setattr("importlib.metadata.requires", lambda name: lines)
     monkeypatch.chdir(environment)
     assert extras.install("mp4") == '.venv/bin/pip install "av>=15"'
