@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -20,8 +20,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from neural_rdm.cli.grammar import as_typed, written
 from neural_rdm.cli.launcher import register
+from neural_rdm.config.schema import fill, of_class
 from neural_rdm.core import primary
-from neural_rdm.core.config import Sources, config_dir, flat_keys, nearest
+from neural_rdm.core.arguments import members, nearest
+from neural_rdm.core.config import Sources, config_dir, flat_keys
 from neural_rdm.core.errors import ConfigError
 
 
@@ -32,6 +34,22 @@ class Composed:
     cfg: DictConfig
     choices: dict[str, str]
     sources: Sources
+
+
+def complete_nodes() -> None:
+    """Let Hydra, too, give every node its defaults (see `fill`) before it applies overrides to them, in every way that it
+    composes: runs, jobs of a sweep, --help, --cfg. It has no hook for that.
+    """
+    if not hasattr(ConfigLoaderImpl, "neural_rdm"):
+        apply = ConfigLoaderImpl._apply_overrides_to_config
+
+        def filled(overrides: list[Override], cfg: DictConfig) -> None:
+            fill(cfg)
+            apply(overrides, cfg)
+            fill(cfg)
+
+        ConfigLoaderImpl._apply_overrides_to_config = staticmethod(filled)
+        ConfigLoaderImpl.neural_rdm = True
 
 
 def group_choices(hydra: Any) -> dict[str, str]:
@@ -84,6 +102,7 @@ def compose_config(config_name: str, overrides: list[str], folders: list[str] | 
         ConfigError: an unknown key or choice, naming the nearest valid one.
     """
     register()
+    complete_nodes()
     for folder in folders or []:
         if not Path(folder).is_dir():
             raise ConfigError(f"--config-dir {folder}: no such folder ({Path(folder).resolve()})")
@@ -135,8 +154,8 @@ def _check_choice(override: Override, config_name: str) -> None:
     group = override.key_or_group
     choices = sorted(p.stem for p in (config_dir() / group).glob("*.yaml"))
     if choices and not override.is_delete() and not isinstance(override.value(), (str, list, Sweep)):
-        optional = [f.name for f in dataclasses.fields(primary.COMMANDS[config_name]) if f.metadata.get("optional")]
-        without = f"; ~{group} leaves it out" if group in optional else ""
+        kind = of_class(primary.COMMANDS[config_name]).arguments[group].kind
+        without = f"; ~{group} leaves it out" if type(None) in members(kind) else ""
         raise ConfigError(f"{override.input_line}: no such choice. The choices are {', '.join(choices)}{without}")
 
 

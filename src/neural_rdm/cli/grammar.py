@@ -22,7 +22,8 @@ from hydra.grammar.gen.OverrideLexer import (  # type: ignore[attr-defined]
 from hydra.grammar.gen.OverrideParser import OverrideParser
 
 from neural_rdm.core import primary
-from neural_rdm.core.config import Text, config_dir, text_at
+from neural_rdm.config.schema import Text, text_at
+from neural_rdm.core.config import config_dir
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./+-]+")
 NUMBERS = {"range", "interval", "int", "float", "bool"}  # functions of the grammar whose arguments are numbers
@@ -86,8 +87,8 @@ def _text_at(command: str, key: str) -> Text | None:
     if "/" in key or (config_dir() / key).is_dir():
         return Text(optional=True)  # the choice of a group
     if key.startswith("hydra."):
-        return text_at(HydraConf, key.removeprefix("hydra."))
-    return text_at(primary.COMMANDS[command], key)
+        return text_at(HydraConf, key.removeprefix("hydra."), ())
+    return text_at(primary.COMMANDS[command], key, (config_dir(),))
 
 
 class _Literals(HydraOverrideVisitor):

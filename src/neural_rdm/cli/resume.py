@@ -12,7 +12,7 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from neural_rdm.core.config import nearest
+from neural_rdm.core.arguments import nearest
 from neural_rdm.core.errors import CheckpointError, ConfigError
 from neural_rdm.core.provenance import FILE, check_config
 

@@ -12,7 +12,18 @@ class UserError(Exception):
 class ConfigError(UserError):
     """A configuration that cannot work: unknown key, wrong type, value out of range, choices that do not fit
     together.
+
+    Attributes:
+        key: the dotted key that is wrong, or None where it is no single one.
     """
+
+    def __init__(self, message: str, *, key: str | None = None) -> None:
+        super().__init__(message)
+        self.key = key
+
+
+class ArgumentError(ConfigError, ValueError):
+    """The same of the arguments of a constructor, for whoever calls it from Python."""
 
 
 class DataError(UserError):
