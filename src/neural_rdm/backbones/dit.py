@@ -6,16 +6,21 @@ one `Unit` each, so any of the paper's five rules applies and a state dict is th
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from neural_rdm.backbones import constraints
 from neural_rdm.backbones.layers import (
+    MLP,
     CrossAttention,
     FinalLayer,
+    Kernel,
     LabelEmbedder,
+    Norm,
     PatchEmbed,
+    Positions,
     Registers,
     Shift,
     Style,
@@ -26,6 +31,7 @@ from neural_rdm.backbones.layers import (
     sincos_2d,
     unpatchify,
 )
+from neural_rdm.core.arguments import Count, Fraction, Natural, Positive, checked
 from neural_rdm.residual import Plan, Residual, Stream, Unit
 
 #: hidden_size, depth and num_heads of the published sizes; the patch size (2, 4, 8) is the second half of their names
@@ -121,6 +127,7 @@ class DiTBlock(nn.Module):
             nn.init.zeros_(self.cross_attn.proj.weight)
 
 
+@checked(constraints.heads_divide, constraints.position_table, constraints.patches_fit, constraints.rope_turns)
 class DiT(nn.Module):
     """Diffusion transformer for square images or latents.
 
@@ -149,35 +156,29 @@ class DiT(nn.Module):
 
     def __init__(
         self,
-        input_size: int = 32,
-        patch_size: int = 2,
-        in_channels: int = 4,
-        hidden_size: int = 1152,
-        depth: int = 28,
-        num_heads: int = 16,
-        mlp_ratio: float = 4.0,
-        class_dropout_prob: float = 0.1,
-        num_classes: int = 1000,
+        input_size: Count = 32,
+        patch_size: Count = 2,
+        in_channels: Count = 4,
+        hidden_size: Count = 1152,
+        depth: Count = 28,
+        num_heads: Count = 16,
+        mlp_ratio: Positive = 4.0,
+        class_dropout_prob: Fraction = 0.1,
+        num_classes: Natural = 1000,
         learn_sigma: bool = True,
         *,
-        context_dim: int | None = None,
+        context_dim: Count | None = None,
         residual: str | Residual = "gated",
         adaln_gate_init: float | None = None,
-        adaln: str = "block",
+        adaln: Literal["block", "single"] = "block",
         qk_norm: bool = False,
-        norm: str = "layer",
-        mlp: str = "gelu",
-        positions: str = "sincos",
-        register_tokens: int = 0,
-        attention: str = "auto",
+        norm: Norm = "layer",
+        mlp: MLP = "gelu",
+        positions: Positions = "sincos",
+        register_tokens: Natural = 0,
+        attention: Kernel = "auto",
     ) -> None:
         super().__init__()
-        if hidden_size % num_heads or hidden_size % 4:
-            raise ValueError(f"hidden_size={hidden_size} must be a multiple of num_heads={num_heads} and of 4")
-        if input_size % patch_size:
-            raise ValueError(f"input_size={input_size} must be a multiple of patch_size={patch_size}")
-        if adaln not in ("block", "single"):
-            raise ValueError(f"adaln={adaln!r} is not one of block, single")
         residual = Residual.of(residual)
         self.input_size, self.patch_size, self.in_channels = input_size, patch_size, in_channels
         self.hidden_size, self.num_heads, self.mlp_ratio = hidden_size, num_heads, mlp_ratio

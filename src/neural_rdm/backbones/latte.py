@@ -6,12 +6,16 @@ names, initialisation and arithmetic are those of the official `latte.py` and `l
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from neural_rdm.backbones import constraints
 from neural_rdm.backbones.dit import DiT
-from neural_rdm.backbones.layers import repeated, sincos_1d, unpatchify
+from neural_rdm.backbones.layers import MLP, Kernel, Norm, Positions, repeated, sincos_1d, unpatchify
+from neural_rdm.core.arguments import Count, Fraction, Natural, Positive, checked
 from neural_rdm.residual import Plan, Residual
 
 #: what conditions the network: our names -> the official numbers
@@ -19,6 +23,7 @@ EXTRAS = {"unconditional": 1, "class": 2, "text": 78}
 CLIP_TOKENS, CLIP_DIM = 77, 768  # of the text that `extras="text"` reads
 
 
+@checked(constraints.turns_taken, constraints.own_text)
 class Latte(DiT):
     """Diffusion transformer for square clips, or for images with `num_frames=1`.
 
@@ -40,41 +45,31 @@ class Latte(DiT):
 
     def __init__(
         self,
-        input_size: int = 32,
-        patch_size: int = 2,
-        in_channels: int = 4,
-        hidden_size: int = 1152,
-        depth: int = 28,
-        num_heads: int = 16,
-        mlp_ratio: float = 4.0,
-        num_frames: int = 16,
-        class_dropout_prob: float = 0.1,
-        num_classes: int = 1000,
+        input_size: Count = 32,
+        patch_size: Count = 2,
+        in_channels: Count = 4,
+        hidden_size: Count = 1152,
+        depth: Count = 28,
+        num_heads: Count = 16,
+        mlp_ratio: Positive = 4.0,
+        num_frames: Count = 16,
+        class_dropout_prob: Fraction = 0.1,
+        num_classes: Natural = 1000,
         learn_sigma: bool = True,
-        extras: int | str = 1,
+        extras: Literal["unconditional", "class", "text", 1, 2, 78] = 1,
         *,
-        context_dim: int | None = None,
+        context_dim: Count | None = None,
         residual: str | Residual = "gated",
         adaln_gate_init: float | None = None,
-        adaln: str = "block",
+        adaln: Literal["block", "single"] = "block",
         qk_norm: bool = False,
-        norm: str = "layer",
-        mlp: str = "gelu",
-        positions: str = "sincos",
-        register_tokens: int = 0,
-        attention: str = "auto",
+        norm: Norm = "layer",
+        mlp: MLP = "gelu",
+        positions: Positions = "sincos",
+        register_tokens: Natural = 0,
+        attention: Kernel = "auto",
     ) -> None:
-        extras = EXTRAS.get(str(extras), extras)
-        if extras not in EXTRAS.values():
-            names = ", ".join(f"{name} ({number})" for name, number in EXTRAS.items())
-            raise ValueError(f"extras={extras!r} is not one of {names}")
-        if depth % 2:
-            raise ValueError(f"depth={depth} must be even: spatial and temporal blocks take turns")
-        if extras == 78 and context_dim is not None:
-            raise ValueError(f"extras=text reads its own text; leave out context_dim={context_dim}")
-        if num_frames < 1:
-            raise ValueError(f"num_frames={num_frames} must be at least 1")
-        self.num_frames, self.extras = num_frames, extras
+        self.num_frames, self.extras = num_frames, EXTRAS.get(str(extras), extras)
         super().__init__(
             input_size,
             patch_size,
@@ -84,7 +79,7 @@ class Latte(DiT):
             num_heads,
             mlp_ratio,
             class_dropout_prob,
-            num_classes if extras == 2 else 0,
+            num_classes if self.extras == 2 else 0,
             learn_sigma,
             context_dim=context_dim,
             residual=residual,

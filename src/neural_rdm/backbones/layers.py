@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from timm.layers import Attention, Mlp, PatchEmbed, SwiGLU
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from neural_rdm.core.arguments import Natural, checked
 
 __all__ = [
     "CrossAttention",
@@ -56,6 +58,13 @@ def repeated(x: Tensor, times: int) -> Tensor:
     return x if times == 1 else x.repeat_interleave(times, dim=0)
 
 
+Norm = Literal["layer", "rms"]
+MLP = Literal["gelu", "swiglu"]
+Positions = Literal["sincos", "rope"]
+Kernel = Literal["auto", "math", "flash", "efficient", "cudnn"]
+
+
+@checked()
 @dataclass(frozen=True)
 class Style:
     """What later transformers do otherwise than DiT, each off by default.
@@ -74,23 +83,11 @@ class Style:
     """
 
     qk_norm: bool = False
-    norm: str = "layer"
-    mlp: str = "gelu"
-    positions: str = "sincos"
-    register_tokens: int = 0
-    attention: str = "auto"
-
-    def __post_init__(self) -> None:
-        for key, choices in {
-            "norm": ("layer", "rms"),
-            "mlp": ("gelu", "swiglu"),
-            "positions": ("sincos", "rope"),
-            "attention": ("auto", *_BACKENDS),
-        }.items():
-            if getattr(self, key) not in choices:
-                raise ValueError(f"{key}={getattr(self, key)!r} is not one of {', '.join(choices)}")
-        if self.register_tokens < 0:
-            raise ValueError(f"register_tokens={self.register_tokens} must be 0 or more")
+    norm: Norm = "layer"
+    mlp: MLP = "gelu"
+    positions: Positions = "sincos"
+    register_tokens: Natural = 0
+    attention: Kernel = "auto"
 
     def norm_layer(self, dim: int) -> nn.Module:
         """The norm in front of a branch; adaLN supplies scale and shift."""

@@ -13,7 +13,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from neural_rdm.backbones import constraints
 from neural_rdm.backbones.layers import check_given
+from neural_rdm.core.arguments import Count, Fraction, checked
 from neural_rdm.residual import Residual, Unit
 from neural_rdm.residual.gating import gate
 
@@ -44,6 +46,7 @@ UNETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+@checked(constraints.levels_fit, constraints.one_condition)
 class UNet(nn.Module):
     """U-Net for square images or latents.
 
@@ -78,39 +81,37 @@ class UNet(nn.Module):
 
     #: joined by long skips: Neural-RDM-U
     u_shaped = True
+    #: its blocks are diffusers', which hand on one tensor and no timestep embedding
+    of_diffusers = True
 
     def __init__(
         self,
-        image_size: int,
-        in_channels: int,
-        out_channels: int,
-        model_channels: int,
+        image_size: Count,
+        in_channels: Count,
+        out_channels: Count,
+        model_channels: Count,
         attention_resolutions: Sequence[int],
-        num_res_blocks: int = 2,
-        channel_mult: Sequence[int] = (1, 2, 4, 8),
-        num_heads: int | None = None,
-        num_head_channels: int | None = None,
+        num_res_blocks: Count = 2,
+        channel_mult: Sequence[Count] = (1, 2, 4, 8),
+        num_heads: Count | None = None,
+        num_head_channels: Count | None = None,
         use_spatial_transformer: bool = False,
-        transformer_depth: int = 1,
-        context_dim: int | None = None,
-        num_classes: int | None = None,
+        transformer_depth: Count = 1,
+        context_dim: Count | None = None,
+        num_classes: Count | None = None,
         use_scale_shift_norm: bool = False,
         resblock_updown: bool = False,
-        dropout: float = 0.0,
+        dropout: Fraction = 0.0,
         residual: str | Residual = "gated",
         *,
-        num_context_classes: int | None = None,
-        class_dropout_prob: float = 0.0,
-        norm_num_groups: int = 32,
+        num_context_classes: Count | None = None,
+        class_dropout_prob: Fraction = 0.0,
+        norm_num_groups: Count = 32,
         use_new_attention_order: bool = False,
     ) -> None:
         super().__init__()
         residual = Residual.of(residual)
         widths = [model_channels * m for m in channel_mult]
-        _refuse(
-            image_size, widths, (num_heads, num_head_channels), use_spatial_transformer, context_dim,
-            (num_classes, num_context_classes), resblock_updown, norm_num_groups,
-        )  # fmt: skip
         null = class_dropout_prob > 0
         attends = [2**level in attention_resolutions for level in range(len(widths))]
         common: dict[str, Any] = {
@@ -226,40 +227,6 @@ class ClassEmbedder(nn.Module):
 
     def forward(self, y: Tensor) -> Tensor:
         return self.embedding(y)[:, None]
-
-
-def _refuse(
-    image_size: int,
-    widths: list[int],
-    heads: tuple[int | None, int | None],
-    transformer: bool,
-    context_dim: int | None,
-    classes: tuple[int | None, int | None],
-    resblock_updown: bool,
-    groups: int,
-) -> None:
-    """Refuse what no official network is."""
-    if image_size % 2 ** (len(widths) - 1):
-        raise ValueError(
-            f"image_size={image_size} must be a multiple of {2 ** (len(widths) - 1)}: channel_mult has {len(widths)} "
-            "levels"
-        )
-    if (heads[0] is None) == (heads[1] is None):
-        raise ValueError(f"give one of num_heads={heads[0]} and num_head_channels={heads[1]}")
-    divisor = heads[0] or heads[1] or 1
-    for width in widths:
-        if width % groups:
-            raise ValueError(f"norm_num_groups={groups} does not divide a level of {width} channels")
-        if width % divisor:
-            raise ValueError(f"a level of {width} channels does not split into heads by {divisor}")
-    if transformer != (context_dim is not None):
-        raise ValueError(f"use_spatial_transformer={transformer} and context_dim={context_dim}: give both or neither")
-    if classes[1] is not None and context_dim is None:
-        raise ValueError("num_context_classes needs use_spatial_transformer=true and context_dim")
-    if classes[0] is not None and classes[1] is not None:
-        raise ValueError("num_classes (added to the timestep) and num_context_classes (a token): give one")
-    if transformer and resblock_updown:
-        raise ValueError("resblock_updown=true is ADM's, which has no spatial transformer")
 
 
 def _conditional(

@@ -9,13 +9,15 @@ that the read-in and the read-out branch carry their own gates (theory, section 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from timm.layers import Attention, Mlp
 from torch import Tensor, nn
 
+from neural_rdm.backbones import constraints
 from neural_rdm.backbones.layers import PatchEmbed, check_given, unpatchify
+from neural_rdm.core.arguments import Count, Fraction, Positive, at_least, checked
 from neural_rdm.residual import Plan, Residual, Stream, Unit
 
 #: embed_dim, depth and num_heads of the published sizes; the patch size (2, 4) is the second half of their names
@@ -66,6 +68,7 @@ class UViTBlock(nn.Module):
         return [(self.attn_unit, self.attn.proj), (self.mlp_unit, self.mlp.fc2)]
 
 
+@checked(constraints.tokens_fit, constraints.pairs_of_blocks, constraints.one_text, constraints.null_row)
 class UViT(nn.Module):
     """U-ViT for square images or latents: unconditional, with class labels, or with a text (`clip_dim`).
 
@@ -99,35 +102,25 @@ class UViT(nn.Module):
 
     def __init__(
         self,
-        img_size: int = 224,
-        patch_size: int = 16,
-        in_chans: int = 3,
-        embed_dim: int = 768,
-        depth: int = 12,
-        num_heads: int = 12,
-        mlp_ratio: float = 4.0,
+        img_size: Count = 224,
+        patch_size: Count = 16,
+        in_chans: Count = 3,
+        embed_dim: Count = 768,
+        depth: Count = 12,
+        num_heads: Count = 12,
+        mlp_ratio: Positive = 4.0,
         qkv_bias: bool = False,
         mlp_time_embed: bool = False,
-        num_classes: int = -1,
+        num_classes: Annotated[int, at_least(-1)] = -1,
         conv: bool = True,
         skip: bool = True,
-        clip_dim: int | None = None,
-        num_clip_token: int | None = None,
+        clip_dim: Count | None = None,
+        num_clip_token: Count | None = None,
         *,
-        class_dropout_prob: float = 0.1,
+        class_dropout_prob: Fraction = 0.1,
         residual: str | Residual = "gated",
     ) -> None:
         super().__init__()
-        if embed_dim % num_heads or embed_dim % 2:
-            raise ValueError(f"embed_dim={embed_dim} must be even and a multiple of num_heads={num_heads}")
-        if img_size % patch_size:
-            raise ValueError(f"img_size={img_size} must be a multiple of patch_size={patch_size}")
-        if (clip_dim is None) != (num_clip_token is None):
-            raise ValueError(f"clip_dim={clip_dim} and num_clip_token={num_clip_token}: give both or neither")
-        if clip_dim is not None and num_classes > 0:
-            raise ValueError(f"num_classes={num_classes} and clip_dim={clip_dim}: labels or a text, not both")
-        if num_classes == 1 and class_dropout_prob > 0:
-            raise ValueError("num_classes=1 counts the null class of class_dropout_prob > 0: no class is left")
         residual = Residual.of(residual)
         self.img_size, self.patch_size, self.in_chans, self.out_channels = img_size, patch_size, in_chans, in_chans
         self.embed_dim, self.depth, self.num_heads, self.mlp_ratio = embed_dim, depth, num_heads, mlp_ratio

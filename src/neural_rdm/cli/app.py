@@ -28,7 +28,8 @@ from neural_rdm.cli.grammar import as_typed, written
 from neural_rdm.cli.jobs import SWEEP_DIR, claim, end_with_parent
 from neural_rdm.cli.launcher import register
 from neural_rdm.cli.stopping import Place, stoppable
-from neural_rdm.core.config import Sources, config_dir, validate
+from neural_rdm.core.config import config_dir, validate
+from neural_rdm.core.config_sources import Sources
 from neural_rdm.core.errors import ConfigError, UserError, WriteError
 from neural_rdm.core.files import as_user_error, needs_another_folder
 from neural_rdm.core.locks import held

@@ -23,7 +23,8 @@ from neural_rdm.cli.launcher import register
 from neural_rdm.config.schema import fill, of_class
 from neural_rdm.core import primary
 from neural_rdm.core.arguments import members, nearest
-from neural_rdm.core.config import Sources, config_dir, flat_keys
+from neural_rdm.core.config import config_dir, flat_keys
+from neural_rdm.core.config_sources import Sources
 from neural_rdm.core.errors import ConfigError
 
 
@@ -37,8 +38,8 @@ class Composed:
 
 
 def complete_nodes() -> None:
-    """Let Hydra, too, give every node its defaults (see `fill`) before it applies overrides to them, in every way that it
-    composes: runs, jobs of a sweep, --help, --cfg. It has no hook for that.
+    """Let Hydra give every node its defaults (see `fill`) before it applies overrides to them, in whatever it composes:
+    a run, a job of a sweep, --help, --cfg. It has no hook for that.
     """
     if not hasattr(ConfigLoaderImpl, "neural_rdm"):
         apply = ConfigLoaderImpl._apply_overrides_to_config
@@ -188,4 +189,5 @@ def _unknown_key(error: Exception, config_name: str, overrides: list[str], searc
         if siblings
         else ""
     )
-    return ConfigError(f"unknown configuration key {key}.{hint}{listing} (command line; files in {config_dir()})")
+    problem = f"unknown configuration key {key}.{hint}{listing} (command line; files in {config_dir()})"
+    return ConfigError(problem, key=key)

@@ -15,7 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from neural_rdm.cli.compose import parse
 from neural_rdm.cli.grammar import typed, written
-from neural_rdm.core.config import Sources, as_plain, config_dir, validate
+from neural_rdm.core.config import as_plain, config_dir, validate
+from neural_rdm.core.config_sources import Sources
 from neural_rdm.core.errors import CheckpointError, ConfigError, UserError
 from neural_rdm.core.files import load_tensors
 from neural_rdm.core.listing import natural_order

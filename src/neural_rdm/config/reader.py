@@ -105,7 +105,6 @@ class Module:
                 case _:
                     pass
 
-
     def decorated(self, decorator: str) -> Iterator[tuple[str, str]]:
         """(text, dotted name) of every class at its top level under `@decorator(text)`."""
         for node in self.tree.body:
@@ -220,7 +219,10 @@ def _of_function(
     defaults = [None] * (len(positional) - len(node.args.defaults)) + node.args.defaults
     pairs = [*zip(positional, defaults, strict=True)][int(method) :]
     arguments = {}
-    for listed, keyword_only in ((pairs, False), ([*zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)], True)):
+    for listed, keyword_only in (
+        (pairs, False),
+        ([*zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)], True),
+    ):
         for argument, default in listed:
             kind = Any if argument.annotation is None else _kind(module, argument.annotation)
             value = REQUIRED if default is None else _plain(module, default)
@@ -240,7 +242,7 @@ def _constants(module: Module, body: list[ast.stmt]) -> Iterator[tuple[str, Any]
 
 
 def _constraints(module: Module, node: ast.ClassDef | ast.FunctionDef) -> Iterator[Constraint]:
-    """Those of this package, whose rooms keep them in modules without torch; others are heard when the class is built."""
+    """Those of this package, whose rooms keep them in modules without torch; others are asked when it is built."""
     for decorator in node.decorator_list:
         if isinstance(decorator, ast.Call) and _origin(module, decorator.func) == _CHECKED:
             for constraint in decorator.args:
@@ -281,7 +283,7 @@ def _kind(module: Module, node: ast.AST) -> Any:
         case ast.Constant(value=str(text)):
             return _kind(module, ast.parse(text, mode="eval").body)
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            return typing.Union[_kind(module, left), _kind(module, right)]
+            return typing.Union[_kind(module, left), _kind(module, right)]  # noqa: UP007 (types of any sort)
         case ast.Subscript(value=value, slice=inner):
             return _subscripted(module, _kind(module, value), inner.elts if isinstance(inner, ast.Tuple) else [inner])
         case ast.Name() | ast.Attribute():
@@ -297,7 +299,7 @@ def _subscripted(module: Module, base: Any, inner: list[ast.expr]) -> Any:
         metadata = [found for node in inner[1:] if (found := _metadata(module, node)) is not None]
         kind = _kind(module, inner[0])
         return typing.Annotated[(kind, *metadata)] if metadata else kind
-    if base is typing.ClassVar or base is typing.Any or isinstance(base, type) and issubclass(base, (Node, Foreign)):
+    if base is typing.ClassVar or base is typing.Any or (isinstance(base, type) and issubclass(base, (Node, Foreign))):
         return base
     ellipsis = [isinstance(node, ast.Constant) and node.value is ... for node in inner]
     kinds = tuple(... if e else _kind(module, node) for e, node in zip(ellipsis, inner, strict=True))

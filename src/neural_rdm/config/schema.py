@@ -35,7 +35,10 @@ def of_class(kind: type) -> Signature:
     hints = typing.get_type_hints(kind, include_extras=True)
     missing = dataclasses.MISSING
     return Signature(
-        {f.name: Argument(hints[f.name], REQUIRED if f.default is missing else f.default) for f in dataclasses.fields(kind)}
+        {
+            f.name: Argument(hints[f.name], REQUIRED if f.default is missing else f.default)
+            for f in dataclasses.fields(kind)
+        }
     )
 
 

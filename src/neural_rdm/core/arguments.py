@@ -43,7 +43,9 @@ class Limits:
             return f"must be above {self.above}"
         if self.low <= value <= self.high:
             return None
-        return f"must be at least {self.low}" if self.high == math.inf else f"must be between {self.low} and {self.high}"
+        return (
+            f"must be at least {self.low}" if self.high == math.inf else f"must be between {self.low} and {self.high}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +144,9 @@ def described(kind: Any) -> str:
         return ", ".join(map(str, arguments))
     if origin in (list, tuple, Sequence):
         return f"list[{described(arguments[0])}]"
-    return "null" if kind in (None, type(None)) else "mapping" if origin is dict else getattr(kind, "__name__", str(kind))
+    return (
+        "null" if kind in (None, type(None)) else "mapping" if origin is dict else getattr(kind, "__name__", str(kind))
+    )
 
 
 def problem(key: str, value: Any, kind: Any) -> Problem | None:
@@ -227,7 +231,9 @@ def checked(*constraints: Constraint) -> Callable[[T], T]:
             hints = typing.get_type_hints(target if dataclasses.is_dataclass(target) else build, include_extras=True)
             signature = inspect.signature(build)
             several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-            single = {name: hints[name] for name, p in signature.parameters.items() if p.kind not in several and name in hints}
+            single = {
+                name: hints[name] for name, p in signature.parameters.items() if p.kind not in several and name in hints
+            }
             looked_at = {name for constraint in constraints for name in inspect.signature(constraint).parameters}
             constants = {name: getattr(target, name) for name in looked_at if is_class and hasattr(target, name)}
             return signature, single, constants

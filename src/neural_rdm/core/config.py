@@ -18,6 +18,7 @@ from neural_rdm.config.schema import fill, of_class, of_node, plain, rules, targ
 from neural_rdm.core import primary
 from neural_rdm.core.arguments import broken, members, nearest, problem
 from neural_rdm.core.config_rules import check_across
+from neural_rdm.core.config_sources import Sources, refused
 from neural_rdm.core.errors import ConfigError
 
 
@@ -45,23 +46,6 @@ def flat_keys(cfg: Any, prefix: str = "") -> Iterator[str]:
                 yield from flat_keys(cfg[key], f"{prefix}{key}.")
 
 
-@dataclasses.dataclass(frozen=True)
-class Sources:
-    """Where the values of a configuration came from, to say where a wrong one stands."""
-
-    files: tuple[Path, ...] = ()
-    typed: frozenset[str] = frozenset()  # keys that were overridden on the command line
-
-    def where(self, key: str) -> str:
-        """` (command line; FILE, FILE)`: the places that hold the last part of `key`."""
-        key = re.sub(r"\[\d+\]$", "", key)  # an entry of a list
-        last = re.escape(key.rpartition(".")[2])
-        line = re.compile(rf"(?m)^\s*['\"]?{last}['\"]?\s*:")
-        places = ["command line"] if key in self.typed else []
-        places += [str(p) for p in self.files if last and p.is_file() and line.search(p.read_text(encoding="utf-8"))]
-        return f" ({'; '.join(places)})" if places else ""
-
-
 def validate(cfg: DictConfig, command: str = "train", sources: Sources = Sources()) -> None:  # noqa: B008 (frozen)
     """Check every key, type, range and the rules between keys of a command's composed configuration.
 
@@ -86,11 +70,6 @@ def validate(cfg: DictConfig, command: str = "train", sources: Sources = Sources
         raise refused(f"configuration key {said.at('')}", said.key, sources)
     if command == "train":
         check_across(cfg, sources)
-
-
-def refused(message: str, key: str, sources: Sources) -> ConfigError:
-    """The error that refuses what a key says, with the places that say it."""
-    return ConfigError(f"{message}{sources.where(key)}", key=key)
 
 
 def _unresolved(cfg: DictConfig) -> str:
@@ -133,16 +112,20 @@ def _check(node: DictConfig, signature: Signature, key: str, sources: Sources) -
     prefix = f"{key}." if key else ""
     for name in map(str, node):
         if name not in signature.arguments and name != "_target_" and not signature.is_open:
-            advice = _other_network(node, key, sources) or nearest(f"{prefix}{name}", [f"{prefix}{a}" for a in signature.arguments])
+            advice = _other_network(node, key, sources) or nearest(name, signature.arguments)
             raise refused(f"unknown configuration key {prefix}{name}.{advice}", f"{prefix}{name}", sources)
     values = {}
     for name, argument in signature.arguments.items():
         if name not in set(node):  # `in node` is False for a key without a value
             if argument.default is REQUIRED:
-                raise ConfigError(f"missing configuration key {prefix}{name}{sources.where(key)}", key=f"{prefix}{name}")
+                raise ConfigError(
+                    f"missing configuration key {prefix}{name}{sources.where(key)}", key=f"{prefix}{name}"
+                )
             continue
         if OmegaConf.is_missing(node, name):
-            raise ConfigError(f"configuration key {prefix}{name} has no value; pass {prefix}{name}=...", key=f"{prefix}{name}")
+            raise ConfigError(
+                f"configuration key {prefix}{name} has no value; pass {prefix}{name}=...", key=f"{prefix}{name}"
+            )
         values[name] = plain(node[name])
         _check_value(node[name], argument.kind, f"{prefix}{name}", sources)
     wrong = broken(signature.constraints, signature.constants | values)
@@ -176,7 +159,7 @@ def _check_value(value: Any, kind: Any, key: str, sources: Sources) -> None:
         if typing.get_origin(member) is dict and isinstance(value, DictConfig):
             for inner, child in value.items():
                 _check_value(child, typing.get_args(member)[1], f"{key}.{inner}", sources)
-            return
+            return None
         if dataclasses.is_dataclass(member) and isinstance(member, type) and isinstance(value, DictConfig):
             return _check(value, of_class(member), key, sources)
     is_node = isinstance(value, DictConfig) and isinstance(value.get("_target_"), str)
@@ -184,7 +167,7 @@ def _check_value(value: Any, kind: Any, key: str, sources: Sources) -> None:
         return _check_node(value, key, sources)
     wrong = problem(key, plain(value), kind)
     if wrong is None:
-        return
+        return None
     numbers = [n for n in (value if isinstance(value, ListConfig) else [value]) if isinstance(n, (bool, int, float))]
     if text_of(kind) and numbers:
         last = key.rpartition(".")[2]

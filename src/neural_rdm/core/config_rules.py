@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig
 
+from neural_rdm.config.schema import constants
+from neural_rdm.core.config_sources import Sources, refused
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.core.process_rules import check_process
-
-if TYPE_CHECKING:
-    from neural_rdm.core.config import Sources
 
 
 def check_across(cfg: DictConfig, sources: Sources) -> None:
@@ -32,27 +31,22 @@ def check_across(cfg: DictConfig, sources: Sources) -> None:
             f"trainer.devices={trainer.devices} and trainer.num_nodes={trainer.num_nodes} need a parallel strategy: "
             "add strategy=ddp (or fsdp2, deepspeed_zero2, deepspeed_zero3)"
         )
-    if cfg.residual.get("rule") == "rezero" and backbone.get("adaln_gate_init") == 0:
-        raise ConfigError(
-            "backbone.adaln_gate_init=0 with residual=rezero: alpha starts at 0 too, and two zeros in series never "
-            f"learn; pass backbone.adaln_gate_init=null{sources.where('backbone.adaln_gate_init')}"
-        )
     channels, (key, width) = cfg.first_stage.get("channels"), _called(backbone, CHANNELS)
     if channels is not None and width is not None and channels != width:
-        raise ConfigError(
-            f"first_stage.channels={channels} but {key}={width}; pass {key}={channels}{sources.where(key)}"
-        )
+        raise refused(f"first_stage.channels={channels} but {key}={width}; pass {key}={channels}", key, sources)
     classes, labels = data.get("num_classes"), _labels(backbone)
     if classes and labels and classes != labels:
         key, rows = _called(backbone, CLASSES)
-        raise ConfigError(
-            f"data.num_classes={classes} but {key}={rows}; pass {for_classes(backbone, classes)}{sources.where(key)}"
+        raise refused(
+            f"data.num_classes={classes} but {key}={rows}; pass {for_classes(backbone, classes)}", key, sources
         )
     frames, clip = backbone.get("num_frames"), data.get("num_frames")
     if frames is not None and clip is not None and frames != clip:
-        raise ConfigError(
+        raise refused(
             f"data.num_frames={clip} but backbone.num_frames={frames}; pass data.num_frames={frames} or "
-            f"backbone.num_frames={clip}{sources.where('data.num_frames')}"
+            f"backbone.num_frames={clip}",
+            "data.num_frames",
+            sources,
         )
     _check_text(cfg, sources)
     _check_gates(cfg, sources)
@@ -60,9 +54,11 @@ def check_across(cfg: DictConfig, sources: Sources) -> None:
     _check_sampler(cfg, sources)
     size, (key, side) = _latent_size(cfg), _called(backbone, SIZES)
     if size is not None and side is not None and size != side:
-        raise ConfigError(
+        raise refused(
             f"data.image_size={data.image_size} becomes {size} x {size} behind this first stage, but {key}={side}; "
-            f"pass {key}={size} or another data.image_size{sources.where(key)}"
+            f"pass {key}={size} or another data.image_size",
+            key,
+            sources,
         )
 
 
@@ -110,48 +106,48 @@ def _check_text(cfg: DictConfig, sources: Sources) -> None:
     if (reads is None) != (condition is None):
         key = name if condition is None else "condition"
         advice = "condition=clip, t5 or minilm" if condition is None else f"{name}=${{condition.dim}}"
-        raise ConfigError(
-            f"{key} is set, but a text needs both an encoder and a network that reads it; pass {advice} too"
-            f"{sources.where(key)}"
+        raise refused(
+            f"{key} is set, but a text needs both an encoder and a network that reads it; pass {advice} too",
+            key,
+            sources,
         )
     if reads is None:
         return
     if condition.get("dim") is not None and condition.dim != reads:
-        raise ConfigError(
-            f"{name}={reads} but condition.dim={condition.dim}; pass {name}={condition.dim}{sources.where(name)}"
-        )
+        raise refused(f"{name}={reads} but condition.dim={condition.dim}; pass {name}={condition.dim}", name, sources)
     tokens, length = cfg.backbone.get("num_clip_token"), condition.get("max_length")
     if tokens is not None and length is not None and tokens != length:
-        raise ConfigError(
-            f"backbone.num_clip_token={tokens} but condition.max_length={length}; pass condition.max_length={tokens}"
-            f"{sources.where('backbone.num_clip_token')}"
+        raise refused(
+            f"backbone.num_clip_token={tokens} but condition.max_length={length}; pass condition.max_length={tokens}",
+            "backbone.num_clip_token",
+            sources,
         )
     if _labels(cfg.backbone):
-        raise ConfigError(
+        raise refused(
             f"{name}={reads} with {_called(cfg.backbone, CLASSES)[0]}={_labels(cfg.backbone)}: no data have captions "
-            f"and classes; pass backbone.num_classes=0{sources.where('backbone.num_classes')}"
+            "and classes; pass backbone.num_classes=0",
+            "backbone.num_classes",
+            sources,
         )
-
-
-#: rules whose gates the supervision cannot reach, and why
-UNSUPERVISED = {
-    "adaln": "the norm behind its alpha cancels the scale of alpha",
-    "resnet": "it has no gates",
-}
 
 
 def _check_gates(cfg: DictConfig, sources: Sources) -> None:
     """What is asked of the gates, of a rule that has them."""
-    rule = cfg.residual.get("rule")
+    rule, says = cfg.residual.get("rule"), constants(cfg.residual, "residual")
+    _check_fit(cfg, rule, says, sources)
     if cfg.train_only != "all" and rule == "resnet":
-        raise ConfigError(
+        raise refused(
             f"train_only={cfg.train_only} with residual=resnet: this rule has no gates; pass train_only=all or another "
-            f"residual{sources.where('train_only')}"
+            "residual",
+            "train_only",
+            sources,
         )
-    if cfg.gamma > 0 and rule in UNSUPERVISED:
-        raise ConfigError(
+    if cfg.gamma > 0 and says.get("no_supervision"):
+        raise refused(
             f"gamma={cfg.gamma} with residual={rule}: its sensitivity can be measured but not supervised, since "
-            f"{UNSUPERVISED[rule]}; pass gamma=0{sources.where('gamma')}"
+            f"{says['no_supervision']}; pass gamma=0",
+            "gamma",
+            sources,
         )
     if cfg.gamma > 0 and cfg.supervision == "exact":
         trainer = cfg.trainer
@@ -163,14 +159,51 @@ def _check_gates(cfg: DictConfig, sources: Sources) -> None:
             "trainer.precision=32-true": trainer.precision == "16-mixed",
         }
         if missing := [key for key, is_wrong in wrong.items() if is_wrong]:
-            raise ConfigError(
+            raise refused(
                 f"supervision=exact differentiates twice, the slow reference for one process; pass {' '.join(missing)} "
-                f"or supervision=local{sources.where('supervision')}"
+                "or supervision=local",
+                "supervision",
+                sources,
             )
     if cfg.pretrained.reinit and cfg.pretrained.path is None:
-        raise ConfigError(
-            f"pretrained.reinit={list(cfg.pretrained.reinit)} without pretrained.path: there is nothing to leave out"
-            f"{sources.where('pretrained.reinit')}"
+        raise refused(
+            f"pretrained.reinit={list(cfg.pretrained.reinit)} without pretrained.path: there is nothing to leave out",
+            "pretrained.reinit",
+            sources,
+        )
+
+
+def _check_fit(cfg: DictConfig, rule: str, says: dict[str, Any], sources: Sources) -> None:
+    """What a network asks of a residual rule; both say it in constants of their classes."""
+    network = constants(cfg.backbone, "backbone")
+    if says.get("start") == "identity" and cfg.backbone.get("adaln_gate_init") == 0:
+        raise refused(
+            f"backbone.adaln_gate_init=0 with residual={rule}: its gates start at 0 too, and two zeros in series never "
+            "learn; pass backbone.adaln_gate_init=null",
+            "backbone.adaln_gate_init",
+            sources,
+        )
+    name = str(cfg.backbone._target_).rpartition(".")[2]
+    if network.get("of_diffusers") and cfg.residual.get("time_conditioned"):
+        raise refused(
+            f"residual.time_conditioned=true: {name} is built of diffusers' blocks, which hand no timestep embedding "
+            "to their units; pass residual.time_conditioned=false",
+            "residual.time_conditioned",
+            sources,
+        )
+    if network.get("of_diffusers") and says.get("single") is False:
+        raise refused(
+            f"residual={rule} cannot be had in {name}: its stream is several tensors, and the blocks of diffusers hand "
+            "on one; pass another residual, or a backbone of another network",
+            "residual.rule",
+            sources,
+        )
+    if cfg.backbone.get("skip") and network.get("u_shaped") and says.get("no_reopening"):
+        raise refused(
+            f"residual={rule} cannot be had in {name} with long skips: {says['no_reopening']}; pass backbone.skip="
+            "false or another residual",
+            "residual.rule",
+            sources,
         )
 
 
@@ -180,15 +213,16 @@ def _check_sampler(cfg: DictConfig, sources: Sources) -> None:
     guided = sampler.get("cfg_scale", 1) != 1
     conditional = "num_classes" not in backbone or _labels(backbone) or cfg.condition is not None
     if guided and (not conditional or backbone.get("class_dropout_prob") == 0):
-        raise ConfigError(
+        raise refused(
             f"sampler.cfg_scale={sampler.cfg_scale} needs a class or a text, and backbone.class_dropout_prob above 0; "
-            f"pass sampler.cfg_scale=1{sources.where('sampler.cfg_scale')}"
+            "pass sampler.cfg_scale=1",
+            "sampler.cfg_scale",
+            sources,
         )
     channels, (key, width) = sampler.get("channels"), _called(backbone, CHANNELS)
     if isinstance(channels, int) and width is not None and channels > width:
-        raise ConfigError(
-            f"sampler.channels={channels} but {key}={width}; pass sampler.channels=all"
-            f"{sources.where('sampler.channels')}"
+        raise refused(
+            f"sampler.channels={channels} but {key}={width}; pass sampler.channels=all", "sampler.channels", sources
         )
     untrained = cfg.diffusion.get("loss") == "simple" and _learns_variance(backbone) is True
     if untrained and sampler.get("name") == "ddpm":

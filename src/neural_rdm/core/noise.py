@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from itertools import accumulate, pairwise
 from operator import mul
 
+from neural_rdm.core.errors import ArgumentError
+
 #: the samplers that step through a DDPM, and those that follow a flow
 DDPM_SAMPLERS = ("ddim", "dpm++", "ddpm")
 FLOW_SAMPLERS = ("euler", "heun")
@@ -77,13 +79,14 @@ def visited(name: str, steps: int, bars: Sequence[float], offset: int = 0) -> li
         bars: alpha_bar at each timestep.
 
     Raises:
-        ValueError: more steps than there are.
+        ArgumentError: more steps than there are.
     """
     total, last = len(bars), usable(bars)
     # dpm++ ends its last step at 0, so that timestep 0 is one that it does not call the network at
     most = {"ddim": total - offset, "ddpm": last, "dpm++": last - 1}[name]
     if steps > most:
-        raise ValueError(f"steps={steps} is too many: {name} takes at most {most} of these {total} timesteps")
+        problem = f"steps={steps} is too many: {name} takes at most {most} of these {total} timesteps"
+        raise ArgumentError(problem, key="steps")
     if name == "ddim":
         times = [i * (total // steps) + offset for i in reversed(range(steps))]
         return [t for t in times if t < last]
@@ -99,9 +102,8 @@ def check_interval(interval: Sequence[float], times: Sequence[float]) -> None:
     """Guidance that never acts is a mistake.
 
     Raises:
-        ValueError: none of the times at which the network is called lies in [low, high].
+        ArgumentError: none of the times at which the network is called lies in [low, high].
     """
     if not any(interval[0] <= t <= interval[1] for t in times):
-        raise ValueError(
-            f"interval={interval} holds none of the timesteps that are visited, {min(times):g} to {max(times):g}"
-        )
+        problem = f"interval={interval} holds none of the timesteps that are visited, {min(times):g} to {max(times):g}"
+        raise ArgumentError(problem, key="interval")

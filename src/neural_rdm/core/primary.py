@@ -13,8 +13,8 @@ from neural_rdm.core.arguments import (
     Accelerator,
     Count,
     Natural,
-    Positive,
     NonNegative,
+    Positive,
     Problem,
     Seed,
     Verbatim,
@@ -23,6 +23,9 @@ from neural_rdm.core.arguments import (
 )
 
 WEIGHTS = r"ema|raw|ema-[0-9][0-9.e-]*"
+#: the feature networks of `metrics.networks` that take images, and those that take clips
+ImageFeatures = Literal["inception", "efficientnet_lite0"]
+ClipFeatures = Literal["i3d", "efficientnet_lite0_video"]
 #: which weights of a checkpoint a command uses
 Weights = Annotated[str, matching(WEIGHTS, "ema, raw, or ema-DECAY for one of callbacks.ema.further")]
 
@@ -169,7 +172,9 @@ class Lens(OfRun):
     def check(self) -> Problem | None:
         """Refuse noise levels that are no shares."""
         if not self.times or not all(0 <= share <= 1 for share in self.times):
-            return Problem("times", f"{list(self.times)} must be shares of the timesteps in [0, 1], such as [0.1,0.5,0.9]")
+            return Problem(
+                "times", f"{list(self.times)} must be shares of the timesteps in [0, 1], such as [0.1,0.5,0.9]"
+            )
         return None
 
 
@@ -225,7 +230,9 @@ class Encode:
         if self.data["source"] != "pixels":
             return Problem("data.source", "latents are made of pixels; leave data.source out")
         if "path" not in self.first_stage:
-            return Problem("first_stage", "nothing is encoded without a first stage; choose for example first_stage=kl_f8")
+            return Problem(
+                "first_stage", "nothing is encoded without a first stage; choose for example first_stage=kl_f8"
+            )
         return None
 
 
@@ -299,7 +306,7 @@ class Stats:
     num_frames: Count | None
     frame_interval: Count
     frame_folders: bool
-    features: Literal["inception", "i3d", "efficientnet_lite0", "efficientnet_lite0_video"]
+    features: ImageFeatures | ClipFeatures
     features_path: str | None
     features_sha256: str | None
     count: Annotated[int, at_least(2)] | None

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from neural_rdm.core import noise
-from neural_rdm.core.errors import ConfigError
-
-if TYPE_CHECKING:
-    from neural_rdm.core.config import Sources
+from neural_rdm.core.config_sources import Sources, refused
+from neural_rdm.core.errors import ArgumentError, ConfigError
 
 #: choices of `diffusion` that are DiT's process with another target, weight or distribution of times
 VARIANTS = ("v", "x0", "min_snr", "learned")
@@ -29,7 +27,7 @@ def check_process(cfg: DictConfig, sources: Sources) -> None:
     kind = KINDS.get(process.get("_target_", ""))
     if kind == "DDPM":
         _check_variant(process, sources)
-        _check_learned_times(cfg, process, sources)
+        _check_learned_times(cfg)
     samplers = {"DDPM": noise.DDPM_SAMPLERS, "Flow": noise.FLOW_SAMPLERS}.get(kind or "")
     if samplers is None or cfg.sampler.get("name") is None:
         return  # one's own
@@ -37,18 +35,19 @@ def check_process(cfg: DictConfig, sources: Sources) -> None:
         word, fitting = (
             ("a", "euler or sampler=heun") if kind == "Flow" else ("no", "ddim, sampler=dpm or sampler=ddpm")
         )
-        raise ConfigError(
+        raise refused(
             f"sampler.name={cfg.sampler.name}, but this diffusion process is {word} flow; pass sampler={fitting}. The "
             "jobs of a sweep share one sampler: give flows a sweep of their own, and compare the two with "
-            f"python -m neural_rdm.report runs=SWEEP,SWEEP{sources.where('sampler.name')}"
+            "python -m neural_rdm.report runs=SWEEP,SWEEP",
+            "sampler.name",
+            sources,
         )
     try:
         times = _times(cfg, sources)
         if cfg.sampler.get("interval") is not None and cfg.sampler.get("cfg_scale", 1) != 1:
             noise.check_interval(list(cfg.sampler.interval), times)
-    except ValueError as error:
-        key = f"sampler.{re.split('[= ]', str(error))[0]}"
-        raise ConfigError(f"sampler.{error}{sources.where(key)}") from error
+    except ArgumentError as error:
+        raise refused(f"sampler.{error}", f"sampler.{error.key}", sources) from error
 
 
 def _check_variant(process: DictConfig, sources: Sources) -> None:
@@ -74,20 +73,11 @@ def _check_variant(process: DictConfig, sources: Sources) -> None:
         )
 
 
-def _check_learned_times(cfg: DictConfig, process: DictConfig, sources: Sources) -> None:
-    learned = cfg.diffusion.get("learned_times")
-    if learned is None:
-        return
-    if not cfg.strategy._target_.endswith((".single", ".ddp")):
+def _check_learned_times(cfg: DictConfig) -> None:
+    if cfg.diffusion.get("learned_times") is not None and not cfg.strategy._target_.endswith((".single", ".ddp")):
         raise ConfigError(
             "diffusion.learned_times trains a parameter outside the network, which only strategy=single and "
             "strategy=ddp average over devices; pass one of these, or diffusion.learned_times=null"
-        )
-    bins, total = learned.get("bins", 0), process.num_timesteps
-    if bins > total:
-        raise ConfigError(
-            f"diffusion.learned_times.bins={bins} but {PROCESS}.num_timesteps={total}; pass "
-            f"diffusion.learned_times.bins={total} or fewer{sources.where('diffusion.learned_times.bins')}"
         )
 
 
@@ -106,9 +96,11 @@ def _times(cfg: DictConfig, sources: Sources) -> list[float]:
     if bars[-1] > noise.MOST_LEFT:
         first, last = (1000 / total * end for end in noise.ENDS.get(schedule, (1, 1)))
         betas = f"{PROCESS}.beta_start={first:.4g} {PROCESS}.beta_end={last:.4g} or " if last < 1 else ""
-        raise ConfigError(
+        raise refused(
             f"{PROCESS}.num_timesteps={total} with these betas leaves {bars[-1]:.0%} of the power to the signal at the "
             f"last timestep, but samplers start from pure noise; pass {betas}diffusion=cosine, whose betas follow from "
-            f"their number{sources.where(f'{PROCESS}.num_timesteps')}"
+            "their number",
+            f"{PROCESS}.num_timesteps",
+            sources,
         )
     return list(map(float, noise.visited(sampler.name, sampler.steps, bars, sampler.get("steps_offset", 0))))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from neural_rdm.core.arguments import Count, Fraction, Natural, checked
 from neural_rdm.core.errors import ConfigError, UserError
 from neural_rdm.core.ranks import is_first_rank
 from neural_rdm.core.seeding import choice
@@ -100,6 +101,7 @@ class Keyed(Dataset[dict[str, Any]]):
         raise LoaderError(f"{_ATTEMPTS} samples in a row cannot be read, such as {next(iter(found.values())).path}")
 
 
+@checked()
 class DataModule(LightningDataModule):
     """A Lightning data module whose batches depend only on the seed and the optimizer step.
 
@@ -132,17 +134,9 @@ class DataModule(LightningDataModule):
     """Where `bad_samples.csv` goes without a Trainer, whose `default_root_dir` it is otherwise; None: only printed."""
 
     def __init__(
-        self, batch_size: int, num_workers: int = 0, limit: int | None = None, max_bad_fraction: float = 0.01
+        self, batch_size: Count, num_workers: Natural = 0, limit: Count | None = None, max_bad_fraction: Fraction = 0.01
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ConfigError(f"data.batch_size must be at least 1, not {batch_size}.")
-        if num_workers < 0:
-            raise ConfigError(f"data.num_workers must be 0 or more, not {num_workers}.")
-        if limit is not None and limit < 1:
-            raise ConfigError(f"data.limit must be at least 1, not {limit}; leave it out (null) to use all samples.")
-        if not 0 <= max_bad_fraction <= 1:
-            raise ConfigError(f"data.max_bad_fraction must be between 0 and 1, not {max_bad_fraction}.")
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.limit = limit

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from neural_rdm.core.errors import ConfigError, DataError
+from neural_rdm.core.arguments import Count, Fraction, Natural, checked
+from neural_rdm.core.errors import DataError
 from neural_rdm.core.layouts import TRAIN_NAMES, check_folder, drawn, held_out, split_folder
 from neural_rdm.core.listing import file_names
 from neural_rdm.core.seeding import choice, uniform
@@ -64,6 +65,7 @@ class CaptionedImages:
         return {"x": load_pixels(self.paths[index], self.image_size, mirror), "caption": said[which]}
 
 
+@checked()
 class Captioned(DataModule):
     """What both share: images [3, S, S] in [-1, 1] with a caption each.
 
@@ -84,16 +86,14 @@ class Captioned(DataModule):
     def __init__(
         self,
         root: str | os.PathLike[str] | None,
-        image_size: int = 256,
+        image_size: Count = 256,
         flip: bool = False,
-        batch_size: int = 256,
-        num_workers: int = 0,
-        limit: int | None = None,
-        max_bad_fraction: float = 0.01,
+        batch_size: Count = 256,
+        num_workers: Natural = 0,
+        limit: Count | None = None,
+        max_bad_fraction: Fraction = 0.01,
     ) -> None:
         super().__init__(batch_size, num_workers, limit, max_bad_fraction)
-        if image_size < 1:
-            raise ConfigError(f"data.image_size must be at least 1, not {image_size}.")
         self.root = Path(os.path.expanduser(root or ""))  # looked at by `setup`: sampling needs no data
         self.image_size, self.flip = image_size, flip
         self.sample_shape = (3, image_size, image_size)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from neural_rdm.core.arguments import Count, Natural
 from neural_rdm.core.seeding import keys
 from neural_rdm.data.base import DataModule
 
@@ -46,7 +47,7 @@ class Digits(DataModule):
     train_set: TensorSet | None = None
     val_set: TensorSet | None = None
 
-    def __init__(self, batch_size: int = 64, num_workers: int = 0, limit: int | None = None) -> None:
+    def __init__(self, batch_size: Count = 64, num_workers: Natural = 0, limit: Count | None = None) -> None:
         super().__init__(batch_size, num_workers, limit)
         self.class_names = [str(digit) for digit in range(10)]
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from neural_rdm.core.arguments import Count, Natural
 from neural_rdm.core.seeding import choice
 from neural_rdm.data.base import DataModule
 from neural_rdm.data.digits import Digits
@@ -69,7 +70,7 @@ class DigitsText(DataModule):
     train_set: CaptionedDigits | None = None
     val_set: CaptionedDigits | None = None
 
-    def __init__(self, batch_size: int = 64, num_workers: int = 0, limit: int | None = None) -> None:
+    def __init__(self, batch_size: Count = 64, num_workers: Natural = 0, limit: Count | None = None) -> None:
         super().__init__(batch_size, num_workers, limit)
 
     def load_datasets(self) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from neural_rdm.core.errors import ConfigError
+from neural_rdm.core.arguments import Count, Natural, at_least, checked
 from neural_rdm.core.seeding import generator
+from neural_rdm.data import constraints
 from neural_rdm.data.base import DataModule
 from neural_rdm.data.digits import Digits, TensorSet
 
@@ -69,6 +70,7 @@ def bounced(place: int, room: int) -> int:
     return min(place, 2 * room - place)
 
 
+@checked(constraints.images_follow_clips)
 class DigitsVideo(DataModule):
     """Moving grey digits, 10 classes, x [F, 1, S, S] in [-1, 1]; the digits and their split are those of `Digits`.
 
@@ -90,18 +92,14 @@ class DigitsVideo(DataModule):
 
     def __init__(
         self,
-        batch_size: int = 32,
-        num_workers: int = 0,
-        limit: int | None = None,
-        image_size: int = 12,
-        num_frames: int = 8,
-        image_frames: int = 0,
+        batch_size: Count = 32,
+        num_workers: Natural = 0,
+        limit: Count | None = None,
+        image_size: Annotated[int, at_least(8)] = 12,
+        num_frames: Count = 8,
+        image_frames: Natural = 0,
     ) -> None:
         super().__init__(batch_size, num_workers, limit)
-        if image_size < DIGIT:
-            raise ConfigError(f"data.image_size={image_size}: a digit is {DIGIT} pixels wide; give {DIGIT} or more")
-        if num_frames == 1 and image_frames:
-            raise ConfigError(f"data.image_frames={image_frames} with data.num_frames=1: images follow clips only")
         self.image_size, self.num_frames, self.image_frames = image_size, num_frames, image_frames
         frames = num_frames + image_frames
         image = (1, image_size, image_size)

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
-from neural_rdm.core.errors import ConfigError, DataError
+from neural_rdm.core.arguments import Count, Fraction, Natural, checked
+from neural_rdm.core.errors import DataError
 from neural_rdm.core.layouts import ImageTree, check_root
 from neural_rdm.core.listing import natural_order
 from neural_rdm.core.seeding import uniform
@@ -184,6 +185,7 @@ def class_files(folders: Sequence[Path], image_size: int, flip: bool = False, se
     return ImageFiles(folders, found.names, found.counts, y, image_size, flip, seed, found.left_out, found.notes)
 
 
+@checked()
 class ImageFolder(DataModule):
     """Anyone's images in class folders, as torchvision's `ImageFolder` takes them:
 
@@ -213,17 +215,15 @@ class ImageFolder(DataModule):
     def __init__(
         self,
         root: str | os.PathLike[str] | None,
-        image_size: int = 256,
-        batch_size: int = 256,
-        num_workers: int = 0,
-        limit: int | None = None,
+        image_size: Count = 256,
+        batch_size: Count = 256,
+        num_workers: Natural = 0,
+        limit: Count | None = None,
         flip: bool = True,
-        num_classes: int | None = None,
-        max_bad_fraction: float = 0.01,
+        num_classes: Natural | None = None,
+        max_bad_fraction: Fraction = 0.01,
     ) -> None:
         super().__init__(batch_size, num_workers, limit, max_bad_fraction)
-        if image_size < 1:
-            raise ConfigError(f"data.image_size must be at least 1, not {image_size}.")
         self.root, self._expected = root, num_classes or None  # 0: an unconditional network takes any folders
         self.flip = flip
         self.sample_shape = (3, image_size, image_size)

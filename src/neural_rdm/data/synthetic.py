@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from neural_rdm.core.errors import ConfigError
+from neural_rdm.core.arguments import Count, Natural, checked
 from neural_rdm.core.seeding import normal
+from neural_rdm.data import constraints
 from neural_rdm.data.base import DataModule
 
 _SEED = 0  # the data are the same in every run, as a data set on disk would be
@@ -56,6 +57,7 @@ class SyntheticSet:
         return (x / 2).clamp_(-1, 1) if self.space == "pixels" else x
 
 
+@checked(constraints.images_or_clips)
 class Synthetic(DataModule):
     """Synthetic data of one shape: latents of about unit variance, or pixels in [-1, 1]. There is no validation set.
 
@@ -74,26 +76,16 @@ class Synthetic(DataModule):
 
     def __init__(
         self,
-        shape: Sequence[int],
-        num_classes: int | None,
-        batch_size: int,
-        num_workers: int = 0,
-        limit: int | None = None,
-        size: int = 1024,
-        space: str = "latents",
+        shape: Sequence[Count],
+        num_classes: Natural | None = None,
+        batch_size: Count = 256,
+        num_workers: Natural = 0,
+        limit: Count | None = None,
+        size: Count = 1024,
+        space: Literal["latents", "pixels"] = "latents",
     ) -> None:
         super().__init__(batch_size, num_workers, limit)
-        if len(shape) not in (3, 4) or min(shape) < 1:
-            raise ConfigError(
-                f"data.shape={list(shape)}: give [C,H,W] for images or [F,C,H,W] for clips, all 1 or more."
-            )
-        if space not in ("latents", "pixels"):
-            raise ConfigError(f"data.space={space}: choose latents or pixels.")
         num_classes = num_classes or None  # 0 is how an unconditional network says it
-        if size < 1 or (num_classes is not None and num_classes < 1):
-            raise ConfigError(
-                f"data.size={size} and data.num_classes={num_classes} must be at least 1 (num_classes=null: no labels)."
-            )
         self.space = space
         self.num_classes = num_classes
         self.sample_shape = tuple(int(length) for length in shape)

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from neural_rdm.core.arguments import Count, Fraction, Natural, checked
 from neural_rdm.core.errors import ConfigError, DataError
 from neural_rdm.core.layouts import check_folder, drawn
 from neural_rdm.core.seeding import choice, generator, uniform
@@ -149,6 +150,7 @@ class TarImages:
         return content
 
 
+@checked()
 class TarShards(DataModule):
     """Plain tar files in webdataset's form, of any image-text or image-class set:
 
@@ -195,23 +197,16 @@ class TarShards(DataModule):
         train: str = "*.tar",
         val: str | None = None,
         caption_key: str | None = None,
-        image_size: int = 256,
+        image_size: Count = 256,
         flip: bool = False,
-        num_classes: int | None = None,
-        shards_at_once: int | None = None,
-        batch_size: int = 256,
-        num_workers: int = 0,
-        limit: int | None = None,
-        max_bad_fraction: float = 0.01,
+        num_classes: Count | None = None,
+        shards_at_once: Count | None = None,
+        batch_size: Count = 256,
+        num_workers: Natural = 0,
+        limit: Count | None = None,
+        max_bad_fraction: Fraction = 0.01,
     ) -> None:
         super().__init__(batch_size, num_workers, limit, max_bad_fraction)
-        for key, value in (
-            ("image_size", image_size),
-            ("num_classes", num_classes),
-            ("shards_at_once", shards_at_once),
-        ):
-            if value is not None and value < 1:
-                raise ConfigError(f"data.{key} must be at least 1, not {value}.")
         self.root = Path(os.path.expanduser(root or ""))  # looked at by `setup`: sampling needs no data
         self.patterns = {"train": train, "val": val}
         self.caption_key, self.image_size, self.flip = caption_key, image_size, flip

@@ -6,8 +6,10 @@ import csv
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Annotated, Literal
 
-from neural_rdm.core.errors import ConfigError, DataError
+from neural_rdm.core.arguments import Count, Fraction, Natural, between, checked
+from neural_rdm.core.errors import DataError
 from neural_rdm.core.layouts import (
     TRAIN_NAMES,
     check_folder,
@@ -19,13 +21,14 @@ from neural_rdm.core.layouts import (
 )
 from neural_rdm.core.listing import walk
 from neural_rdm.core.ranks import is_first_rank
+from neural_rdm.data import constraints
 from neural_rdm.data.base import DataModule
 from neural_rdm.data.clips import ClipFiles
-from neural_rdm.data.decoders import DECODERS
 from neural_rdm.data.video_files import by_name, find_candidates, find_videos
 from neural_rdm.data.video_index import index_videos
 
 
+@checked(constraints.images_follow_clips)
 class Clips(DataModule):
     """What all three share: clips [F, 3, S, S] in [-1, 1] from video files or folders of frames.
 
@@ -56,26 +59,18 @@ class Clips(DataModule):
     def __init__(
         self,
         root: str | os.PathLike[str] | None,
-        image_size: int = 256,
-        num_frames: int = 16,
-        frame_interval: int = 3,
+        image_size: Count = 256,
+        num_frames: Count = 16,
+        frame_interval: Count = 3,
         flip: bool = True,
-        image_frames: int = 0,
-        batch_size: int = 40,
-        num_workers: int = 0,
-        limit: int | None = None,
-        decoder: str = "decord",
-        max_bad_fraction: float = 0.01,
+        image_frames: Annotated[int, between(0, 31)] = 0,
+        batch_size: Count = 40,
+        num_workers: Natural = 0,
+        limit: Count | None = None,
+        decoder: Literal["decord", "pyav", "torchcodec"] = "decord",
+        max_bad_fraction: Fraction = 0.01,
     ) -> None:
         super().__init__(batch_size, num_workers, limit, max_bad_fraction=max_bad_fraction)
-        if min(image_size, num_frames, frame_interval) < 1 or not 0 <= image_frames <= 31:
-            raise ConfigError(
-                "data.image_size, num_frames and frame_interval must be at least 1, image_frames between 0 and 31"
-            )
-        if num_frames == 1 and image_frames:
-            raise ConfigError(f"data.image_frames={image_frames} with data.num_frames=1: images follow clips only")
-        if decoder not in DECODERS:
-            raise ConfigError(f"data.decoder={decoder} is not one of {', '.join(DECODERS)}")
         self.root = Path(os.path.expanduser(root or ""))  # looked at by `setup`: sampling needs no data
         self.image_size, self.num_frames, self.frame_interval = image_size, num_frames, frame_interval
         self.flip, self.image_frames, self.decoder = flip, image_frames, decoder
@@ -202,6 +197,7 @@ class TaichiHD(Clips):
         self._use(train, test)
 
 
+@checked()
 class UCF101(Clips):
     """UCF-101 (Soomro et al. 2012), 101 classes, as its site ships it:
 
@@ -224,24 +220,22 @@ class UCF101(Clips):
     def __init__(
         self,
         root: str | os.PathLike[str] | None,
-        split: int = 1,
-        image_size: int = 256,
-        num_frames: int = 16,
-        frame_interval: int = 3,
+        split: Literal[1, 2, 3] = 1,
+        image_size: Count = 256,
+        num_frames: Count = 16,
+        frame_interval: Count = 3,
         flip: bool = True,
-        image_frames: int = 0,
-        batch_size: int = 40,
-        num_workers: int = 0,
-        limit: int | None = None,
-        decoder: str = "decord",
-        max_bad_fraction: float = 0.01,
+        image_frames: Annotated[int, between(0, 31)] = 0,
+        batch_size: Count = 40,
+        num_workers: Natural = 0,
+        limit: Count | None = None,
+        decoder: Literal["decord", "pyav", "torchcodec"] = "decord",
+        max_bad_fraction: Fraction = 0.01,
     ) -> None:
         super().__init__(
             root, image_size, num_frames, frame_interval, flip, image_frames, batch_size, num_workers, limit,
             decoder, max_bad_fraction,
         )  # fmt: skip
-        if split not in (1, 2, 3):
-            raise ConfigError(f"data.split={split} is not one of 1, 2, 3")
         self.split = split
 
     def load_datasets(self) -> None:

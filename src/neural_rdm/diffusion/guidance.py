@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+from neural_rdm.core.arguments import Count, checked
+from neural_rdm.diffusion import constraints
 
 Predict = Callable[[Tensor, Tensor], Tensor]  # (x, t) -> network output
 #: what a network is shown beside x and t, by the names of its arguments, one row a sample: labels `y` [B], a text's
@@ -14,6 +18,7 @@ Predict = Callable[[Tensor, Tensor], Tensor]  # (x, t) -> network output
 Condition = Mapping[str, Tensor]
 
 
+@checked(constraints.interval_ascends)
 @dataclass(frozen=True)
 class Guidance:
     """How strongly, on which channels and when to guide.
@@ -30,14 +35,8 @@ class Guidance:
     """
 
     cfg_scale: float = 1.0
-    channels: int | str = "all"
+    channels: Count | Literal["all"] = "all"
     interval: tuple[float, float] | None = None
-
-    def __post_init__(self) -> None:
-        if self.channels != "all" and (not isinstance(self.channels, int) or self.channels < 1):
-            raise ValueError(f'guidance channels={self.channels!r} must be "all" or a number of channels, 1 or more')
-        if self.interval is not None and (len(self.interval) != 2 or not self.interval[0] < self.interval[1]):
-            raise ValueError(f"guidance interval={self.interval} must be two timesteps [lo, hi] with lo < hi")
 
 
 def guided_model(

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from neural_rdm.core.arguments import Positive, checked
+from neural_rdm.diffusion import constraints
 from neural_rdm.diffusion.process import DDPM, Flow, split_output
 from neural_rdm.diffusion.times import LearnedTimes
 
-LOSSES = ("hybrid", "simple")
 
-
+@checked(constraints.enough_timesteps)
 class DDPMObjective(nn.Module):
     """The training loss of DiT, Latte, DDPM, LDM and U-ViT.
 
@@ -35,19 +37,11 @@ class DDPMObjective(nn.Module):
     def __init__(
         self,
         process: DDPM,
-        loss: str = "hybrid",
-        min_snr_gamma: float | None = None,
+        loss: Literal["hybrid", "simple"] = "hybrid",
+        min_snr_gamma: Positive | None = None,
         learned_times: LearnedTimes | None = None,
     ) -> None:
         super().__init__()
-        if loss not in LOSSES:
-            raise ValueError(f"loss={loss!r} is not one of {', '.join(LOSSES)}")
-        if min_snr_gamma is not None and not min_snr_gamma > 0:
-            raise ValueError(f"min_snr_gamma={min_snr_gamma} must be above 0, or null for no such weight")
-        if learned_times is not None and learned_times.bins > process.num_timesteps:
-            raise ValueError(
-                f"learned_times bins={learned_times.bins}, but there are {process.num_timesteps} timesteps"
-            )
         self.process, self.hybrid, self.min_snr_gamma = process, loss == "hybrid", min_snr_gamma
         self.learned_times = learned_times
 
@@ -111,6 +105,7 @@ class DDPMObjective(nn.Module):
         return torch.where(t == 0, -likelihood, divergence) / math.log(2)
 
 
+@checked()
 class FlowObjective(nn.Module):
     """Flow matching: the squared error of the velocity along straight paths.
 
@@ -123,10 +118,8 @@ class FlowObjective(nn.Module):
         ValueError: a width that is not above 0.
     """
 
-    def __init__(self, process: Flow, logit_mean: float = 0.0, logit_std: float | None = 1.0) -> None:
+    def __init__(self, process: Flow, logit_mean: float = 0.0, logit_std: Positive | None = 1.0) -> None:
         super().__init__()
-        if logit_std is not None and not logit_std > 0:
-            raise ValueError(f"logit_std={logit_std} must be above 0, or null for uniform times")
         self.process, self.logit_mean, self.logit_std = process, logit_mean, logit_std
 
     def timesteps(self, u: Tensor) -> Tensor:

@@ -13,16 +13,18 @@ velocity here, eps - x_0, is minus SiT's. `diffusion.process.num_timesteps=1` ma
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from neural_rdm.core import noise as tables
+from neural_rdm.core.arguments import Count, Fraction, checked
+from neural_rdm.diffusion import constraints
 from neural_rdm.dynamics.schedules import VP_SCHEDULES, Interpolant
 
-PREDICTIONS = ("epsilon", "v", "x0")
 
-
+@checked(constraints.betas_ascend)
 class DDPM:
     """A discrete variance-preserving process, and what the network says of it.
 
@@ -51,21 +53,13 @@ class DDPM:
 
     def __init__(
         self,
-        schedule: str = "linear",
-        num_timesteps: int = 1000,
-        beta_start: float | None = None,
-        beta_end: float | None = None,
-        prediction: str = "epsilon",
+        schedule: Literal["linear", "scaled_linear", "cosine"] = "linear",
+        num_timesteps: Count = 1000,
+        beta_start: Fraction | None = None,
+        beta_end: Fraction | None = None,
+        prediction: Literal["epsilon", "v", "x0"] = "epsilon",
     ) -> None:
-        if schedule not in VP_SCHEDULES:
-            raise ValueError(f"schedule={schedule!r} is not one of {', '.join(VP_SCHEDULES)}")
-        if prediction not in PREDICTIONS:
-            raise ValueError(f"prediction={prediction!r} is not one of {', '.join(PREDICTIONS)}")
-        if num_timesteps < 1:
-            raise ValueError(f"num_timesteps={num_timesteps} must be at least 1")
         ends = {k: v for k, v in (("beta_start", beta_start), ("beta_end", beta_end)) if v is not None}
-        if ends and schedule == "cosine":
-            raise ValueError(f"schedule=cosine has no {' and no '.join(ends)}: leave it at null")
         self.prediction = prediction
         self._fill(VP_SCHEDULES[schedule](**ends).betas(num_timesteps), torch.arange(num_timesteps))
 
@@ -187,6 +181,7 @@ class DDPM:
         return mean, torch.lerp(small, self._at("log_beta", t, xt).expand_as(xt), (v + 1) / 2), x0
 
 
+@checked()
 class Flow:
     """The straight path x_t = (1 - t/T) x_0 + (t/T) eps of flow matching; the network predicts its velocity, eps - x_0.
 
@@ -202,9 +197,7 @@ class Flow:
 
     prediction = "velocity"
 
-    def __init__(self, num_timesteps: int = 1000) -> None:
-        if num_timesteps < 1:
-            raise ValueError(f"num_timesteps={num_timesteps} must be at least 1")
+    def __init__(self, num_timesteps: Count = 1000) -> None:
         self.num_timesteps, self.schedule = num_timesteps, Interpolant()
 
     def _share(self, t: Tensor, x: Tensor) -> Tensor:

@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from neural_rdm.core import noise as tables
+from neural_rdm.core.arguments import Count, Fraction, NonNegative, between, checked
 from neural_rdm.core.progress import progress_bar
 from neural_rdm.core.seeding import keys, normal
+from neural_rdm.diffusion import constraints
 from neural_rdm.diffusion.guidance import Condition, Guidance, Predict, guided_model
 from neural_rdm.diffusion.process import DDPM, Flow, split_output
 
@@ -24,6 +26,7 @@ SAMPLERS = (*tables.DDPM_SAMPLERS, *tables.FLOW_SAMPLERS)
 PREDICTION_TYPES = {"epsilon": "epsilon", "v": "v_prediction", "x0": "sample"}
 
 
+@checked(constraints.interval_ascends, constraints.of_ddim)
 @dataclass(frozen=True)
 class Sampler:
     """Which steps to take and how to guide them.
@@ -45,26 +48,13 @@ class Sampler:
         ValueError: an unknown name, steps < 1, eta outside [0, 1], or an option that this sampler does not have.
     """
 
-    name: str = "ddim"
-    steps: int = 50
-    eta: float = 0.0
-    cfg_scale: float = 1.0
-    channels: int | str = "all"
+    name: Literal["ddim", "dpm++", "ddpm", "euler", "heun"] = "ddim"
+    steps: Annotated[int, between(1, 1000)] = 50
+    eta: Fraction = 0.0
+    cfg_scale: NonNegative = 1.0
+    channels: Count | Literal["all"] = "all"
     interval: tuple[float, float] | None = None
-    steps_offset: int = 0
-
-    def __post_init__(self) -> None:
-        if self.name not in SAMPLERS:
-            raise ValueError(f"sampler name={self.name!r} is not one of {', '.join(SAMPLERS)}")
-        if self.steps < 1:
-            raise ValueError(f"sampler steps={self.steps} must be at least 1")
-        if not 0 <= self.eta <= 1 or self.steps_offset not in (0, 1):
-            raise ValueError(
-                f"sampler eta={self.eta} must lie in [0, 1], and steps_offset={self.steps_offset} be 0 or 1"
-            )
-        if self.name != "ddim" and (self.eta or self.steps_offset):
-            raise ValueError(f"eta and steps_offset belong to the ddim sampler; leave them at 0 with name={self.name}")
-        _ = self.guidance  # refuses what Guidance refuses
+    steps_offset: Literal[0, 1] = 0
 
     @property
     def guidance(self) -> Guidance:

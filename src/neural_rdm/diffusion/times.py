@@ -14,10 +14,15 @@ Diffusion Models, Kingma et al. 2021, does): the second moment E_p[(loss / p)^2]
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor, nn
 
+from neural_rdm.core.arguments import Fraction, above, at_least, checked
 
+
+@checked()
 class LearnedTimes(nn.Module):
     """A monotone, piecewise linear t(u) on [0, 1], which draws the training timesteps.
 
@@ -29,10 +34,8 @@ class LearnedTimes(nn.Module):
         ValueError: fewer than two bins, or a share outside (0, 1].
     """
 
-    def __init__(self, bins: int = 32, uniform: float = 0.2) -> None:
+    def __init__(self, bins: Annotated[int, at_least(2)] = 32, uniform: Annotated[Fraction, above(0)] = 0.2) -> None:
         super().__init__()
-        if bins < 2 or not 0 < uniform <= 1:
-            raise ValueError(f"need bins={bins} of at least 2 and uniform={uniform} in (0, 1]")
         self.bins, self.uniform = bins, uniform
         self.logits = nn.Parameter(torch.zeros(bins))
 

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from neural_rdm.core import seeding
+from neural_rdm.core.arguments import Count, Positive, checked
 from neural_rdm.core.errors import CheckpointError
 from neural_rdm.core.hub import from_hub
+from neural_rdm.latents import constraints
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -33,6 +35,7 @@ class Identity:
         return z
 
 
+@checked(constraints.has_tiles)
 class Autoencoder:
     """What `KL`, `VQ` and `Tiny` share: an autoencoder of diffusers, loaded at its first use.
 
@@ -63,18 +66,14 @@ class Autoencoder:
         self,
         path: str,
         subfolder: str | None = None,
-        scale: float | None = 1.0,
+        scale: Positive | None = 1.0,
         shift: float = 0.0,
-        downsample: int = 8,
-        channels: int = 4,
-        dtype: str = "float32",
+        downsample: Count = 8,
+        channels: Count = 4,
+        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
         tile: bool = False,
-        chunk: int = 16,
+        chunk: Count = 16,
     ) -> None:
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype={dtype} is not one of {', '.join(DTYPES)}")
-        if tile and not self.tiles:
-            raise ValueError(f"tile=true: {self.kind} has no tiles; pass tile=false and a smaller chunk")
         self.path, self.subfolder, self.scale, self.shift = path, subfolder, scale, shift
         self.downsample, self.channels = downsample, channels
         self.dtype, self.tile, self.chunk = DTYPES[dtype], tile, chunk

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
+from neural_rdm.core.arguments import nearest, problem
+from neural_rdm.core.errors import ArgumentError
 from neural_rdm.residual import rules as _registered  # noqa: F401  # the rules of this package have their names
 from neural_rdm.residual.unit import RULES, Place, Stack, Unit
 
@@ -26,7 +27,7 @@ class Residual:
 
     def __init__(self, rule: str | type[Unit] = "gated", *, gamma: float = 0.0, **options: Any) -> None:
         if isinstance(rule, str) and rule not in RULES:
-            raise ValueError(f"residual rule={rule!r} is not one of {', '.join(RULES)}")
+            raise ValueError(f"residual rule={rule!r} is not one of {', '.join(RULES)}.{nearest(rule, RULES)}")
         self.unit_class: type[Unit] = RULES[rule] if isinstance(rule, str) else rule
         self.gamma = gamma
         known = options_of(self.unit_class)
@@ -34,8 +35,8 @@ class Residual:
             if key not in known:
                 has = f"its options are {', '.join(known)}" if known else "it has no options"
                 raise ValueError(f"residual rule={self.rule!r} has no option {key}={value!r}; {has}")
-            if (choices := known[key][1]) and value not in choices:
-                raise ValueError(f"residual {key}={value!r} is not one of {', '.join(map(str, choices))}")
+            if (wrong := problem(key, value, known[key][1])) is not None:
+                raise ArgumentError(wrong.at("residual "), key=key)
         self.options: dict[str, Any] = {key: options.get(key, default) for key, (default, _) in known.items()}
 
     @classmethod
@@ -132,14 +133,8 @@ class Plan:
         return self.residual.unit_at(place)
 
 
-def options_of(unit_class: type[Unit]) -> dict[str, tuple[Any, tuple[Any, ...]]]:
-    """The options of a rule by name: default, and choices (empty where any value of its type will do)."""
-    return dict(_options(unit_class))
-
-
-def _options(unit_class: type[Unit]) -> Iterator[tuple[str, tuple[Any, tuple[Any, ...]]]]:
-    hints = get_type_hints(unit_class.__init__)
-    for name, parameter in inspect.signature(unit_class.__init__).parameters.items():
-        if parameter.kind is parameter.KEYWORD_ONLY:
-            hint = hints.get(name)
-            yield name, (parameter.default, get_args(hint) if get_origin(hint) is Literal else ())
+def options_of(unit_class: type[Unit]) -> dict[str, tuple[Any, Any]]:
+    """The options of a rule by name: default and annotation."""
+    hints = get_type_hints(unit_class.__init__, include_extras=True)
+    parameters = inspect.signature(unit_class.__init__).parameters.values()
+    return {p.name: (p.default, hints.get(p.name, Any)) for p in parameters if p.kind is p.KEYWORD_ONLY}

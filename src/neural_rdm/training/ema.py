@@ -10,14 +10,16 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from neural_rdm.core.arguments import Fraction, checked
 from neural_rdm.core.errors import CheckpointError
-from neural_rdm.training import parallel
+from neural_rdm.training import constraints, parallel
 from neural_rdm.training.guards import FiniteSteps
 from neural_rdm.training.steps import StepCallback
 
 KEY = "ema"  # of the averaged weights in a checkpoint
 
 
+@checked(constraints.different_decays)
 class EMA(StepCallback):
     """`average <- decay * average + (1 - decay) * weight` after every optimizer step, of every trainable weight.
 
@@ -34,9 +36,7 @@ class EMA(StepCallback):
         ValueError: a decay outside [0, 1], or one twice.
     """
 
-    def __init__(self, decay: float = 0.9999, warmup: bool = False, further: Sequence[float] = ()) -> None:
-        if not all(0 <= d <= 1 for d in (decay, *further)) or len({decay, *further}) <= len(further):
-            raise ValueError(f"decay={decay:g}, further={list(further)}: give different decays in [0, 1]")
+    def __init__(self, decay: Fraction = 0.9999, warmup: bool = False, further: Sequence[Fraction] = ()) -> None:
         self.decay, self.warmup, self.further = decay, warmup, tuple(further)
         self.updates = 0
         self.averages: dict[str, Tensor] = {}

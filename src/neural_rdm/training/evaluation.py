@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from neural_rdm.core.arguments import Count, checked
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.data.broken import FILE as BAD_SAMPLES
 from neural_rdm.data.digits_text import HELD_OUT, PHRASINGS, DigitsText, caption
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from neural_rdm.conditioning.text import TextEncoder
 
 
+@checked()
 class DigitsReport(Report):
     """Accuracy and Frechet distance of generated digits, beside those of held-out real ones.
 
@@ -37,7 +39,7 @@ class DigitsReport(Report):
         per_class: samples drawn of each digit.
     """
 
-    def __init__(self, per_class: int = 50) -> None:
+    def __init__(self, per_class: Count = 50) -> None:
         self.per_class = per_class
 
     @property

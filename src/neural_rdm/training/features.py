@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from neural_rdm.core.arguments import at_least, checked
 from neural_rdm.core.errors import ConfigError, DataError
+from neural_rdm.core.primary import ClipFeatures, ImageFeatures
 from neural_rdm.core.progress import progress_bar
 from neural_rdm.data.base import DataModule
 from neural_rdm.data.sample_files import SampleFiles, open_samples
@@ -21,6 +23,7 @@ from neural_rdm.metrics.reference import Reference, read_reference
 from neural_rdm.metrics.suite import Evaluation
 from neural_rdm.reports.samples import ROUNDING, balanced, to_bytes
 from neural_rdm.reports.tables import GENERATED
+from neural_rdm.training import constraints
 from neural_rdm.training.measuring import Measured, Report, Subject
 from neural_rdm.training.sampling import condition_of
 
@@ -90,6 +93,7 @@ class Held:
         return text
 
 
+@checked(constraints.known_reference, constraints.frames_of_clips)
 class FeatureReport(Report):
     """Distances between generated samples and the statistics of real ones, in the features of a named network.
 
@@ -117,31 +121,19 @@ class FeatureReport(Report):
 
     def __init__(
         self,
-        features: str,
-        reference: str | None,
-        count: int,
+        features: ImageFeatures | ClipFeatures,
+        reference: str | None = None,
+        count: Annotated[int, at_least(2)] = 50_000,
         features_path: str | None = None,
         features_sha256: str | None = None,
-        frame_features: str | None = None,
+        frame_features: ImageFeatures | None = None,
         frame_reference: str | None = None,
         frame_features_path: str | None = None,
         frame_features_sha256: str | None = None,
         clip: str | None = None,
     ) -> None:
-        for name in filter(None, (features, frame_features)):
-            if name not in NETWORKS:
-                raise ConfigError(f"there is no feature network {name!r}; there are {', '.join(NETWORKS)}")
+        assert reference is not None  # see `constraints.known_reference`
         self.clips = NETWORKS[features].takes_clips
-        if reference is None:
-            raise ConfigError("metric.reference has no value; python -m neural_rdm.stats writes one")
-        if (frame_features is None) != (frame_reference is None):
-            raise ConfigError("metric.frame_features goes with metric.frame_reference, the statistics of real frames")
-        if frame_features is not None and (not self.clips or NETWORKS[frame_features].takes_clips):
-            raise ConfigError(
-                f"metric.frame_features={frame_features}: it takes a network of images beside one of clips"
-            )
-        if clip is not None and self.clips:
-            raise ConfigError("metric.clip compares images with texts; leave it out for clips")
         self.features, self.reference, self.count = features, reference, count
         self.features_path, self.features_sha256 = features_path, features_sha256
         self.frame_features, self.frame_reference = frame_features, frame_reference

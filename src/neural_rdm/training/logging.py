@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.loggers.logger import Logger
 from torch import Tensor
 
+from neural_rdm.core.arguments import Count, checked
 from neural_rdm.core.records import StepRecords
 from neural_rdm.training import parallel
 from neural_rdm.training.steps import StepCallback
@@ -134,10 +135,11 @@ class Metrics(StepCallback):
         return module.optimizer.lr * module.optimizer.factor(trainer.global_step - 1, module.max_steps)
 
 
+@checked()
 class Throughput(pl.Callback):
     """`throughput.csv`: samples a second, seconds a step, peak device memory: what no two runs agree on."""
 
-    def __init__(self, every_n_steps: int = 50) -> None:
+    def __init__(self, every_n_steps: Count = 50) -> None:
         self.every_n_steps = every_n_steps
         self._records: StepRecords | None = None
 

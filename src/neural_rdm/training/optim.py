@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from neural_rdm.core.arguments import Natural, NonNegative, Positive, checked
 from neural_rdm.residual import gate_names
+from neural_rdm.training import constraints
 
 
+@checked(constraints.two_betas)
 @dataclass(frozen=True)
 class Optimizer:
     """How a network is optimised.
@@ -30,16 +33,16 @@ class Optimizer:
         schedule: `constant`, or `cosine` down to 0 at the run's last step.
     """
 
-    lr: float = 1e-4
-    weight_decay: float = 0.0
+    lr: Positive = 1e-4
+    weight_decay: NonNegative = 0.0
     betas: Sequence[float] = (0.9, 0.999)
-    eps: float = 1e-8
-    gate_lr_scale: float = 1.0
-    clip: float | None = None
-    clip_after: int = 0
-    warmup_steps: int = 0
-    skip_nonfinite: int = 0
-    schedule: str = "constant"
+    eps: Positive = 1e-8
+    gate_lr_scale: NonNegative = 1.0
+    clip: Positive | None = None
+    clip_after: Natural = 0
+    warmup_steps: Natural = 0
+    skip_nonfinite: Natural = 0
+    schedule: Literal["constant", "cosine"] = "constant"
 
     def build(self, net: nn.Module, schedule: Sequence[nn.Parameter] = ()) -> torch.optim.AdamW:
         """AdamW over the trainable parameters of `net`, fused, in two groups: the network and its gates; and a third,

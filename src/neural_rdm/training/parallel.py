@@ -4,24 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 
+from neural_rdm.core.arguments import Positive, checked
 from neural_rdm.core.errors import ConfigError, UserError
 from neural_rdm.core.extras import install
 from neural_rdm.core.ranks import is_first_rank
 
 
+@checked()
 def single(devices: int = 1, num_nodes: int = 1) -> str:
     """One process; Lightning picks the device from trainer.accelerator."""
     return "auto"
 
 
-def ddp(devices: int = 1, num_nodes: int = 1, static_graph: bool = False, timeout_minutes: float = 30.0) -> Strategy:
+@checked()
+def ddp(devices: int = 1, num_nodes: int = 1, static_graph: bool = False, timeout_minutes: Positive = 30.0) -> Strategy:
     """A copy of the network on every device. Every parameter must reach the loss: no rule has an unused gate."""
     return DDPStrategy(
         find_unused_parameters=False,
@@ -31,6 +34,7 @@ def ddp(devices: int = 1, num_nodes: int = 1, static_graph: bool = False, timeou
     )
 
 
+@checked()
 def fsdp2(devices: int = 1, num_nodes: int = 1, reshard_after_forward: bool = True) -> Strategy:
     """Fully sharded data parallelism (FSDP2) over all devices; checkpoints stay one ordinary file."""
     strategy = ModelParallelStrategy(
@@ -40,7 +44,10 @@ def fsdp2(devices: int = 1, num_nodes: int = 1, reshard_after_forward: bool = Tr
     return strategy
 
 
-def deepspeed(devices: int = 1, num_nodes: int = 1, stage: int = 2, offload_optimizer: bool = False) -> Strategy:
+@checked()
+def deepspeed(
+    devices: int = 1, num_nodes: int = 1, stage: Literal[2, 3] = 2, offload_optimizer: bool = False
+) -> Strategy:
     """DeepSpeed ZeRO.
 
     Raises:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import lightning.pytorch as pl
 
+from neural_rdm.core.arguments import Count, NonNegative, at_least, checked
 from neural_rdm.core.records import StepRecords
 from neural_rdm.diffusion.samplers import Sampler
 from neural_rdm.reports.efficiency import FILE
@@ -21,6 +22,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
+@checked()
 class EvaluationLog(StepCallback):
     """A line of `evaluations.csv` every so many optimizer steps: the run's metric on few samples.
 
@@ -33,7 +35,12 @@ class EvaluationLog(StepCallback):
         cfg_scale: guidance of the samples. 1 is none, as EP_FID@k wants it; None for that of the run's sampler.
     """
 
-    def __init__(self, every_n_steps: int, count: int = 2000, cfg_scale: float | None = 1.0) -> None:
+    def __init__(
+        self,
+        every_n_steps: Count = 50_000,
+        count: Annotated[int, at_least(2)] = 2000,
+        cfg_scale: NonNegative | None = 1.0,
+    ) -> None:
         self.every_n_steps, self.count, self.cfg_scale = every_n_steps, count, cfg_scale
         self.sampler = Sampler()
         self.report: Report | None = None

@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
+from neural_rdm.core.arguments import Count, checked
 from neural_rdm.core.errors import CheckpointError
 from neural_rdm.diffusion.guidance import Condition
 from neural_rdm.diffusion.samplers import Sampler, sample
@@ -87,6 +88,7 @@ def condition_of(shown: Sequence[int | str], text: TextEncoder | None = None) ->
     return {"y": torch.tensor(shown)}
 
 
+@checked()
 class SampleGrid(StepCallback):
     """`samples/step=N.png` every so many optimizer steps: one row a class, drawn with the averaged weights.
 
@@ -97,7 +99,7 @@ class SampleGrid(StepCallback):
             network shows as many rows.
     """
 
-    def __init__(self, every_n_steps: int = 10_000, per_class: int = 4, max_classes: int = 8) -> None:
+    def __init__(self, every_n_steps: Count = 10_000, per_class: Count = 4, max_classes: Count = 8) -> None:
         self.every_n_steps, self.per_class, self.max_classes = every_n_steps, per_class, max_classes
         self.sampler = Sampler()
         self._told = False

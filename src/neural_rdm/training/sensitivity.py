@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import lightning.pytorch as pl
 
+from neural_rdm.core.arguments import Count, between, checked
 from neural_rdm.core.records import StepRecords, read_rows
 from neural_rdm.dynamics.probe import Sensitivity, sensitivities
 from neural_rdm.dynamics.statistics import Statistics, UnitRecord
@@ -42,6 +43,7 @@ CALM = 3
 DRAWING_SHARE = 0.1
 
 
+@checked()
 class SensitivityLog(pl.Callback):
     """`sensitivity/{sensitivity,units}.csv` and their plots, from ordinary training steps.
 
@@ -63,7 +65,11 @@ class SensitivityLog(pl.Callback):
     """
 
     def __init__(
-        self, every_n_steps: int = 1000, time_bins: int = 4, alarm: float | None = 4.0, live: bool = False
+        self,
+        every_n_steps: Count = 1000,
+        time_bins: Annotated[int, between(0, 64)] = 4,
+        alarm: Annotated[float, between(1, 1e9)] | None = 4.0,
+        live: bool = False,
     ) -> None:
         self.every_n_steps, self.time_bins, self.alarm, self.live = every_n_steps, time_bins, alarm, live
         self._supervision: Supervision | None = None

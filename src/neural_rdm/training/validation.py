@@ -7,11 +7,13 @@ import math
 import lightning.pytorch as pl
 import torch
 
+from neural_rdm.core.arguments import Count, checked
 from neural_rdm.training import parallel
 from neural_rdm.training.ema import averaged
 from neural_rdm.training.steps import StepCallback
 
 
+@checked()
 class Validation(StepCallback):
     """Logs `val/loss` (and its parts) every so many optimizer steps; nothing where the data have no validation split.
 
@@ -22,7 +24,7 @@ class Validation(StepCallback):
         every_n_steps: optimizer steps between two validations.
     """
 
-    def __init__(self, every_n_steps: int = 5000) -> None:
+    def __init__(self, every_n_steps: Count = 5000) -> None:
         self.every_n_steps = every_n_steps
         self.last: dict[str, float] = {}
 

@@ -1,0 +1,33 @@
+"""Where the values of a configuration came from, and the refusal that says so."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+from neural_rdm.core.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Sources:
+    """Where the values of a configuration came from, to say where a wrong one stands."""
+
+    files: tuple[Path, ...] = ()
+    typed: frozenset[str] = frozenset()  # keys that were overridden on the command line
+
+    def where(self, key: str) -> str:
+        """` (command line; FILE, FILE)`: the places that hold the last part of `key`."""
+        key = re.sub(r"\[\d+\]$", "", key)  # an entry of a list
+        last = re.escape(key.rpartition(".")[2])
+        line = re.compile(rf"(?m)^\s*['\"]?{last}['\"]?\s*:")
+        places = ["command line"] if key in self.typed else []
+        group = key.partition(".")[0]
+        files = [p for p in self.files if p.is_file() and (last != "_target_" or p.parent.name == group)]
+        places += [str(p) for p in files if last and line.search(p.read_text(encoding="utf-8"))]
+        return f" ({'; '.join(places)})" if places else ""
+
+
+def refused(message: str, key: str, sources: Sources) -> ConfigError:
+    """The error that refuses what a key says, with the places that say it."""
+    return ConfigError(f"{message}{sources.where(key)}", key=key)
