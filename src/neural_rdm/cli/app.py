@@ -29,7 +29,7 @@ from neural_rdm.cli.jobs import SWEEP_DIR, claim, end_with_parent
 from neural_rdm.cli.launcher import register
 from neural_rdm.cli.stopping import Place, stoppable
 from neural_rdm.core.config import config_dir, validate
-from neural_rdm.core.config_sources import Sources
+from neural_rdm.core.config_sources import Sources, refused
 from neural_rdm.core.errors import ConfigError, UserError, WriteError
 from neural_rdm.core.files import as_user_error, needs_another_folder
 from neural_rdm.core.locks import held
@@ -259,6 +259,8 @@ def _check(composed: Composed, config_name: str, resumed: bool = False) -> None:
     if data is not None and data.get("source") == "latents":
         check_manifest(read_manifest(data.latents), data, cfg.first_stage, cfg.condition)
     elif data is not None and "root" in data and "_target_" in data:
+        if data.root is None:
+            raise refused("data.root has no value; pass data.root=DIR", "data.root", composed.sources)
         check_layout(data, composed.choices.get("data", ""), cfg.get("backbone"))
     if pretrained is not None and pretrained.path is not None and not resumed and not Path(pretrained.path).exists():
         raise ConfigError(

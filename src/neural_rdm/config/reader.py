@@ -12,6 +12,7 @@ import builtins
 import dataclasses
 import functools
 import importlib.util
+import sys
 import typing
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -177,7 +178,9 @@ def signature(dotted: str) -> Signature | None:
         return _of_function(module, node, tuple(_constraints(module, node)))
     if not isinstance(node, ast.ClassDef):
         return None
-    bases = [signature(name) for base in node.bases if (name := _origin(module, base))]
+    names = [_origin(module, base) or "" for base in node.bases]
+    # what another package says is asked for only where the class itself says nothing
+    bases = [signature(name) for name in names if name.startswith("neural_rdm.") or _own(module, node, []) is None]
     known = [base for base in bases if base is not None]
     constants = {name: value for base in reversed(known) for name, value in base.constants.items()}
     constants |= {name: value for name, value in _constants(module, node.body) if value is not UNREAD}
@@ -325,7 +328,7 @@ def _named(origin: str | None) -> Any:
     where, _, name = (origin or "").rpartition(".")
     if where in _REAL:
         return getattr(import_module(where), name, Any)
-    found = find(origin or "")
+    found = None if where.partition(".")[0] in sys.stdlib_module_names else find(origin or "")
     if found is None:
         return Foreign
     if isinstance(found.statement, ast.ClassDef):
