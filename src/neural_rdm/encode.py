@@ -109,7 +109,7 @@ def encode(cfg: DictConfig, folder: Path) -> int:
     return 0
 
 
-def prepare(overrides: list[str]) -> list[str]:
+def prepare(overrides: list[str], folders: list[str] | None = None) -> list[str]:
     """`exp=NAME`: put the data, first stage and text encoder of that experiment in place of its name.
 
     Raises:
@@ -132,7 +132,8 @@ def prepare(overrides: list[str]) -> list[str]:
     groups = ("data", "first_stage", "condition")
     own = {f.name for f in dataclasses.fields(Encode)} - {*groups, "backbone"}
     is_own = [o.key_or_group in own or o.key_or_group.startswith("hydra.") for o in parsed]
-    composed = compose_config("train", [text for text, own in zip(overrides, is_own, strict=True) if not own])
+    for_train = [text for text, own in zip(overrides, is_own, strict=True) if not own]
+    composed = compose_config("train", for_train, folders)
     validate(composed.cfg, "train", composed.sources)
     values: dict[str, Any] = {"experiment": str(choice.value())}
     for group in groups:

@@ -11,14 +11,13 @@ import os
 import re
 import statistics
 import sys
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from neural_rdm.cli.app import main, print_paths
-from neural_rdm.cli.datasets import check_data, docstring, official_of, where_to_get
+from neural_rdm.cli.datasets import docstring, official_of, where_to_get
 from neural_rdm.cli.findings import Findings
 from neural_rdm.core.config import config_dir
 from neural_rdm.core.errors import DataError, UserError
@@ -347,4 +346,4 @@ def _bytes(size: float) -> str:
 
 
 if __name__ == "__main__":
-    main("prepare", prepare, partial(check_data, command="prepare"))
+    main("prepare", prepare)

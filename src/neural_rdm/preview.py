@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import json
 import time
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf import DictConfig
 
 from neural_rdm.cli.app import main, print_paths
-from neural_rdm.cli.datasets import check_data
 from neural_rdm.core.errors import DataError
 
 if TYPE_CHECKING:
@@ -201,4 +199,4 @@ def _cut(text: str, length: int = 32) -> str:
 
 
 if __name__ == "__main__":
-    main("preview", preview, partial(check_data, command="preview"))
+    main("preview", preview)

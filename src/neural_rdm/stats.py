@@ -17,7 +17,6 @@ from omegaconf import DictConfig
 
 from neural_rdm.cli.app import main, print_paths
 from neural_rdm.cli.compose import parse
-from neural_rdm.cli.datasets import check_data
 from neural_rdm.cli.grammar import written
 from neural_rdm.core.errors import ConfigError, DataError
 
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 SHOWN = 32  # samples in the picture; of clips a quarter of it, each with its frames in a row
 
 
-def prepare(overrides: list[str]) -> list[str]:
+def prepare(overrides: list[str], folders: list[str] | None = None) -> list[str]:
     """Name the output folder after what the statistics are of; refuse what is not there before torch is loaded.
 
     Raises:
@@ -45,8 +44,7 @@ def prepare(overrides: list[str]) -> list[str]:
     if path is not None and not Path(str(path)).exists():
         raise DataError(f"samples={path}: no such file or folder ({Path(str(path)).resolve()})")
     name = Path(str(path)).resolve().stem if choice is None else choice
-    overrides = [f"dataset={written(name)}", *overrides]
-    return overrides if choice is None else check_data(overrides, "stats")
+    return [f"dataset={written(name)}", *overrides]
 
 
 def stats(cfg: DictConfig, folder: Path) -> int:

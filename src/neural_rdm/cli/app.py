@@ -38,7 +38,8 @@ from neural_rdm.core.provenance import write_config
 from neural_rdm.core.ranks import is_first_rank
 
 Job = Callable[[DictConfig, Path], int]
-Prepare = Callable[[list[str]], list[str]]
+#: (overrides, folders of --config-dir) -> overrides
+Prepare = Callable[[list[str], list[str]], list[str]]
 
 
 @dataclass
@@ -113,7 +114,7 @@ def _run(config_name: str, job: Job, prepare: Prepare | None, place: Place) -> N
     run: resume.Run | None = None
     try:
         arguments = Arguments.parse(sys.argv[1:])
-        arguments.overrides = as_typed(arguments.overrides, config_name)
+        arguments.overrides = as_typed(arguments.overrides, config_name, arguments.folders)
         if not arguments.informs:
             run = preflight(config_name, arguments, prepare)
     except UserError as error:
@@ -160,7 +161,7 @@ def preflight(config_name: str, arguments: Arguments, prepare: Prepare | None = 
         UserError: a mistake, in one clear message.
     """
     if prepare is not None:
-        arguments.overrides = prepare(arguments.overrides)
+        arguments.overrides = prepare(arguments.overrides, arguments.folders)
     parsed = parse(arguments.overrides)
     _one_folder_for_all_ranks(parsed)
     asked = [o for o in parsed if o.key_or_group == "resume" and o.value() is not None]

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -19,13 +20,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from neural_rdm.cli.grammar import as_typed, written
-from neural_rdm.cli.launcher import register
 from neural_rdm.config.schema import fill, of_class
 from neural_rdm.core import primary
 from neural_rdm.core.arguments import members, nearest
 from neural_rdm.core.config import config_dir, flat_keys
 from neural_rdm.core.config_sources import Sources
 from neural_rdm.core.errors import ConfigError
+
+#: `hydra/launcher=subprocess`; `module` is the command that runs one job
+LAUNCHER = {"_target_": "hydra_plugins.neural_rdm.SubprocessLauncher", "module": "neural_rdm.train"}
 
 
 @dataclass
@@ -37,10 +40,11 @@ class Composed:
     sources: Sources
 
 
-def complete_nodes() -> None:
-    """Let Hydra give every node its defaults (see `fill`) before it applies overrides to them, in whatever it composes:
+def prepare_hydra() -> None:
+    """Make `hydra/launcher=subprocess` known (`cli.launcher` has its class), and let Hydra give every node its defaults (see `fill`) before it applies overrides to them, in whatever it composes:
     a run, a job of a sweep, --help, --cfg. It has no hook for that.
     """
+    ConfigStore.instance().store("subprocess", LAUNCHER, group="hydra/launcher", provider="neural_rdm")
     if not hasattr(ConfigLoaderImpl, "neural_rdm"):
         apply = ConfigLoaderImpl._apply_overrides_to_config
 
@@ -102,13 +106,12 @@ def compose_config(config_name: str, overrides: list[str], folders: list[str] | 
     Raises:
         ConfigError: an unknown key or choice, naming the nearest valid one.
     """
-    register()
-    complete_nodes()
+    prepare_hydra()
     for folder in folders or []:
         if not Path(folder).is_dir():
             raise ConfigError(f"--config-dir {folder}: no such folder ({Path(folder).resolve()})")
     search = [f"hydra.searchpath={written([f'file://{Path(f).resolve()}' for f in folders])}"] if folders else []
-    overrides = as_typed(overrides, config_name)
+    overrides = as_typed(overrides, config_name, folders)
     parsed = parse(overrides)
     for override in parsed:
         _check_choice(override, config_name)

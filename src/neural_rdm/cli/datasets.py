@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from neural_rdm.cli.compose import compose_config
-from neural_rdm.core.config import config_dir
+from neural_rdm.config import reader
 from neural_rdm.core.config_rules import for_classes
-from neural_rdm.core.errors import ConfigError, DataError
+from neural_rdm.core.errors import DataError
 from neural_rdm.core.layouts import CHECKS, ClassCount, check_folder, drawn, folders_in
 from neural_rdm.data.official_counts import Official, official
-
-
-def check_data(overrides: list[str], command: str) -> list[str]:
-    """The overrides as they are, if a data set is chosen.
-
-    Raises:
-        ConfigError: the configuration cannot be composed, or no data set is chosen.
-    """
-    if compose_config(command, overrides).cfg.get("data") is None:
-        choices = ", ".join(sorted(path.stem for path in (config_dir() / "data").glob("*.yaml")))
-        raise ConfigError(f"which data set? Pass data=NAME, one of {choices}")
-    return overrides
 
 
 def check_layout(data: DictConfig, choice: str, backbone: DictConfig | None = None) -> None:
@@ -75,13 +61,5 @@ def docstring(target: str) -> str:
 
     It is read from the source: the module is not imported.
     """
-    module, _, name = target.rpartition(".")
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
-        return ""
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-        return ""
-    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
-    found = next((node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name), None)
-    return "" if found is None else drawn(ast.get_docstring(found))
+    found = reader.find(target)
+    return drawn(ast.get_docstring(found.statement)) if found and isinstance(found.statement, ast.ClassDef) else ""

@@ -7,6 +7,8 @@ import json
 import math
 import re
 import shlex
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.conf import HydraConf
@@ -46,7 +48,7 @@ def typed(key: str, value: object) -> str:
     return shlex.quote(f"{key}={value if plain else written(str(value))}")
 
 
-def as_typed(overrides: list[str], command: str) -> list[str]:
+def as_typed(overrides: list[str], command: str, folders: Sequence[str] | None = None) -> list[str]:
     """Put text that the grammar would read as a number, a truth value or null into quotes, where the schema wants text.
 
     `data.root=2024_01_15` names the folder 2024_01_15 and not 20240115, `pretrained.path=1e5` the file 1e5, and
@@ -56,17 +58,19 @@ def as_typed(overrides: list[str], command: str) -> list[str]:
     Args:
         overrides: `key=value` arguments.
         command: whose primary configuration they are for.
+        folders: further configuration folders (`--config-dir`), whose classes may have keys of their own.
     """
-    return [_as_typed(text, command) for text in overrides]
+    places = (config_dir(), *map(Path, folders or []))
+    return [_as_typed(text, command, places) for text in overrides]
 
 
-def _as_typed(text: str, command: str) -> str:
+def _as_typed(text: str, command: str, folders: tuple[Path, ...]) -> str:
     key, _, value = text.partition("=")
     if not key.strip():
         return text  # whoever parses it says what is wrong
-    if (kind := _text_at(command, key.lstrip("+"))) is not None and kind.verbatim:
+    if (kind := _text_at(command, key.lstrip("+"), folders)) is not None and kind.verbatim:
         return text if value in ("", "???", "null") or value[0] in "'\"" else f"{key}={written(value)}"
-    visitor = _Literals(command)
+    visitor = _Literals(command, folders)
     try:
         lexer = OverrideLexer(InputStream(text))
         lexer.removeErrorListeners()
@@ -82,13 +86,13 @@ def _as_typed(text: str, command: str) -> str:
 
 
 @functools.cache
-def _text_at(command: str, key: str) -> Text | None:
+def _text_at(command: str, key: str, folders: tuple[Path, ...]) -> Text | None:
     """What the schema says of the text at a key; None where it wants something else."""
-    if "/" in key or (config_dir() / key).is_dir():
+    if "/" in key or any((folder / key).is_dir() for folder in folders):
         return Text(optional=True)  # the choice of a group
     if key.startswith("hydra."):
         return text_at(HydraConf, key.removeprefix("hydra."), ())
-    return text_at(primary.COMMANDS[command], key, (config_dir(),))
+    return text_at(primary.COMMANDS[command], key, folders)
 
 
 class _Literals(HydraOverrideVisitor):
@@ -98,9 +102,9 @@ class _Literals(HydraOverrideVisitor):
         found: start and end of each, in the order of the override.
     """
 
-    def __init__(self, command: str) -> None:
+    def __init__(self, command: str, folders: tuple[Path, ...]) -> None:
         super().__init__(create_functions())
-        self.command = command
+        self.command, self.folders = command, folders
         self.path: list[str] = []
         self.depth = 0  # containers around a value; the elements of a list are never null
         self.found: list[tuple[int, int]] = []
@@ -137,7 +141,11 @@ class _Literals(HydraOverrideVisitor):
         """Note a single token that is no text for the grammar but is for the schema."""
         tokens = [child.symbol for child in ctx.getChildren() if not self.is_ws(child)]
         kinds = (OverrideLexer.INT, OverrideLexer.FLOAT, OverrideLexer.BOOL, OverrideLexer.NULL)
-        text = _text_at(self.command, ".".join(self.path)) if len(tokens) == 1 and tokens[0].type in kinds else None
+        text = (
+            _text_at(self.command, ".".join(self.path), self.folders)
+            if len(tokens) == 1 and tokens[0].type in kinds
+            else None
+        )
         if text is not None and (tokens[0].type != OverrideLexer.NULL or self.depth or not text.optional):
             self.found.append((ctx.start.start, ctx.stop.stop + 1))  # with spaces around it
         return super().visitPrimitive(ctx)

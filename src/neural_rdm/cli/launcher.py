@@ -11,10 +11,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
@@ -22,13 +20,12 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
+from neural_rdm.cli.compose import LAUNCHER, prepare_hydra
 from neural_rdm.cli.grammar import written
 from neural_rdm.cli.jobs import State, claim, enter, environment, objective
 from neural_rdm.cli.jobs import state as state_of
 from neural_rdm.core.errors import UserError
 from neural_rdm.core.signals import catch, give_back
-
-# No `from __future__ import annotations` here: Hydra's plugin scan fails on dataclasses with postponed annotations.
 
 _OWN = (
     "hydra.mode",
@@ -39,14 +36,6 @@ _OWN = (
     "hydra/launcher",
     "hydra/sweeper",
 )
-
-
-@dataclass
-class SubprocessLauncherConfig:
-    """`hydra/launcher=subprocess`; `module` is the command that runs one job."""
-
-    _target_: str = "hydra_plugins.neural_rdm.SubprocessLauncher"
-    module: str = "neural_rdm.train"
 
 
 class SubprocessLauncher(Launcher):
@@ -142,9 +131,7 @@ def _wait(process: subprocess.Popen[bytes]) -> tuple[int, int]:
 
 def register() -> None:
     """Make `hydra/launcher=subprocess` known to Hydra in this process."""
-    ConfigStore.instance().store(
-        group="hydra/launcher", name="subprocess", node=SubprocessLauncherConfig, provider="neural_rdm"
-    )
+    prepare_hydra()
     Plugins.instance().register(SubprocessLauncher)
     # Hydra instantiates only plugins whose name begins with hydra_plugins, whatever package their class is in.
-    Plugins.instance().class_name_to_class[SubprocessLauncherConfig._target_] = SubprocessLauncher
+    Plugins.instance().class_name_to_class[LAUNCHER["_target_"]] = SubprocessLauncher

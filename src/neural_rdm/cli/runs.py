@@ -73,7 +73,9 @@ def read_config(folder: Path) -> DictConfig:
     return config
 
 
-def inherit(overrides: list[str], groups: tuple[str, ...] = (), keys: tuple[str, ...] = ()) -> list[str]:
+def inherit(
+    overrides: list[str], folders: list[str] | None = None, *, groups: tuple[str, ...] = (), keys: tuple[str, ...] = ()
+) -> list[str]:
     """Put the run's own choices in front of a command's overrides.
 
     Args:

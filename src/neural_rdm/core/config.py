@@ -83,6 +83,11 @@ def _unresolved(cfg: DictConfig) -> str:
 
 
 def _check_node(node: Any, key: str, sources: Sources) -> None:
+    choices = sorted(path.stem for path in (config_dir() / key).glob("*.yaml"))
+    if node is None and choices:
+        raise refused(
+            f"configuration key {key} has no value; pass {key}=NAME, one of {', '.join(choices)}", key, sources
+        )
     if not isinstance(node, DictConfig) or not isinstance(node.get("_target_"), str):
         problem = f"configuration key {key} must be a group choice or a node with a `_target_`, not {node!r}"
         raise refused(problem, key, sources)

@@ -251,11 +251,11 @@ class Convert:
 class OfData:
     """What every command asks that looks at a data set without a network."""
 
+    data: Node
     #: the choice of `data`, which names the output folder; filled in, never typed
     dataset: str
     #: what a network would say of its input, for the data sets that ask it
     backbone: dict[str, int | None]
-    data: Node
     seed: Seed
 
     def check(self) -> Problem | None:
