@@ -41,11 +41,11 @@ class Composed:
 
 
 def prepare_hydra() -> None:
-    """Make `hydra/launcher=subprocess` known (`cli.launcher` has its class), and let Hydra give every node its defaults (see `fill`) before it applies overrides to them, in whatever it composes:
-    a run, a job of a sweep, --help, --cfg. It has no hook for that.
+    """Make `hydra/launcher=subprocess` known (`cli.launcher` has its class), and let Hydra give every node its defaults
+    (see `fill`) before it applies overrides to them, in whatever it composes: a run, a job of a sweep, --help, --cfg.
     """
     ConfigStore.instance().store("subprocess", LAUNCHER, group="hydra/launcher", provider="neural_rdm")
-    if not hasattr(ConfigLoaderImpl, "neural_rdm"):
+    if not hasattr(ConfigLoaderImpl, "neural_rdm"):  # it has no hook for that
         apply = ConfigLoaderImpl._apply_overrides_to_config
 
         def filled(overrides: list[Override], cfg: DictConfig) -> None:

@@ -83,11 +83,8 @@ def _unresolved(cfg: DictConfig) -> str:
 
 
 def _check_node(node: Any, key: str, sources: Sources) -> None:
-    choices = sorted(path.stem for path in (config_dir() / key).glob("*.yaml"))
-    if node is None and choices:
-        raise refused(
-            f"configuration key {key} has no value; pass {key}=NAME, one of {', '.join(choices)}", key, sources
-        )
+    if node is None:
+        raise refused(f"configuration key {key} has no value{_one_of(key)}", key, sources)
     if not isinstance(node, DictConfig) or not isinstance(node.get("_target_"), str):
         problem = f"configuration key {key} must be a group choice or a node with a `_target_`, not {node!r}"
         raise refused(problem, key, sources)
@@ -99,6 +96,12 @@ def _check_node(node: Any, key: str, sources: Sources) -> None:
     elif target.startswith("neural_rdm.") or not reader.has_module(target):
         hint = nearest(target, targets(config_dir())) or " The package has to be importable."
         raise refused(f"configuration key {key}._target_: no such class {target}.{hint}", f"{key}._target_", sources)
+
+
+def _one_of(group: str) -> str:
+    """What to type for a group without a choice; nothing for other keys."""
+    choices = sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
+    return f"; pass {group}=NAME, one of {', '.join(choices)}" if choices else ""
 
 
 def _check_rule(node: DictConfig, key: str, sources: Sources) -> None:
@@ -123,9 +126,8 @@ def _check(node: DictConfig, signature: Signature, key: str, sources: Sources) -
     for name, argument in signature.arguments.items():
         if name not in set(node):  # `in node` is False for a key without a value
             if argument.default is REQUIRED:
-                raise ConfigError(
-                    f"missing configuration key {prefix}{name}{sources.where(key)}", key=f"{prefix}{name}"
-                )
+                problem = f"missing configuration key {prefix}{name}{_one_of(f'{prefix}{name}')}{sources.where(key)}"
+                raise ConfigError(problem, key=f"{prefix}{name}")
             continue
         if OmegaConf.is_missing(node, name):
             raise ConfigError(
