@@ -22,7 +22,7 @@ from PIL import Image
 
 from benchmarks.step import NETWORKS, Step
 from neural_rdm.cli import build
-from neural_rdm.cli.compose import compose_config
+from neural_rdm.config.compose import compose_config
 from neural_rdm.encode import encode, prepare
 from neural_rdm.reports.tables import markdown_table
 

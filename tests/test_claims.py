@@ -9,7 +9,7 @@ import pytest
 from benchmarks import pages
 from omegaconf import OmegaConf
 
-from neural_rdm.cli.compose import compose_config
+from neural_rdm.config.compose import compose_config
 from tests.helpers import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

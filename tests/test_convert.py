@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from neural_rdm import DiT, UNet, UViT, load_official
-from neural_rdm.cli.compose import compose_config
+from neural_rdm.config.compose import compose_config
 from neural_rdm.convert import described
 from neural_rdm.core.weights import read_weights
 from neural_rdm.diffusion.process import DDPM

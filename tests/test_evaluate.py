@@ -11,8 +11,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from neural_rdm.cli.compose import compose_config
 from neural_rdm.cli.runs import written
+from neural_rdm.config.compose import compose_config
 from neural_rdm.core.errors import ConfigError, DataError
 from neural_rdm.core.provenance import write_config
 from neural_rdm.evaluate import evaluate, origin, prepare

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from neural_rdm.cli import build
-from neural_rdm.cli.compose import compose_config
-from neural_rdm.core.config import validate
+from neural_rdm.config.check import validate
+from neural_rdm.config.compose import compose_config
 from neural_rdm.core.errors import DataError
 from neural_rdm.prepare import BORROWED, _experiments, examine, prepare
 from tests.data.tars import jpeg, write_tar

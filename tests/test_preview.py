@@ -14,9 +14,9 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from neural_rdm.cli import build
-from neural_rdm.cli.compose import compose_config
 from neural_rdm.cli.datasets import check_layout, docstring
-from neural_rdm.core.config import validate
+from neural_rdm.config.check import validate
+from neural_rdm.config.compose import compose_config
 from neural_rdm.core.errors import ConfigError, DataError
 from neural_rdm.core.layouts import drawn
 from neural_rdm.data.sampler import StepBatchSampler

@@ -22,8 +22,8 @@ from PIL import Image
 
 from neural_rdm import DiT
 from neural_rdm.cli import build, runs
-from neural_rdm.cli.compose import compose_config, parse
 from neural_rdm.cli.runs import LoadedRun, find_runs, inherit, load_run, read_config, written
+from neural_rdm.config.compose import compose_config, parse
 from neural_rdm.core.errors import CheckpointError, ConfigError, DataError, UserError
 from neural_rdm.core.files import load_tensors, save_tensors
 from neural_rdm.core.provenance import write_config

@@ -15,10 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
-from neural_rdm.cli.compose import compose_config
-from neural_rdm.core.config import validate
+from neural_rdm.config.check import validate
+from neural_rdm.config.compose import compose_config
+from neural_rdm.config.primary import Stats
 from neural_rdm.core.errors import ConfigError, DataError
-from neural_rdm.core.primary import Stats
 from neural_rdm.metrics import frechet_distance
 from neural_rdm.metrics.networks import NETWORKS, feature_network
 from neural_rdm.metrics.reference import Reference, read_reference

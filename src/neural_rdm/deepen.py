@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from neural_rdm.cli.app import main, print_paths
-from neural_rdm.cli.compose import parse
-from neural_rdm.cli.grammar import typed, written
 from neural_rdm.cli.runs import newest, read_config
+from neural_rdm.config.compose import parse
+from neural_rdm.config.grammar import typed, written
 from neural_rdm.core.errors import CheckpointError, ConfigError
 from neural_rdm.core.files import link_atomically, load_tensors, save_tensors, write_text
 from neural_rdm.core.provenance import KEY as KEY_OF_CONFIG

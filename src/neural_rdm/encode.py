@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from neural_rdm.cli.app import main, print_paths
-from neural_rdm.cli.compose import compose_config, parse
-from neural_rdm.cli.grammar import written
 from neural_rdm.cli.runs import device_of, leaves
 from neural_rdm.cli.sharing import wait_for
-from neural_rdm.core.config import as_plain, validate
+from neural_rdm.config.check import as_plain, validate
+from neural_rdm.config.compose import compose_config, parse
+from neural_rdm.config.grammar import written
+from neural_rdm.config.primary import Encode
 from neural_rdm.core.errors import ConfigError, DataError
 from neural_rdm.core.manifest import MANIFEST, REQUEST
-from neural_rdm.core.primary import Encode
 
 if TYPE_CHECKING:
     from neural_rdm.conditioning.text import TextEncoder

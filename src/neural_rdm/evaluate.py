@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from neural_rdm.cli.app import main, print_paths
-from neural_rdm.cli.compose import parse
 from neural_rdm.cli.runs import inherit, read_config
+from neural_rdm.config.compose import parse
 from neural_rdm.core.errors import ConfigError, UserError
 from neural_rdm.core.files import write_text
 from neural_rdm.reports.runs import read_mapping

@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from neural_rdm.cli.app import main, print_paths
 from neural_rdm.cli.datasets import docstring, official_of, where_to_get
 from neural_rdm.cli.findings import Findings
-from neural_rdm.core.config import config_dir
+from neural_rdm.config.check import config_dir
 from neural_rdm.core.errors import DataError, UserError
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from neural_rdm.cli.app import main, print_paths
-from neural_rdm.cli.compose import parse
 from neural_rdm.cli.runs import find_runs, newest
+from neural_rdm.config.compose import parse
 from neural_rdm.core.errors import DataError
 from neural_rdm.core.listing import natural_order
 from neural_rdm.reports.efficiency import write_efficiency

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from neural_rdm.cli.app import main, print_paths
-from neural_rdm.cli.compose import parse
-from neural_rdm.cli.grammar import written
+from neural_rdm.config.compose import parse
+from neural_rdm.config.grammar import written
 from neural_rdm.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:

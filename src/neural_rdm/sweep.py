@@ -14,10 +14,10 @@ from datetime import datetime
 from pathlib import Path
 
 from neural_rdm.cli.app import fail
-from neural_rdm.cli.compose import parse
-from neural_rdm.cli.grammar import as_typed, typed, written
 from neural_rdm.cli.jobs import SWEEP_DIR, environment
 from neural_rdm.cli.runs import find_runs
+from neural_rdm.config.compose import parse
+from neural_rdm.config.grammar import as_typed, typed, written
 from neural_rdm.core.errors import ConfigError, UserError
 from neural_rdm.core.signals import catch, give_back
 from neural_rdm.core.sweeps import FILE

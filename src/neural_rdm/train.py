@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from neural_rdm.cli.app import main, print_paths
-from neural_rdm.cli.grammar import typed
 from neural_rdm.cli.stopping import saved
+from neural_rdm.config.grammar import typed
 from neural_rdm.core.files import write_text
 from neural_rdm.core.ranks import is_first_rank
 
@@ -40,7 +40,7 @@ def train(cfg: DictConfig, folder: Path) -> int:
     import torch
 
     from neural_rdm.cli import build
-    from neural_rdm.cli.resume import lasting
+    from neural_rdm.config.resume import lasting
     from neural_rdm.core.errors import ConfigError
     from neural_rdm.core.files import load_tensors
     from neural_rdm.core.provenance import check_checkpoint, read_provenance, write_config, write_provenance
@@ -161,7 +161,7 @@ def _measure_scale(module: NeuralRDM, data: DataModule, cfg: DictConfig, folder:
     """Measure the scale of the latents on the first training batch, the same on every rank, and write it down: from now
     on it is a number of this run's configuration.
     """
-    from neural_rdm.cli.resume import lasting
+    from neural_rdm.config.resume import lasting
     from neural_rdm.core.provenance import write_config
     from neural_rdm.latents.first_stage import measured_scale
 

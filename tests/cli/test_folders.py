@@ -8,9 +8,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from neural_rdm.cli.folders import made_by, opened
+from neural_rdm.config.primary import COMMANDS
 from neural_rdm.core.errors import CheckpointError, ConfigError, DataError
 from neural_rdm.core.locks import held
-from neural_rdm.core.primary import COMMANDS
 from neural_rdm.core.provenance import read_provenance, write_config
 
 CFG = OmegaConf.create({"seed": 1})

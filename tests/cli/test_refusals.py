@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from neural_rdm.cli import app
-from neural_rdm.core.config import config_dir
+from neural_rdm.config.check import config_dir
 from tests.helpers import ROOT
 
 Refuse = Callable[..., str]
@@ -122,7 +122,7 @@ def test_an_unknown_key_inside_a_file_names_the_file(refuse: Refuse, tmp_path: P
 def test_resuming_with_another_trajectory_names_both_values(refuse: Refuse, tmp_path: Path) -> None:
     from omegaconf import OmegaConf
 
-    from neural_rdm.cli.compose import compose_config
+    from neural_rdm.config.compose import compose_config
 
     composed = compose_config("train", ["seed=5"])
     OmegaConf.resolve(composed.cfg)

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from neural_rdm.cli import app
-from neural_rdm.cli.compose import parse
-from neural_rdm.cli.grammar import as_typed
 from neural_rdm.cli.stopping import Place, stoppable
+from neural_rdm.config.compose import parse
+from neural_rdm.config.grammar import as_typed
 from neural_rdm.core.files import write_atomically
 from tests.helpers import ROOT
 

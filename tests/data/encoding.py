@@ -10,8 +10,8 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from neural_rdm.cli.compose import compose_config
-from neural_rdm.core.config import validate
+from neural_rdm.config.check import validate
+from neural_rdm.config.compose import compose_config
 from neural_rdm.encode import encode, prepare
 
 SIZE = 16

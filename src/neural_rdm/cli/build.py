@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from neural_rdm.cli.resume import lasting
+from neural_rdm.config.resume import lasting
 from neural_rdm.core.errors import ConfigError, UserError
 from neural_rdm.core.provenance import config_hash
 from neural_rdm.data.base import DataModule

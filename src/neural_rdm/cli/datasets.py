@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from neural_rdm.config import reader
-from neural_rdm.core.config_rules import for_classes
+from neural_rdm.config.group_rules import for_classes
 from neural_rdm.core.errors import DataError
 from neural_rdm.core.layouts import CHECKS, ClassCount, check_folder, drawn, folders_in
 from neural_rdm.data.official_counts import Official, official

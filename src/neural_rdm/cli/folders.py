@@ -10,7 +10,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from neural_rdm.cli.grammar import typed
+from neural_rdm.config.grammar import typed
 from neural_rdm.core.errors import CheckpointError, ConfigError, UserError
 from neural_rdm.core.files import sweep
 from neural_rdm.core.locks import HOLDER, LEASED, LOCK, check_job, held

@@ -20,10 +20,10 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from neural_rdm.cli.compose import LAUNCHER, prepare_hydra
-from neural_rdm.cli.grammar import written
 from neural_rdm.cli.jobs import State, claim, enter, environment, objective
 from neural_rdm.cli.jobs import state as state_of
+from neural_rdm.config.compose import LAUNCHER, prepare_hydra
+from neural_rdm.config.grammar import written
 from neural_rdm.core.errors import UserError
 from neural_rdm.core.signals import catch, give_back
 

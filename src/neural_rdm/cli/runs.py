@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from neural_rdm.cli.compose import parse
-from neural_rdm.cli.grammar import typed, written
-from neural_rdm.core.config import as_plain, config_dir, validate
-from neural_rdm.core.config_sources import Sources
+from neural_rdm.config.check import as_plain, config_dir, validate
+from neural_rdm.config.compose import parse
+from neural_rdm.config.grammar import typed, written
+from neural_rdm.config.sources import Sources
 from neural_rdm.core.errors import CheckpointError, ConfigError, UserError
 from neural_rdm.core.files import load_tensors
 from neural_rdm.core.listing import natural_order

@@ -17,9 +17,8 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
-from neural_rdm.config import reader
+from neural_rdm.config import primary, reader
 from neural_rdm.config.reader import REQUIRED, UNREAD, Argument, Node, Signature
-from neural_rdm.core import primary
 from neural_rdm.core.arguments import VERBATIM, is_opaque, members
 
 #: group -> arguments of its classes that code supplies, and no configuration

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import get_args
 
+from neural_rdm.config.primary import ClipFeatures
 from neural_rdm.core.arguments import Problem
-from neural_rdm.core.primary import ClipFeatures
 
 
 def two_betas(betas: Sequence[float]) -> Problem | None:

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from neural_rdm.config.primary import ClipFeatures, ImageFeatures
 from neural_rdm.core.arguments import at_least, checked
 from neural_rdm.core.errors import ConfigError, DataError
-from neural_rdm.core.primary import ClipFeatures, ImageFeatures
 from neural_rdm.core.progress import progress_bar
 from neural_rdm.data.base import DataModule
 from neural_rdm.data.sample_files import SampleFiles, open_samples

@@ -15,9 +15,9 @@ import torch
 from omegaconf import OmegaConf
 
 from neural_rdm.cli import build
-from neural_rdm.cli.compose import Composed, compose_config
+from neural_rdm.config.check import config_dir, validate
+from neural_rdm.config.compose import Composed, compose_config
 from neural_rdm.core import primary, schema
-from neural_rdm.core.config import config_dir, validate
 from neural_rdm.diffusion.samplers import Sampler
 from neural_rdm.residual import RULES, units
 from neural_rdm.residual.spec import options_of

@@ -19,12 +19,12 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from neural_rdm.cli.grammar import as_typed, written
+from neural_rdm.config import primary
+from neural_rdm.config.check import config_dir, flat_keys
+from neural_rdm.config.grammar import as_typed, written
 from neural_rdm.config.schema import fill, of_class
-from neural_rdm.core import primary
+from neural_rdm.config.sources import Sources
 from neural_rdm.core.arguments import members, nearest
-from neural_rdm.core.config import config_dir, flat_keys
-from neural_rdm.core.config_sources import Sources
 from neural_rdm.core.errors import ConfigError
 
 #: `hydra/launcher=subprocess`; `module` is the command that runs one job

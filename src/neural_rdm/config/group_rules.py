@@ -6,10 +6,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from neural_rdm.config.process_rules import check_process
 from neural_rdm.config.schema import constants
-from neural_rdm.core.config_sources import Sources, refused
+from neural_rdm.config.sources import Sources, refused
 from neural_rdm.core.errors import ConfigError
-from neural_rdm.core.process_rules import check_process
 
 
 def check_across(cfg: DictConfig, sources: Sources) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from neural_rdm.config.sources import Sources, refused
 from neural_rdm.core import noise
-from neural_rdm.core.config_sources import Sources, refused
 from neural_rdm.core.errors import ArgumentError, ConfigError
 
 #: choices of `diffusion` that are DiT's process with another target, weight or distribution of times

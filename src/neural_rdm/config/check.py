@@ -12,13 +12,12 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from neural_rdm.config import reader
+from neural_rdm.config import primary, reader
+from neural_rdm.config.group_rules import check_across
 from neural_rdm.config.reader import REQUIRED, Node, Signature
 from neural_rdm.config.schema import fill, of_class, of_node, plain, rules, targets, text_of
-from neural_rdm.core import primary
+from neural_rdm.config.sources import Sources, refused
 from neural_rdm.core.arguments import broken, members, nearest, problem
-from neural_rdm.core.config_rules import check_across
-from neural_rdm.core.config_sources import Sources, refused
 from neural_rdm.core.errors import ConfigError
 
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from neural_rdm.cli import app
-from neural_rdm.cli.compose import compose_config, parse
-from neural_rdm.cli.grammar import as_typed, written
+from neural_rdm.config.check import config_dir, validate
+from neural_rdm.config.compose import compose_config, parse
+from neural_rdm.config.grammar import as_typed, written
 from neural_rdm.config.schema import signatures_of, text_of
-from neural_rdm.core.config import config_dir, validate
 from neural_rdm.core.errors import ConfigError
 
 LIKE_NUMBERS = ["2024_01_15", "1e5", "1.10", "007", "0x10", "+5", "-1_0", "inf", "nan", "True", "on", "no", "12:30:45"]

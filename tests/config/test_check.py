@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from neural_rdm.cli.compose import compose_config, parse
+from neural_rdm.config.check import as_plain, config_dir, flat_keys, validate
+from neural_rdm.config.compose import compose_config, parse
+from neural_rdm.config.sources import Sources
 from neural_rdm.core.arguments import nearest
-from neural_rdm.core.config import as_plain, config_dir, flat_keys, validate
-from neural_rdm.core.config_sources import Sources
 from neural_rdm.core.errors import ConfigError
 
 DIT = {

@@ -23,9 +23,9 @@ from hydra.grammar.gen.OverrideLexer import (  # type: ignore[attr-defined]
 )
 from hydra.grammar.gen.OverrideParser import OverrideParser
 
+from neural_rdm.config import primary
+from neural_rdm.config.check import config_dir
 from neural_rdm.config.schema import Text, text_at
-from neural_rdm.core import primary
-from neural_rdm.core.config import config_dir
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./+-]+")
 NUMBERS = {"range", "interval", "int", "float", "bool"}  # functions of the grammar whose arguments are numbers
