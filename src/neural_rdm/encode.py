@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from neural_rdm.cli.app import main, print_paths
-from neural_rdm.cli.runs import device_of, leaves
+from neural_rdm.cli.runs import device_of
 from neural_rdm.cli.sharing import wait_for
-from neural_rdm.config.check import as_plain, validate
+from neural_rdm.config.check import as_plain, leaves, validate
 from neural_rdm.config.compose import compose_config, parse
 from neural_rdm.config.grammar import written
 from neural_rdm.config.primary import Encode

@@ -127,7 +127,7 @@ def _told(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def prepare(overrides: list[str], folders: list[str] | None = None) -> list[str]:
+def prepare(overrides: list[str], _: object = None) -> list[str]:
     """A run's own sampler, metric and seed; samples on disk need none of them but a metric.
 
     Raises:

@@ -91,7 +91,7 @@ def show(pages: list[Path], paths: list[Path]) -> None:
     print_paths(paths)
 
 
-def prepare(overrides: list[str], folders: list[str] | None = None) -> list[str]:
+def prepare(overrides: list[str], _: object = None) -> list[str]:
     """Check that `runs=` names runs.
 
     Raises:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 SHOWN = 32  # samples in the picture; of clips a quarter of it, each with its frames in a row
 
 
-def prepare(overrides: list[str], folders: list[str] | None = None) -> list[str]:
+def prepare(overrides: list[str], _: object = None) -> list[str]:
     """Name the output folder after what the statistics are of; refuse what is not there before torch is loaded.
 
     Raises:

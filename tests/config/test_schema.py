@@ -6,36 +6,37 @@ import dataclasses
 import importlib
 import importlib.util
 import inspect
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
+from neural_rdm.backbones import constraints
+from neural_rdm.backbones.dit import DiT
+from neural_rdm.backbones.unet import UNet
+from neural_rdm.backbones.uvit import UViT
 from neural_rdm.cli import build
+from neural_rdm.config import primary
 from neural_rdm.config.check import config_dir, validate
 from neural_rdm.config.compose import Composed, compose_config
-from neural_rdm.core import primary, schema
+from neural_rdm.config.reader import REQUIRED, signature
+from neural_rdm.config.schema import of_class, rules, targets
+from neural_rdm.core.arguments import is_opaque, members
+from neural_rdm.core.errors import ConfigError
+from neural_rdm.diffusion.process import DDPM
 from neural_rdm.diffusion.samplers import Sampler
-from neural_rdm.residual import RULES, units
-from neural_rdm.residual.spec import options_of
+from neural_rdm.latents.first_stage import KL, VQ
+from neural_rdm.metrics.networks import NETWORKS
+from neural_rdm.residual import RULES, Residual, units
+from neural_rdm.training.optim import Optimizer
 from tests.helpers import is_gate
 
-OURS = [target for target in schema.TARGETS if target.startswith("neural_rdm.")]
-LIGHTNINGS = [target for target in schema.TARGETS if target not in OURS]
-
-#: constructor arguments of our classes that code supplies, and no configuration
-SUPPLIED = {
-    "neural_rdm.backbones.dit.DiT": {"residual"},
-    "neural_rdm.backbones.latte.Latte": {"residual"},
-    "neural_rdm.backbones.unet.UNet": {"residual"},
-    "neural_rdm.backbones.uvit.UViT": {"residual"},
-    "neural_rdm.residual.Residual": {"options"},  # those of the rule: see below
-    "neural_rdm.training.logging.CSVLogger": {"save_dir"},
-    **{f"neural_rdm.training.parallel.{n}": {"devices", "num_nodes"} for n in ("single", "ddp", "fsdp2", "deepspeed")},
-}
+TARGETS = targets(config_dir())
+LIGHTNINGS = [target for target in TARGETS if not target.startswith("neural_rdm.")]
+OURS = [target for target in TARGETS if target.startswith("neural_rdm.")]
 #: the groups of configs/; a file anywhere else would never be found
 GROUPS = {
     "backbone", "callbacks", "condition", "data", "diffusion", "exp", "first_stage", "logger", "metric", "optimizer",
@@ -108,53 +109,72 @@ def composed(*overrides: str) -> Composed:
     return result
 
 
-def parameters_of(target: str) -> dict[str, inspect.Parameter]:
+def built(target: str) -> Any:
     module, _, name = target.rpartition(".")
-    return dict(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
+    return getattr(importlib.import_module(module), name)
 
 
-def fields_of(target: str) -> dict[str, Any]:
-    hidden = {"_target_", *(build.STORAGE if target.startswith("neural_rdm.data.") else ())}
-    return {f.name: str(f.type) for f in dataclasses.fields(schema.TARGETS[target]) if f.name not in hidden}
+def test_what_is_read_of_a_source_is_what_python_says_once_it_is_imported() -> None:
+    for target in [*TARGETS, *rules().values()]:
+        read, thing = signature(target), built(target)
+        parameters = inspect.signature(thing).parameters.values()
+        named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        assert read is not None
+        assert list(read.arguments) == [p.name for p in named], target
+        assert read.is_open == any(p.kind is p.VAR_KEYWORD for p in parameters), target
+        build = thing if not isinstance(thing, type) or dataclasses.is_dataclass(thing) else thing.__init__
+        hints = typing.get_type_hints(build, include_extras=True) if target not in LIGHTNINGS else {}
+        for p in named:
+            argument = read.arguments[p.name]
+            default = list(p.default) if isinstance(p.default, tuple) else p.default
+            assert argument.default == (REQUIRED if default is p.empty else default), f"{target}.{p.name}"
+            if hints and not any(map(is_opaque, members(hints[p.name]))):
+                assert argument.kind == hints[p.name], f"{target}.{p.name}"
 
 
-@pytest.mark.parametrize("target", OURS)
-def test_a_class_takes_exactly_the_keys_of_its_schema(target: str) -> None:
-    assert set(parameters_of(target)) == set(fields_of(target)) | SUPPLIED.get(target, set())
-    assert set(fields_of(target)).isdisjoint(SUPPLIED.get(target, set()))
+def test_constraints_and_constants_are_read_too() -> None:
+    latte, unet, kl = (signature(t) or pytest.fail(t) for t in OURS if t.endswith((".Latte", ".UNet", ".KL")))
+    assert {constraints.turns_taken, constraints.heads_divide} <= set(latte.constraints)
+    assert unet.constants["of_diffusers"] is UNet.of_diffusers
+    assert kl.constants["tiles"] is KL.tiles
+    assert rules() == {name: f"{kind.__module__}.{kind.__name__}" for name, kind in RULES.items() if name in rules()}
+    assert list(rules()) == ["gated", "adaln", "skip", "resnet", "rezero"]
+    clips = {name for name, network in NETWORKS.items() if network.takes_clips}
+    assert (set(typing.get_args(primary.ClipFeatures)), set(NETWORKS) - clips) == (
+        clips, set(typing.get_args(primary.ImageFeatures))
+    )  # fmt: skip
 
 
-@pytest.mark.parametrize("target", OURS)
-def test_types_are_those_of_the_signature(target: str) -> None:
-    parameters = parameters_of(target)
-    for name, kind in fields_of(target).items():
-        annotation = str(parameters[name].annotation)
-        assert not kind.startswith("Optional[") or "None" in annotation, f"{name}: {kind}, {annotation}"
-        plain = kind.removeprefix("Optional[").removesuffix("]")
-        if plain in ("int", "float", "bool"):
-            assert annotation.split(" | ")[0] == plain, f"{name}: {kind}, {annotation}"
+def test_what_the_files_leave_out_is_filled_in_and_can_be_typed_without_a_plus() -> None:
+    cfg = compose_config("train", ["backbone.norm=rms", "callbacks.ema.further=[0.9]"]).cfg
+    assert (cfg.backbone.norm, cfg.backbone.mlp, cfg.residual.beta_form) == ("rms", "gelu", "additive")
+    assert (cfg.callbacks.ema.further, cfg.callbacks.samples.every_n_steps) == ([0.9], 300)
+    added = ["+callbacks.more._target_=neural_rdm.training.sampling.SampleGrid", "+callbacks.more.per_class=2"]
+    assert composed(*added).cfg.callbacks.more.max_classes == 8
+    for command in ("sample", "encode"):
+        assert compose_config(command, ["sampler=ddim"] if command == "sample" else ["data=coco"]).cfg is not None
 
 
-def test_a_residual_rule_takes_exactly_the_options_of_its_schema() -> None:
-    shared = {f.name for f in dataclasses.fields(schema.Residual)}
-    for name in ("gated", "adaln", "skip", "resnet", "rezero"):
-        fields = {f.name: f for f in dataclasses.fields(schema.RULES[name]) if f.name not in shared}
-        options = options_of(RULES[name])
-        assert set(fields) == set(options)
-        for key, (default, choices) in options.items():
-            assert tuple(fields[key].metadata.get("choices", ())) == choices
-            written = OmegaConf.load(config_dir() / "residual" / f"{name}.yaml")[key]
-            assert written == default
-
-
-@pytest.mark.parametrize("target", LIGHTNINGS)
-def test_other_classes_take_the_keys_of_their_schema(target: str) -> None:
-    parameters = parameters_of(target)
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        named = set(parameters) | {"resume"}  # Weights & Biases hands it on to wandb.init
-    else:
-        named = set(parameters)
-    assert set(fields_of(target)) <= named
+@pytest.mark.parametrize(
+    ("thing", "arguments", "key", "word"),
+    [
+        (DiT, {"depth": 0}, "depth", "depth=0 must be above 0"),
+        (DiT, {"hidden_size": 96, "num_heads": 5}, "num_heads", "nearest that does is 4"),
+        (DiT, {"norm": "rsm"}, "norm", "Did you mean rms?"),
+        (UViT, {"depth": 5}, "depth", "pass 4 .* or 6"),
+        (Sampler, {"name": "dpm++", "eta": 0.5}, "eta", "belongs to ddim"),
+        (Optimizer, {"betas": (0.9,)}, "betas", "two numbers"),
+        (DDPM, {"schedule": "cosine", "beta_end": 0.5}, "schedule", "pass beta_start=null"),
+        (KL, {"path": "x", "tile": 1}, "tile", "takes bool"),
+        (VQ, {"path": "x", "tile": True}, "tile", "only a KL"),
+        (Residual, {"granularity": "chanel"}, "granularity", "Did you mean channel?"),
+    ],
+)
+def test_python_callers_get_the_same_refusal(thing: Any, arguments: dict[str, Any], key: str, word: str) -> None:
+    with pytest.raises(ValueError, match=word) as caught:
+        thing(**arguments)
+    assert isinstance(caught.value, ConfigError)
+    assert caught.value.key == key
 
 
 def test_every_file_belongs_to_a_group_and_every_group_to_the_schema() -> None:
@@ -166,27 +186,13 @@ def test_every_file_belongs_to_a_group_and_every_group_to_the_schema() -> None:
     assert [p for p in config_dir().rglob("*") if p.is_file() and p.suffix != ".yaml"] == []
 
 
-def test_every_target_of_ours_in_a_file_is_in_the_schema() -> None:
-    def targets(node: Any) -> set[str]:
-        inner = [targets(v) for v in node.values()] if isinstance(node, dict) else []
-        return set().union(*inner) | ({node["_target_"]} if isinstance(node, dict) and "_target_" in node else set())
-
-    found = {
-        target for p in config_dir().glob("*/*.yaml")
-        for target in targets(OmegaConf.to_container(OmegaConf.load(p), resolve=False))
-    }  # fmt: skip
-    assert found == set(schema.TARGETS)
-
-
 def test_every_number_has_a_range() -> None:
-    free = {"adaln_gate_init", "shift", "logit_mean"}
-    for kind in {*schema.TARGETS.values(), *primary.COMMANDS.values(), schema.Trainer, schema.Checkpoint}:
-        for definition in dataclasses.fields(kind):
-            limits = definition.metadata
-            if "low" in limits and "high" in limits:
-                assert limits["low"] < limits["high"]
-            number = str(definition.type).removeprefix("Optional[").removesuffix("]") in ("int", "float")
-            assert not number or limits or definition.name in free, f"{kind.__name__}.{definition.name} has no range"
+    free = {"adaln_gate_init", "shift", "logit_mean", "classes", "guidance", "times", "backbone"}
+    kinds = [*primary.COMMANDS.values(), primary.Trainer, primary.Checkpoint]
+    for read in [*map(of_class, kinds), *map(signature, OURS)]:
+        assert read is not None
+        for name, argument in read.arguments.items():
+            assert name in free or not {int, float} & set(members(argument.kind)), f"{name} has no range"
 
 
 @pytest.fixture(scope="module")

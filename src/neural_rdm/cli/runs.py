@@ -6,14 +6,14 @@ Everything that needs torch is imported inside the functions: `inherit` runs in 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from neural_rdm.config.check import as_plain, config_dir, validate
+from neural_rdm.config.check import as_plain, config_dir, leaves, validate
 from neural_rdm.config.compose import parse
 from neural_rdm.config.grammar import typed, written
 from neural_rdm.config.sources import Sources
@@ -74,7 +74,7 @@ def read_config(folder: Path) -> DictConfig:
 
 
 def inherit(
-    overrides: list[str], folders: list[str] | None = None, *, groups: tuple[str, ...] = (), keys: tuple[str, ...] = ()
+    overrides: list[str], _: object = None, *, groups: Sequence[str] = (), keys: Sequence[str] = ()
 ) -> list[str]:
     """Put the run's own choices in front of a command's overrides.
 
@@ -126,15 +126,6 @@ def newest(key: str) -> Path:
     if not runs:
         raise ConfigError(f"{key}=last: there is no trained run below {root.resolve()} yet; pass {key}=DIR")
     return runs[-1]
-
-
-def leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of everything in a node at `key`, to be typed as overrides."""
-    if isinstance(node, dict) and node:
-        for name, child in node.items():
-            yield from leaves(child, f"{key}.{name}")
-    else:
-        yield key, node
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,15 @@ def flat_keys(cfg: Any, prefix: str = "") -> Iterator[str]:
                 yield from flat_keys(cfg[key], f"{prefix}{key}.")
 
 
+def leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything in a node at `key`, to be typed as overrides."""
+    if isinstance(node, dict) and node:
+        for name, child in node.items():
+            yield from leaves(child, f"{key}.{name}")
+    else:
+        yield key, node
+
+
 def validate(cfg: DictConfig, command: str = "train", sources: Sources = Sources()) -> None:  # noqa: B008 (frozen)
     """Check every key, type, range and the rules between keys of a command's composed configuration.
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 from typing import Any, get_type_hints
 
-from neural_rdm.core.arguments import nearest, problem
+from neural_rdm.core.arguments import NonNegative, checked, nearest, problem
 from neural_rdm.core.errors import ArgumentError
 from neural_rdm.residual import rules as _registered  # noqa: F401  # the rules of this package have their names
 from neural_rdm.residual.unit import RULES, Place, Stack, Unit
 
 
+@checked()
 class Residual:
     """A residual rule with its options.
 
@@ -25,7 +26,7 @@ class Residual:
         ValueError: an unknown rule, option or value, naming the choices.
     """
 
-    def __init__(self, rule: str | type[Unit] = "gated", *, gamma: float = 0.0, **options: Any) -> None:
+    def __init__(self, rule: str | type[Unit] = "gated", *, gamma: NonNegative = 0.0, **options: Any) -> None:
         if isinstance(rule, str) and rule not in RULES:
             raise ValueError(f"residual rule={rule!r} is not one of {', '.join(RULES)}.{nearest(rule, RULES)}")
         self.unit_class: type[Unit] = RULES[rule] if isinstance(rule, str) else rule

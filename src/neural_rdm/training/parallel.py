@@ -11,20 +11,22 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 
-from neural_rdm.core.arguments import Positive, checked
+from neural_rdm.core.arguments import Count, Positive, checked
 from neural_rdm.core.errors import ConfigError, UserError
 from neural_rdm.core.extras import install
 from neural_rdm.core.ranks import is_first_rank
 
 
 @checked()
-def single(devices: int = 1, num_nodes: int = 1) -> str:
+def single(devices: Count = 1, num_nodes: Count = 1) -> str:
     """One process; Lightning picks the device from trainer.accelerator."""
     return "auto"
 
 
 @checked()
-def ddp(devices: int = 1, num_nodes: int = 1, static_graph: bool = False, timeout_minutes: Positive = 30.0) -> Strategy:
+def ddp(
+    devices: Count = 1, num_nodes: Count = 1, static_graph: bool = False, timeout_minutes: Positive = 30.0
+) -> Strategy:
     """A copy of the network on every device. Every parameter must reach the loss: no rule has an unused gate."""
     return DDPStrategy(
         find_unused_parameters=False,
@@ -35,7 +37,7 @@ def ddp(devices: int = 1, num_nodes: int = 1, static_graph: bool = False, timeou
 
 
 @checked()
-def fsdp2(devices: int = 1, num_nodes: int = 1, reshard_after_forward: bool = True) -> Strategy:
+def fsdp2(devices: Count = 1, num_nodes: Count = 1, reshard_after_forward: bool = True) -> Strategy:
     """Fully sharded data parallelism (FSDP2) over all devices; checkpoints stay one ordinary file."""
     strategy = ModelParallelStrategy(
         data_parallel_size=devices * num_nodes, tensor_parallel_size=1, save_distributed_checkpoint=False
@@ -46,7 +48,7 @@ def fsdp2(devices: int = 1, num_nodes: int = 1, reshard_after_forward: bool = Tr
 
 @checked()
 def deepspeed(
-    devices: int = 1, num_nodes: int = 1, stage: Literal[2, 3] = 2, offload_optimizer: bool = False
+    devices: Count = 1, num_nodes: Count = 1, stage: Literal[2, 3] = 2, offload_optimizer: bool = False
 ) -> Strategy:
     """DeepSpeed ZeRO.
 
