@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -162,6 +164,61 @@ def test_the_real_command_refuses_before_torch_is_loaded(tmp_path: Path) -> None
     assert {"neural_rdm", "hydra"} <= imported(result)
     assert imported(result) & {"torch", "lightning", "timm", "diffusers"} == set()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("sampler=dpm sampler.eta=0.5", ["sampler.eta=0.5", "sampler=ddim"]),
+        ("exp=digits_unet_gated residual.time_conditioned=true", ["residual.time_conditioned", "UNet"]),
+        (
+            "metric=images metric.reference=a metric.frame_features=inception metric.frame_reference=b",
+            ["metric.frame_features=inception", "frames of clips"],
+        ),
+    ],
+)
+def test_what_a_constructor_would_refuse_is_refused_before_torch_is_loaded(
+    tmp_path: Path, arguments: str, words: list[str]
+) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    result = command(tmp_path, *arguments.split())
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert result.returncode == 2
+    assert [w for w in words if w not in said(result)] == [], said(result)
+    assert imported(result) & {"torch", "lightning", "timm", "diffusers"} == set()
+    assert after.ru_utime - before.ru_utime < 5  # about 1.5 s on a core of its own; torch alone takes longer than 5
+
+
+def test_an_experiment_of_another_network_is_named(refuse: Refuse) -> None:
+    message = refuse("backbone=uvit")
+    assert "exp=digits_gated is of another network than backbone=uvit" in message
+    assert "exp=uvit_h_gated or exp=uvit_s_gated_coco" in message
+
+
+@pytest.mark.parametrize("name", ["preview", "prepare", "stats", "encode"])
+def test_folders_of_configurations_are_read_by_commands_that_look_at_data(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for group, text in (
+        (
+            "data",
+            "defaults: [synthetic]\nshape: [3, 8, 8]\nnum_classes: 7\n" if name != "encode" else "defaults: [coco]\n",
+        ),
+        ("exp", "# @package _global_\ndefaults: [dit_xl_gated_t2i, _self_, {override /data: mine}]\n"),
+    ):
+        (tmp_path / group).mkdir()
+        (tmp_path / group / "mine.yaml").write_text(text, encoding="utf-8")
+    (tmp_path / "images").mkdir()
+    choice = ["data=mine"] if name != "encode" else ["exp=mine", f"data.root={tmp_path / 'images'}"]
+    monkeypatch.setattr(sys, "argv", [name, "--config-dir", str(tmp_path), *choice])
+    module, seen = importlib.import_module(f"neural_rdm.{name}"), []
+    hook = {"encode": getattr(module, "prepare", None), "stats": getattr(module, "prepare", None)}.get(name)
+    monkeypatch.setattr(app, "check_layout", lambda *_: None)
+    with pytest.raises(SystemExit) as stop:
+        app.main(name, lambda cfg, folder: seen.append(cfg) or 0, hook)
+    assert stop.value.code == 0
+    assert seen[0].data.get("num_classes") == (None if name == "encode" else 7)
 
 
 def test_help_lists_the_groups_and_the_keys(tmp_path: Path) -> None:

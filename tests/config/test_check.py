@@ -106,7 +106,10 @@ def test_a_valid_configuration_passes_and_is_resolved() -> None:
         (["data.batch_size=???"], ["data.batch_size", "pass data.batch_size="]),
         (["data=image_folder", "~data.root"], ["missing configuration key data.root"]),
         (["~residual"], ["missing configuration key residual"]),
-        (["+backbone.dept=3"], ["unknown configuration key backbone.dept", "Did you mean depth?", "(command line)"]),
+        (
+            ["+backbone.dept=3"],
+            ["unknown configuration key backbone.dept", "Did you mean backbone.depth?", "(command line)"],
+        ),
     ],
     ids=lambda v: " ".join(v) if v and "=" in v[0] else None,
 )

@@ -128,7 +128,7 @@ def _check(node: DictConfig, signature: Signature, key: str, sources: Sources) -
     prefix = f"{key}." if key else ""
     for name in map(str, node):
         if name not in signature.arguments and name != "_target_" and not signature.is_open:
-            advice = _other_network(node, key, sources) or nearest(name, signature.arguments)
+            advice = _other_network(node, key, sources) or _nearest_key(node, name, prefix, sources)
             raise refused(f"unknown configuration key {prefix}{name}.{advice}", f"{prefix}{name}", sources)
     values = {}
     for name, argument in signature.arguments.items():
@@ -146,6 +146,16 @@ def _check(node: DictConfig, signature: Signature, key: str, sources: Sources) -
     wrong = broken(signature.constraints, signature.constants | values)
     if wrong is not None:
         raise refused(f"configuration key {wrong.at(prefix)}", f"{prefix}{wrong.key}", sources)
+
+
+def _nearest_key(node: DictConfig, name: str, prefix: str, sources: Sources) -> str:
+    """The key that was meant: in full, beside all that there are, where it was typed; as a file would write it else."""
+    known = [key for key in flat_keys(node) if key != name and not key.startswith(f"{name}.")]
+    if not any(key == f"{prefix}{name}" or key.startswith(f"{prefix}{name}.") for key in sources.typed):
+        return nearest(name, [key for key in known if "." not in key])
+    keys = ", ".join(str(key) for key in node if key not in (name, "_target_"))
+    where = prefix.rstrip(".") or "the configuration"
+    return f"{nearest(f'{prefix}{name}', [prefix + key for key in known])} Keys of {where}: {keys}."
 
 
 def _other_network(node: DictConfig, key: str, sources: Sources) -> str:
@@ -173,6 +183,11 @@ def _check_value(value: Any, kind: Any, key: str, sources: Sources) -> None:
     for member in members(kind):
         if typing.get_origin(member) is dict and isinstance(value, DictConfig):
             for inner, child in value.items():
+                if isinstance(child, DictConfig) and "_target_" not in child:
+                    hint = nearest(str(inner), [str(other) for other in value if other != inner])
+                    raise refused(
+                        f"configuration key {key}.{inner} has no `_target_`.{hint}", f"{key}.{inner}", sources
+                    )
                 _check_value(child, typing.get_args(member)[1], f"{key}.{inner}", sources)
             return None
         if dataclasses.is_dataclass(member) and isinstance(member, type) and isinstance(value, DictConfig):

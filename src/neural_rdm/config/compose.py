@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Sweep
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from neural_rdm.config import primary
-from neural_rdm.config.check import config_dir, flat_keys
+from neural_rdm.config.check import config_dir
 from neural_rdm.config.grammar import as_typed, written
 from neural_rdm.config.schema import fill, of_class
 from neural_rdm.config.sources import Sources
@@ -50,7 +49,9 @@ def prepare_hydra() -> None:
 
         def filled(overrides: list[Override], cfg: DictConfig) -> None:
             fill(cfg)
-            apply(overrides, cfg)
+            apply([o for o in overrides if o.is_hydra_override()], cfg)
+            with open_dict(cfg):  # `validate` refuses a key that there is not, and says more than Hydra does
+                apply([o for o in overrides if not o.is_hydra_override()], cfg)
             fill(cfg)
 
         ConfigLoaderImpl._apply_overrides_to_config = staticmethod(filled)
@@ -123,7 +124,7 @@ def compose_config(config_name: str, overrides: list[str], folders: list[str] | 
     except yaml.YAMLError as error:
         raise ConfigError(f"a configuration file cannot be read: {' '.join(str(error).split())}") from error
     except (HydraException, OmegaConfBaseException) as error:
-        raise _unknown_key(error, config_name, overrides, search) from error
+        raise ConfigError(" ".join(str(error).split())) from error
     choices = group_choices(cfg.hydra)
     roots = [config_dir(), *(Path(f).resolve() for f in folders or [])]
     names = [config_name, *(f"{group}/{choice}" for group, choice in choices.items())]
@@ -145,7 +146,7 @@ def _compose(config_name: str, overrides: list[str]) -> DictConfig:
 def _files(name: str, roots: list[Path]) -> list[Path]:
     """The files of a choice, and of those of its group that its defaults list builds on (`defaults: [adamw]`)."""
     found = [root / f"{name}.yaml" for root in roots if (root / f"{name}.yaml").is_file()]
-    contents: list[Any] = [OmegaConf.load(file) for file in found]
+    contents: list[Any] = [OmegaConf.load(f) for f in found if "defaults:" in f.read_text(encoding="utf-8")]
     group = name.rpartition("/")[0]
     parents = [
         f"{group}/{entry}" for content in contents for entry in content.get("defaults") or [] if isinstance(entry, str)
@@ -158,8 +159,8 @@ def _check_choice(override: Override, config_name: str) -> None:
     group = override.key_or_group
     choices = sorted(p.stem for p in (config_dir() / group).glob("*.yaml"))
     if choices and not override.is_delete() and not isinstance(override.value(), (str, list, Sweep)):
-        kind = of_class(primary.COMMANDS[config_name]).arguments[group].kind
-        without = f"; ~{group} leaves it out" if type(None) in members(kind) else ""
+        argument = of_class(primary.COMMANDS[config_name]).arguments.get(group)
+        without = f"; ~{group} leaves it out" if argument and type(None) in members(argument.kind) else ""
         raise ConfigError(f"{override.input_line}: no such choice. The choices are {', '.join(choices)}{without}")
 
 
@@ -172,25 +173,3 @@ def _unknown_choice(error: MissingConfigException) -> ConfigError:
         f"{group}={choice}: no such choice.{nearest(choice, options)} "
         f"The choices, in {config_dir() / group}, are {', '.join(options)}"
     )
-
-
-def _unknown_key(error: Exception, config_name: str, overrides: list[str], search: list[str]) -> ConfigError:
-    match = re.search(r"Could not (?:override|append to config|delete from config)[^']*'([^']+)'", str(error))
-    if match is None:
-        return ConfigError(" ".join(str(error).split()))
-    key = match.group(1).split("@")[0]
-    others = [o for o, parsed in zip(overrides, parse(overrides), strict=True) if parsed.key_or_group != key]
-    try:
-        known = sorted(k for k in flat_keys(_compose(config_name, [*search, *others])) if not k.startswith("hydra"))
-    except (HydraException, OmegaConfBaseException):
-        known = []
-    parent = key.rpartition(".")[0]
-    siblings = [k for k in known if k.rpartition(".")[0] == parent]
-    hint = nearest(key, known)
-    listing = (
-        f" Keys of {parent or 'the configuration'}: {', '.join(k.rpartition('.')[2] for k in siblings)}."
-        if siblings
-        else ""
-    )
-    problem = f"unknown configuration key {key}.{hint}{listing} (command line; files in {config_dir()})"
-    return ConfigError(problem, key=key)
