@@ -218,9 +218,9 @@ def test_the_condition_matters_and_the_samples_do_not_mix() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_heads": 3}, "hidden_size=16 must be a multiple of num_heads=3"),
-        ({"hidden_size": 18}, "hidden_size=18 .* of 4"),
-        ({"patch_size": 3}, "input_size=8 must be a multiple of patch_size=3"),
+        ({"num_heads": 3}, "num_heads: 3 does not divide hidden_size=16"),
+        ({"hidden_size": 18}, "hidden_size: 18 .* of 4"),
+        ({"patch_size": 3}, "patch_size: 3 does not divide input_size=8"),
         ({"residual": "gate"}, "'gate' is not one of gated"),
         ({"residual": "rezero", "adaln_gate_init": 0.0}, "adaln_gate_init=0"),
     ],

@@ -195,9 +195,9 @@ def test_sensitivities_reach_every_unit() -> None:
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        ({"depth": 3}, "must be even"), ({"extras": "clip"}, r"unconditional \(1\), class \(2\)"),
-        ({"num_frames": 0}, "at least 1"), ({"extras": "text", "context_dim": 8}, "reads its own text"),
-        ({"hidden_size": 15}, "multiple"),
+        ({"depth": 3}, "pass 4"), ({"extras": "clip"}, "unconditional, class, text"),
+        ({"num_frames": 0}, "above 0"), ({"extras": "text", "context_dim": 8}, "reads its own text"),
+        ({"hidden_size": 15}, "does not divide"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused(arguments: dict[str, Any], word: str) -> None:

@@ -176,7 +176,7 @@ def test_swiglu_keeps_the_number_of_parameters() -> None:
     [
         ({"norm": "batch"}, "layer, rms"), ({"mlp": "relu"}, "gelu, swiglu"), ({"positions": "alibi"}, "sincos, rope"),
         ({"attention": "fast"}, "auto, math"), ({"adaln": "none"}, "block, single"),
-        ({"register_tokens": -1}, "0 or more"), ({"positions": "rope", "num_heads": 8}, "needs channels of a head"),
+        ({"register_tokens": -1}, "at least 0"), ({"positions": "rope", "num_heads": 8}, "turns a head's channels"),
     ],
 )  # fmt: skip
 def test_unknown_options_name_the_choices(options: dict[str, Any], word: str) -> None:

@@ -212,9 +212,9 @@ def test_a_label_less_or_more_leaves_every_other_row_in_its_place(labelled: bool
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"embed_dim": 18, "num_heads": 4}, "embed_dim=18 must be even and a multiple of num_heads=4"),
-        ({"img_size": 5}, "img_size=5 must be a multiple of patch_size=2"),
-        ({"clip_dim": 5}, "give both or neither"),
+        ({"embed_dim": 18, "num_heads": 4}, "embed_dim: 18 must be even and a multiple of num_heads=4"),
+        ({"img_size": 5}, "patch_size: 2 does not divide img_size=5"),
+        ({"clip_dim": 5}, "go together"),
         ({"clip_dim": 5, "num_clip_token": 6}, "labels or a text, not both"),
         ({"residual": "gates"}, "is not one of gated"),
         ({"num_classes": 1}, "no class is left"),

@@ -267,8 +267,8 @@ def test_units_come_in_run_order() -> None:
     ("values", "words"),
     [
         ({"rule": "gate"}, ["rule='gate'", *FIVE]),
-        ({"granularity": "token"}, ["granularity='token'", "channel", "scalar"]),
-        ({"beta_form": "quadratic"}, ["beta_form='quadratic'", "additive", "linear"]),
+        ({"granularity": "token"}, ["granularity=token", "channel", "scalar"]),
+        ({"beta_form": "quadratic"}, ["beta_form=quadratic", "additive", "linear"]),
         ({"rule": "skip", "beta_form": "linear"}, ["beta_form='linear'", "'skip'", "granularity, time_conditioned"]),
         ({"rule": "resnet", "granularity": "scalar"}, ["granularity", "no options"]),
     ],

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from neural_rdm.core import noise as tables
-from neural_rdm.core.arguments import Count, Fraction, NonNegative, between, checked
+from neural_rdm.core.arguments import Count, Fraction, NonNegative, checked
 from neural_rdm.core.progress import progress_bar
 from neural_rdm.core.seeding import keys, normal
 from neural_rdm.diffusion import constraints
@@ -49,7 +49,7 @@ class Sampler:
     """
 
     name: Literal["ddim", "dpm++", "ddpm", "euler", "heun"] = "ddim"
-    steps: Annotated[int, between(1, 1000)] = 50
+    steps: Count = 50
     eta: Fraction = 0.0
     cfg_scale: NonNegative = 1.0
     channels: Count | Literal["all"] = "all"
