@@ -23,8 +23,9 @@ from neural_rdm.core.provenance import check_checkpoint, check_config, read_prov
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import Tensor
 
+    from neural_rdm.backbones.contract import Backbone
     from neural_rdm.conditioning.text import TextEncoder
     from neural_rdm.data.base import DataModule
     from neural_rdm.diffusion.process import DDPM, Flow
@@ -158,7 +159,7 @@ class LoadedRun:
     checkpoint: Path
     step: int
     weights: str
-    net: nn.Module
+    net: Backbone
     process: DDPM | Flow
     data: DataModule
     text: TextEncoder | None

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from diffusers import DiTTransformer2DModel
 from diffusers.configuration_utils import register_to_config
 
 
 class OfficialDiTTransformer2DModel(DiTTransformer2DModel):
-    """`DiTTransformer2DModel` that agrees with the official DiT for every t; see `export.to_diffusers`."""
+    """`DiTTransformer2DModel` that agrees with the official DiT for every t; see `surgery.dit`."""
+
+    transformer_blocks: Any  # diffusers declares none of its attributes
 
     @register_to_config
     def __init__(

@@ -15,6 +15,7 @@ from neural_rdm.data.base import DataModule
 from neural_rdm.diffusion.samplers import Sampler
 from neural_rdm.latents.first_stage import Autoencoder, Identity
 from neural_rdm.reports.tables import write_metrics
+from neural_rdm.training.held import data_of
 from neural_rdm.training.module import NeuralRDM
 from neural_rdm.training.sampling import draw, input_shape
 
@@ -108,7 +109,7 @@ def subject_of(trainer: pl.Trainer, module: NeuralRDM, sampler: Sampler, weights
     return Subject(
         net=module.net,
         text=module.text,
-        data=trainer.datamodule,
+        data=data_of(trainer),
         draws=draws,
         sampler=sampler,
         weights=weights,
