@@ -111,11 +111,8 @@ class MixerAdapter(Adapter[Mixer]):
     """It grows block by block; what `to=official` writes is the plain mixer under its own names."""
 
     options = ("input_size", "in_channels", "patch_size", "width", "depth", "num_classes", "class_dropout_prob")
+    no_official = None
 
     def no_growth(self, placement: str, operator: str) -> str | None:
         """A block whose units are the identity can stand anywhere."""
-        return None
-
-    def no_official(self) -> str | None:
-        """Nobody else's code has such a network."""
         return None

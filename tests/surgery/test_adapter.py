@@ -68,10 +68,9 @@ def adapters() -> None:
 
     @adapts(Small)
     class SmallAdapter(Adapter[Small]):
-        def no_growth(self, placement: str, operator: str) -> str | None:
-            return None
+        no_official = None
 
-        def no_official(self) -> str | None:
+        def no_growth(self, placement: str, operator: str) -> str | None:
             return None
 
     yield

@@ -191,7 +191,7 @@ class DiT(Backbone):
         residual = Residual.of(residual)
         self.input_size, self.patch_size, self.in_channels = input_size, patch_size, in_channels
         self.input_shape = in_channels, input_size, input_size
-        self.hidden_size, self.num_heads, self.mlp_ratio = hidden_size, num_heads, mlp_ratio
+        self.hidden_size, self.depth, self.num_heads, self.mlp_ratio = hidden_size, depth, num_heads, mlp_ratio
         self.out_channels = in_channels * 2 if learn_sigma else in_channels
         self.num_classes, self.class_dropout_prob, self.learn_sigma = num_classes, class_dropout_prob, learn_sigma
         self.context_dim = context_dim

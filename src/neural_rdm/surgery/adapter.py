@@ -35,6 +35,9 @@ STRANGERS = {
     ),
     "adaln_single.": "a PixArt network of diffusers",
 }
+NOT_IN_DIFFUSERS = (
+    "diffusers has U-Nets and the class-conditional DiT (trained with class_dropout_prob) alone; use to=official"
+)
 
 
 class Adapter(Generic[Net]):
@@ -58,6 +61,10 @@ class Adapter(Generic[Net]):
     tables: ClassVar[tuple[str, ...]] = ()
     #: the arguments of its official constructor; each is an attribute of the network, too
     options: ClassVar[tuple[str, ...]] = ()
+    #: why the official code has no such network; None where the names of the plain one are official
+    no_official: str | None = "it states no official layout"
+    #: why diffusers has no such network; None where it has
+    no_diffusers: str | None = "it states no layout of diffusers"
 
     def __init__(self, model: Net) -> None:
         self.model = model
@@ -80,17 +87,9 @@ class Adapter(Generic[Net]):
             self.model.residual = Residual("resnet")
         return self.model
 
-    def no_official(self) -> str | None:
-        """Why the official code has no such network; None where the names of the plain one are official."""
-        return "it states no official layout"
-
     def arguments(self) -> dict[str, object]:
         """The official constructor's arguments, for a JSON file beside exported weights."""
         return {name: getattr(self.model, name) for name in self.options}
-
-    def no_diffusers(self) -> str | None:
-        """Why diffusers has no such network; None where it has."""
-        return "it states no layout of diffusers"
 
     def to_diffusers(self, plain: nn.Module) -> Any:
         """diffusers' network with the weights of `plain`, this network folded."""
@@ -142,11 +141,8 @@ class Adapter(Generic[Net]):
 
     def new_units(self, state: State) -> dict[str, Unit]:
         """The units whose branch a file does not know, by name."""
-        new = {}
-        for name, unit, last in last_layers(self.model):
-            if last is not None and f"{last}.weight" not in state:
-                new[name] = unit
-        return new
+        found = last_layers(self.model)
+        return {name: unit for name, unit, last in found if last is not None and f"{last}.weight" not in state}
 
     def idle(self, state: State) -> set[str]:
         """The keys of new branches that contribute nothing as they stand, so that a file need not know them."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from neural_rdm.backbones.dit import DiT
 from neural_rdm.backbones.layers import linear_layers
 from neural_rdm.residual import gate_names
-from neural_rdm.surgery.adapter import Adapter, Problems, State, adapts, depth_in
+from neural_rdm.surgery.adapter import NOT_IN_DIFFUSERS, Adapter, Problems, State, adapts, depth_in
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -41,6 +41,8 @@ _NEW = {"cross_attn", "registers", "modulation", "fc1_g", "q_norm", "k_norm"}
 class TransformerAdapter(Adapter[Transformer], Generic[Transformer]):
     """What DiT and Latte have in common."""
 
+    no_official = None
+    no_diffusers: str | None = NOT_IN_DIFFUSERS
     kind = "a DiT or a Latte"
     signs = {"blocks.": "a DiT or a Latte", "x_embedder.": "a DiT or a Latte"}
     tables: ClassVar[tuple[str, ...]] = ("pos_embed",)
@@ -48,6 +50,13 @@ class TransformerAdapter(Adapter[Transformer], Generic[Transformer]):
         "input_size", "patch_size", "in_channels", "hidden_size", "depth", "num_heads", "mlp_ratio",
         "class_dropout_prob", "num_classes", "learn_sigma",
     )  # fmt: skip
+
+    def __init__(self, model: Transformer) -> None:
+        super().__init__(model)
+        gates = gate_names(model)
+        new = (k for k in model.state_dict() if k not in gates and not _NEW.isdisjoint(k.split(".")))
+        if (key := next(new, None)) is not None:
+            self.no_official = f"the official network has no {key}, only the default options"
 
     def no_growth(self, placement: str, operator: str) -> str | None:
         """A new unit must receive a gradient: the adaLN gate in series with its zero must not be zero, too."""
@@ -66,20 +75,6 @@ class TransformerAdapter(Adapter[Transformer], Generic[Transformer]):
         """Its adaLN gates would start as they do under the plain rule."""
         self.model.gate_init = 0.0
         return super().plain()
-
-    def no_official(self) -> str | None:
-        """The official network has the default options alone."""
-        gates = gate_names(self.model)
-        new = [k for k in self.model.state_dict() if k not in gates and not _NEW.isdisjoint(k.split("."))]
-        return f"the official network has no {new[0]}, only the default options" if new else None
-
-    def no_diffusers(self) -> str | None:
-        """diffusers' Latte is another network."""
-        return "diffusers has U-Nets and the class-conditional DiT alone; export it with to=official"
-
-    def arguments(self) -> dict[str, object]:
-        """The depth is the number of blocks: a network may have grown."""
-        return super().arguments() | {"depth": len(self.model.blocks)}
 
     def to_ours(self, state: State, name: str) -> dict[str, Tensor]:
         """The official names, or diffusers' of a DiTTransformer2DModel."""
@@ -150,11 +145,9 @@ class TransformerAdapter(Adapter[Transformer], Generic[Transformer]):
 class DiTAdapter(TransformerAdapter[DiT]):
     """Images: diffusers has the class-conditional one."""
 
-    def no_diffusers(self) -> str | None:
-        """diffusers always has a null class."""
-        if self.model.null_class is None:
-            return "diffusers has the class-conditional DiT alone, trained with class_dropout_prob; use to=official"
-        return self.no_official()
+    def __init__(self, model: DiT) -> None:
+        super().__init__(model)
+        self.no_diffusers = NOT_IN_DIFFUSERS if model.null_class is None else self.no_official
 
     def to_diffusers(self, plain: nn.Module) -> ModelMixin:
         """diffusers' DiT with one number put right: it divides the exponents of the timestep's frequencies by `half -

@@ -24,7 +24,7 @@ def to_official(model: nn.Module) -> dict[str, Tensor]:
         ConfigError: there is no official network like it, or a gate that the plain network cannot express, naming the
             unit.
     """
-    _refuse(model, "official", adapter_of(model).no_official())
+    _refuse(model, "official", adapter_of(model).no_official)
     return fold(model).state_dict()
 
 
@@ -39,7 +39,7 @@ def to_diffusers(model: nn.Module) -> ModelMixin:
         ConfigError: diffusers has no such network, or see `to_official`.
     """
     adapter = adapter_of(model)
-    _refuse(model, "diffusers", adapter.no_diffusers())
+    _refuse(model, "diffusers", adapter.no_diffusers)
     network: ModelMixin = adapter.to_diffusers(fold(model))
     return network
 

@@ -50,6 +50,8 @@ class UNetAdapter(Adapter[UNet]):
         "input_blocks.": "a latent-diffusion or ADM U-Net",
         "down_blocks.": "a U-Net of diffusers",
     }
+    no_official = "this U-Net is diffusers' network: export it with to=diffusers"
+    no_diffusers = None
 
     def no_growth(self, placement: str, operator: str) -> str | None:
         """No block fits anywhere else."""
@@ -58,14 +60,6 @@ class UNetAdapter(Adapter[UNet]):
     def plain(self) -> nn.Module:
         """diffusers' network."""
         return self.model.net
-
-    def no_official(self) -> str | None:
-        """Its names are diffusers'."""
-        return "this U-Net is diffusers' network: export it with to=diffusers"
-
-    def no_diffusers(self) -> str | None:
-        """It is diffusers' own."""
-        return None
 
     def to_diffusers(self, plain: nn.Module) -> ModelMixin:
         """The folded network as it is."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from neural_rdm.backbones.uvit import UViT
-from neural_rdm.surgery.adapter import Adapter, Problems, State, adapts, depth_in
+from neural_rdm.surgery.adapter import NOT_IN_DIFFUSERS, Adapter, Problems, State, adapts, depth_in
 from neural_rdm.surgery.tables import fitted
 
 
@@ -19,6 +19,9 @@ class UViTAdapter(Adapter[UViT]):
     lists = ("in_blocks", "out_blocks")
     tables = ("pos_embed",)
     options = ("img_size", "patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio")
+
+    no_official = None
+    no_diffusers = NOT_IN_DIFFUSERS
 
     def no_growth(self, placement: str, operator: str) -> str | None:
         """Its blocks on the way out mix a skip into their stream."""
@@ -33,14 +36,6 @@ class UViTAdapter(Adapter[UViT]):
         """A new block's `skip_linear` reads the stream and not the skip: [I, 0]."""
         eye = torch.eye(self.model.embed_dim)
         return {"skip_linear.weight": torch.cat([eye, torch.zeros_like(eye)], dim=1), "skip_linear.bias": 0.0}
-
-    def no_official(self) -> str | None:
-        """All that it can be, the official one can."""
-        return None
-
-    def no_diffusers(self) -> str | None:
-        """diffusers has no U-ViT."""
-        return "diffusers has U-Nets and the class-conditional DiT alone; export it with to=official"
 
     def arguments(self) -> dict[str, object]:
         """The options that are no attributes show in its layers."""

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from neural_rdm.backbones.contract import Backbone
 from neural_rdm.data.base import DataModule
 from neural_rdm.diffusion.samplers import Sampler
 from neural_rdm.latents.first_stage import Autoencoder, Identity
@@ -57,7 +58,7 @@ class Subject:
         writes: whether this process writes the report (rank 0).
     """
 
-    net: nn.Module
+    net: Backbone
     text: TextEncoder | None
     data: DataModule
     draws: Draw
@@ -131,7 +132,7 @@ def words(stage: Identity | Autoencoder) -> str:
 class Report:
     """The numbers of a run's samples, in `report/metrics.{md,csv,json}`. Subclasses say which."""
 
-    def check(self, data: DataModule, net: nn.Module, pixels: bool) -> None:
+    def check(self, data: DataModule, net: Backbone, pixels: bool) -> None:
         """Refuse, before training, data or a network whose samples cannot be measured.
 
         Args:
