@@ -194,15 +194,13 @@ class LoadedRun:
         """
         from neural_rdm.diffusion.samplers import sample
         from neural_rdm.training.module import null_condition
-        from neural_rdm.training.sampling import input_shape
 
-        shape = input_shape(self)  # type: ignore[arg-type]  # it reads `.net` alone
         try:
             return sample(
                 self.net,
                 self.process,
                 sampler,
-                shape,
+                self.net.input_shape,
                 positions,
                 seed,
                 condition,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -157,7 +157,7 @@ class DiTAdapter(TransformerAdapter[DiT]):
         from neural_rdm.surgery.diffusers_dit import OfficialDiTTransformer2DModel
 
         model = self.model
-        network = OfficialDiTTransformer2DModel(
+        network: Any = OfficialDiTTransformer2DModel(  # diffusers does not declare its methods
             num_attention_heads=model.num_heads,
             attention_head_dim=model.hidden_size // model.num_heads,
             in_channels=model.in_channels,
@@ -169,7 +169,8 @@ class DiTAdapter(TransformerAdapter[DiT]):
             norm_eps=1e-6,
         )
         network.load_state_dict(_diffusers_names(plain.state_dict()))
-        return network.eval()
+        official: ModelMixin = network.eval()
+        return official
 
 
 def _places(depth: int) -> Iterator[tuple[str, str]]:
