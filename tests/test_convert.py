@@ -53,7 +53,7 @@ def test_a_run_is_exported_and_read_again(tmp_path: Path, rule: str, to: str) ->
 
 def test_the_scale_of_the_latents_goes_with_the_weights() -> None:
     cfg = compose_config("train", ["exp=dit_s_gated", "data=synthetic", "first_stage.shift=0.5"]).cfg
-    net = SimpleNamespace(learn_sigma=True, null_class=1000)
+    net = DiT(4, 2, 1, 16, 1, 2)
     run: Any = SimpleNamespace(config=cfg, net=net, process=DDPM(), facts=lambda sampler, **more: more)
     facts = described(run, None, "diffusers")
     assert facts["latents"]["scaling_factor"] == 0.18215

@@ -68,7 +68,7 @@ def test_a_run_grows_and_goes_on(trained: Path) -> None:
     [
         (("depth=4",), "which network? Pass checkpoint=DIR"),
         (("checkpoint=nowhere", "depth=4"), "no such folder"),
-        (("checkpoint=run", "depth=2"), "the network has 2 blocks; give more than 2 and even"),
+        (("checkpoint=run", "depth=2"), "the network has 2 blocks; give more than 2, by a multiple of 2"),
         (("checkpoint=run", "depth=4", "placement=between"), "not one of interleave"),
     ],
 )  # fmt: skip

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from tests.helpers import ROOT
 
-RULES = ROOT / "examples" / "rules"
+RULES, NETWORKS = ROOT / "examples" / "rules", ROOT / "examples" / "networks"
 SMALL = [
     *("backbone.depth=2", "backbone.hidden_size=16", "backbone.num_heads=2", "data.batch_size=8", "data.limit=64"),
     *("trainer.max_steps=3", "optimizer.schedule=constant", "~metric", "checkpoint.every_n_steps=2"),
@@ -19,10 +22,10 @@ SMALL = [
 ]
 
 
-def run(command: str, *arguments: str, folders: bool = True) -> str:
+def run(command: str, *arguments: str, folders: bool = True, package: Path = RULES) -> str:
     """What `python -m neural_rdm.COMMAND` prints; it has to end well."""
-    options = ["--config-dir", str(RULES / "configs")] if folders else []
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(RULES), os.environ.get("PYTHONPATH", "")])}
+    options = ["--config-dir", str(package / "configs")] if folders else []
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(package), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(
         [sys.executable, "-m", f"neural_rdm.{command}", *options, *arguments],
         capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300, check=False,
@@ -54,3 +57,40 @@ def test_a_rule_with_an_option_refuses_others_and_folds(tmp_path: Path) -> None:
     run("convert", f"run={folder}", "to=official", f"hydra.run.dir={tmp_path / 'out'}", folders=False)
     with pytest.raises(AssertionError, match=r"no option powers=1; its options are power"):
         run("train", "residual=damped", "+residual.powers=1", *SMALL, f"hydra.run.dir={tmp_path / 'wrong'}")
+
+
+@pytest.mark.end_to_end
+def test_a_network_of_ones_own_trains_samples_grows_and_leaves(tmp_path: Path) -> None:
+    small = ["backbone=mixer", "backbone.depth=2", "backbone.width=16", *SMALL[3:]]
+    folder = tmp_path / "run"
+    small[small.index("~metric")] = "metric.per_class=2"
+    trained = run("train", *small, f"hydra.run.dir={folder}", package=NETWORKS)
+    assert "Mixer, " in trained
+    assert (folder / "report" / "metrics.md").is_file()  # drawn and measured
+    run("sample", f"run={folder}", "per_class=1", "sampler.steps=2", f"hydra.run.dir={tmp_path / 'samples'}",
+        folders=False, package=NETWORKS)  # fmt: skip
+    assert (tmp_path / "samples" / "grid.png").is_file()
+    deep = tmp_path / "deep"
+    grown = run("deepen", f"checkpoint={folder}", "depth=3", f"hydra.run.dir={deep}", folders=False, package=NETWORKS)
+    assert "2 blocks -> 3; the output moved by at most 0\n" in grown
+    assert "depth: 3" in (deep / "config.yaml").read_text()
+    run("convert", f"run={folder}", "to=official", f"hydra.run.dir={tmp_path / 'out'}", folders=False, package=NETWORKS)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["network"] == "Mixer"
+    with pytest.raises(AssertionError, match=r"Mixer cannot be converted \(to=diffusers\): it states no layout"):
+        run("convert", f"run={folder}", "to=diffusers", f"hydra.run.dir={tmp_path / 'no'}", folders=False,
+            package=NETWORKS)  # fmt: skip
+
+
+def test_its_blocks_compile_without_a_graph_break(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(NETWORKS))
+    from mixer import Mixer
+    from neural_rdm.backbones.contract import blocks_of
+
+    torch._dynamo.reset()
+    net = Mixer(num_classes=3)
+    nn.init.normal_(net.out.weight)
+    shown = torch.randn(2, 1, 8, 8), torch.tensor([3, 700]), torch.tensor([0, 3])
+    expected = net(*shown)
+    for block in blocks_of(net, "compiled"):
+        block.compile(backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(net(*shown), expected)

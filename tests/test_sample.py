@@ -310,7 +310,7 @@ def test_mp4_without_pyav_is_refused_before_anything_is_drawn(run, tmp_path, mon
     pretend(
         monkeypatch,
         run,
-        net=SimpleNamespace(input_shape=(3, 1, 8, 8)),
+        net=SimpleNamespace(input_shape=(3, 1, 8, 8), num_classes=0),
         data=SimpleNamespace(space="pixels", class_names=None),
     )
     monkeypatch.setattr(LoadedRun, "draw", no_drawing)

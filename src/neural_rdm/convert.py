@@ -16,6 +16,10 @@ from neural_rdm.cli.runs import inherit
 from neural_rdm.core.files import write_atomically, write_text
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
     from neural_rdm.cli.runs import LoadedRun
 
 
@@ -28,36 +32,40 @@ def convert(cfg: DictConfig, folder: Path) -> int:
     Raises:
         UserError: no usable run, or gates that the other layout cannot express.
     """
-    from safetensors.torch import save
-
     from neural_rdm.cli import build
     from neural_rdm.cli.runs import load_run
     from neural_rdm.diffusion.scheduler_config import scheduler_config
+    from neural_rdm.surgery.adapter import adapter_of
     from neural_rdm.surgery.export import constructor, to_diffusers, to_official
 
     run = load_run(Path(cfg.run), cfg.weights, "cpu")
     print(f"exporting {run.checkpoint} (step {run.step}, {run.weights} weights)", flush=True)
     if cfg.to == "diffusers":
-        to_diffusers(run.net).save_pretrained(folder)
+        network: Any = to_diffusers(run.net)  # diffusers does not declare its methods
+        network.save_pretrained(folder)
         paths = [folder / "config.json", folder / "diffusion_pytorch_model.safetensors"]
-        if hasattr(run.net, "class_embedder"):
-            # LDM's class embedder: rows [classes, context_dim], one of them is the context that the network reads
-            table = save({"embedding.weight": run.net.class_embedder.embedding.weight.contiguous()})
-            paths.append(folder / "class_embedder.safetensors")
-            write_atomically(paths[-1], lambda file: file.write(table))
+        for name, state in adapter_of(run.net).beside().items():
+            paths.append(folder / f"{name}.safetensors")
+            _save(paths[-1], state)
     else:
-        content = save({name: tensor.contiguous() for name, tensor in to_official(run.net).items()})
         paths = [folder / "weights.safetensors", folder / "config.json"]
-        write_atomically(paths[0], lambda file: file.write(content))
+        _save(paths[0], to_official(run.net))
         write_text(paths[1], json.dumps(constructor(run.net), indent=2) + "\n")
     sampler = build.build(run.config.sampler, "sampler")
-    scheduler = scheduler_config(run.process, sampler, bool(getattr(run.net, "learn_sigma", False)))
+    scheduler = scheduler_config(run.process, sampler, run.net.learn_sigma)
     for name, facts in (("scheduler_config", scheduler), ("export", described(run, sampler, cfg.to))):
         paths.append(folder / f"{name}.json")
         write_text(paths[-1], json.dumps(facts, indent=2) + "\n")
     print("wrote:")
     print_paths(paths)
     return 0
+
+
+def _save(path: Path, state: Mapping[str, Tensor]) -> None:
+    from safetensors.torch import save
+
+    content = save({name: tensor.contiguous() for name, tensor in state.items()})
+    write_atomically(path, lambda file: file.write(content))
 
 
 def described(run: LoadedRun, sampler: Any, to: str) -> dict[str, Any]:
@@ -67,9 +75,10 @@ def described(run: LoadedRun, sampler: Any, to: str) -> dict[str, Any]:
     scaling_factor` of the first stage's z, both under diffusers' names.
     """
     from neural_rdm.diffusion.process import Flow
+    from neural_rdm.surgery.adapter import adapter_of
 
     stage, net = run.config.first_stage, run.net
-    learned, flow = bool(getattr(net, "learn_sigma", False)), isinstance(run.process, Flow)
+    learned, flow = net.learn_sigma, isinstance(run.process, Flow)
     notes = []
     if learned:
         notes.append("the network's output has twice the channels: the prediction, then the learned variance")
@@ -78,9 +87,9 @@ def described(run: LoadedRun, sampler: Any, to: str) -> dict[str, Any]:
             "the network is told t = num_train_timesteps * sigma and predicts noise - data; for the run's own steps "
             "call set_timesteps(sigmas=[1 - i / steps for i in range(steps)]) of FlowMatchEulerDiscreteScheduler"
         )
-    if to == "diffusers" and hasattr(net, "class_embedder"):
-        notes.append("row y of class_embedder.safetensors, [B, 1, D], is the encoder_hidden_states of class y")
-    if getattr(net, "null_class", None) is not None:
+    if to == "diffusers":
+        notes += adapter_of(net).notes()
+    if net.null_class is not None:
         notes.append(f"class {net.null_class} is no class: the unconditional half of guidance")
     latents = {
         "scaling_factor": stage.get("scale"),

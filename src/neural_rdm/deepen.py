@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from neural_rdm.cli.app import main, print_paths
 from neural_rdm.cli.runs import newest, read_config
@@ -25,7 +25,12 @@ from neural_rdm.core.provenance import check_checkpoint, config_hash, read_prove
 if TYPE_CHECKING:
     from torch import nn
 
+    from neural_rdm.backbones.contract import Backbone
     from neural_rdm.surgery.grow import Growth
+
+
+#: of outputs of about 1 in float32; an exact growth moves them by nothing at all
+LARGEST_ROUNDING = 1e-4
 
 
 def run_of(checkpoint: str) -> Path:
@@ -60,6 +65,7 @@ def deepen(cfg: DictConfig, folder: Path) -> int:
     import torch
 
     from neural_rdm.cli import build
+    from neural_rdm.surgery.adapter import adapter_of
     from neural_rdm.surgery.grow import depth_of, grown, grown_state, plan
     from neural_rdm.training.checkpoints import newest_readable, path_of, sick, split_network
     from neural_rdm.training.ema import KEY
@@ -83,6 +89,10 @@ def deepen(cfg: DictConfig, folder: Path) -> int:
         growth = plan(net, cfg.depth, cfg.placement, cfg.operator)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    depth = f"backbone.{adapter_of(net).depth}"
+    if OmegaConf.select(config, depth) is None:
+        raise ConfigError(f"{type(net).__name__} cannot be grown: its adapter says that {depth} counts its blocks, and "
+                          "there is no such key")  # fmt: skip
     deep = grown(net, growth)
     for (_, old), (name, new) in zip(_matched(net, deep, growth), deep.named_parameters(), strict=True):
         assert name
@@ -100,13 +110,18 @@ def deepen(cfg: DictConfig, folder: Path) -> int:
         averaged = grown(net, growth)
         averaged.load_state_dict(averaged.state_dict() | grown_averages)
         moved["ema"] = difference(net, averaged)
+    if cfg.operator == "identity" and max(moved.values()) > LARGEST_ROUNDING:
+        raise ConfigError(
+            f"{type(net).__name__} cannot be grown: its output moved by {max(moved.values()):.3g}, since its adapter "
+            "does not state all that makes a new block the identity (start)"
+        )
     optimizer = build.build(config.optimizer, "optimizer")
     content["optimizer_states"] = [
         grown_optimizer(state, optimizer.names(net), optimizer.names(deep), growth)
         for state in content["optimizer_states"]
     ]
 
-    config.backbone.depth = cfg.depth
+    OmegaConf.update(config, depth, cfg.depth)
     if cfg.max_steps is not None:
         config.trainer.max_steps = cfg.max_steps
     content[KEY_OF_CONFIG] = config_hash(config)
@@ -154,7 +169,7 @@ def _matched(net: nn.Module, deep: nn.Module, growth: Growth) -> list[tuple[str,
     return [(name, old[name]) for name, _ in sources.values()]
 
 
-def difference(net: nn.Module, deep: nn.Module) -> float:
+def difference(net: Backbone, deep: Backbone) -> float:
     """The largest difference of both networks' outputs for two random inputs."""
     import torch
 
@@ -167,8 +182,7 @@ def difference(net: nn.Module, deep: nn.Module) -> float:
     if net.num_classes:
         condition["y"] = torch.tensor([0, net.num_classes - 1])
     if net.context_dim is not None:
-        tokens = getattr(net, "num_clip_token", 77)
-        condition["context"] = normal(0, "deepen text", [0, 1], (tokens, net.context_dim))
+        condition["context"] = normal(0, "deepen text", [0, 1], (net.context_length or 77, net.context_dim))
     with torch.no_grad():
         return (net(x, t, **condition) - deep(x, t, **condition)).abs().max().item()
 

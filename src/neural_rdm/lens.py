@@ -34,6 +34,7 @@ def lens(cfg: DictConfig, folder: Path) -> int:
     Raises:
         UserError: no usable run, or no data of it on this machine.
     """
+    from neural_rdm.backbones.contract import has_units
     from neural_rdm.cli import build
     from neural_rdm.cli.runs import load_run
     from neural_rdm.core.progress import progress_bar
@@ -41,6 +42,7 @@ def lens(cfg: DictConfig, folder: Path) -> int:
     from neural_rdm.residual import units
 
     run = load_run(Path(cfg.run), cfg.weights, cfg.accelerator, cfg.get("data"))
+    has_units(run.net, "looked into (lens)")
     run.data.setup()
     module = build.module(run.config, run.data.space, begins=False, net=run.net).to(run.device).eval()
     batches = _batches(run, cfg.samples, cfg.batch_size)

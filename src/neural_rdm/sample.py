@@ -61,7 +61,7 @@ def sample(cfg: DictConfig, folder: Path) -> int:
     if run.text is None and cfg.prompts is not None:
         raise ConfigError(f"prompts={list(cfg.prompts)}: this network reads no text; leave prompts out")
     check_kinds(folder, cfg.files, len(input_shape(run)) == 4, run.pixels, cfg.fps)  # type: ignore[arg-type]
-    classes = getattr(run.net, "num_classes", 0)
+    classes = run.net.num_classes
     if run.text is not None:
         shown: Sequence[int | str] | None = choose_prompts(run, cfg.prompts, cfg.count)
     else:

@@ -20,8 +20,10 @@ from neural_rdm.core.ranks import is_first_rank
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
+    from torch import nn
 
     from neural_rdm.data.base import DataModule
+    from neural_rdm.latents.first_stage import Autoencoder
     from neural_rdm.training.measuring import Report
     from neural_rdm.training.module import NeuralRDM
 
@@ -47,6 +49,7 @@ def train(cfg: DictConfig, folder: Path) -> int:
     from neural_rdm.core.records import truncate
     from neural_rdm.data.described import check_same, described
     from neural_rdm.data.prompts import tell_too_long
+    from neural_rdm.latents.first_stage import Autoencoder
     from neural_rdm.training.checkpoints import newest_readable
     from neural_rdm.training.launching import watched
     from neural_rdm.training.sampling import input_shape
@@ -70,7 +73,7 @@ def train(cfg: DictConfig, folder: Path) -> int:
         else:
             write_provenance(folder, data=found)
     module = build.module(cfg, data.space, begins=checkpoint is None)
-    classes = getattr(module.net, "num_classes", 0)  # 0: an unconditional network takes any data
+    classes = module.net.num_classes  # 0: an unconditional network takes any data
     if classes and data.num_classes and classes != data.num_classes:
         raise ConfigError(
             f"the data have {data.num_classes} classes but backbone.num_classes={module.net.num_classes}; "
@@ -89,8 +92,8 @@ def train(cfg: DictConfig, folder: Path) -> int:
         if len(shape) != 4:
             raise ConfigError("data.image_frames needs a network of clips (backbone=latte, num_frames above 1)")
         shape = (shape[0] + images, *shape[1:])
-    if module.encode and module.first_stage.scale is None:
-        _measure_scale(module, data, cfg, folder)
+    if module.encode and isinstance(module.first_stage, Autoencoder) and module.first_stage.scale is None:
+        _measure_scale(module.first_stage, data, cfg, folder)
     if not module.encode and data.sample_shape != shape:
         raise ConfigError(
             f"the data are {list(data.sample_shape)} but the network takes {list(shape)}; "
@@ -130,9 +133,10 @@ def _fit_and_report(
     from neural_rdm.training import parallel
     from neural_rdm.training.evaluation import finish
     from neural_rdm.training.guards import StopOnSignal
+    from neural_rdm.training.held import callbacks_of
 
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    stop = next(c for c in trainer.callbacks if isinstance(c, StopOnSignal))
+    (stop,) = callbacks_of(trainer, StopOnSignal)
     if stop.received and trainer.global_step < cfg.trainer.max_steps:
         if is_first_rank():
             print(f"stopped by {stop.signal.name} after step {trainer.global_step}, which is saved.")
@@ -157,7 +161,7 @@ def _fit_and_report(
     return 0
 
 
-def _measure_scale(module: NeuralRDM, data: DataModule, cfg: DictConfig, folder: Path) -> None:
+def _measure_scale(first_stage: Autoencoder, data: DataModule, cfg: DictConfig, folder: Path) -> None:
     """Measure the scale of the latents on the first training batch, the same on every rank, and write it down: from now
     on it is a number of this run's configuration.
     """
@@ -166,14 +170,14 @@ def _measure_scale(module: NeuralRDM, data: DataModule, cfg: DictConfig, folder:
     from neural_rdm.latents.first_stage import measured_scale
 
     x, positions = data.first_batch(most=64)
-    scale = measured_scale(module.first_stage, x, module.seed, positions)
-    module.first_stage.scale = cfg.first_stage.scale = scale
+    scale = measured_scale(first_stage, x, cfg.seed, positions)
+    first_stage.scale = cfg.first_stage.scale = scale
     if is_first_rank():
         print(f"first_stage.scale={scale:.6g}, measured on {len(x)} training samples", flush=True)
         write_config(folder, lasting(cfg))
 
 
-def _announce(cfg: DictConfig, net: object, samples: int, folder: Path, checkpoint: Path | None, step: int) -> None:
+def _announce(cfg: DictConfig, net: nn.Module, samples: int, folder: Path, checkpoint: Path | None, step: int) -> None:
     if not is_first_rank():
         return
     from neural_rdm.cli import build

@@ -175,7 +175,7 @@ def test_published_sizes_by_name() -> None:
     assert (net.hidden_size, len(net.blocks), net.patch_size, net.in_channels) == (768, 12, 4, 3)
     assert type(net.blocks[0].attn_unit) is RULES["skip"]
     for wrong in ("DiT-M/2", "DiT-S/3", "DiT-S", "S2", ""):
-        with pytest.raises(ValueError, match="S,B,L,XL"):
+        with pytest.raises(ValueError, match="is not one of DiT-S/2, DiT-S/4"):
             DiT.named(wrong)
 
 

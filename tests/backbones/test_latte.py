@@ -211,5 +211,5 @@ def test_wrong_inputs_are_refused() -> None:
         network()(x[:, :2], t, y)
     with pytest.raises(ValueError, match="without labels"):
         network()(x, t)
-    with pytest.raises(ValueError, match="is not Latte-"):
+    with pytest.raises(ValueError, match="is not one of Latte-S"):
         Latte.named("DiT-S/2")

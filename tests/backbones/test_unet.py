@@ -119,7 +119,7 @@ def test_the_class_is_the_one_token_of_the_context() -> None:
     assert torch.equal(out, net.net(X, T, encoder_hidden_states=token).sample)
     with pytest.raises(ValueError, match="called without labels"):
         net(X, T)
-    with pytest.raises(ValueError, match="called with a context"):
+    with pytest.raises(ValueError, match="called with a text, context"):
         net(X, T, y=torch.tensor([0, 1]), context=torch.randn(2, 1, 24))
 
 

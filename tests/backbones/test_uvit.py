@@ -153,7 +153,7 @@ def test_classes_of_the_data_and_rows_of_the_table() -> None:
     assert UViT(**{**TINY, "num_classes": -1}).num_classes == 0
     text = UViT(**TEXT)
     x, t, _, context = inputs(text)
-    with pytest.raises(ValueError, match="num_clip_token=6 was given texts of 4 tokens"):
+    with pytest.raises(ValueError, match="UViT reads texts of 6 tokens, and was given 4"):
         text(x, t, None, context[:, :4])
 
 

@@ -144,7 +144,7 @@ def test_a_u_vit_grows_in_pairs_that_one_skip_joins(placement: str, ins: list[tu
 def test_a_u_vit_without_blocks_in_pairs_cannot_grow_but_a_fresh_one_can() -> None:
     fresh = UViT(**UVIT)
     assert torch.equal(grow(fresh, 6)(*inputs(fresh)[:3]), fresh(*inputs(fresh)[:3]))
-    with pytest.raises(ValueError, match="UViT grows in pairs"):
+    with pytest.raises(ValueError, match="UViT grows by 2 blocks"):
         grow(fresh, 7)
     for operator in ("stack", "halved"):
         with pytest.raises(ValueError, match="mix a skip into their stream"):
@@ -203,11 +203,11 @@ def test_networks_that_cannot_grow_say_why() -> None:
         grow(DiT(**TINY), 8)
     with pytest.raises(ValueError, match="all zero"):
         grow(DiT(**TINY, adaln="single"), 8)
-    with pytest.raises(ValueError, match="grows in pairs"):
+    with pytest.raises(ValueError, match="Latte grows by 2 blocks"):
         grow(network("latte"), 7)
     with pytest.raises(ValueError, match="gated and rezero only"):
         grow(network("dit", "skip"), 8, operator="halved")
-    with pytest.raises(ValueError, match="Linear cannot grow"):
+    with pytest.raises(ValueError, match="Linear cannot be grown: it states no growth"):
         grow(torch.nn.Linear(2, 2), 8)
 
 

@@ -262,7 +262,7 @@ def test_the_clip_score_pairs_every_image_with_its_own_text(real: Tensor, tmp_pa
     assert wanted != pytest.approx(clip_score(*model(images, ["0"] * 8)), rel=1e-3)
     assert "CLIP score: tiny_clip" in protocol
     with pytest.raises(ConfigError, match="reads none"):
-        report.check(SimpleNamespace(sample_shape=(1, 8, 8)), SimpleNamespace(), pixels=True)  # type: ignore[arg-type]
+        report.check(SimpleNamespace(sample_shape=(1, 8, 8)), SimpleNamespace(context_dim=None), pixels=True)  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match="cannot load a CLIP model"):
         CLIP(str(tmp_path))
     (folder / "model.safetensors").write_bytes(b"no weights")

@@ -6,14 +6,16 @@ one `Unit` each, so any of the paper's five rules applies and a state dict is th
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from neural_rdm.backbones import constraints
+from neural_rdm.backbones.contract import Backbone, LastLayers
 from neural_rdm.backbones.layers import (
     MLP,
+    Blocks,
     CrossAttention,
     FinalLayer,
     Kernel,
@@ -25,14 +27,14 @@ from neural_rdm.backbones.layers import (
     Shift,
     Style,
     TimestepEmbedder,
-    check_given,
+    linear_layers,
     modulate,
     repeated,
     sincos_2d,
     unpatchify,
 )
 from neural_rdm.core.arguments import Count, Fraction, Natural, Positive, checked
-from neural_rdm.residual import Plan, Residual, Stream, Unit
+from neural_rdm.residual import Plan, Residual, Stream
 
 #: hidden_size, depth and num_heads of the published sizes; the patch size (2, 4, 8) is the second half of their names
 DIT_SIZES: dict[str, dict[str, int]] = {
@@ -57,6 +59,9 @@ class DiTBlock(nn.Module):
         context_dim: width of the text's tokens, or None.
         shared: the network makes the modulation of all blocks, and each only shifts it (adaLN-single).
     """
+
+    #: the units whose branch it multiplies by a gate of its own
+    own_gates = ("attn_unit", "mlp_unit")
 
     def __init__(
         self,
@@ -105,9 +110,14 @@ class DiTBlock(nn.Module):
             z = self.cross_unit(z, lambda h: self.cross_attn(self.cross_norm(h), *text), None, e)
         return self.mlp_unit(z, lambda h: self.mlp(modulate(self.mlp_norm(h), shift_m, scale_m)), gate_m, e)
 
-    def last_layers(self) -> list[tuple[Unit, nn.Linear]]:
+    @property
+    def adaLN_bias(self) -> Tensor:
+        """What the modulation is at a condition of zero [6 * D]: shift, scale, gate of attention, then of the MLP."""
+        return self.adaLN_modulation.get_parameter("1.bias")
+
+    def last_layers(self) -> LastLayers:
         """Every unit, in run order, with the last affine layer of its branch."""
-        pairs = [(self.attn_unit, self.attn.proj), (self.mlp_unit, self.mlp.fc2)]
+        pairs: LastLayers = [(self.attn_unit, self.attn.proj), (self.mlp_unit, self.mlp.fc2)]
         if hasattr(self, "cross_unit"):
             pairs.insert(1, (self.cross_unit, self.cross_attn.proj))
         return pairs
@@ -118,17 +128,15 @@ class DiTBlock(nn.Module):
 
         Cross-attention has no adaLN gate: there the last projection starts at zero, unless the rule does.
         """
-        last = self.adaLN_modulation[1]
-        if isinstance(last, nn.Linear):
-            nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        last.bias.view(6, -1)[[2, 5]] = torch.full_like(last.bias.view(6, -1)[[2, 5]], self.gate_init)
+        for parameter in self.adaLN_modulation.parameters():
+            nn.init.zeros_(parameter)
+        self.adaLN_bias.view(6, -1)[[2, 5]] = self.gate_init
         if hasattr(self, "cross_unit") and not self.closed:
             nn.init.zeros_(self.cross_attn.proj.weight)
 
 
 @checked(constraints.heads_divide, constraints.position_table, constraints.patches_fit, constraints.rope_turns)
-class DiT(nn.Module):
+class DiT(Backbone):
     """Diffusion transformer for square images or latents.
 
     Args:
@@ -153,6 +161,10 @@ class DiT(nn.Module):
     Raises:
         ValueError: sizes that do not divide, an unknown rule or option, two zero factors in series.
     """
+
+    blocks: Blocks[DiTBlock]
+    sizes = DIT_SIZES
+    patches = (2, 4, 8)
 
     def __init__(
         self,
@@ -181,7 +193,8 @@ class DiT(nn.Module):
         super().__init__()
         residual = Residual.of(residual)
         self.input_size, self.patch_size, self.in_channels = input_size, patch_size, in_channels
-        self.hidden_size, self.num_heads, self.mlp_ratio = hidden_size, num_heads, mlp_ratio
+        self.input_shape = in_channels, input_size, input_size
+        self.hidden_size, self.depth, self.num_heads, self.mlp_ratio = hidden_size, depth, num_heads, mlp_ratio
         self.out_channels = in_channels * 2 if learn_sigma else in_channels
         self.num_classes, self.class_dropout_prob, self.learn_sigma = num_classes, class_dropout_prob, learn_sigma
         self.context_dim = context_dim
@@ -204,96 +217,47 @@ class DiT(nn.Module):
     def _units(self, depth: int) -> int:
         return depth * (2 if self.context_dim is None else 3)
 
-    def _blocks(self, depth: int, plan: Plan) -> nn.ModuleList:
-        return nn.ModuleList(self._block(plan, i, (self.side, self.side), self.context_dim) for i in range(depth))
+    def _blocks(self, depth: int, plan: Plan) -> Blocks[DiTBlock]:
+        return Blocks(self._block(plan, i, (self.side, self.side), self.context_dim) for i in range(depth))
 
     def _block(self, plan: Plan, number: int, grid: tuple[int, ...], context_dim: int | None) -> DiTBlock:
         sizes = self.hidden_size, self.num_heads, self.mlp_ratio
         return DiTBlock(*sizes, plan, number, self.gate_init, grid, context_dim, self.style, self.shared)
 
-    @classmethod
-    def named(cls, name: str, **arguments: Any) -> DiT:
-        """A published size by its name, e.g. `DiT.named("DiT-XL/2", input_size=32)`.
-
-        Raises:
-            ValueError: no such size.
-        """
-        size, _, patch = name.removeprefix(f"{cls.__name__}-").partition("/")
-        if size not in DIT_SIZES or patch not in ("2", "4", "8"):
-            raise ValueError(f"{name!r} is not {cls.__name__}-{{{','.join(DIT_SIZES)}}}/{{2,4,8}}")
-        return cls(patch_size=int(patch), **DIT_SIZES[size], **arguments)
-
-    @property
-    def null_class(self) -> int | None:
-        """The label that stands for "no class" in guidance, or None where the network has none."""
-        return self.num_classes if self.num_classes > 0 and self.class_dropout_prob > 0 else None
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """(C, H, W) of one sample."""
-        return self.in_channels, self.input_size, self.input_size
-
     def initialize_weights(self) -> None:
         """The official initialisation: Xavier linears, N(0, 0.02) embedders, zeros where the output must start at 0."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        for layer in linear_layers(self):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
         if self.style.positions == "sincos":
             with torch.no_grad():
                 self.pos_embed.copy_(sincos_2d(self.hidden_size, self.side)[None])
         projection = self.x_embedder.proj
         nn.init.xavier_uniform_(projection.weight.view(projection.weight.shape[0], -1))
+        assert projection.bias is not None
         nn.init.zeros_(projection.bias)
         if self.num_classes > 0:
             nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
-        nn.init.normal_(self.t_embedder.mlp[0].weight, std=0.02)
-        nn.init.normal_(self.t_embedder.mlp[2].weight, std=0.02)
+        for layer in linear_layers(self.t_embedder):
+            nn.init.normal_(layer.weight, std=0.02)
         if isinstance(self.registers, Registers):
             nn.init.normal_(self.registers.tokens, std=0.02)
-        if self.shared:
-            nn.init.zeros_(self.modulation.weight)
+        for layer in linear_layers(self.modulation):
+            nn.init.zeros_(layer.weight)
         for block in self.blocks:
             block.reset_branches()
-        for linear in (self.final_layer.adaLN_modulation[1], self.final_layer.linear):
-            nn.init.zeros_(linear.weight)
-            nn.init.zeros_(linear.bias)
+        for parameter in self.final_layer.parameters():  # its norm has none
+            nn.init.zeros_(parameter)
 
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        y: Tensor | None = None,
-        context: Tensor | None = None,
-        context_mask: Tensor | None = None,
-    ) -> Tensor:
-        """Predict the noise (and, with `learn_sigma`, the variance's interpolation) of a noisy batch.
-
-        Args:
-            x: [B, in_channels, input_size, input_size].
-            t: timesteps [B], 0 to 999.
-            y: class labels [B], 0 to num_classes (the null class); None for a network without labels.
-            context: a text's tokens [B, L, context_dim]; None for a network without a text.
-            context_mask: bool [B, L], True for its tokens and False for padding; None where there is no padding.
-
-        Returns:
-            [B, out_channels, input_size, input_size].
-        """
-        self._refuse(y, context)
+    def predict(self, x: Tensor, t: Tensor, y: Tensor | None, context: Tensor | None, mask: Tensor | None) -> Tensor:
+        """[B, in_channels, input_size, input_size] -> [B, out_channels, input_size, input_size]."""
         z = self.registers(self.x_embedder(x) + self.pos_embed)
         e = self.t_embedder(t)
         c = nn.functional.silu(e if y is None else e + self.y_embedder(y))
-        modulation, text = self.modulation(c), None if context is None else (context, context_mask)
+        modulation, text = self.modulation(c), None if context is None else (context, mask)
         stream = self.stack.open(z)
         for block in self.blocks:
             stream = block(stream, modulation, e, text)
         z = self.stack.close(stream)[:, self.style.register_tokens :]
         return unpatchify(self.final_layer(z, c), self.patch_size, self.out_channels)
-
-    def _refuse(self, y: Tensor | None, context: Tensor | None) -> None:
-        """Refuse a condition that this network does not take, and the lack of one that it does."""
-        name = type(self).__name__
-        check_given(f"{name} with num_classes={self.num_classes}", "labels y", y, self.num_classes > 0)
-        text = f"{name} with context_dim={self.context_dim}"
-        check_given(text, "a text, context", context, self.context_dim is not None)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from neural_rdm.backbones import constraints
-from neural_rdm.backbones.dit import DiT
-from neural_rdm.backbones.layers import MLP, Kernel, Norm, Positions, repeated, sincos_1d, unpatchify
+from neural_rdm.backbones.dit import DiT, DiTBlock
+from neural_rdm.backbones.layers import MLP, Blocks, Kernel, Norm, Positions, repeated, sincos_1d, unpatchify
 from neural_rdm.core.arguments import Count, Fraction, Natural, Positive, checked
 from neural_rdm.residual import Plan, Residual
 
@@ -92,12 +92,14 @@ class Latte(DiT):
             register_tokens=register_tokens,
             attention=attention,
         )
+        if num_frames > 1:
+            self.input_shape = num_frames, *self.input_shape
 
     def _units(self, depth: int) -> int:
         return super()._units(depth // 2) + (2 * (depth // 2) if self.num_frames > 1 else 0)
 
-    def _blocks(self, depth: int, plan: Plan) -> nn.ModuleList:
-        blocks = nn.ModuleList()
+    def _blocks(self, depth: int, plan: Plan) -> Blocks[DiTBlock]:
+        blocks: Blocks[DiTBlock] = Blocks()
         for i in range(depth):
             if i % 2 == 0:
                 blocks.add_module(str(i), self._block(plan, i, (self.side, self.side), self.context_dim))
@@ -106,16 +108,10 @@ class Latte(DiT):
         if self.num_frames > 1:
             self.temp_embed = nn.Parameter(torch.zeros(1, self.num_frames, self.hidden_size), requires_grad=False)
         if self.extras == 78:
-            self.context_dim = CLIP_DIM
+            self.context_dim, self.context_length = CLIP_DIM, CLIP_TOKENS
             project = nn.Linear(CLIP_TOKENS * CLIP_DIM, self.hidden_size)
             self.text_embedding_projection = nn.Sequential(nn.SiLU(), project)
         return blocks
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """(F, C, H, W) of one clip, or (C, H, W) of one image."""
-        image = super().input_shape
-        return image if self.num_frames == 1 else (self.num_frames, *image)
 
     def initialize_weights(self) -> None:
         """DiT's, and the fixed table of the frames."""
@@ -125,28 +121,14 @@ class Latte(DiT):
                 table = sincos_1d(self.hidden_size, np.arange(self.num_frames, dtype=np.float64))
                 self.temp_embed.copy_(torch.from_numpy(table)[None])
 
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        y: Tensor | None = None,
-        context: Tensor | None = None,
-        context_mask: Tensor | None = None,
-    ) -> Tensor:
-        """Predict the noise (and, with `learn_sigma`, the variance's interpolation) of noisy clips.
+    def predict(self, x: Tensor, t: Tensor, y: Tensor | None, context: Tensor | None, mask: Tensor | None) -> Tensor:
+        """Clips [B, F, in_channels, input_size, input_size], or images [B, C, H, W] where num_frames = 1 -> the same
+        shape, with out_channels.
 
-        Args:
-            x: [B, F, in_channels, input_size, input_size]; images [B, C, H, W] where num_frames = 1. In joint training
-                I independent images follow the frames of each clip, [B, F + I, ...]: the temporal blocks pass them by.
-            t: timesteps [B], 0 to 999.
-            y: class labels [B], or [B, 1 + I]: the clip's, then each image's; None without `extras="class"`.
-            context: a text's tokens [B, L, context_dim]; for `extras="text"` [B, 77, 768].
-            context_mask: bool [B, L], True for tokens, False for padding; not used by `extras="text"`.
-
-        Returns:
-            x's shape, with out_channels.
+        In joint training I independent images follow the frames of each clip, [B, F + I, ...], which the temporal
+        blocks pass by; labels are then [B, 1 + I]: the clip's, then each image's. The text of `extras="text"` is [B,
+        77, 768] and has no mask.
         """
-        self._refuse(y, context)
         batch, frames = len(x), 1 if x.ndim == 4 else x.shape[1]
         if frames < self.num_frames or (frames > 1 and self.num_frames == 1):
             raise ValueError(f"Latte with num_frames={self.num_frames} was called with clips of {frames} frames")
@@ -155,7 +137,7 @@ class Latte(DiT):
         c = self._condition(e, y, context)  # [B, D], or [B, 1 + I, D]
         clip, each = (c, c) if c.ndim == 2 else (c[:, 0], self._each_frame(c, frames).flatten(0, 1))
         modulation, temporal = self.modulation(each), self.modulation(clip)
-        text = None if context is None or self.extras == 78 else (context, context_mask)
+        text = None if context is None or self.extras == 78 else (context, mask)
 
         stack, stream, places = self.stack, self.stack.open(z), z.shape[1]
         for name, block in self.blocks.named_children():

@@ -8,19 +8,21 @@ otherwise; its default is DiT.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from timm.layers import Attention, Mlp, PatchEmbed, SwiGLU
+from timm.layers import Attention, GELUTanh, Mlp, PatchEmbed, SwiGLU
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from neural_rdm.core.arguments import Natural, checked
 
 __all__ = [
+    "Blocks",
     "CrossAttention",
     "FinalLayer",
     "LabelEmbedder",
@@ -29,23 +31,36 @@ __all__ = [
     "Shift",
     "Style",
     "TimestepEmbedder",
-    "check_given",
+    "frequencies",
+    "linear_layers",
     "modulate",
     "repeated",
     "sincos_1d",
     "sincos_2d",
     "unpatchify",
+    "waves",
 ]
 
 
-def check_given(network: str, what: str, given: Tensor | None, takes: bool) -> None:
-    """Refuse a condition that a network does not take, and the lack of one that it does.
+Block = TypeVar("Block", bound=nn.Module)
 
-    Raises:
-        ValueError: `NETWORK was called with` (or without) `WHAT`.
-    """
-    if (given is not None) != takes:
-        raise ValueError(f"{network} was called {'without' if given is None else 'with'} {what}")
+
+class Blocks(nn.ModuleList, Generic[Block]):
+    """A list of blocks of one kind, in run order."""
+
+    def __iter__(self) -> Iterator[Block]:
+        children: Iterator[Any] = super().__iter__()
+        return children
+
+    def named_children(self) -> Iterator[tuple[str, Block]]:
+        """(name, block): the names are numbers, with gaps where a network leaves blocks out."""
+        children: Iterator[Any] = super().named_children()
+        return children
+
+
+def linear_layers(module: nn.Module) -> Iterator[nn.Linear]:
+    """Every linear layer of a module, itself included."""
+    return (layer for layer in module.modules() if isinstance(layer, nn.Linear))
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -94,9 +109,9 @@ class Style:
         kind = nn.LayerNorm if self.norm == "layer" else nn.RMSNorm
         return kind(dim, elementwise_affine=False, eps=1e-6)
 
-    def attention_layer(self, dim: int, num_heads: int, grid: tuple[int, ...]) -> nn.Module:
+    def attention_layer(self, dim: int, num_heads: int, grid: tuple[int, ...]) -> Attention:
         """Self-attention over the tokens of a `grid` ((side, side) or (frames,)) behind the register tokens."""
-        kind: type[nn.Module] = Attention if self.positions == "sincos" else RotaryAttention
+        kind: type[Attention] = Attention if self.positions == "sincos" else RotaryAttention
         if self.attention != "auto":
             kind = type(f"{kind.__name__}_{self.attention}", (_Pinned, kind), {"backend": _BACKENDS[self.attention]})
         options: dict[str, Any] = {"qkv_bias": True}
@@ -106,11 +121,11 @@ class Style:
             options |= {"grid": grid, "unturned": self.register_tokens if len(grid) == 2 else 0}
         return kind(dim, num_heads=num_heads, **options)
 
-    def mlp_layer(self, dim: int, hidden: int) -> nn.Module:
+    def mlp_layer(self, dim: int, hidden: int) -> Mlp | SwiGLU:
         """The MLP; its last layer is called fc2 in either form."""
         if self.mlp == "swiglu":
             return SwiGLU(dim, int(hidden * 2 / 3), align_to=8)
-        return Mlp(dim, hidden, act_layer=lambda: nn.GELU(approximate="tanh"))
+        return Mlp(dim, hidden, act_layer=GELUTanh)
 
 
 _BACKENDS = {
@@ -143,6 +158,9 @@ class RotaryAttention(Attention):
     Raises:
         ValueError: the channels of a head do not split into pairs for each axis.
     """
+
+    cos: Tensor
+    sin: Tensor
 
     def __init__(self, dim: int, num_heads: int, grid: tuple[int, ...], unturned: int = 0, **options: Any) -> None:
         super().__init__(dim, num_heads=num_heads, **options)
@@ -218,24 +236,35 @@ class Shift(nn.Module):
         return x + self.bias
 
 
-class TimestepEmbedder(nn.Module):
-    """Timesteps [B] -> embedding [B, D]: cosines and sines of geometric frequencies, then a two-layer MLP.
+def frequencies(dim: int, device: torch.device | None = None) -> Tensor:
+    """The geometric frequencies of a timestep's embedding of width `dim`, from 1 down: float32 [dim / 2].
 
-    The frequency exponent divides by `half` (diffusers' `downscale_freq_shift=0`), as in the official DiT.
+    Their exponent divides by `dim / 2` (diffusers' `downscale_freq_shift=0`), as in the official DiT, ADM and U-ViT.
     """
+    half = dim // 2
+    return torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=device) / half)
 
-    def __init__(self, hidden_size: int, frequency_embedding_size: int = 256, max_period: float = 10000.0) -> None:
+
+def waves(t: Tensor, frequencies: Tensor) -> Tensor:
+    """Timesteps [B], whole or not -> [B, 2 * len(frequencies)]: cosines, then sines."""
+    angles = t[:, None].float() * frequencies[None]
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class TimestepEmbedder(nn.Module):
+    """Timesteps [B] -> embedding [B, D]: cosines and sines, then a two-layer MLP."""
+
+    frequencies: Tensor
+
+    def __init__(self, hidden_size: int, frequency_embedding_size: int = 256) -> None:
         super().__init__()
         self.mlp = nn.Sequential(
             nn.Linear(frequency_embedding_size, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
         )
-        half = frequency_embedding_size // 2
-        frequencies = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32) / half)
-        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.register_buffer("frequencies", frequencies(frequency_embedding_size), persistent=False)
 
     def forward(self, t: Tensor) -> Tensor:
-        angles = t[:, None].float() * self.frequencies[None]
-        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.mlp[0].weight.dtype))
+        return self.mlp(waves(t, self.frequencies).to(next(self.mlp.parameters()).dtype))
 
 
 class LabelEmbedder(nn.Module):

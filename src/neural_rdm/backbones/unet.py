@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from neural_rdm.backbones import constraints
-from neural_rdm.backbones.layers import check_given
+from neural_rdm.backbones.contract import Backbone
 from neural_rdm.core.arguments import Count, Fraction, checked
 from neural_rdm.residual import Residual, Unit
 from neural_rdm.residual.gating import gate
@@ -47,7 +47,7 @@ UNETS: dict[str, dict[str, Any]] = {
 
 
 @checked(constraints.levels_fit, constraints.one_condition)
-class UNet(nn.Module):
+class UNet(Backbone):
     """U-Net for square images or latents.
 
     Args:
@@ -79,10 +79,12 @@ class UNet(nn.Module):
         ValueError: sizes that do not fit, options that the two networks do not have together.
     """
 
-    #: joined by long skips: Neural-RDM-U
+    #: a UNet2DConditionModel or a UNet2DModel with gates; diffusers does not declare what they hold
+    net: Any
     u_shaped = True
     #: its blocks are diffusers', which hand on one tensor and no timestep embedding
     of_diffusers = True
+    sizes = UNETS
 
     def __init__(
         self,
@@ -126,10 +128,12 @@ class UNet(nn.Module):
         else:
             plain = _unconditional(common, attends, widths, num_heads, num_head_channels, resblock_updown)
         self.net = gate(plain, residual, plain=False)
+        self.class_embedder: ClassEmbedder | None = None
         if num_context_classes is not None:
             assert context_dim is not None
             self.class_embedder = ClassEmbedder(num_context_classes + null, context_dim)
         self.image_size, self.in_channels, self.out_channels = image_size, in_channels, out_channels
+        self.input_shape = in_channels, image_size, image_size
         self.num_classes = num_classes or num_context_classes or 0
         self.class_dropout_prob, self.learn_sigma = class_dropout_prob, out_channels == 2 * in_channels
         #: of a context from outside
@@ -138,32 +142,10 @@ class UNet(nn.Module):
         self.use_new_attention_order = use_new_attention_order
         self.initialize_weights()
 
-    @classmethod
-    def named(cls, name: str, **arguments: Any) -> UNet:
-        """A published network by its name, one of `UNETS`; further arguments replace its own.
-
-        Raises:
-            ValueError: no such network.
-        """
-        if name not in UNETS:
-            raise ValueError(f"{name!r} is not one of {', '.join(UNETS)}")
-        return cls(**{**UNETS[name], **arguments})
-
-    @property
-    def null_class(self) -> int | None:
-        """The label that stands for "no class" in guidance, or None where the network has none."""
-        return self.num_classes if self.num_classes > 0 and self.class_dropout_prob > 0 else None
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """(C, H, W) of one sample."""
-        return self.in_channels, self.image_size, self.image_size
-
     @property
     def blocks(self) -> list[nn.Module]:
         """What is compiled and sharded as one: the levels on the way down, the middle, the levels on the way up."""
-        net: Any = self.net
-        return [*net.down_blocks, net.mid_block, *net.up_blocks]
+        return [*self.net.down_blocks, self.net.mid_block, *self.net.up_blocks]
 
     def unit_order(self) -> Iterator[tuple[str, Unit]]:
         """(name, unit) in run order: down, middle, up; outer units before the ones inside them."""
@@ -182,39 +164,19 @@ class UNet(nn.Module):
                 if isinstance(block, GatedBasicTransformerBlock):
                     continue
                 for _, last in block.last_layers():
-                    nn.init.zeros_(last.weight)
-                    nn.init.zeros_(last.bias)
+                    for parameter in last.parameters():
+                        nn.init.zeros_(parameter)
         nn.init.zeros_(self.net.conv_out.weight)
         nn.init.zeros_(self.net.conv_out.bias)
 
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        y: Tensor | None = None,
-        context: Tensor | None = None,
-        context_mask: Tensor | None = None,
-    ) -> Tensor:
-        """Predict the noise (and, with a learned variance, its interpolation) of a noisy batch.
-
-        Args:
-            x: [B, in_channels, image_size, image_size].
-            t: timesteps [B], 0 to 999.
-            y: class labels [B], 0 to num_classes (the null class); None for a network without labels.
-            context: tokens [B, L, context_dim]; None for a network without, or whose class is its context.
-            context_mask: bool [B, L], True for its tokens and False for padding; None where there is no padding.
-
-        Returns:
-            [B, out_channels, image_size, image_size].
-        """
-        check_given(f"UNet with {self.num_classes} classes", "labels y", y, self.num_classes > 0)
-        check_given(f"UNet with context_dim={self.context_dim}", "a context", context, self.context_dim is not None)
-        if hasattr(self, "class_embedder"):
+    def predict(self, x: Tensor, t: Tensor, y: Tensor | None, context: Tensor | None, mask: Tensor | None) -> Tensor:
+        """[B, in_channels, image_size, image_size] -> [B, out_channels, image_size, image_size]."""
+        if self.class_embedder is not None:
             context, y = self.class_embedder(y), None
         if context is None:
             return self.net(x, t, class_labels=y, return_dict=False)[0]
         return self.net(
-            x, t, encoder_hidden_states=context, encoder_attention_mask=context_mask, class_labels=y, return_dict=False
+            x, t, encoder_hidden_states=context, encoder_attention_mask=mask, class_labels=y, return_dict=False
         )[0]
 
 
@@ -241,7 +203,7 @@ def _conditional(
     from diffusers import UNet2DConditionModel
 
     heads = tuple(num_heads if num_heads is not None else width // (num_head_channels or 1) for width in widths)
-    return UNet2DConditionModel(
+    net: Any = UNet2DConditionModel(
         **common,
         down_block_types=tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attends),
         up_block_types=tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
@@ -249,6 +211,7 @@ def _conditional(
         transformer_layers_per_block=transformer_depth,
         cross_attention_dim=context_dim,
     )
+    return net
 
 
 def _unconditional(
@@ -267,7 +230,7 @@ def _unconditional(
             "knows only num_head_channels there (it cannot be ADM's 128 x 128 model)"
         )
     kind = "Resnet{}sampleBlock2D" if resblock_updown else "{}Block2D"
-    return UNet2DModel(
+    net: Any = UNet2DModel(
         **common,
         down_block_types=tuple("AttnDownBlock2D" if a else kind.format("Down") for a in attends),
         up_block_types=tuple("AttnUpBlock2D" if a else kind.format("Up") for a in reversed(attends)),
@@ -276,3 +239,4 @@ def _unconditional(
         downsample_type="resnet" if resblock_updown else "conv",
         upsample_type="resnet" if resblock_updown else "conv",
     )
+    return net

@@ -8,17 +8,17 @@ that the read-in and the read-out branch carry their own gates (theory, section 
 
 from __future__ import annotations
 
-import math
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from timm.layers import Attention, Mlp
 from torch import Tensor, nn
 
 from neural_rdm.backbones import constraints
-from neural_rdm.backbones.layers import PatchEmbed, check_given, unpatchify
+from neural_rdm.backbones.contract import Backbone, LastLayers
+from neural_rdm.backbones.layers import Blocks, PatchEmbed, frequencies, linear_layers, unpatchify, waves
 from neural_rdm.core.arguments import Count, Fraction, Positive, at_least, checked
-from neural_rdm.residual import Plan, Residual, Stream, Unit
+from neural_rdm.residual import Plan, Residual, Stream
 
 #: embed_dim, depth and num_heads of the published sizes; the patch size (2, 4) is the second half of their names
 UVIT_SIZES: dict[str, dict[str, int]] = {
@@ -28,14 +28,6 @@ UVIT_SIZES: dict[str, dict[str, int]] = {
     "L": {"embed_dim": 1024, "depth": 20, "num_heads": 16},
     "H": {"embed_dim": 1152, "depth": 28, "num_heads": 16},
 }
-
-
-def timestep_embedding(t: Tensor, dim: int) -> Tensor:
-    """Timesteps [B], whole or not -> float32 [B, dim]: cosines, then sines, of dim / 2 geometric frequencies."""
-    half = dim // 2
-    frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
-    angles = t[:, None].float() * frequencies[None]
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
 class UViTBlock(nn.Module):
@@ -63,13 +55,13 @@ class UViTBlock(nn.Module):
         z = self.attn_unit(z, lambda h: self.attn(self.norm1(h)), None, e)
         return self.mlp_unit(z, lambda h: self.mlp(self.norm2(h)), None, e)
 
-    def last_layers(self) -> list[tuple[Unit, nn.Module]]:
+    def last_layers(self) -> LastLayers:
         """Every unit, in run order, with the last affine layer of its branch."""
         return [(self.attn_unit, self.attn.proj), (self.mlp_unit, self.mlp.fc2)]
 
 
 @checked(constraints.tokens_fit, constraints.pairs_of_blocks, constraints.one_text, constraints.null_row)
-class UViT(nn.Module):
+class UViT(Backbone):
     """U-ViT for square images or latents: unconditional, with class labels, or with a text (`clip_dim`).
 
     Args:
@@ -96,9 +88,9 @@ class UViT(nn.Module):
         ValueError: sizes that do not divide, labels together with a text, an unknown rule.
     """
 
-    #: joined by long skips: Neural-RDM-U
     u_shaped = True
-    learn_sigma = False
+    sizes = UVIT_SIZES
+    patches = (2, 4)
 
     def __init__(
         self,
@@ -123,10 +115,11 @@ class UViT(nn.Module):
         super().__init__()
         residual = Residual.of(residual)
         self.img_size, self.patch_size, self.in_chans, self.out_channels = img_size, patch_size, in_chans, in_chans
+        self.input_shape = in_chans, img_size, img_size
         self.embed_dim, self.depth, self.num_heads, self.mlp_ratio = embed_dim, depth, num_heads, mlp_ratio
         self.class_dropout_prob = class_dropout_prob
         self.num_classes = max(num_classes, 0) - (num_classes > 0 and class_dropout_prob > 0)
-        self.context_dim, self.num_clip_token = clip_dim, num_clip_token
+        self.context_dim, self.context_length = clip_dim, num_clip_token
         self.residual = residual
         if skip and (reason := residual.unit_class.no_reopening):
             raise ValueError(f"residual={residual.rule!r} cannot be had in a U-ViT with long skips: {reason}")
@@ -152,36 +145,13 @@ class UViT(nn.Module):
             return UViTBlock(embed_dim, num_heads, mlp_ratio, qkv_bias, skip, plan, number)
 
         self.stack = plan.stack
-        self.in_blocks = nn.ModuleList(block(i) for i in range(half))
+        self.in_blocks: Blocks[UViTBlock] = Blocks(block(i) for i in range(half))
         self.mid_block = block(half)
-        self.out_blocks = nn.ModuleList(block(half + 1 + i, skip) for i in range(half))
+        self.out_blocks: Blocks[UViTBlock] = Blocks(block(half + 1 + i, skip) for i in range(half))
         self.norm = nn.LayerNorm(embed_dim)
         self.decoder_pred = nn.Linear(embed_dim, patch_size**2 * in_chans)
         self.final_layer = nn.Conv2d(in_chans, in_chans, 3, padding=1) if conv else nn.Identity()
         self.initialize_weights()
-
-    @classmethod
-    def named(cls, name: str, **arguments: Any) -> UViT:
-        """A published size by its name, e.g. `UViT.named("UViT-H/2", img_size=32, in_chans=4, num_classes=1001,
-        conv=False)`.
-
-        Raises:
-            ValueError: no such size.
-        """
-        size, _, patch = name.removeprefix("UViT-").partition("/")
-        if size not in UVIT_SIZES or patch not in ("2", "4"):
-            raise ValueError(f"{name!r} is not UViT-{{{','.join(UVIT_SIZES)}}}/{{2,4}}")
-        return cls(patch_size=int(patch), **UVIT_SIZES[size], **arguments)
-
-    @property
-    def null_class(self) -> int | None:
-        """The label that stands for "no class" in guidance, or None where the network has none."""
-        return self.num_classes if self.num_classes > 0 and self.class_dropout_prob > 0 else None
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """(C, H, W) of one sample."""
-        return self.in_chans, self.img_size, self.img_size
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -191,39 +161,18 @@ class UViT(nn.Module):
     def initialize_weights(self) -> None:
         """The official initialisation: position table and linear layers truncated N(0, 0.02), biases 0."""
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        for layer in linear_layers(self):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        y: Tensor | None = None,
-        context: Tensor | None = None,
-        context_mask: Tensor | None = None,
-    ) -> Tensor:
-        """Predict the noise of a noisy batch.
+    def predict(self, x: Tensor, t: Tensor, y: Tensor | None, context: Tensor | None, mask: Tensor | None) -> Tensor:
+        """[B, in_chans, img_size, img_size] -> the same.
 
-        Args:
-            x: [B, in_chans, img_size, img_size].
-            t: timesteps [B], 0 to 999, whole or not.
-            y: class labels [B], 0 to num_classes (the null class); None for a network without labels.
-            context: a text's tokens [B, num_clip_token, clip_dim]; None for a network without a text.
-            context_mask: which of them are no padding; accepted as other networks do, and not used: the official
-                network knows no mask and attends to padding like to any other token. It was trained on the encoder's
-                states there (`TextEncoder`, keep_padding=True).
-
-        Returns:
-            [B, in_chans, img_size, img_size].
-
-        Raises:
-            ValueError: a condition that this network does not take, or the lack of one that it does.
+        The mask is not used: the official network knows none and attends to padding like to any other token. It was
+        trained on the encoder's states there (`TextEncoder`, keep_padding=True).
         """
-        self._refuse(y, context)
-        e = self.time_embed(timestep_embedding(t, self.embed_dim).to(self.pos_embed.dtype))
+        e = self.time_embed(waves(t, frequencies(self.embed_dim, t.device)).to(self.pos_embed.dtype))
         tokens = [e[:, None], self.patch_embed(x)]
         if y is not None:
             tokens.insert(0, self.label_emb(y)[:, None])
@@ -240,12 +189,3 @@ class UViT(nn.Module):
             stream = block(stream, e)
         patches = self.decoder_pred(self.norm(self.stack.close(stream)))[:, self.extras :]
         return self.final_layer(unpatchify(patches, self.patch_size, self.in_chans))
-
-    def _refuse(self, y: Tensor | None, context: Tensor | None) -> None:
-        check_given(f"UViT with {self.num_classes} classes", "labels y", y, self.num_classes > 0)
-        text = f"UViT with clip_dim={self.context_dim}"
-        check_given(text, "a text, context", context, self.context_dim is not None)
-        if context is not None and context.shape[1] != self.num_clip_token:
-            raise ValueError(
-                f"UViT with num_clip_token={self.num_clip_token} was given texts of {context.shape[1]} tokens"
-            )

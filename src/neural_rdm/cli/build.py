@@ -16,8 +16,8 @@ from hydra.utils import get_class, instantiate
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
+from neural_rdm.backbones.contract import Backbone
 from neural_rdm.config.resume import lasting
 from neural_rdm.core.errors import ConfigError, UserError
 from neural_rdm.core.provenance import config_hash
@@ -60,10 +60,20 @@ def build(node: DictConfig, key: str, **extra: Any) -> Any:
         raise ConfigError(f"configuration group {key}: {str(cause).splitlines()[0]}") from error
 
 
-def network(cfg: DictConfig) -> nn.Module:
-    """The backbone under its residual rule, freshly initialised from the run's seed."""
+def network(cfg: DictConfig) -> Backbone:
+    """The backbone under its residual rule, freshly initialised from the run's seed.
+
+    Raises:
+        ConfigError: its class refuses the values, or is no backbone.
+    """
     torch.manual_seed(cfg.seed)
-    return build(cfg.backbone, "backbone", residual=residual(cfg.residual))
+    net = build(cfg.backbone, "backbone", residual=residual(cfg.residual))
+    if not isinstance(net, Backbone):
+        raise ConfigError(
+            f"backbone._target_={cfg.backbone._target_} is no backbone: a network of one's own is a subclass of "
+            "neural_rdm.backbones.contract.Backbone"
+        )
+    return net
 
 
 def residual(node: DictConfig) -> Residual:
@@ -126,7 +136,7 @@ def data(cfg: DictConfig, held: Mapping[str, Any] | None = None) -> DataModule:
     return module
 
 
-def module(cfg: DictConfig, space: str, begins: bool = True, net: nn.Module | None = None) -> NeuralRDM:
+def module(cfg: DictConfig, space: str, begins: bool = True, net: Backbone | None = None) -> NeuralRDM:
     """The LightningModule.
 
     Args:

@@ -24,8 +24,9 @@ from neural_rdm.core.provenance import check_checkpoint, check_config, read_prov
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor, nn
+    from torch import Tensor
 
+    from neural_rdm.backbones.contract import Backbone
     from neural_rdm.conditioning.text import TextEncoder
     from neural_rdm.data.base import DataModule
     from neural_rdm.diffusion.process import DDPM, Flow
@@ -152,7 +153,7 @@ class LoadedRun:
     checkpoint: Path
     step: int
     weights: str
-    net: nn.Module
+    net: Backbone
     process: DDPM | Flow
     data: DataModule
     text: TextEncoder | None
@@ -187,15 +188,13 @@ class LoadedRun:
         """
         from neural_rdm.diffusion.samplers import sample
         from neural_rdm.training.module import null_condition
-        from neural_rdm.training.sampling import input_shape
 
-        shape = input_shape(self)  # type: ignore[arg-type]  # it reads `.net` alone
         try:
             return sample(
                 self.net,
                 self.process,
                 sampler,
-                shape,
+                self.net.input_shape,
                 positions,
                 seed,
                 condition,

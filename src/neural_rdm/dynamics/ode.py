@@ -100,16 +100,16 @@ def gated_stack(schedule: Schedule, times: Tensor, score: Score, dim: int, granu
     """The stack whose gates come from a schedule: one Euler step of the PF-ODE a unit. See `GatedStack`."""
     stack = GatedStack(times, score, dim, granularity)
     for unit, t, dt in zip(stack.units, times, times.diff(), strict=False):
-        unit.alpha.fill_(-0.5 * schedule.g2(t) * dt)
-        unit.beta.fill_(schedule.f(t) * dt)
+        unit.get_parameter("alpha").fill_(-0.5 * schedule.g2(t) * dt)
+        unit.get_parameter("beta").fill_(schedule.f(t) * dt)
     return stack
 
 
 def schedule_of(stack: GatedStack) -> tuple[Tensor, Tensor]:
     """f and g^2 at times[:-1], as the stack's gates have them, each [N, gates]."""
     dt = stack.times.diff().unsqueeze(1)
-    alpha = torch.stack([unit.alpha.detach() for unit in stack.units])
-    beta = torch.stack([unit.beta.detach() for unit in stack.units])
+    alpha = torch.stack([unit.get_parameter("alpha").detach() for unit in stack.units])
+    beta = torch.stack([unit.get_parameter("beta").detach() for unit in stack.units])
     return beta / dt, -2 * alpha / dt
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from diffusers.models.attention import BasicTransformerBlock
@@ -167,7 +167,8 @@ class GatedTransformer2DModel(Transformer2DModel):
 
     def slots(self) -> Slots:
         """The units of this block and their sizes, in run order."""
-        return [("unit", (int(self.in_channels), int(self.in_channels), 1, None, "outer"))]
+        assert self.in_channels is not None
+        return [("unit", (self.in_channels, self.in_channels, 1, None, "outer"))]
 
     def last_layers(self) -> LastLayers:
         """Every unit with the last affine layer of its branch."""
@@ -180,7 +181,8 @@ _CLASSES: dict[type[nn.Module], type[nn.Module]] = {
     Transformer2DModel: GatedTransformer2DModel,
     Attention: GatedAttention,
 }
-GATED = tuple(_CLASSES.values())
+GATED = (GatedResnetBlock2D, GatedBasicTransformerBlock, GatedTransformer2DModel, GatedAttention)
+GatedBlock: TypeAlias = GatedResnetBlock2D | GatedBasicTransformerBlock | GatedTransformer2DModel | GatedAttention
 
 
 def gated_class(module: nn.Module) -> type[nn.Module] | None:
@@ -232,7 +234,7 @@ def unswap(module: nn.Module) -> None:
 # -- run order
 
 
-def gated_blocks(module: nn.Module, name: str = "", outer: str = "") -> Iterator[tuple[str, str, nn.Module]]:
+def gated_blocks(module: nn.Module, name: str = "", outer: str = "") -> Iterator[tuple[str, str, GatedBlock]]:
     """(module name, name of the unit that holds it or "", block) of every gated block, in run order.
 
     A U-Net registers its up blocks before its middle one, and all convolution blocks of a level before its attentions.
@@ -301,7 +303,7 @@ class Gated:
         super().save_pretrained(save_directory, **{"variant": VARIANT} | options)  # type: ignore[misc]
 
 
-def swap_model(model: nn.Module, residual: Residual, units: list[str] | None) -> None:
+def swap_model(model: Any, residual: Residual, units: list[str] | None) -> None:
     """Make a model of diffusers a gated one of its own class, and let its configuration say so."""
     plain = type(model)
     model.__class__ = type(f"Gated{plain.__name__}", (Gated, plain), {"__doc__": plain.__doc__})
@@ -311,9 +313,10 @@ def swap_model(model: nn.Module, residual: Residual, units: list[str] | None) ->
 def unswap_model(model: nn.Module) -> None:
     """Make a gated model one of diffusers' own class again."""
     assert isinstance(model, Gated)
-    config = {k: v for k, v in model._internal_dict.items() if k not in ("residual", "gated_units")}
-    model.__class__ = type(model).__mro__[2]
-    model._internal_dict = type(model._internal_dict)(config)
+    gated: Any = model  # diffusers does not declare its attributes
+    config = {k: v for k, v in gated._internal_dict.items() if k not in ("residual", "gated_units")}
+    gated.__class__ = type(gated).__mro__[2]
+    gated._internal_dict = type(gated._internal_dict)(config)
 
 
 def load_gated(folder: str | Path) -> nn.Module:

@@ -8,14 +8,13 @@ still does and beta cannot.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from neural_rdm.backbones.dit import DiT
 from neural_rdm.core.errors import ConfigError
-from neural_rdm.residual import Residual, Stack, Unit, units
+from neural_rdm.residual import Residual, Stack, Unit
+from neural_rdm.surgery.adapter import adapter_of, last_layers
 
 
 @torch.no_grad()
@@ -35,26 +34,23 @@ def fold(model: nn.Module) -> nn.Module:
     """
     if not any(isinstance(module, Unit) for module in model.modules()):
         raise ValueError(f"this {type(model).__name__} has no residual units; there is nothing to fold")
-    changes = [(last, *_folded(unit, name, _gated_behind(block, unit))) for name, block, unit, last in _pairs(model)]
+    behind = _gated_behind(model)
+    changes = []
+    for name, unit, last in last_layers(model):
+        if last is None:
+            raise ConfigError(f"{name} cannot fold: its block does not state the last layer of its branch")
+        changes.append((last, *_folded(unit, name, unit in behind)))
     plain = copy.deepcopy(model)
-    # the same layers of the copy, by their order in the network
-    twins = dict(zip(model.modules(), plain.modules(), strict=True))
     for last, scale, shift in changes:
-        _apply(twins[last], scale, shift)
+        _apply(plain.get_submodule(last), scale, shift)
     return _stripped(plain)
 
 
-def _pairs(model: nn.Module) -> Iterator[tuple[str, nn.Module, Unit, nn.Module]]:
-    """(unit's name, its block, unit, last affine layer of its branch) of every unit of a network."""
-    names = {unit: name for name, unit in units(model)}
-    for block in model.modules():
-        if hasattr(block, "last_layers"):
-            yield from ((names[unit], block, unit, last) for unit, last in block.last_layers())
-
-
-def _gated_behind(block: nn.Module, unit: Unit) -> bool:
-    """Whether the block multiplies the branch by an adaLN gate of its own, behind its last layer."""
-    return hasattr(block, "adaLN_modulation") and unit is not getattr(block, "cross_unit", None)
+def _gated_behind(model: nn.Module) -> set[nn.Module]:
+    """The units whose branch their block multiplies by a gate of its own, behind its last layer: a block names them in
+    `own_gates`.
+    """
+    return {getattr(block, unit) for block in model.modules() for unit in getattr(block, "own_gates", ())}
 
 
 def _folded(unit: Unit, name: str, gated_behind: bool) -> tuple[Tensor | None, Tensor | None]:
@@ -74,7 +70,7 @@ def _folded(unit: Unit, name: str, gated_behind: bool) -> tuple[Tensor | None, T
 
 def _apply(last: nn.Module, scale: Tensor | None, shift: Tensor | None) -> None:
     """Fold into weight and bias of an affine layer, in float64."""
-    weight, bias = last.weight, last.bias
+    weight, bias = last.get_parameter("weight"), last._parameters["bias"]
     if scale is not None:
         scale = scale.double().reshape(-1)
         weight.copy_((weight.double() * scale.view(-1, *[1] * (weight.ndim - 1))).to(weight))
@@ -85,10 +81,9 @@ def _apply(last: nn.Module, scale: Tensor | None, shift: Tensor | None) -> None:
         last.bias = nn.Parameter((added if bias is None else bias.double() + added).to(weight))
 
 
-def _stripped(plain: nn.Module) -> nn.Module:
+def _stripped(model: nn.Module) -> nn.Module:
     """Without its gates: plain units in our networks, diffusers' own classes in its."""
-    inner = getattr(plain, "net", None)
-    plain = inner if isinstance(inner, nn.Module) else plain  # a UNet holds diffusers' network
+    plain = adapter_of(model).plain()
     residual = Residual("resnet")
     for module in list(plain.modules()):
         if hasattr(module, "slots"):
@@ -105,9 +100,4 @@ def _stripped(plain: nn.Module) -> nn.Module:
         from neural_rdm.residual.diffusers_blocks import unswap_model
 
         unswap_model(plain)
-    elif hasattr(plain, "residual"):
-        vars(plain).update(residual=residual)
-        for module in plain.modules():
-            if isinstance(module, DiT):
-                module.gate_init = 0.0
     return plain

@@ -11,15 +11,16 @@ import copy
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from neural_rdm.backbones.dit import DiT
-from neural_rdm.backbones.latte import Latte
-from neural_rdm.backbones.uvit import UViT
-from neural_rdm.residual import gate_names, units
+from neural_rdm.backbones.contract import blocks_of, has_units
+from neural_rdm.residual import Residual, Unit, gate_names, units
+from neural_rdm.surgery.adapter import Adapter, adapter_of, last_layers
 
+Model = TypeVar("Model", bound=nn.Module)
 PLACEMENTS = ("interleave", "append", "prepend", "middle")
 #: `identity` leaves the output as it is; the others are what the literature does, and move it
 OPERATORS = ("identity", "duplicate", "stack", "halved")
@@ -68,14 +69,20 @@ class Growth:
 
 
 def depth_of(model: nn.Module) -> int:
-    """What the network's argument `depth` counts: its blocks, the middle one of a U-ViT left out."""
-    return len(model.blocks) - isinstance(model, UViT)
+    """What the network's argument `depth` counts: the blocks that grow, and not the middle one of a U-ViT."""
+    return sum(len(_list(model, name)) for name in adapter_of(model).lists)
+
+
+def _list(model: nn.Module, name: str) -> nn.ModuleList:
+    blocks = getattr(model, name, None)
+    assert isinstance(blocks, nn.ModuleList), f"{type(model).__name__}.{name} is no list of blocks"
+    return blocks
 
 
 def plan(model: nn.Module, depth: int, placement: str = "interleave", operator: str = "identity") -> Growth:
     """Decide where new blocks go: a DiT grows by blocks, a Latte by pairs of a spatial and a temporal one, a U-ViT by
     pairs of a block on the way in and its twin on the way out, placed in the order of the way in (`append` puts them
-    next to the middle block, `prepend` outermost).
+    next to the middle block, `prepend` outermost); any other network as its adapter says.
 
     Args:
         depth: blocks of the grown network.
@@ -87,42 +94,25 @@ def plan(model: nn.Module, depth: int, placement: str = "interleave", operator: 
     Raises:
         ValueError: a network that cannot grow, saying why; a depth, placement or operator that does not fit.
     """
-    if placement not in PLACEMENTS or operator not in OPERATORS:
-        key, value, choices = (
-            ("placement", placement, PLACEMENTS) if placement not in PLACEMENTS else ("operator", operator, OPERATORS)
-        )
-        raise ValueError(f"{key}={value} is not one of {', '.join(choices)}")
-    if not isinstance(model, (DiT, UViT)):
-        reason = "its blocks change width and join long skips, so none fits anywhere else"
-        raise ValueError(f"a {type(model).__name__} cannot grow: {reason}; DiT, Latte and UViT can")
-    if isinstance(model, Latte) and model.num_frames == 1:
-        raise ValueError(
-            "an image Latte (num_frames=1) keeps the numbers of its spatial blocks; grow it as a DiT or as clips"
-        )
-    step = 1 if type(model) is DiT else 2
-    old = depth_of(model)
+    for key, value, choices in (("placement", placement, PLACEMENTS), ("operator", operator, OPERATORS)):
+        if value not in choices:
+            raise ValueError(f"{key}={value} is not one of {', '.join(choices)}")
+    adapter, name = adapter_of(model), type(model).__name__
+    if (reason := adapter.no_growth(placement, operator)) is not None:
+        raise ValueError(f"{name} cannot be grown: {reason}")
+    step, old = adapter.step * len(adapter.lists), depth_of(model)
     if depth <= old or (depth - old) % step:
-        advice = f"more than {old}" + (f" and even: {type(model).__name__} grows in pairs" if step == 2 else "")
-        raise ValueError(f"depth={depth}: the network has {old} blocks; give {advice}")
-    if model.residual.unit_class.no_growth is not None:
-        why = model.residual.unit_class.no_growth
-        raise ValueError(f"a network under the rule {model.residual.rule!r} cannot grow: {why}")
-    if operator == "halved" and not model.residual.unit_class.scales_branch:
+        more = f"more than {old}" + (f", by a multiple of {step}: {name} grows by {step} blocks" if step > 1 else "")
+        raise ValueError(f"depth={depth}: the network has {old} blocks; give {more}")
+    has_units(model, "grown")
+    rule: Residual | None = getattr(model, "residual", None)
+    if rule is not None and rule.unit_class.no_growth is not None:
+        raise ValueError(f"a network under the rule {rule.rule!r} cannot grow: {rule.unit_class.no_growth}")
+    if operator == "halved" and (rule is None or not rule.unit_class.scales_branch):
         raise ValueError("operator=halved halves alpha, which multiplies the branch under gated and rezero only")
-    if isinstance(model, Latte) and placement == "prepend":
-        raise ValueError(
-            "placement=prepend: a Latte's frames get their table before its first temporal block, which must stay the "
-            "first; use interleave, middle or append"
-        )
-    if isinstance(model, UViT) and operator in ("stack", "halved"):
-        raise ValueError(
-            f"operator={operator}: a U-ViT's out blocks first mix a skip into their stream, so neither half of one nor "
-            "the network behind itself means anything; use identity or duplicate"
-        )
-    if operator in ("identity", "halved") and isinstance(model, DiT):
-        _refuse_dead(model)
+    if operator == "identity":
+        _start(adapter)  # refuses what does not say how a new block becomes the identity
     groups, wanted = old // step, (depth - old) // step
-    origins: list[tuple[int, bool]] = []
     if operator == "stack":
         sequence = [(g, False) for g in range(groups)] + [(g % groups, True) for g in range(wanted)]
     elif placement == "interleave":
@@ -135,15 +125,19 @@ def plan(model: nn.Module, depth: int, placement: str = "interleave", operator: 
         sequence = [(g, False) for g in range(at)]
         sequence += [(g, True) for g in copied]
         sequence += [(g, False) for g in range(at, groups)]
-    if isinstance(model, UViT):  # the twin of block g on the way in is block groups - 1 - g on the way out
-        out = tuple((groups - 1 - group, new) for group, new in reversed(sequence))
-        return Growth({"in_blocks": tuple(sequence), "out_blocks": out}, operator)
-    for group, new in sequence:
-        origins += [(group * step + k, new) for k in range(step)]
-    return Growth({"blocks": tuple(origins)}, operator)
+    origins = {adapter.lists[0]: _each(sequence, adapter.step)}
+    if len(adapter.lists) == 2:  # the twin of group g on the way in is group groups - 1 - g on the way out
+        twins = [(groups - 1 - group, new) for group, new in reversed(sequence)]
+        origins[adapter.lists[1]] = _each(twins, adapter.step)
+    return Growth(origins, operator)
 
 
-def grow(model: nn.Module, depth: int, placement: str = "interleave", operator: str = "identity") -> nn.Module:
+def _each(groups: list[tuple[int, bool]], step: int) -> tuple[tuple[int, bool], ...]:
+    """The blocks of the groups, each of `step` blocks."""
+    return tuple((group * step + k, new) for group, new in groups for k in range(step))
+
+
+def grow(model: Model, depth: int, placement: str = "interleave", operator: str = "identity") -> Model:
     """A copy of `model` with `depth` blocks; with `operator="identity"` its output is the same to the last bit.
 
     See `plan` for the arguments and what is refused.
@@ -152,16 +146,16 @@ def grow(model: nn.Module, depth: int, placement: str = "interleave", operator: 
 
 
 @torch.no_grad()
-def grown(model: nn.Module, growth: Growth) -> nn.Module:
+def grown(model: Model, growth: Growth) -> Model:
     """A copy of `model` with the blocks of `growth`."""
-    result = copy.deepcopy(model)
+    result, adapter = copy.deepcopy(model), adapter_of(model)
     for name, origins in growth.origins.items():
-        blocks = list(getattr(model, name))
-        setattr(result, name, nn.ModuleList(copy.deepcopy(blocks[old]) for old, _ in origins))
-    if isinstance(result, UViT):
-        result.depth = sum(map(len, growth.origins.values()))
-    for block, module in enumerate(result.blocks):
-        for unit, _ in module.last_layers():
+        blocks = _list(model, name)
+        setattr(result, name, type(blocks)(copy.deepcopy(blocks[old]) for old, _ in origins))
+    if hasattr(result, adapter.depth):
+        setattr(result, adapter.depth, depth_of(result))
+    for block, module in enumerate(blocks_of(result, "grown")):
+        for unit in _units_of(module).values():
             unit.place = replace(unit.place, block=block)
     found = [unit for _, unit in units(result)]
     for index, unit in enumerate(found):
@@ -176,7 +170,7 @@ def grown_state(model: nn.Module, growth: Growth, state: Mapping[str, Tensor]) -
     Args:
         model: the network before it grows: its rule and its layers, not its values.
     """
-    start = _start(model) if growth.operator == "identity" else {}
+    start = _start(adapter_of(model)) if growth.operator == "identity" else {}
     gates = gate_names(model)
     result = {name: value for name, value in state.items() if growth.place(name) is None}
     for blocks, origins in growth.origins.items():
@@ -197,35 +191,29 @@ def grown_state(model: nn.Module, growth: Growth, state: Mapping[str, Tensor]) -
     return result
 
 
-def _start(model: nn.Module) -> dict[str, Tensor]:
-    """Values, by their names inside a block, that make a new one the identity: its units, and a U-ViT's `skip_linear`,
-    which reads the stream and not the skip, [I, 0].
+def _start(adapter: Adapter[nn.Module]) -> dict[str, Tensor]:
+    """Values, by their names inside a block, that make a new one the identity: its units' and what the adapter adds.
+
+    Raises:
+        ConfigError: the network states no blocks.
+        ValueError: a block does not state the last layer of a branch that has to be zero.
     """
-    start: dict[str, Tensor | float] = {}
-    if isinstance(model, UViT):
-        eye = torch.eye(model.embed_dim)
-        start |= {"skip_linear.weight": torch.cat([eye, torch.zeros_like(eye)], dim=1), "skip_linear.bias": 0.0}
-    for block in model.blocks:
-        names = {module: name for name, module in block.named_modules()}
-        for unit, last in block.last_layers():
+    start = adapter.start()
+    for block in blocks_of(adapter.model, "grown"):
+        last = {unit: layer for _, unit, layer in last_layers(block)}
+        for name, unit in _units_of(block).items():
             values = unit.identity_values()
             if values is None:  # a branch that is zero, under a rule that then leaves the stream alone
-                start |= {f"{names[last]}.weight": 0.0, f"{names[last]}.bias": 0.0}
+                if last[unit] is None:
+                    raise ValueError(
+                        f"{type(adapter.model).__name__} cannot be grown: {type(block).__name__} does not state the "
+                        f"last layer of its {name}"
+                    )
+                start |= {f"{last[unit]}.weight": 0.0, f"{last[unit]}.bias": 0.0}
                 values = unit.plain_values()
-            start |= {f"{names[unit]}.{gate}": value for gate, value in values.items()}
+            start |= {f"{name}.{gate}": value for gate, value in values.items()}
     return {name: torch.as_tensor(value) for name, value in start.items()}
 
 
-def _refuse_dead(model: DiT) -> None:
-    """Refuse a network in which a new unit would never receive a gradient: its adaLN gates are all zero still."""
-    for name, block in model.blocks.named_children():
-        last = block.adaLN_modulation[1]
-        rows = last.weight if isinstance(last, nn.Linear) else model.modulation.weight
-        gates = torch.cat(
-            [rows.unflatten(0, (6, -1))[[2, 5]].flatten(), last.bias.unflatten(0, (6, -1))[[2, 5]].flatten()]
-        )
-        if not gates.any():
-            raise ValueError(
-                f"the adaLN gates of block {name} are all zero, as in a network that has not been trained: copies "
-                "would never receive a gradient. Grow a trained network"
-            )
+def _units_of(block: nn.Module) -> dict[str, Unit]:
+    return {name: module for name, module in block.named_modules() if isinstance(module, Unit)}

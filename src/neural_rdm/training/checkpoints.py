@@ -18,6 +18,7 @@ from neural_rdm.core.errors import CheckpointError
 from neural_rdm.core.files import link_atomically, load_tensors, save_tensors
 from neural_rdm.training import parallel
 from neural_rdm.training.guards import FiniteSteps, last_saved
+from neural_rdm.training.held import callbacks_of
 
 log = logging.getLogger(__name__)
 _NAME = re.compile(r"step=(\d+)\.ckpt")
@@ -86,9 +87,8 @@ class Checkpoints(Checkpoint):
         """Save this step unless it is saved already; every rank must call it."""
         if trainer.global_step == self._saved:
             return
-        for callback in trainer.callbacks:
-            if isinstance(callback, FiniteSteps):
-                callback.look(trainer, trainer.lightning_module)  # what it has not told yet must not be saved
+        for guard in callbacks_of(trainer, FiniteSteps):
+            guard.look(trainer, trainer.lightning_module)  # what it has not told yet must not be saved
         self._saved = trainer.global_step
         for logger in trainer.loggers:
             logger.save()

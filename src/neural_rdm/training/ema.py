@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,6 +14,7 @@ from neural_rdm.core.arguments import Fraction, checked
 from neural_rdm.core.errors import CheckpointError
 from neural_rdm.training import constraints, parallel
 from neural_rdm.training.guards import FiniteSteps
+from neural_rdm.training.held import callbacks_of
 from neural_rdm.training.steps import StepCallback
 
 KEY = "ema"  # of the averaged weights in a checkpoint
@@ -43,7 +44,7 @@ class EMA(StepCallback):
         self.others: dict[str, dict[str, Tensor]] = {}
         self._loaded: dict[str, Any] | None = None
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """The first hook after every strategy has restored a checkpoint."""
         super().on_train_start(trainer, pl_module)
         self._prepare(pl_module.net)
@@ -60,11 +61,11 @@ class EMA(StepCallback):
             self._restore(self._loaded)
             self._loaded = None
 
-    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_step_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Update once per optimizer step; one that was left out changes no average, but counts."""
         self.updates += 1
         most = (1 + self.updates) / (10 + self.updates) if self.warmup else 1.0
-        steps = next((c for c in trainer.callbacks if isinstance(c, FiniteSteps)), None)
+        steps = next(iter(callbacks_of(trainer, FiniteSteps)), None)
         kept = 1.0 if steps is None or steps.kept is None else steps.kept
         weights = [parallel.local(weight.detach()).float() for weight in _weights(pl_module.net).values()]
         with torch.no_grad():
@@ -161,19 +162,17 @@ def _fill(averages: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
         if hasattr(average, "device_mesh"):
             from torch.distributed.tensor import distribute_tensor
 
-            value = distribute_tensor(value.to(average.device), average.device_mesh, average.placements)
+            sharded: Any = average
+            value = distribute_tensor(value.to(average.device), sharded.device_mesh, sharded.placements)
         average.copy_(value)
 
 
 @contextmanager
 def averaged(trainer: pl.Trainer, net: nn.Module) -> Iterator[str]:
     """The network under its averaged weights where the run has an EMA; yields "ema" or "raw", whichever it is."""
-    for callback in trainer.callbacks:
-        if isinstance(callback, EMA):
-            with callback.applied(net):
-                yield "ema"
-            return
-    yield "raw"
+    averages = callbacks_of(trainer, EMA)
+    with averages[0].applied(net) if averages else nullcontext():
+        yield "ema" if averages else "raw"
 
 
 def _weights(net: nn.Module) -> dict[str, nn.Parameter]:

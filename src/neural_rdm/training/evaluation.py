@@ -22,6 +22,7 @@ from neural_rdm.reports.figures import attempt
 from neural_rdm.reports.plots import plot_losses
 from neural_rdm.reports.tables import GENERATED
 from neural_rdm.training.ema import averaged
+from neural_rdm.training.held import callbacks_of
 from neural_rdm.training.measuring import Measured, Report, Subject, subject_of
 from neural_rdm.training.module import NeuralRDM, encoded
 from neural_rdm.training.sampling import SampleGrid
@@ -159,6 +160,7 @@ class DigitsVideoReport(DigitsReport):
         assert data.digits.train_set is not None
         clips = DigitsVideo(1, image_size=data.image_size, num_frames=data.num_frames)
         clips.setup()
+        assert clips.val_set is not None
         held_out = [clips.val_set.load(i, i) for i in range(clips.val_size)]
         x, y = torch.stack([c["x"] for c in held_out]), torch.tensor([c["y"] for c in held_out])
         return DigitsVideoEvaluation(data.digits.train_set.x, data.digits.train_set.y, x, y, sync_on_compute=False)
@@ -182,15 +184,13 @@ def finish(
         with averaged(trainer, module.net) as weights:
             subject = subject_of(trainer, module, sampler, weights, progress=True)
             numbers, tables = report.write(subject, folder / "report")
-        grids = [c for c in trainer.callbacks if isinstance(c, SampleGrid)]
-        for grid in grids:
+        for grid in callbacks_of(trainer, SampleGrid):
             paths += grid.save(trainer, module, folder / "samples" / "final.png", progress=False)
         paths += tables
     if not trainer.is_global_zero:
         return numbers, paths
-    for callback in trainer.callbacks:
-        if isinstance(callback, SensitivityLog):
-            paths += callback.finish()
+    for log in callbacks_of(trainer, SensitivityLog):
+        paths += log.finish()
     if (folder / "metrics.csv").is_file():
         paths += [
             *attempt(lambda: plot_losses(folder / "metrics.csv", folder / "report" / "losses.png")),

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from neural_rdm.backbones.contract import Backbone
 from neural_rdm.config.primary import ClipFeatures, ImageFeatures
 from neural_rdm.core.arguments import at_least, checked
 from neural_rdm.core.errors import ConfigError, DataError
@@ -149,7 +150,7 @@ class FeatureReport(Report):
         report.count = count
         return report
 
-    def check(self, data: DataModule, net: nn.Module, pixels: bool) -> None:
+    def check(self, data: DataModule, net: Backbone, pixels: bool) -> None:
         """Refuse samples that these networks cannot see; load the networks and statistics, so that they are there."""
         if not pixels:
             raise ConfigError(
@@ -162,7 +163,7 @@ class FeatureReport(Report):
             raise ConfigError(f"metric.features={self.features} does not take {what}; choose one of {kinds}")
         if clips and data.sample_shape[0] < least:
             raise ConfigError(f"metric.features={self.features} wants at least {least} frames a clip")
-        if self.clip is not None and getattr(net, "context_dim", None) is None:
+        if self.clip is not None and net.context_dim is None:
             raise ConfigError(f"metric.clip={self.clip} compares images with texts, and this network reads none")
         self.evaluations()
 
@@ -245,7 +246,7 @@ class FeatureReport(Report):
             if self.count > len(prompts):
                 words += f", up to {-(-self.count // max(1, len(prompts)))} of each, for there are no more"
             return balanced(prompts, self.count), words
-        classes = getattr(subject.net, "num_classes", 0)
+        classes = subject.net.num_classes
         if classes > 0:
             exact = "" if self.count % classes == 0 else ", the first ones once more"
             return balanced(range(classes), self.count), f"samples, {classes} classes equally often{exact}"

@@ -127,7 +127,7 @@ class FiniteSteps(StepCallback):
         if trainer.global_step % self.every_n_steps == 0 or trainer.global_step == trainer.max_steps:
             self.look(trainer, pl_module)
 
-    def look(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def look(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Wait for the device and tell of the steps that were left out; every rank must call it.
 
         Raises:

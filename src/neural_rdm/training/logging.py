@@ -15,6 +15,7 @@ from torch import Tensor
 from neural_rdm.core.arguments import Count, checked
 from neural_rdm.core.records import StepRecords
 from neural_rdm.training import parallel
+from neural_rdm.training.held import data_of
 from neural_rdm.training.steps import StepCallback
 
 
@@ -44,7 +45,7 @@ class CSVLogger(Logger):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Collect the metrics of `step`; rows of earlier steps go to disk."""
-        if pl.utilities.rank_zero_only.rank != 0:
+        if getattr(pl.utilities.rank_zero_only, "rank", 0) != 0:
             return
         if self._row and self._row["step"] != step:
             self.save()
@@ -99,7 +100,7 @@ class Metrics(StepCallback):
     def _due(self, step: int, trainer: pl.Trainer) -> bool:
         return step % self.every_n_steps == 0 or step == trainer.max_steps
 
-    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
         """Measure the gradient (before clipping) of the steps that are logged."""
         if self._due(trainer.global_step + 1, trainer):
             self.grad_norm = parallel.gradient_norm(pl_module.net)
@@ -163,7 +164,7 @@ class Throughput(pl.Callback):
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds = (time.perf_counter() - self._time) / steps
-        batch = trainer.datamodule.batch_size
+        batch = data_of(trainer).batch_size
         memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
         self._records.append(
             [

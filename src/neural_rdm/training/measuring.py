@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from neural_rdm.backbones.contract import Backbone
 from neural_rdm.data.base import DataModule
 from neural_rdm.diffusion.samplers import Sampler
 from neural_rdm.latents.first_stage import Autoencoder, Identity
 from neural_rdm.reports.tables import write_metrics
+from neural_rdm.training.held import data_of
 from neural_rdm.training.module import NeuralRDM
 from neural_rdm.training.sampling import draw, input_shape
 
@@ -56,7 +58,7 @@ class Subject:
         writes: whether this process writes the report (rank 0).
     """
 
-    net: nn.Module
+    net: Backbone
     text: TextEncoder | None
     data: DataModule
     draws: Draw
@@ -108,7 +110,7 @@ def subject_of(trainer: pl.Trainer, module: NeuralRDM, sampler: Sampler, weights
     return Subject(
         net=module.net,
         text=module.text,
-        data=trainer.datamodule,
+        data=data_of(trainer),
         draws=draws,
         sampler=sampler,
         weights=weights,
@@ -130,7 +132,7 @@ def words(stage: Identity | Autoencoder) -> str:
 class Report:
     """The numbers of a run's samples, in `report/metrics.{md,csv,json}`. Subclasses say which."""
 
-    def check(self, data: DataModule, net: nn.Module, pixels: bool) -> None:
+    def check(self, data: DataModule, net: Backbone, pixels: bool) -> None:
         """Refuse, before training, data or a network whose samples cannot be measured.
 
         Args:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.plugins import MixedPrecision
-from torch import Tensor, nn
+from torch import Tensor
 
+from neural_rdm.backbones.contract import Backbone, blocks_of
 from neural_rdm.conditioning.labels import drop_labels, dropout_mask
 from neural_rdm.core import seeding
 from neural_rdm.data.base import Batch
@@ -28,7 +29,7 @@ class NeuralRDM(pl.LightningModule):
     """Training of a residual diffusion network.
 
     Args:
-        net: `net(x, t, y, context, context_mask) -> prediction`, the last three only where it takes them.
+        net: the network, which says what conditions it (see `Backbone`).
         objective: the diffusion process and its loss.
         optimizer: see `Optimizer`.
         first_stage: encodes pixels, or draws latents of moments; not used where the data are latents.
@@ -40,9 +41,11 @@ class NeuralRDM(pl.LightningModule):
         compile_blocks: compile every block of the network with torch.compile.
     """
 
+    net: Backbone
+
     def __init__(
         self,
-        net: nn.Module,
+        net: Backbone,
         objective: DDPMObjective | FlowObjective,
         optimizer: Optimizer,
         first_stage: Identity | Autoencoder,
@@ -62,7 +65,7 @@ class NeuralRDM(pl.LightningModule):
     def configure_model(self) -> None:
         """Compile and shard the network; Lightning calls this more than once."""
         if self.compile_blocks and not getattr(self, "_compiled", False):
-            for block in self.net.blocks:
+            for block in blocks_of(self.net, "compiled (trainer.compile)"):
                 block.compile()  # in place: keys get no `_orig_mod.` prefix
             self._compiled = True
         parallel.shard(self)
@@ -95,10 +98,10 @@ class NeuralRDM(pl.LightningModule):
 
         Whether a sample loses its condition is drawn once for everything that conditions the network.
         """
-        rate = getattr(self.net, "class_dropout_prob", 0.0) if drop else 0.0
+        rate = self.net.class_dropout_prob if drop else 0.0
         dropped = dropout_mask(self.seed, batch["position"], rate)
         shown: dict[str, Tensor] = {}
-        if getattr(self.net, "num_classes", 0) and "y" in batch:
+        if self.net.num_classes and "y" in batch:
             y, null = batch["y"], self.net.null_class
             shown["y"] = y if null is None else drop_labels(y, dropped.to(y.device, non_blocking=True), null)
         if self.text is not None:
@@ -170,15 +173,14 @@ class NeuralRDMU(NeuralRDM):
 
     def configure_model(self) -> None:
         """Also keep convolutions in the layout that is fastest for them, channels last (FSDP2 shards none in it)."""
-        net: Any = self.net
         if not parallel.shards(self):
-            net.to(memory_format=torch.channels_last)
+            self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         super().configure_model()
 
 
-def module_class(net: nn.Module) -> type[NeuralRDM]:
+def module_class(net: Backbone) -> type[NeuralRDM]:
     """The module for a network: a U-shaped one says so in its attribute `u_shaped`."""
-    return NeuralRDMU if getattr(net, "u_shaped", False) else NeuralRDMF
+    return NeuralRDMU if net.u_shaped else NeuralRDMF
 
 
 def encoded(text: TextEncoder, captions: list[str], device: torch.device | str) -> dict[str, Tensor]:
@@ -187,11 +189,11 @@ def encoded(text: TextEncoder, captions: list[str], device: torch.device | str) 
     return {"context": context.to(device, non_blocking=True), "context_mask": mask.to(device, non_blocking=True)}
 
 
-def null_condition(net: Any, text: TextEncoder | None) -> dict[str, Tensor]:
+def null_condition(net: Backbone, text: TextEncoder | None) -> dict[str, Tensor]:
     """What stands for "no condition" in guidance, one row: the null class, the empty text; empty where the network was
     never trained without its condition.
     """
-    if not getattr(net, "class_dropout_prob", 0.0):
+    if not net.class_dropout_prob:
         return {}
-    nothing = {} if getattr(net, "null_class", None) is None else {"y": torch.tensor([net.null_class])}
+    nothing = {} if net.null_class is None else {"y": torch.tensor([net.null_class])}
     return nothing if text is None else nothing | encoded(text, [""], "cpu")

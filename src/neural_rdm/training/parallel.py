@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 
+from neural_rdm.backbones.contract import blocks_of
 from neural_rdm.core.arguments import Count, Positive, checked
 from neural_rdm.core.errors import ConfigError, UserError
 from neural_rdm.core.extras import install
@@ -36,14 +37,18 @@ def ddp(
     )
 
 
+class FSDP2(ModelParallelStrategy):
+    """Lightning's strategy for networks that shard themselves, which `shard` does."""
+
+    def __init__(self, devices: int, reshard_after_forward: bool) -> None:
+        super().__init__(data_parallel_size=devices, tensor_parallel_size=1, save_distributed_checkpoint=False)
+        self.reshard_after_forward = reshard_after_forward
+
+
 @checked()
 def fsdp2(devices: Count = 1, num_nodes: Count = 1, reshard_after_forward: bool = True) -> Strategy:
     """Fully sharded data parallelism (FSDP2) over all devices; checkpoints stay one ordinary file."""
-    strategy = ModelParallelStrategy(
-        data_parallel_size=devices * num_nodes, tensor_parallel_size=1, save_distributed_checkpoint=False
-    )
-    strategy.reshard_after_forward = reshard_after_forward
-    return strategy
+    return FSDP2(devices * num_nodes, reshard_after_forward)
 
 
 @checked()
@@ -70,9 +75,9 @@ def shards(module: pl.LightningModule) -> bool:
     return _sharding(module) is not None
 
 
-def _sharding(module: pl.LightningModule) -> Any:
+def _sharding(module: pl.LightningModule) -> FSDP2 | None:
     strategy = module.trainer.strategy if module._trainer is not None else None
-    return strategy if isinstance(strategy, ModelParallelStrategy) and strategy.device_mesh is not None else None
+    return strategy if isinstance(strategy, FSDP2) and strategy.device_mesh is not None else None
 
 
 def shard(module: pl.LightningModule) -> None:
@@ -85,8 +90,12 @@ def shard(module: pl.LightningModule) -> None:
     net: Any = module.net
     if isinstance(net, FSDPModule):
         return
-    options = {"mesh": strategy.device_mesh["data_parallel"], "reshard_after_forward": strategy.reshard_after_forward}
-    for block in net.blocks:
+    assert strategy.device_mesh is not None
+    options: Any = {
+        "mesh": strategy.device_mesh["data_parallel"],
+        "reshard_after_forward": strategy.reshard_after_forward,
+    }
+    for block in blocks_of(net, "sharded (strategy=fsdp2)"):
         fully_shard(block, **options)
     fully_shard(net, **options)
 

@@ -13,6 +13,7 @@ from neural_rdm.core.records import StepRecords
 from neural_rdm.diffusion.samplers import Sampler
 from neural_rdm.reports.efficiency import FILE
 from neural_rdm.training.ema import averaged
+from neural_rdm.training.held import data_of
 from neural_rdm.training.measuring import Report, subject_of
 from neural_rdm.training.steps import StepCallback
 
@@ -60,7 +61,7 @@ class EvaluationLog(StepCallback):
         numbers = {name: value for name, value in rows[0].items() if name != "name"}
         if self._records is None:
             self._records = StepRecords(Path(trainer.default_root_dir) / FILE, COLUMNS)
-        data = trainer.datamodule
+        data = data_of(trainer)
         line = {
             "step": step,
             "images": step * data.batch_size,

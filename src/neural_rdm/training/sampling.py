@@ -17,6 +17,7 @@ from neural_rdm.diffusion.guidance import Condition
 from neural_rdm.diffusion.samplers import Sampler, sample
 from neural_rdm.reports.grids import save_grid
 from neural_rdm.training.ema import averaged
+from neural_rdm.training.held import data_of
 from neural_rdm.training.module import NeuralRDM, encoded
 from neural_rdm.training.steps import StepCallback
 
@@ -71,7 +72,7 @@ def draw(
             progress=progress and rank == 0,
         )
     if world > 1 and use is None:
-        parts = module.all_gather(drawn.to(module.device))
+        parts: Any = module.all_gather(drawn.to(module.device))
         drawn = parts.reshape(-1, *shape).cpu()
     return drawn[:count]
 
@@ -119,7 +120,7 @@ class SampleGrid(StepCallback):
         Returns:
             The files, the one to look at first.
         """
-        shown, names = self.rows(module, trainer.datamodule)
+        shown, names = self.rows(module, data_of(trainer))
         condition = {} if shown is None else rows_of(shown, self.per_class, module.text)
         count = self.per_class * (self.max_classes if shown is None else len(shown))
         with averaged(trainer, module.net):
@@ -138,7 +139,7 @@ class SampleGrid(StepCallback):
         if module.text is not None:
             prompts = data.prompts(self.max_classes)
             return prompts, prompts
-        classes = list(range(min(getattr(module.net, "num_classes", 0), self.max_classes)))
+        classes = list(range(min(module.net.num_classes, self.max_classes)))
         return (classes, [_name(data.class_names, c) for c in classes]) if classes else (None, None)
 
     def decode(self, module: NeuralRDM, latents: Tensor) -> Tensor:
@@ -148,7 +149,7 @@ class SampleGrid(StepCallback):
                 return module.first_stage.decode(latents.to(module.device)).float().cpu()
             except CheckpointError as error:
                 self._tell(f"previews show latents: {error}")
-        elif module.trainer.datamodule.space == "latents":
+        elif data_of(module.trainer).space == "latents":
             self._tell("previews show latents: these data come without a first stage to decode them")
         return latents
 
@@ -160,7 +161,7 @@ class SampleGrid(StepCallback):
 
 def input_shape(module: NeuralRDM) -> tuple[int, ...]:
     """[C, H, W] or [F, C, H, W] of what the network denoises."""
-    return tuple(module.net.input_shape)
+    return module.net.input_shape
 
 
 def _name(names: list[str] | None, label: int) -> str:

@@ -22,7 +22,7 @@ def loss_scale(trainer: pl.Trainer, like: Tensor) -> Tensor:
     return one if scaler is None else scaler.scale(one)
 
 
-def unscale(trainer: pl.Trainer, optimizer: torch.optim.Optimizer) -> None:
+def unscale(trainer: pl.Trainer, optimizer: Any) -> None:
     """Divide the gradients of a whole step by the loss scale, before anybody reads, changes or clips them.
 
     A fused optimizer would do so itself, but only in the middle of its step. It is told what is left to divide by, and

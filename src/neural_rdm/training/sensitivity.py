@@ -24,6 +24,7 @@ from neural_rdm.reports.plots import plot_sensitivity
 from neural_rdm.reports.units import plot_gates, plot_heatmap, plot_units
 from neural_rdm.residual import units
 from neural_rdm.training import parallel
+from neural_rdm.training.held import callbacks_of
 from neural_rdm.training.logging import CSVLogger
 from neural_rdm.training.scaling import loss_scale
 from neural_rdm.training.supervision import Measurement, Supervision
@@ -77,13 +78,13 @@ class SensitivityLog(pl.Callback):
         self._statistics: Statistics | None = None
         self._next_drawing = -math.inf  # on the monotonic clock
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         """Open the files (a resumed run appends to them)."""
         self.folder = Path(trainer.default_root_dir) / "sensitivity"
         self._records = StepRecords(self.folder / "sensitivity.csv", COLUMNS)
         self._units = StepRecords(self.folder / "units.csv", UNIT_COLUMNS)
         self._alarms = StepRecords(self.folder / "alarms.csv", ALARM_COLUMNS)
-        self._supervision = next((c for c in trainer.callbacks if isinstance(c, Supervision)), None)
+        self._supervision = next(iter(callbacks_of(trainer, Supervision)), None)
         self._gated = any(unit.has_alpha for _, unit in units(pl_module.net))
         self._largest = Largest(_read(self.folder / "sensitivity.csv"), _read(self.folder / "units.csv"))
 

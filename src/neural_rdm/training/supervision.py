@@ -15,6 +15,7 @@ from neural_rdm.dynamics.probe import probe, stream_overlaps
 from neural_rdm.dynamics.supervision import Target, check_supervision, sensitivity_loss, supervise
 from neural_rdm.residual import Unit
 from neural_rdm.training import parallel
+from neural_rdm.training.held import callbacks_of
 from neural_rdm.training.logging import Metrics
 from neural_rdm.training.scaling import loss_scale
 
@@ -77,7 +78,7 @@ class Supervision(pl.Callback):
         self._measurement: Measurement | None = None
         self._measured: tuple[Tensor, dict[Unit, tuple[Tensor, ...]]] | None = None
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         """Refuse what cannot be supervised.
 
         Raises:
@@ -121,20 +122,20 @@ class Supervision(pl.Callback):
 
     def _read(self, trainer: pl.Trainer) -> tuple[Tensor, dict[Unit, tuple[Tensor, ...]]]:
         if self._measurement is not None:
-            self._measurement, self._measured = None, self._measurement.read(trainer)
+            self._measured = self._measurement.read(trainer)
+            self._measurement = None
         assert self._measured is not None, "asked for before the backward pass"
         return self._measured
 
-    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
         """All micro-batches are done: supervise."""
         squared, overlaps = self._read(trainer)
         if self.method == "exact":
             loss = self._supervise_exactly(trainer, pl_module)
         else:
             loss = supervise(pl_module.net, squared, self.gamma, self.target, overlaps)
-        for callback in trainer.callbacks:
-            if isinstance(callback, Metrics):
-                callback.add("sens_loss", loss * trainer.accumulate_grad_batches)  # one value for all micro-batches
+        for metrics in callbacks_of(trainer, Metrics):
+            metrics.add("sens_loss", loss * trainer.accumulate_grad_batches)  # one value for all micro-batches
 
     def _supervise_exactly(self, trainer: pl.Trainer, pl_module: Any) -> Tensor:
         """Add the gradient of gamma * L_sens through the whole network; returns L_sens []."""

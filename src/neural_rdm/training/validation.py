@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -10,6 +11,7 @@ import torch
 from neural_rdm.core.arguments import Count, checked
 from neural_rdm.training import parallel
 from neural_rdm.training.ema import averaged
+from neural_rdm.training.held import data_of
 from neural_rdm.training.steps import StepCallback
 
 
@@ -28,12 +30,12 @@ class Validation(StepCallback):
         self.every_n_steps = every_n_steps
         self.last: dict[str, float] = {}
 
-    def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_step_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Validate when it is due."""
         step = trainer.global_step
         if step % self.every_n_steps:
             return
-        data = trainer.datamodule
+        data = data_of(trainer)
         size = data.val_size
         if size == 0:
             return

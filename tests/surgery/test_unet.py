@@ -93,7 +93,7 @@ def test_the_names_are_those_of_diffusers_own_converter() -> None:
     config, state, _ = golden()
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
-    from neural_rdm.surgery.ldm import from_official
+    from neural_rdm.surgery.unet import from_official
 
     net = UNet(**config, residual="resnet").net
     ours = from_official(state, net)
@@ -137,7 +137,7 @@ def test_checkpoints_of_latent_diffusion(averaged: bool, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", list(UNETS))
 def test_every_tensor_of_the_published_networks_has_an_official_name(name: str) -> None:
-    from neural_rdm.surgery.ldm import from_official
+    from neural_rdm.surgery.unet import from_official
 
     tensors = {"LDM-4": 688, "LDM-8": 626, "LDM-4-unconditional": 368, "LDM-text-to-image": 686, "ADM-256": 567}
     arguments = {k: v for k, v in UNETS[name].items() if k != "image_size"}
