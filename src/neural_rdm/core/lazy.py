@@ -1,7 +1,7 @@
 """Packages that load everything they have at their first import, although this project needs a few of their modules.
 
-`import torchmetrics` loads a hundred metrics with transformers, torchvision.models and scipy.signal; `import timm.layers`
-loads all networks of timm, and torchvision. Together that takes three times as long as torch itself. While `install` is
+`import torchmetrics` loads a hundred metrics with transformers, torchvision.models and scipy.signal, and
+`import timm.layers` all networks of timm with torchvision: three times what torch itself takes. While `install` is
 in force the `__init__` of such a package waits until somebody asks for a name that only it gives: before that the
 package holds the names listed here, and its modules are imported as ever. Nothing is missing for anybody, whatever
 comes first. A package that was imported before, or whose modules do not hold these names, is left as it is.
