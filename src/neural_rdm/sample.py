@@ -130,8 +130,7 @@ def _draw(
         texts = [] if each is None else [each[i] for i in positions]
         if run.text is not None:
             run.text.remember(run.data.tokens([str(text) for text in texts]))
-        condition = {} if each is None else condition_of(texts, run.text)
-        run.draw(sampler, condition, positions, cfg.seed, cfg.batch_size, keep, progress)
+        run.draw(sampler, condition_of(texts, run.text), positions, cfg.seed, cfg.batch_size, keep, progress)
 
 
 def _finish(

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from neural_rdm.cli.app import main, print_paths
-from neural_rdm.cli.grammar import typed
 from neural_rdm.cli.stopping import saved
+from neural_rdm.core.extras import typed
 from neural_rdm.core.files import write_text
 from neural_rdm.core.ranks import is_first_rank
 

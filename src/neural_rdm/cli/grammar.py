@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import re
-import shlex
 from typing import Any
 
 from hydra.conf import HydraConf
@@ -24,7 +22,6 @@ from hydra.grammar.gen.OverrideParser import OverrideParser
 from neural_rdm.core import primary
 from neural_rdm.core.config import Text, config_dir, text_at
 
-_PLAIN = re.compile(r"[A-Za-z0-9_./+-]+")
 NUMBERS = {"range", "interval", "int", "float", "bool"}  # functions of the grammar whose arguments are numbers
 
 
@@ -37,12 +34,6 @@ def written(value: Any) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return json.dumps(value)
-
-
-def typed(key: str, value: object) -> str:
-    """`key=value` as it is typed into a shell, with quotes only where the grammar would read something else."""
-    plain = _PLAIN.fullmatch(str(value)) is not None
-    return shlex.quote(f"{key}={value if plain else written(str(value))}")
 
 
 def as_typed(overrides: list[str], command: str) -> list[str]:

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from neural_rdm.cli.compose import parse
-from neural_rdm.cli.grammar import typed, written
+from neural_rdm.cli.grammar import written
 from neural_rdm.core.config import Sources, as_plain, config_dir, validate
 from neural_rdm.core.errors import CheckpointError, ConfigError, UserError
+from neural_rdm.core.extras import typed
 from neural_rdm.core.files import load_tensors
 from neural_rdm.core.listing import natural_order
 from neural_rdm.core.provenance import check_checkpoint, check_config, read_provenance

@@ -38,8 +38,6 @@ class Statistics(Metric):
         num_classes: of the labels; 0 without labels.
     """
 
-    is_differentiable = False
-    full_state_update = False
     label_counts: Tensor
 
     def __init__(self, network: FeatureNetwork, num_classes: int = 0) -> None:

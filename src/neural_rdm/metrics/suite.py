@@ -61,8 +61,6 @@ class Evaluation(Metric):
         ValueError: a reference of another network.
     """
 
-    is_differentiable = False
-    full_state_update = False
     generated_count: Tensor
     real_count: Tensor
 

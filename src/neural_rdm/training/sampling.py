@@ -75,13 +75,10 @@ def draw(
     return drawn[:count]
 
 
-def rows_of(shown: Sequence[int | str], columns: int, text: TextEncoder | None = None) -> dict[str, Tensor]:
-    """The condition of a grid whose rows are classes (numbers) or texts: `columns` samples of each, row by row."""
-    return condition_of([value for value in shown for _ in range(columns)], text)
-
-
 def condition_of(shown: Sequence[int | str], text: TextEncoder | None = None) -> dict[str, Tensor]:
-    """The condition of samples that show these classes (numbers) or texts, one row each."""
+    """The condition of samples that show these classes (numbers) or texts, one row each; of nothing, none."""
+    if not shown:
+        return {}
     if text is not None:
         return encoded(text, [str(prompt) for prompt in shown], "cpu")
     return {"y": torch.tensor(shown)}
@@ -118,7 +115,7 @@ class SampleGrid(StepCallback):
             The files, the one to look at first.
         """
         shown, names = self.rows(module, trainer.datamodule)
-        condition = {} if shown is None else rows_of(shown, self.per_class, module.text)
+        condition = condition_of([x for x in shown or () for _ in range(self.per_class)], module.text)
         count = self.per_class * (self.max_classes if shown is None else len(shown))
         with averaged(trainer, module.net):
             drawn = draw(module, self.sampler, input_shape(module), condition, range(count), progress)
