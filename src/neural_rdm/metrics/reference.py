@@ -41,28 +41,20 @@ ADVICE = "make statistics with python -m neural_rdm.stats"
 
 @dataclass(frozen=True)
 class Reference:
-    """Statistics of real samples under one feature network.
+    """Statistics of real samples under one feature network."""
 
-    Attributes:
-        network: name of the feature network.
-        network_hash: sha256 of its weights; None where the file does not say (it is then the published one).
-        moments: mean [D] and covariance [D, D], float64, by output of the network.
-        count: samples behind them; None where the file does not say.
-        features: float32 [N, D] of some of the samples by output, for precision, recall and the kernel distance.
-        facts: what else is known of the samples (data set, split, crop, image_size, num_frames, source, ...).
-        path, hash: the file and its sha256; None for statistics that were not read from one.
-        format: "neural-rdm", "adm", "torch-fidelity" or "clean-fid".
-    """
-
-    network: str
-    network_hash: str | None
-    moments: dict[str, Moments]
-    count: int | None
+    network: str  # name of the feature network
+    network_hash: str | None  # sha256 of its weights; None where the file does not say (it is then the published one)
+    moments: dict[str, Moments]  # mean [D] and covariance [D, D], float64, by output of the network
+    count: int | None  # samples behind them; None where the file does not say
+    # float32 [N, D] of some of the samples by output, for precision, recall and the kernel distance
     features: dict[str, Tensor] = field(default_factory=dict)
+    # what else is known of the samples (data set, split, crop, image_size, num_frames, source, ...)
     facts: dict[str, Any] = field(default_factory=dict)
+    # the file and its sha256; None for statistics that were not read from one
     path: Path | None = None
     hash: str | None = None
-    format: str = "neural-rdm"
+    format: str = "neural-rdm"  # "neural-rdm", "adm", "torch-fidelity" or "clean-fid"
 
     @property
     def holds_images(self) -> bool:

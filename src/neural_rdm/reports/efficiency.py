@@ -73,19 +73,12 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Reached:
-    """Where a distance was first reached.
+    """Where a distance was first reached."""
 
-    Attributes:
-        images: training samples until then.
-        epochs: the same in epochs; None where the size of the training set is unknown.
-        conditions: those of every evaluation that was used.
-        bound: the first evaluation was low enough already, so that this is an upper bound.
-    """
-
-    images: float
-    epochs: float | None
-    conditions: Conditions
-    bound: bool
+    images: float  # training samples until then
+    epochs: float | None  # the same in epochs; None where the size of the training set is unknown
+    conditions: Conditions  # those of every evaluation that was used
+    bound: bool  # the first evaluation was low enough already, so that this is an upper bound
 
 
 def read_evaluations(run: str | Path, space: str = "inception", weights: str = "ema") -> list[Evaluation]:

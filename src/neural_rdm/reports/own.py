@@ -37,35 +37,20 @@ REFERENCE = ("format", "hash", "count", "data", "split", "size", "frames", "inte
 
 @dataclass(frozen=True)
 class OwnRun:
-    """What the tables need to know of one's own run; None where it was not recorded.
+    """What the tables need to know of one's own run; None where it was not recorded."""
 
-    Attributes:
-        name: its label.
-        task: "class", "text" or "video".
-        conditional: whether it is told a class or a text; None without a configuration.
-        data: name of its data set, as in `data=`.
-        size: height and width of its images.
-        frames: length of its clips.
-        guidance: the keys of its sampler that are in `GUIDANCE`.
-        weights: "ema" or "raw".
-        protocol: the line that says how its numbers were made.
-        numbers: the row `generated` of its report.
-        facts: the facts of its report.
-        unfinished: how far it is, empty for a finished run.
-    """
-
-    name: str
-    task: str
-    conditional: bool | None
-    data: str | None
-    size: int | None
-    frames: float | None
-    guidance: dict[str, Any]
-    weights: str | None
-    protocol: str
-    numbers: dict[str, Any]
-    facts: dict[str, Any]
-    unfinished: str
+    name: str  # its label
+    task: str  # "class", "text" or "video"
+    conditional: bool | None  # whether it is told a class or a text; None without a configuration
+    data: str | None  # name of its data set, as in `data=`
+    size: int | None  # height and width of its images
+    frames: float | None  # length of its clips
+    guidance: dict[str, Any]  # the keys of its sampler that are in `GUIDANCE`
+    weights: str | None  # "ema" or "raw"
+    protocol: str  # the line that says how its numbers were made
+    numbers: dict[str, Any]  # the row `generated` of its report
+    facts: dict[str, Any]  # the facts of its report
+    unfinished: str  # how far it is, empty for a finished run
 
     @classmethod
     def read(cls, folder: Path, name: str, numbers: dict[str, Any]) -> OwnRun:

@@ -19,16 +19,11 @@ _CHECKPOINT = re.compile(r"step=(\d+)\.ckpt")
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is.
+    """How far a run is."""
 
-    Attributes:
-        done: optimizer steps behind its newest checkpoint; None where nothing tells.
-        planned: its `trainer.max_steps`; None without a configuration.
-        finished: all planned steps are done and, for a run of training, its report is; None where nothing tells.
-    """
-
-    done: int | None
-    planned: int | None
+    done: int | None  # optimizer steps behind its newest checkpoint; None where nothing tells
+    planned: int | None  # its `trainer.max_steps`; None without a configuration
+    # all planned steps are done and, for a run of training, its report is; None where nothing tells
     finished: bool | None
 
     def __str__(self) -> str:
