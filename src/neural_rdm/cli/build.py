@@ -212,6 +212,7 @@ def trainer(cfg: DictConfig, folder: Path, report: Report | None = None) -> pl.T
         ],
         plugins=plugins,
         default_root_dir=folder,
+        enable_progress_bar=False,  # `StepBar` is one
         use_distributed_sampler=False,  # the project's own splits the batch; Lightning's would shuffle it again
         limit_val_batches=0,  # callbacks validate, see training/validation.py
         num_sanity_val_steps=0,

@@ -81,12 +81,12 @@ class Reached:
     bound: bool  # the first evaluation was low enough already, so that this is an upper bound
 
 
-def read_evaluations(run: str | Path, space: str = "inception", weights: str = "ema") -> list[Evaluation]:
-    """The unguided evaluations (`cfg_scale` 1) of a run by ascending step; empty if the run has no evaluations.csv.
+def read_evaluations(run: str | Path, space: str = "inception") -> list[Evaluation]:
+    """The unguided evaluations (`cfg_scale` 1) of a run's EMA weights by ascending step; empty where the
+    run has none.
 
     Args:
         space: feature network, as in the column `frechet_SPACE`.
-        weights: "ema" or "raw".
 
     Raises:
         DataError: the file lacks a column of its schema, or neither it nor the run says how many images a step takes.
@@ -96,7 +96,7 @@ def read_evaluations(run: str | Path, space: str = "inception", weights: str = "
     found: dict[tuple[int, Conditions], Evaluation] = {}
     batch_size = _data(Path(run)).get("batch_size")
     for row in rows:
-        if row["weights"] != weights or number(row["cfg_scale"]) != 1:
+        if row["weights"] != "ema" or number(row["cfg_scale"]) != 1:
             continue
         distance = number(row.get(PREFIX + space))
         count = number(row.get("count_frames" if space.endswith("_frames") else "count"))
@@ -113,15 +113,9 @@ def read_evaluations(run: str | Path, space: str = "inception", weights: str = "
     return [found[key] for key in sorted(found, key=lambda key: (key[0], key[1].count))]
 
 
-def reached(
-    run: str | Path,
-    k: float,
-    space: str = "inception",
-    weights: str = "ema",
-    count: int | None = None,
-    train_size: int | None = None,
-) -> Reached | None:
-    """EP_FID@k: images and epochs until the unguided Frechet distance is first at most `k`; None if it never is.
+def reached(run: str | Path, k: float, space: str = "inception") -> Reached | None:
+    """EP_FID@k of the EMA weights: images and epochs until the unguided Frechet distance is first at most `k`, else
+    None.
 
     Between the last evaluation above `k` and the first one that is not, the logarithm of the distance is taken to be
     linear in images. Distances under different conditions cannot be compared: those are used under which there are
@@ -130,16 +124,14 @@ def reached(
     Args:
         run: folder with `evaluations.csv` and `config.yaml`.
         k: the distance to reach, above 0.
-        space, weights: see `read_evaluations`.
-        count: samples behind an evaluation; by default any.
-        train_size: samples in one epoch; by default the file's `train_size`, else the run's `data.limit`, its cap.
+        space: see `read_evaluations`. Epochs are of the file's `train_size`, else of the run's `data.limit`, its cap.
 
     Raises:
         DataError: `k` is not positive, or the file is damaged; see `read_evaluations`.
     """
     if not (math.isfinite(k) and k > 0):
         raise DataError(f"ep_fid={k}: a Frechet distance to reach is a number above 0, such as 2.")
-    records = _comparable(e for e in read_evaluations(run, space, weights) if count in (None, e.conditions.count))
+    records = _comparable(read_evaluations(run, space))
     index = next((i for i, record in enumerate(records) if record.distance <= k), None)
     if index is None:
         return None
@@ -150,7 +142,7 @@ def reached(
         share = _share(before.distance, max(after.distance, 1e-12), k)
         images = before.images + share * (after.images - before.images)
     limit = _data(Path(run)).get("limit")
-    size = train_size or after.train_size or (limit if isinstance(limit, int) else None)
+    size = after.train_size or (limit if isinstance(limit, int) else None)
     return Reached(images, images / size if size else None, after.conditions, bound=index == 0)
 
 
