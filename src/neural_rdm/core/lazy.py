@@ -30,7 +30,7 @@ NAMES: dict[str, dict[str, tuple[str, ...]]] = {
 }  # fmt: skip
 #: module -> (a module that it imports functions of, those functions): they import that module when they are called
 CALLED: dict[str, tuple[str, tuple[str, ...]]] = {
-    "timm.layers._fx": ("torchvision.models.feature_extraction", ("create_feature_extractor", "get_graph_node_names")),
+    "timm.layers._fx": ("torchvision.models.feature_extraction", ("create_feature_extractor", "get_graph_node_names"))
 }
 _lock = threading.RLock()
 

@@ -83,13 +83,7 @@ class KernelDistance(TwoSets):
     least = 2
 
     def __init__(
-        self,
-        feature_space: str,
-        dim: int,
-        subsets: int = 100,
-        subset_size: int = 1000,
-        seed: int = 2020,
-        **kwargs: Any,
+        self, feature_space: str, dim: int, subsets: int = 100, subset_size: int = 1000, seed: int = 2020, **kwargs: Any
     ) -> None:
         super().__init__(feature_space, dim, **kwargs)
         self.subsets, self.subset_size, self.seed = subsets, subset_size, seed

@@ -179,10 +179,7 @@ class SensitivityLog(pl.Callback):
         sensitivity, by_time = self.folder / "sensitivity.csv", self.folder / "units.csv"
         pictures: list[tuple[Callable[..., Path], Path, str]] = []
         if sensitivity.is_file():
-            pictures += [
-                (plot_sensitivity, sensitivity, "sensitivity.png"),
-                (plot_heatmap, sensitivity, "heatmap.png"),
-            ]
+            pictures += [(plot_sensitivity, sensitivity, "sensitivity.png"), (plot_heatmap, sensitivity, "heatmap.png")]
             if self._gated:
                 pictures.append((plot_gates, sensitivity, "gates.png"))
         if by_time.is_file():
