@@ -49,7 +49,6 @@ def train(cfg: DictConfig, folder: Path) -> int:
     from neural_rdm.data.prompts import tell_too_long
     from neural_rdm.training.checkpoints import newest_readable
     from neural_rdm.training.launching import watched
-    from neural_rdm.training.sampling import input_shape
 
     if cfg.trainer.num_threads is not None:
         torch.set_num_threads(cfg.trainer.num_threads)
@@ -84,7 +83,7 @@ def train(cfg: DictConfig, folder: Path) -> int:
         module.text.encode([""])  # an encoder that cannot be loaded is found now
         if is_first_rank() and getattr(data, "length", None) is None:  # stored tokens were cut, and said so, by encode
             tell_too_long(module.text, data.train_set, cfg.seed)
-    shape = input_shape(module)
+    shape = tuple(module.net.input_shape)
     if images := getattr(data, "image_frames", 0):  # joint training: independent images behind the clip's frames
         if len(shape) != 4:
             raise ConfigError("data.image_frames needs a network of clips (backbone=latte, num_frames above 1)")

@@ -194,9 +194,8 @@ class LoadedRun:
         """
         from neural_rdm.diffusion.samplers import sample
         from neural_rdm.training.module import null_condition
-        from neural_rdm.training.sampling import input_shape
 
-        shape = input_shape(self)  # type: ignore[arg-type]  # it reads `.net` alone
+        shape = self.net.input_shape
         try:
             return sample(
                 self.net,

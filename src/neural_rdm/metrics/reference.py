@@ -26,7 +26,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from neural_rdm.core.errors import DataError
+from neural_rdm.core.errors import DataError, first_line
 from neural_rdm.core.files import write_atomically
 from neural_rdm.metrics.networks import NETWORKS, FeatureNetwork, Inception
 from neural_rdm.metrics.networks.base import sha256_of
@@ -78,8 +78,7 @@ def read_reference(path: str | Path, network: FeatureNetwork | tuple[str, str]) 
     try:
         found = _read_pt(path) if path.suffix in (".pt", ".pth") else _read_npz(path)
     except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"cannot read the statistics {path}: {first}") from error
+        raise DataError(f"cannot read the statistics {path}: {first_line(error)}") from error
     if found.network != name:
         raise DataError(f"{path} holds statistics of the network {found.network}, not of {name}; {ADVICE}")
     theirs = found.network_hash or NETWORKS[name].weights.sha256
@@ -192,7 +191,7 @@ def _read_pt(path: Path) -> Reference:
         with torch.serialization.safe_globals(allowed):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle.UnpicklingError, RuntimeError, ... : whatever a damaged file provokes
-        raise ValueError(f"it is no file of torch-fidelity's cache ({str(error).splitlines()[0]})") from error
+        raise ValueError(f"it is no file of torch-fidelity's cache ({first_line(error)})") from error
     main, file_hash = Inception.main(), sha256_of(path)
     if isinstance(content, dict) and {"mu", "sigma"} <= set(content):
         moments = {main: (_tensor(content["mu"]), _tensor(content["sigma"]))}

@@ -22,16 +22,15 @@ resumed run) the last counts.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from neural_rdm.core.errors import DataError
 from neural_rdm.core.files import write_text
 from neural_rdm.core.records import read_rows
 from neural_rdm.reports.figures import canvas, log_if_wide, number, save, tidy
-from neural_rdm.reports.runs import progress, read_mapping
+from neural_rdm.reports.runs import node, progress, read_mapping
 from neural_rdm.reports.tables import Row, compare_runs, markdown_table, with_protocols
 
 FILE = "evaluations.csv"
@@ -94,7 +93,7 @@ def read_evaluations(run: str | Path, space: str = "inception") -> list[Evaluati
     path = Path(run) / FILE
     rows = _rows(path)
     found: dict[tuple[int, Conditions], Evaluation] = {}
-    batch_size = _data(Path(run)).get("batch_size")
+    batch_size = node(read_mapping(Path(run) / "config.yaml"), "data").get("batch_size")
     for row in rows:
         if row["weights"] != "ema" or number(row["cfg_scale"]) != 1:
             continue
@@ -141,7 +140,7 @@ def reached(run: str | Path, k: float, space: str = "inception") -> Reached | No
         before = records[index - 1]
         share = _share(before.distance, max(after.distance, 1e-12), k)
         images = before.images + share * (after.images - before.images)
-    limit = _data(Path(run)).get("limit")
+    limit = node(read_mapping(Path(run) / "config.yaml"), "data").get("limit")
     size = after.train_size or (limit if isinstance(limit, int) else None)
     return Reached(images, images / size if size else None, after.conditions, bound=index == 0)
 
@@ -256,9 +255,3 @@ def _rows(path: Path) -> list[dict[str, str]]:
 def _share(before: float, after: float, k: float) -> float:
     """How far from `before` (> k) to `after` (<= k) the logarithm of the distance passes that of `k`."""
     return (math.log(before) - math.log(k)) / (math.log(before) - math.log(after))
-
-
-def _data(run: Path) -> Mapping[str, Any]:
-    """The node `data` of a run's configuration; empty where there is none."""
-    data = read_mapping(run / "config.yaml").get("data")
-    return data if isinstance(data, dict) else {}

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neural_rdm.reports.runs import labels, progress, read_mapping, read_report
+from neural_rdm.reports.runs import labels, node, progress, read_mapping, read_report
 from neural_rdm.reports.tables import generated
 
 #: kind of a column -> names of the numbers that may stand in it; the first group is the feature network
@@ -56,7 +56,7 @@ class OwnRun:
     def read(cls, folder: Path, name: str, numbers: dict[str, Any]) -> OwnRun:
         """Read a run or an evaluation: its `config.yaml` and `report/metrics.json`."""
         config, report = read_mapping(folder / "config.yaml"), read_report(folder)
-        data, backbone = _node(config, "data"), _node(config, "backbone")
+        data, backbone = node(config, "data"), node(config, "backbone")
         frames = _number(backbone.get("num_frames")) or _number(data.get("num_frames"))
         clips = (frames or 1) > 1 or any(METRICS["clips"].fullmatch(key) for key in numbers)
         task = "video" if clips else "text" if config.get("condition") else "class"
@@ -70,10 +70,10 @@ class OwnRun:
             name=name,
             task=task,
             conditional=conditional if config else None,
-            data=_node(config, "choices").get("data") or DATA.get(kind) or kind.lower() or None,
+            data=node(config, "choices").get("data") or DATA.get(kind) or kind.lower() or None,
             size=data.get("image_size"),
             frames=frames,
-            guidance={k: v for k, v in {**_node(config, "sampler"), **facts, **numbers}.items() if k in GUIDANCE},
+            guidance={k: v for k, v in {**node(config, "sampler"), **facts, **numbers}.items() if k in GUIDANCE},
             weights=numbers.get("weights") or facts.get("weights"),
             protocol=" ".join(report["protocol"].split()),
             numbers=numbers,
@@ -187,11 +187,6 @@ def _statistics(real: dict[str, Any]) -> str:
     words = f"of {told}" if told else f"({real['format']} {str(real['hash'])[:8]})"
     words += f", clips of {real['frames']} frames at interval {real['interval']}" if real["frames"] else ""
     return f"statistics of {count} samples {words}"
-
-
-def _node(config: dict[str, Any], key: str) -> dict[str, Any]:
-    node = config.get(key)
-    return node if isinstance(node, dict) else {}
 
 
 def _number(value: Any) -> float | None:

@@ -19,7 +19,7 @@ from typing import Any
 from neural_rdm.core.errors import DataError
 from neural_rdm.core.files import write_text
 from neural_rdm.reports.plots import plot_curves, read_series
-from neural_rdm.reports.runs import labels, progress, read_mapping, read_report
+from neural_rdm.reports.runs import labels, node, progress, read_mapping, read_report
 
 Row = Mapping[str, Any]
 GENERATED = "generated"
@@ -134,11 +134,11 @@ def compare_runs(run_folders: Iterable[str | Path]) -> list[dict[str, Any]]:
     for folder, label, config, reached in zip(folders, labels(folders), configs, far, strict=True):
         row = {
             "run": label,
-            "exp": _dig(config, "choices", "exp"),
+            "exp": node(config, "choices").get("exp"),
             "residual": _name(config.get("residual"), "rule"),
             "gates": _gates(config.get("residual")),
             "gamma": config.get("gamma"),
-            "depth": _dig(config, "backbone", "depth"),
+            "depth": node(config, "backbone").get("depth"),
             "steps": reached.done,
             "seed": config.get("seed"),
         }
@@ -232,10 +232,6 @@ def _loss(folder: Path) -> tuple[list[int], list[float]]:
 def _name(value: Any, key: str) -> Any:
     """A config group is either its choice's name or a mapping that holds it under `key`."""
     return value.get(key) if isinstance(value, dict) else value
-
-
-def _dig(config: dict[str, Any], group: str, key: str) -> Any:
-    return _name(config.get(group), key) if isinstance(config.get(group), dict) else None
 
 
 def _gates(residual: Any) -> str | None:

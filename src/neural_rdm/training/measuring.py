@@ -16,7 +16,7 @@ from neural_rdm.diffusion.samplers import Sampler
 from neural_rdm.latents.first_stage import Autoencoder, Identity
 from neural_rdm.reports.tables import write_metrics
 from neural_rdm.training.module import NeuralRDM
-from neural_rdm.training.sampling import draw, input_shape
+from neural_rdm.training.sampling import draw
 
 if TYPE_CHECKING:
     from neural_rdm.conditioning.text import TextEncoder
@@ -94,7 +94,7 @@ def subject_of(trainer: pl.Trainer, module: NeuralRDM, sampler: Sampler, weights
     """A network in training, as it is at this moment; the ranks share the drawing."""
 
     def draws(sampler: Sampler, condition: dict[str, Tensor], positions: range, use: Use | None = None) -> Tensor:
-        return draw(module, sampler, input_shape(module), condition, positions, progress, use)
+        return draw(module, sampler, module.net.input_shape, condition, positions, progress, use)
 
     return Subject(
         net=module.net,

@@ -118,7 +118,7 @@ class SampleGrid(StepCallback):
         condition = condition_of([x for x in shown or () for _ in range(self.per_class)], module.text)
         count = self.per_class * (self.max_classes if shown is None else len(shown))
         with averaged(trainer, module.net):
-            drawn = draw(module, self.sampler, input_shape(module), condition, range(count), progress)
+            drawn = draw(module, self.sampler, module.net.input_shape, condition, range(count), progress)
         clips = drawn.ndim == 5
         if trainer.is_global_zero:
             pixels = self.decode(module, drawn)
@@ -151,11 +151,6 @@ class SampleGrid(StepCallback):
         if not self._told:
             print(line, flush=True)
             self._told = True
-
-
-def input_shape(module: NeuralRDM) -> tuple[int, ...]:
-    """[C, H, W] or [F, C, H, W] of what the network denoises."""
-    return tuple(module.net.input_shape)
 
 
 def _name(names: list[str] | None, label: int) -> str:

@@ -25,7 +25,7 @@ from neural_rdm.residual import units
 from neural_rdm.training import parallel
 from neural_rdm.training.logging import CSVLogger
 from neural_rdm.training.scaling import loss_scale
-from neural_rdm.training.supervision import Measurement, Supervision
+from neural_rdm.training.supervision import Measurement, Supervision, Tapped
 
 COLUMNS = ("step", "unit", "name", "norm", "normalized", "gain", "alpha_mean", "alpha_std", "beta_norm")
 UNIT_COLUMNS = (
@@ -42,7 +42,7 @@ CALM = 3
 DRAWING_SHARE = 0.1
 
 
-class SensitivityLog(pl.Callback):
+class SensitivityLog(Tapped):
     """`sensitivity/{sensitivity,units}.csv` and their plots, from ordinary training steps.
 
     The norms are those of the gradient of the loss averaged over the whole global batch. Where the sensitivity is
@@ -81,21 +81,13 @@ class SensitivityLog(pl.Callback):
         self._gated = any(unit.has_alpha for _, unit in units(pl_module.net))
         self._largest = Largest(_read(self.folder / "sensitivity.csv"), _read(self.folder / "units.csv"))
 
-    def _drop(self, pl_module: Any) -> None:
-        """Forget a step that was not finished: its taps are off, and nothing of it counts in another."""
+    def drop(self, pl_module: Any) -> None:
+        """Also tell nobody of timesteps any more."""
         if self._measurement is not None:
             self._measurement.close()
         if self._statistics is not None:
             self._statistics.close()
         self._measurement = self._statistics = pl_module.on_times = None
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
-        """A step was interrupted."""
-        self._drop(pl_module)
-
-    def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        """Training is over."""
-        self._drop(pl_module)
 
     def _due(self, trainer: pl.Trainer) -> bool:
         step = trainer.global_step + 1
