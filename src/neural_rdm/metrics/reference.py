@@ -28,6 +28,7 @@ from torch import Tensor
 
 from neural_rdm.core.errors import DataError, first_line
 from neural_rdm.core.files import write_atomically
+from neural_rdm.metrics.frechet import float64
 from neural_rdm.metrics.networks import NETWORKS, FeatureNetwork, Inception
 from neural_rdm.metrics.networks.base import sha256_of
 
@@ -124,7 +125,7 @@ def write_reference(
     for output, values in moments.items():
         if output not in (NETWORKS[name].main(), SPATIAL):
             raise DataError(f"{path}: there is no place for moments of {output!r}")
-        mean, cov = (torch.as_tensor(value).detach().to("cpu", torch.float64) for value in values)
+        mean, cov = map(float64, values)
         _check(path, output, outputs.get(output), mean, cov)
         ending = "_s" if output == SPATIAL else ""
         arrays |= {f"mu{ending}": mean.numpy(), f"sigma{ending}": cov.numpy()}
@@ -146,9 +147,9 @@ def _read_npz(path: Path) -> Reference:
                 raise DataError(f"{path}: these are samples: make statistics of them with python -m neural_rdm.stats "
                                 f"samples={path}")  # fmt: skip
             raise DataError(f"{path} holds no mu and sigma but {', '.join(sorted(names)[:6]) or 'nothing'}; {ADVICE}")
-        moments = {"": (_tensor(file["mu"]), _tensor(file["sigma"]))}
+        moments = {"": (float64(file["mu"]), float64(file["sigma"]))}
         if {"mu_s", "sigma_s"} <= names:
-            moments[SPATIAL] = (_tensor(file["mu_s"]), _tensor(file["sigma_s"]))
+            moments[SPATIAL] = (float64(file["mu_s"]), float64(file["sigma_s"]))
         if "facts" in names:
             return _own(path, json.loads(str(file["facts"])), moments, file)
     main = Inception.main()
@@ -194,7 +195,7 @@ def _read_pt(path: Path) -> Reference:
         raise ValueError(f"it is no file of torch-fidelity's cache ({first_line(error)})") from error
     main, file_hash = Inception.main(), sha256_of(path)
     if isinstance(content, dict) and {"mu", "sigma"} <= set(content):
-        moments = {main: (_tensor(content["mu"]), _tensor(content["sigma"]))}
+        moments = {main: (float64(content["mu"]), float64(content["sigma"]))}
         return Reference(Inception.name, None, moments, None, {}, {}, path, file_hash, "torch-fidelity")
     if isinstance(content, Tensor) and content.ndim == 2 and len(content) > 1:
         rows = content.double()
@@ -202,10 +203,6 @@ def _read_pt(path: Path) -> Reference:
         features = {main: content.float()}
         return Reference(Inception.name, None, moments, len(rows), features, {}, path, file_hash, "torch-fidelity")
     raise DataError(f"{path} holds neither mu and sigma nor features [N, D]; {ADVICE}")
-
-
-def _tensor(value: Any) -> Tensor:
-    return torch.from_numpy(np.array(value, dtype=np.float64))
 
 
 def _check(path: Path, output: str, dim: int | None, mean: Tensor, cov: Tensor) -> None:
