@@ -102,13 +102,9 @@ def train(cfg: DictConfig, folder: Path) -> int:
         )  # what cannot be measured is refused now, not after training
     if is_first_rank():  # nothing is refused any more: from here on the folder changes
         write_config(folder, lasting(cfg))
-        for name in (
-            "metrics.csv",
-            "throughput.csv",
-            "evaluations.csv",
-            *(f"sensitivity/{n}.csv" for n in ("sensitivity", "units", "alarms")),
-        ):
-            truncate(folder / name, step)
+        measured = [f"sensitivity/{name}" for name in ("sensitivity", "units", "alarms")]
+        for name in ("metrics", "throughput", "evaluations", *measured):
+            truncate(folder / f"{name}.csv", step)
     trainer = build.trainer(cfg, folder, report)
     _announce(cfg, module.net, data.train_size, folder, checkpoint, step)
     with watched(trainer, lambda: saved(folder, folder)):

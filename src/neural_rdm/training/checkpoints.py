@@ -108,9 +108,7 @@ class Checkpoints(Checkpoint):
                 other.unlink()
         trainer.strategy.barrier("checkpoint")
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Add the hash, and refuse to save weights, averages or moments that are not finite; all ranks agree.
 
         Raises:

@@ -151,19 +151,11 @@ class SensitivityLog(Tapped):
         names = {s.unit: s.name for s in found}
         jumps = self._largest.jumps(now, self.alarm) if self.alarm is not None and not calm else []
         for (unit, quantity), before in jumps:
-            value = now[unit, quantity]
-            print(
-                f"step {step}: {quantity} of unit {unit} ({names[unit]}) is {value:.3g}, {value / before:.1f} times "
-                f"the largest recorded before",
-                flush=True,
-            )
-        if jumps:
-            self._alarms.append(
-                [
-                    {"step": step, "unit": u, "name": names[u], "quantity": q, "largest_before": b, "now": now[u, q]}
-                    for (u, q), b in jumps
-                ]
-            )
+            name, value = names[unit], now[unit, quantity]
+            told = f"is {value:.3g}, {value / before:.1f} times the largest recorded before"
+            print(f"step {step}: {quantity} of unit {unit} ({name}) {told}", flush=True)
+            row = (step, unit, name, quantity, before, value)
+            self._alarms.append([dict(zip(ALARM_COLUMNS, row, strict=True))])
         self._largest.add(now)
 
     def plots(self) -> list[Path]:

@@ -108,9 +108,7 @@ class Supervision(Tapped):
                 f"or strategy=ddp, or pass gamma=0"
             )
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Switch the taps on for all micro-steps of an optimizer step."""
         if self._measurement is None:
             self._measurement, self._measured = Measurement(pl_module, legs=True), None
