@@ -21,7 +21,7 @@ from benchmarks.residual import interleaved
 from neural_rdm.core.errors import CheckpointError
 from neural_rdm.metrics.networks import FeatureNetwork, feature_network
 from neural_rdm.metrics.networks.base import sha256_of
-from neural_rdm.metrics.networks.inception import InceptionNet
+from neural_rdm.metrics.networks.inception import published
 from neural_rdm.reports.tables import markdown_table
 
 ROUNDS, BATCH, SIZE = 7, 8, 256
@@ -72,7 +72,7 @@ def run() -> dict[str, Any]:
 def random_weights(path: Path) -> Path:
     """A file in the layout of the FID InceptionV3; He-initialised, so that no number on the way underflows."""
     with torch.device("meta"):
-        layout = InceptionNet().state_dict()
+        layout = published().state_dict()
     state = {}
     for name, value in layout.items():
         if value.ndim > 1:

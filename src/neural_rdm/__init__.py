@@ -5,9 +5,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from neural_rdm.core import shims
+from neural_rdm.core import lazy, shims
 
 shims.install()
+lazy.install()
 
 __version__ = "0.1.0"
 

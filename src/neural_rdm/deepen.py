@@ -16,8 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from neural_rdm.cli.app import main, print_paths
 from neural_rdm.cli.runs import newest, read_config
 from neural_rdm.config.compose import parse
-from neural_rdm.config.grammar import typed, written
+from neural_rdm.config.grammar import written
 from neural_rdm.core.errors import CheckpointError, ConfigError
+from neural_rdm.core.extras import typed
 from neural_rdm.core.files import link_atomically, load_tensors, save_tensors, write_text
 from neural_rdm.core.provenance import KEY as KEY_OF_CONFIG
 from neural_rdm.core.provenance import check_checkpoint, config_hash, read_provenance, write_config, write_provenance

@@ -74,22 +74,15 @@ def time_at(process: DDPM | Flow, share: float) -> int | float:
 
 @dataclass
 class Level:
-    """What was seen at one time.
+    """What was seen at one time."""
 
-    Attributes:
-        t: a timestep, or the time of a flow.
-        errors: mean squared error of the prediction with the first 0 ... N units, [N + 1].
-        x0_errors: the same of the clean sample that follows from it.
-        left_out: what leaving out one unit alone adds to the error, [N].
-        importance: the same to first order, by one backward pass, [N].
-        seen: the predicted clean sample of the first sample at each depth, [N + 1, ...]; the last is the network's.
-    """
-
-    t: int | float
+    t: int | float  # a timestep, or the time of a flow
+    # mean squared error of the prediction with the first 0 ... N units, [N + 1].
     errors: list[float] = field(default_factory=list)
-    x0_errors: list[float] = field(default_factory=list)
-    left_out: list[float] = field(default_factory=list)
-    importance: list[float] = field(default_factory=list)
+    x0_errors: list[float] = field(default_factory=list)  # the same of the clean sample that follows from it
+    left_out: list[float] = field(default_factory=list)  # what leaving out one unit alone adds to the error, [N]
+    importance: list[float] = field(default_factory=list)  # the same to first order, by one backward pass, [N]
+    # the predicted clean sample of the first sample at each depth, [N + 1, ...]; the last is the network's
     seen: list[Any] = field(default_factory=list)
 
 

@@ -53,14 +53,13 @@ def sample(cfg: DictConfig, folder: Path) -> int:
     from neural_rdm.cli import build
     from neural_rdm.cli.runs import load_run
     from neural_rdm.reports.samples import ROUNDING, Parts, balanced, check_kinds, claim, place, written
-    from neural_rdm.training.sampling import input_shape
 
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     run = load_run(Path(cfg.run), cfg.weights, cfg.accelerator, cfg.get("data"))
     sampler: Sampler = build.build(cfg.sampler, "sampler")
     if run.text is None and cfg.prompts is not None:
         raise ConfigError(f"prompts={list(cfg.prompts)}: this network reads no text; leave prompts out")
-    check_kinds(folder, cfg.files, len(input_shape(run)) == 4, run.pixels, cfg.fps)  # type: ignore[arg-type]
+    check_kinds(folder, cfg.files, len(run.net.input_shape) == 4, run.pixels, cfg.fps)
     classes = run.net.num_classes
     if run.text is not None:
         shown: Sequence[int | str] | None = choose_prompts(run, cfg.prompts, cfg.count)
@@ -130,8 +129,7 @@ def _draw(
         texts = [] if each is None else [each[i] for i in positions]
         if run.text is not None:
             run.text.remember(run.data.tokens([str(text) for text in texts]))
-        condition = {} if each is None else condition_of(texts, run.text)
-        run.draw(sampler, condition, positions, cfg.seed, cfg.batch_size, keep, progress)
+        run.draw(sampler, condition_of(texts, run.text), positions, cfg.seed, cfg.batch_size, keep, progress)
 
 
 def _finish(

@@ -17,8 +17,9 @@ from neural_rdm.cli.app import fail
 from neural_rdm.cli.jobs import SWEEP_DIR, environment
 from neural_rdm.cli.runs import find_runs
 from neural_rdm.config.compose import parse
-from neural_rdm.config.grammar import as_typed, typed, written
+from neural_rdm.config.grammar import as_typed, written
 from neural_rdm.core.errors import ConfigError, UserError
+from neural_rdm.core.extras import typed
 from neural_rdm.core.signals import catch, give_back
 from neural_rdm.core.sweeps import FILE
 from neural_rdm.report import compare
@@ -70,15 +71,8 @@ def choose_folder(overrides: list[str]) -> tuple[Path, list[str]]:
         if "${" in given[-1]:
             raise ConfigError(f"{SWEEP_DIR}={given[-1]}: give this command a plain folder, without ${{...}}")
         return Path(given[-1]), []
-    experiments = [o for o in parsed if o.key_or_group == "exp"]
-    name = (
-        DEFAULT_EXP
-        if not experiments
-        else "several"
-        if experiments[-1].is_sweep_override()
-        else experiments[-1].value()
-    )
-    folder = Path("outputs/sweep") / str(name) / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
+    chosen = ["several" if o.is_sweep_override() else str(o.value()) for o in parsed if o.key_or_group == "exp"]
+    folder = Path("outputs/sweep") / (chosen or [DEFAULT_EXP])[-1] / datetime.now().strftime("%Y-%m-%d_%H-%M-%S-%f")
     return folder, [f"{SWEEP_DIR}={written(str(folder))}"]
 
 

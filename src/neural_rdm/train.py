@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from neural_rdm.cli.app import main, print_paths
 from neural_rdm.cli.stopping import saved
-from neural_rdm.config.grammar import typed
+from neural_rdm.core.extras import typed
 from neural_rdm.core.files import write_text
 from neural_rdm.core.ranks import is_first_rank
 
@@ -52,7 +52,6 @@ def train(cfg: DictConfig, folder: Path) -> int:
     from neural_rdm.latents.first_stage import Autoencoder
     from neural_rdm.training.checkpoints import newest_readable
     from neural_rdm.training.launching import watched
-    from neural_rdm.training.sampling import input_shape
 
     if cfg.trainer.num_threads is not None:
         torch.set_num_threads(cfg.trainer.num_threads)
@@ -87,7 +86,7 @@ def train(cfg: DictConfig, folder: Path) -> int:
         module.text.encode([""])  # an encoder that cannot be loaded is found now
         if is_first_rank() and getattr(data, "length", None) is None:  # stored tokens were cut, and said so, by encode
             tell_too_long(module.text, data.train_set, cfg.seed)
-    shape = input_shape(module)
+    shape = tuple(module.net.input_shape)
     if images := getattr(data, "image_frames", 0):  # joint training: independent images behind the clip's frames
         if len(shape) != 4:
             raise ConfigError("data.image_frames needs a network of clips (backbone=latte, num_frames above 1)")
@@ -106,13 +105,9 @@ def train(cfg: DictConfig, folder: Path) -> int:
         )  # what cannot be measured is refused now, not after training
     if is_first_rank():  # nothing is refused any more: from here on the folder changes
         write_config(folder, lasting(cfg))
-        for name in (
-            "metrics.csv",
-            "throughput.csv",
-            "evaluations.csv",
-            *(f"sensitivity/{n}.csv" for n in ("sensitivity", "units", "alarms")),
-        ):
-            truncate(folder / name, step)
+        measured = [f"sensitivity/{name}" for name in ("sensitivity", "units", "alarms")]
+        for name in ("metrics", "throughput", "evaluations", *measured):
+            truncate(folder / f"{name}.csv", step)
     trainer = build.trainer(cfg, folder, report)
     _announce(cfg, module.net, data.train_size, folder, checkpoint, step)
     with watched(trainer, lambda: saved(folder, folder)):

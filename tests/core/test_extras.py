@@ -1,14 +1,20 @@
-"""What a message tells somebody to type installs what is missing."""
+"""What a message tells somebody to type installs what is missing, or is read as it was meant."""
 
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from neural_rdm.core import extras
+from neural_rdm.core.extras import typed
 from tests.helpers import ROOT
 
 
@@ -46,3 +52,22 @@ def test_every_extra_that_a_message_names_exists_and_none_is_named_otherwise() -
     table = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("[project.optional-dependencies]")[2]
     assert {"mp4", "text", "offline", "deepspeed"} <= named <= set(re.findall(r"(?m)^(\w+) = \[", table))
     assert not [text for text in sources if "neural-rdm[" in text]
+
+
+VALUES = ["/runs/a b", "it's", r"a\\'b\\", "x,y=[1]", "$HOME", "", Path("outputs/train/x"), 3, 0.5, None, True, [1, 2]]
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_what_is_typed_is_read_as_what_was_meant(value: object) -> None:
+    """By a shell, and then by Hydra."""
+    (argument,) = shlex.split(typed("key", value))
+    (override,) = OverridesParser.create().parse_overrides([argument])
+    assert override.value() == (str(value) if isinstance(value, Path) else value)
+
+
+@settings(deadline=None)
+@given(st.text(st.sampled_from("ab '\"\\/,{"), max_size=8))
+def test_text_is_quoted_as_hydra_does(text: str) -> None:
+    (argument,) = shlex.split(typed("key", text))
+    quoted = QuotedString(text, Quote.single).with_quotes()
+    assert argument.partition("=")[2] in (quoted, text)

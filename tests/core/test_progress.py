@@ -50,3 +50,23 @@ def test_the_watch_ends_with_an_error(monkeypatch, capsys) -> None:
 
 def test_spans_are_said_as_a_person_says_them() -> None:
     assert [span(s) for s in (0.4, 59.6, 303, 7620)] == ["0 s", "1 min 0 s", "5 min 3 s", "2 h 7 min"]
+
+
+def test_what_was_done_before_counts_in_no_rate(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(progress, "EVERY", 0.1)
+    with progress_bar("training", 110, before=100) as advance:
+        advance(note="loss 0.5")
+        time.sleep(0.15)
+    line = capsys.readouterr().err.splitlines()[0]
+    told = re.fullmatch(r"training: 101/110 steps, ([\d.e+]+) steps/s, loss 0.5, 0 s so far, (\d+) s left", line)
+    assert told, line
+    assert float(told[1]) < 10
+    assert 0 < int(told[2]) < 9
+
+
+def test_on_a_terminal_it_is_a_bar(monkeypatch, capsys) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with progress_bar("training", 3, before=1) as advance:
+        advance(note="loss 0.5")
+    assert "2/3" in (said := capsys.readouterr().err)
+    assert "loss 0.5" in said

@@ -15,6 +15,7 @@ from neural_rdm.core.seeding import normal
 from neural_rdm.diffusion.guidance import guided_model
 from neural_rdm.diffusion.process import DDPM, Flow
 from neural_rdm.diffusion.samplers import Sampler, denoise, sample
+from tests.diffusion.respaced import spaced
 from tests.diffusion.test_process import GOLDEN, samples, stand_in
 from tests.helpers import shared
 
@@ -77,10 +78,10 @@ def test_ddpm_steps_draw_from_our_process(learned, shape):
         return [torch.Generator().manual_seed(i) for i in range(len(noise))]
 
     found = denoise(predict, process, Sampler("ddpm", 5), noise, generators())
-    spaced, x, draws = process.spaced(5), noise, generators()
+    (fewer, timesteps), x, draws = spaced(process, 5), noise, generators()
     for index in reversed(range(5)):
         t = torch.full((len(x),), index)
-        mean, log_variance, _ = spaced.p_mean_variance(predict(x, spaced.timesteps[t]), x, t)
+        mean, log_variance, _ = fewer.p_mean_variance(predict(x, timesteps[t]), x, t)
         x = mean
         if index > 0:
             rows = [torch.randn(1, *x.transpose(1, -3).shape[1:], generator=g, dtype=x.dtype) for g in draws]
@@ -91,14 +92,14 @@ def test_ddpm_steps_draw_from_our_process(learned, shape):
 def test_without_a_learned_variance_ddpm_draws_with_fixed_large_as_dit_does():
     """One step to t = 250 of 0, 250, ..., 999 from one noise: its spread is sqrt(1 - bar_t / bar_before), not less."""
     process, x = DDPM(), torch.zeros(1, 1, 64, 64)
-    spaced, draws = process.spaced(5), torch.Generator().manual_seed(0)
+    (fewer, _), draws = spaced(process, 5), torch.Generator().manual_seed(0)
     found = denoise(lambda x, t: torch.zeros_like(x), process, Sampler("ddpm", 5), x, [draws])
     draws, expected = torch.Generator().manual_seed(0), x
     for index in reversed(range(5)):
         t = torch.tensor([index])
-        expected, _, _ = spaced.q_posterior(spaced.predict_x0(torch.zeros_like(x), expected, t), expected, t)
+        expected, _, _ = fewer.q_posterior(fewer.predict_x0(torch.zeros_like(x), expected, t), expected, t)
         if index:
-            expected = expected + spaced.betas[index].sqrt() * torch.randn(x.shape, generator=draws)
+            expected = expected + fewer.betas[index].sqrt() * torch.randn(x.shape, generator=draws)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -236,17 +237,6 @@ def test_the_progress_bar_counts_every_step_on_standard_error(capsys, monkeypatc
     assert captured.out == ""
 
 
-def test_a_spaced_process_calls_the_network_by_the_original_timesteps():
-    seen = []
-
-    def predict(x: Tensor, t: Tensor) -> Tensor:
-        seen.append(t[0].item())
-        return x
-
-    denoise(predict, DDPM().spaced([10, 500, 900]), Sampler(steps=3), samples(1, 1, 2, 2))
-    assert seen == [900, 500, 10]
-
-
 def test_latent_diffusions_timesteps_start_at_one_and_end_at_the_first_alpha_bar():
     process = DDPM("scaled_linear", beta_start=0.0015, beta_end=0.0195)
     scheduler = Sampler("ddim", 50, steps_offset=1).scheduler(process)
@@ -336,7 +326,7 @@ def test_a_network_may_predict_v_or_x0_instead(name: str, prediction: str) -> No
 
     def as_other(x: Tensor, t: Tensor) -> Tensor:
         eps = as_epsilon(x, t)
-        return other.target(process.predict_x0_from_eps(x, t, eps), t, eps)
+        return other.target(process.predict_x0(eps, x, t), t, eps)
 
     expected = denoise(as_epsilon, process, sampler, noise, generators[0])
     found = denoise(as_other, other, sampler, noise, generators[1])

@@ -16,6 +16,7 @@ from neural_rdm.diffusion.process import DDPM, Flow
 from neural_rdm.diffusion.samplers import Sampler, sample
 from neural_rdm.diffusion.scheduler_config import scheduler_config
 from neural_rdm.surgery.export import to_diffusers
+from tests.diffusion.respaced import spaced
 
 diffusers = pytest.importorskip("diffusers", reason="the schedulers are diffusers'")
 NOISE = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -104,7 +105,7 @@ def test_ancestral_steps_read_the_learned_variance(net: DiT, tmp_path: Path) -> 
 
 
 def test_betas_without_a_name_are_written_out(tmp_path: Path) -> None:
-    process = DDPM().spaced(100)
+    process, _ = spaced(DDPM(), 100)
     config = scheduler_config(process, Sampler("ddim", 10))
     (tmp_path / "scheduler_config.json").write_text(json.dumps(config))
     loaded = diffusers.DDIMScheduler.from_pretrained(tmp_path)

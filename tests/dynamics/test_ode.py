@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from neural_rdm.dynamics.ode import GatedStack, GaussianData, gated_stack, pf_ode, recover_gates, schedule_of
-from neural_rdm.dynamics.schedules import VE, Cosine, Interpolant, Linear, ScaledLinear, Schedule
+from neural_rdm.dynamics.schedules import Cosine, Interpolant, Linear, ScaledLinear, Schedule
 
-SCHEDULES = [Linear(), ScaledLinear(), Cosine(), VE(0.01, 10.0), Interpolant()]
+SCHEDULES = [Linear(), ScaledLinear(), Cosine(), Interpolant()]
 START, END = 0.9, 0.05
 
 

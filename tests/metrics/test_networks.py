@@ -16,7 +16,7 @@ from neural_rdm.core.errors import CheckpointError, ConfigError
 from neural_rdm.metrics import frechet_distance, inception_score
 from neural_rdm.metrics.networks import I3D, NETWORKS, EfficientNetLite0, Inception, feature_network
 from neural_rdm.metrics.networks.base import full_precision
-from neural_rdm.metrics.networks.inception import InceptionNet, resize_like_tensorflow_1
+from neural_rdm.metrics.networks.inception import published, resize_like_tensorflow_1
 from tests.helpers import shared
 
 ORACLES = "data/oracles/"
@@ -59,7 +59,7 @@ def inception_file(tmp_path_factory):
         return noise.abs() * 0.3 + 0.8 if name.endswith(("running_var", "bn.weight")) else noise * 0.1
 
     with torch.device("meta"):
-        layout = InceptionNet().state_dict()
+        layout = published().state_dict()
     path = tmp_path_factory.mktemp("inception") / "inception.pth"
     state = {name: fill(name, value) for name, value in layout.items()}
     torch.save(state, path, _use_new_zipfile_serialization=False)  # the published file has the format of torch 1.0
@@ -83,7 +83,7 @@ def test_layout_is_that_of_the_published_file(inception_file):
     layout = json.loads(shared(ORACLES + "fid_inception_state_dict_layout.json").read_text())
     dtypes = {"FloatStorage": torch.float32, "LongStorage": torch.int64}
     with torch.device("meta"):
-        ours = InceptionNet().state_dict()
+        ours = published().state_dict()
     expected = {name: (tuple(v["shape"]), dtypes[v["dtype"]]) for name, v in layout["state_dict"].items()}
     assert {name: (tuple(v.shape), v.dtype) for name, v in ours.items()} == expected
     assert len(ours) == 566

@@ -43,7 +43,6 @@ def test_between_two_evaluations_the_logarithm_is_linear_in_images(run):
     assert found.epochs == pytest.approx(5)  # of 500 samples each
     assert (found.conditions.count, found.bound) == (50000, False)
     assert reached(folder, 4.0).images == pytest.approx(2000)
-    assert reached(folder, 4.0, train_size=1000).epochs == pytest.approx(2)
     assert reached(folder, 0.99) is None
 
 
@@ -83,9 +82,6 @@ def test_guided_raw_and_other_counts_are_left_out(run):
     ]
     found = reached(folder, 1.0)
     assert (found.images, found.conditions.count) == (40, 100)
-    assert reached(folder, 1.0, count=5).images == 10
-    assert reached(folder, 1.0, weights="raw").images == 10
-    assert reached(folder, 1.0, count=7) is None
 
 
 def test_images_and_epochs_from_where_they_are_recorded(run):
@@ -170,7 +166,6 @@ def test_only_evaluations_of_one_protocol_are_used(run):
     found = reached(folder, 3.0, "x")
     assert found.images == 30
     assert str(found.conditions) == "100 samples, ddim, 20 steps, statistics aaaaaaaa, precision 32-true"
-    assert reached(folder, 1.0, "x", count=500).images == 20
 
 
 def test_runs_of_other_protocols_are_marked(run, tmp_path):

@@ -22,7 +22,7 @@ from neural_rdm.training.checkpoints import Checkpoints
 from neural_rdm.training.ema import EMA
 from neural_rdm.training.guards import StopOnSignal
 from neural_rdm.training.logging import CSVLogger, Metrics, Throughput
-from neural_rdm.training.sampling import SampleGrid, draw, rows_of
+from neural_rdm.training.sampling import SampleGrid, condition_of, draw
 from neural_rdm.training.sensitivity import COLUMNS, UNIT_COLUMNS, Largest, SensitivityLog
 from neural_rdm.training.validation import Validation
 from tests.training.trainer import fit, tiny_module
@@ -237,7 +237,7 @@ def test_sample_grid_shows_the_averaged_network_one_row_a_class(tmp_path: Path) 
     picture = Image.open(tmp_path / "samples" / "step=000000003.png")
     assert picture.width > 2 * 48
     assert picture.height > 4 * 48
-    condition = rows_of(range(4), 2)
+    condition = condition_of([0, 0, 1, 1, 2, 2, 3, 3])
     assert condition["y"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     with ema.applied(module.net):
         all_of_them = draw(module, grid.sampler, (1, 8, 8), condition, range(8), progress=False)

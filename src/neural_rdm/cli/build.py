@@ -35,7 +35,6 @@ from neural_rdm.training.optim import freeze
 from neural_rdm.training.progress import StepBar
 from neural_rdm.training.recording import EvaluationLog
 from neural_rdm.training.sensitivity import SensitivityLog
-from neural_rdm.training.stamp import Stamp
 from neural_rdm.training.supervision import Supervision
 
 #: keys of `data` that say where training reads it, and are no arguments of a data set's class
@@ -195,8 +194,9 @@ def trainer(cfg: DictConfig, folder: Path, report: Report | None = None) -> pl.T
         StepBar(metrics),
         FiniteSteps(cfg.log_every_n_steps, cfg.optimizer.get("skip_nonfinite", 0)),
         StopOnSignal(),
-        Stamp(config_hash(lasting(cfg))),
-        Checkpoints(folder / "checkpoints", cfg.checkpoint.every_n_steps, cfg.checkpoint.keep),
+        Checkpoints(
+            folder / "checkpoints", cfg.checkpoint.every_n_steps, cfg.checkpoint.keep, config_hash(lasting(cfg))
+        ),
     ]
     plugins: list[Any] = [StreamedCheckpointIO()]
     if SLURMEnvironment.detect():
@@ -222,6 +222,7 @@ def trainer(cfg: DictConfig, folder: Path, report: Report | None = None) -> pl.T
         ],
         plugins=plugins,
         default_root_dir=folder,
+        enable_progress_bar=False,  # `StepBar` is one
         use_distributed_sampler=False,  # the project's own splits the batch; Lightning's would shuffle it again
         limit_val_batches=0,  # callbacks validate, see training/validation.py
         num_sanity_val_steps=0,

@@ -10,15 +10,16 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from neural_rdm.config.grammar import typed
+from neural_rdm.cli.stopping import GOES_ON
 from neural_rdm.core.errors import CheckpointError, ConfigError, UserError
+from neural_rdm.core.extras import typed
 from neural_rdm.core.files import sweep
 from neural_rdm.core.locks import HOLDER, LEASED, LOCK, check_job, held
 from neural_rdm.core.provenance import CONFIG, FILE, config_hash, read_provenance, write_provenance
 from neural_rdm.core.ranks import is_first_rank
 
-#: commands that go on in their own folder when they are given again; the first two compare what is asked for themselves
-GOES_ON = ("sample", "encode", "stats")
+#: commands that may be given again in their own folder: those that go on there compare what is asked for themselves
+_AGAIN = (*GOES_ON, "stats")
 #: what tells the command that has made a folder which does not say so itself
 _TRACES = (
     (CONFIG, "train"),
@@ -88,7 +89,7 @@ def refuse_used(folder: Path, command: str, cfg: DictConfig | None = None) -> No
         raise ConfigError(
             f"{folder} is a part of {parent}, which {made_by(parent)} has made; choose another hydra.run.dir"
         )
-    if maker == command and command in GOES_ON:
+    if maker == command and command in _AGAIN:
         asked = None if cfg is None or command != "stats" else config_hash(cfg)
         if asked is None or read_provenance(folder).get("request", asked) == asked:
             return

@@ -15,9 +15,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from neural_rdm.config.check import as_plain, config_dir, leaves, validate
 from neural_rdm.config.compose import parse
-from neural_rdm.config.grammar import typed, written
+from neural_rdm.config.grammar import written
 from neural_rdm.config.sources import Sources
 from neural_rdm.core.errors import CheckpointError, ConfigError, UserError
+from neural_rdm.core.extras import typed
 from neural_rdm.core.files import load_tensors
 from neural_rdm.core.listing import natural_order
 from neural_rdm.core.provenance import check_checkpoint, check_config, read_provenance

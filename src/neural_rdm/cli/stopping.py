@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from neural_rdm.config.grammar import typed
+from neural_rdm.core.extras import typed
 from neural_rdm.core.ranks import is_first_rank
 from neural_rdm.core.signals import Stopped, catch, give_back, stop
 

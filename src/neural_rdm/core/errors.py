@@ -42,3 +42,8 @@ class RankError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint or run folder that is missing, unreadable, or of another network."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says in its first line; its kind where it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

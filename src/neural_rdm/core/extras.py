@@ -1,8 +1,11 @@
-"""How what is missing is installed, in words that can be pasted into the shell that printed them."""
+"""Advice that can be pasted into the shell that printed it: how to install what is missing, how to type a value."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import json
+import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -31,3 +34,18 @@ def _shown(path: Path) -> str:
         return str(path.relative_to(Path.cwd()))
     except (ValueError, OSError):  # outside of the current folder, or that folder is gone
         return str(path)
+
+
+def typed(key: str, value: object) -> str:
+    """`key=value` as it is typed into a shell, with quotes only where Hydra or the shell would read something else.
+
+    Args:
+        value: text and paths as they are, anything else as JSON has it.
+    """
+    if not isinstance(value, str | Path):
+        return shlex.quote(f"{key}={json.dumps(value)}")
+    text = str(value)
+    if not re.fullmatch(r"[A-Za-z0-9_./+-]+", text):  # in Hydra's grammar a backslash escapes before a quote only
+        text = re.sub(r"(\\*)'", r"\1\1\'", text)
+        text = "'" + re.sub(r"(\\+)$", r"\1\1", text) + "'"
+    return shlex.quote(f"{key}={text}")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from neural_rdm.core.errors import CheckpointError, UserError, WriteError
+from neural_rdm.core.errors import CheckpointError, UserError, WriteError, first_line
 
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 
@@ -222,8 +222,7 @@ def load_tensors(path: str | Path, verify: bool = False) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise CheckpointError(f"no such checkpoint: {path}") from error
     except Exception as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"cannot read {path}: {first}") from error
+        raise CheckpointError(f"cannot read {path}: {first_line(error)}") from error
 
 
 def _copy(source: BinaryIO, target: BinaryIO) -> None:

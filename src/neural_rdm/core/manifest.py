@@ -5,11 +5,12 @@ asks before torch is loaded.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from neural_rdm.core.errors import ConfigError
+from neural_rdm.core.extras import typed
 
 #: written when the first shard begins: what was asked for
 REQUEST = "request.json"
@@ -39,7 +40,8 @@ def read_manifest(folder: str | Path | None) -> dict[str, Any]:
     except FileNotFoundError as error:
         if (path.parent / REQUEST).is_file():
             raise ConfigError(
-                f"data.latents={folder} is not finished: give its encode command again with hydra.run.dir={folder}, "
+                f"data.latents={folder} is not finished: give its encode command again with "
+                f"{typed('hydra.run.dir', folder)}, "
                 "and it goes on where it stopped"
             ) from error
         raise ConfigError(
@@ -66,37 +68,22 @@ def check_manifest(
     Raises:
         ConfigError: naming the first field that differs, and both values.
     """
-    for field, held, wanted in _different(manifest, data, first_stage, condition):
-        raise ConfigError(
-            f"data.latents={data.get('latents')} does not fit this experiment: {field} is {_typed(held)} there, but "
-            f"{_typed(wanted)} here. Pass {field}={_typed(held)}, or encode again with {field}={_typed(wanted)}"
-        )
-
-
-def _different(
-    manifest: Mapping[str, Any],
-    data: Mapping[str, Any],
-    first_stage: Mapping[str, Any],
-    condition: Mapping[str, Any] | None,
-) -> Iterator[tuple[str, Any, Any]]:
-    """(key, value there, value here) of everything that does not fit."""
-    groups: list[tuple[str, tuple[str, ...], Mapping[str, Any], Mapping[str, Any]]] = [
-        ("data", CONTENT, data, manifest["data"]),
-        ("first_stage", STAGE, first_stage, manifest["first_stage"]),
-    ]
+    groups = [("data", CONTENT, data), ("first_stage", STAGE, first_stage)]
     if condition is not None and manifest["condition"] is not None:
-        groups.append(("condition", TEXT, condition, manifest["condition"]))
-    for group, keys, here, there in groups:
-        for key in keys:
-            if here.get(key) != there.get(key):
-                yield f"{group}.{key}", there.get(key), here.get(key)
+        groups.append(("condition", TEXT, condition))
+    pairs = [
+        (f"{group}.{key}", manifest[group].get(key), here.get(key)) for group, keys, here in groups for key in keys
+    ]
+    different = [pair for pair in pairs if pair[1] != pair[2]]
     if data.get("flip") and not manifest["data"].get("flip"):
-        yield "data.flip", False, True
+        different.append(("data.flip", False, True))
     held, wanted = manifest["data"].get("limit"), data.get("limit")
     if held is not None and (wanted is None or wanted > held):
-        yield "data.limit", held, wanted
-
-
-def _typed(value: Any) -> str:
-    """A value as one types it."""
-    return value if isinstance(value, str) else json.dumps(value)
+        different.append(("data.limit", held, wanted))
+    for field, *values in different:
+        there, here = (value if isinstance(value, str) else json.dumps(value) for value in values)
+        pass_it, encode_it = (typed(field, value) for value in values)
+        raise ConfigError(
+            f"data.latents={data.get('latents')} does not fit this experiment: {field} is {there} there, but {here} "
+            f"here. Pass {pass_it}, or encode again with {encode_it}"
+        )

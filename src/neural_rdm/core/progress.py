@@ -16,17 +16,21 @@ _WORTH_TELLING = 2.0  # seconds; of work that ended sooner there is no line
 
 
 @contextmanager
-def progress_bar(label: str, total: int | None, unit: str = "steps") -> Iterator[Callable[..., None]]:
+def progress_bar(label: str, total: int | None, unit: str = "steps", before: int = 0) -> Iterator[Callable[..., None]]:
     """Show `total` pieces of work (None: an unknown number) while the context is open, and yield its "so many more
-    done", one by default. Lines come by the clock, also while a single piece takes long. Two must not be open at once.
+    done", one by default, with a note. Lines come by the clock, also while a single piece takes long. Two must not be
+    open at once.
+
+    Args:
+        before: pieces that were done earlier, which do not count in the rate.
     """
     shown: Callable[..., AbstractContextManager[Callable[..., None]]] = _bar if sys.stderr.isatty() else _lines
-    with shown(label, total, unit) as advance:
+    with shown(label, total, unit, before) as advance:
         yield advance
 
 
 @contextmanager
-def _bar(label: str, total: int | None, unit: str) -> Iterator[Callable[..., None]]:
+def _bar(label: str, total: int | None, unit: str, before: int) -> Iterator[Callable[..., None]]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -37,32 +41,37 @@ def _bar(label: str, total: int | None, unit: str) -> Iterator[Callable[..., Non
         TimeRemainingColumn,
     )
 
-    rate = TextColumn(f"{{task.fields[rate]:.2f}} {unit}/s")
+    rate = TextColumn(f"{{task.fields[rate]:.2f}} {unit}/s{{task.fields[note]}}")
     columns = TextColumn(label), BarColumn(), MofNCompleteColumn(), rate, TimeElapsedColumn(), TimeRemainingColumn()
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task, begin, done = bar.add_task(label, total=total, rate=0.0), time.perf_counter(), 0
+        task, begin, done = (
+            bar.add_task(label, total=total, completed=before, rate=0.0, note=""),
+            time.perf_counter(),
+            0,
+        )
 
-        def advance(count: int = 1) -> None:
+        def advance(count: int = 1, note: str = "") -> None:
             nonlocal done
             done += count
-            bar.update(task, advance=count, rate=done / (time.perf_counter() - begin))
+            bar.update(task, advance=count, rate=done / (time.perf_counter() - begin), note=note and f", {note}")
 
         yield advance
 
 
 @contextmanager
-def _lines(label: str, total: int | None, unit: str) -> Iterator[Callable[..., None]]:
-    begin, done, over = time.perf_counter(), 0, threading.Event()
+def _lines(label: str, total: int | None, unit: str, before: int) -> Iterator[Callable[..., None]]:
+    begin, done, told, over = time.perf_counter(), 0, "", threading.Event()
 
-    def advance(count: int = 1) -> None:
-        nonlocal done
-        done += count
+    def advance(count: int = 1, note: str = "") -> None:
+        nonlocal done, told
+        done, told = done + count, note and f" {note},"
 
     def tell() -> None:
         passed = time.perf_counter() - begin
-        line = f" {done}{'' if total is None else f'/{total}'} {unit}, {done / passed:.3g} {unit}/s,"
+        line = f" {before + done}{'' if total is None else f'/{total}'} {unit}, {done / passed:.3g} {unit}/s,{told}"
         line = "" if total is None and not done else line
-        left = "" if total is None or not 0 < done < total else f", {span((total - done) * passed / done)} left"
+        rest = 0 if total is None else total - before - done
+        left = f", {span(rest * passed / done)} left" if rest > 0 and done else ""
         print(f"{label}:{line} {span(passed)} so far{left}", file=sys.stderr, flush=True)
 
     def watch() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from neural_rdm.core.errors import CheckpointError
+from neural_rdm.core.extras import typed
 from neural_rdm.core.files import write_text
 
 FILE, CONFIG = "provenance.json", "config.yaml"
@@ -96,7 +97,7 @@ def check_checkpoint(folder: Path, cfg: DictConfig, path: Path, content: Mapping
 def _changed(path: Path, why: str) -> CheckpointError:
     return CheckpointError(
         f"{path} was changed behind the run's back: {why}. Restore it as the run wrote it. What may change is changed "
-        f"by a resume: resume={path.parent} KEY=VALUE; for all else start a new run"
+        f"by a resume: {typed('resume', path.parent)} KEY=VALUE; for all else start a new run"
     )
 
 

@@ -129,8 +129,8 @@ def _parsed(content: bytes) -> _Content:
     text = content.removeprefix(codecs.BOM_UTF8)
     first, *lines = text.split(b"\n")
     cut = lines.pop() if lines else b""
-    columns = _cells(first.decode("utf-8", "backslashreplace")) or []
-    parsed = [(line, _row(line)) for line in lines if line.strip()]
+    columns = _cells(first, "backslashreplace") or []
+    parsed = [(line, _cells(line)) for line in lines if line.strip()]
     odd = bool(parsed) and (columns[:1] != ["step"] or len(set(columns)) < len(columns) or "\\x" in "".join(columns))
     if odd:  # the first column is the step, whatever it is called now; names that are there twice say nothing
         columns = ["step", *columns[1:]] if len(set(columns[1:]) | {"step"}) == len(columns) else []
@@ -149,17 +149,10 @@ def _parsed(content: bytes) -> _Content:
     return _Content(columns, rows, [parsed[i][0] for i in sorted(wrong)], cut, odd)
 
 
-def _row(line: bytes) -> list[str] | None:
+def _cells(line: bytes, errors: str = "strict") -> list[str] | None:
     try:
-        return _cells(line.decode())
-    except UnicodeDecodeError:
-        return None
-
-
-def _cells(line: str) -> list[str] | None:
-    try:
-        return next(csv.reader([line.removesuffix("\r")], strict=True), [])
-    except csv.Error:
+        return next(csv.reader([line.decode("utf-8", errors).removesuffix("\r")], strict=True), [])
+    except (UnicodeDecodeError, csv.Error):
         return None
 
 

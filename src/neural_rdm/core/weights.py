@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neural_rdm.core.errors import CheckpointError
+from neural_rdm.core.errors import CheckpointError, first_line
 
 #: the files of a folder written by diffusers' `save_pretrained`, best first
 FOLDER_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
@@ -85,7 +85,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"cannot read {path}: {_what(path) or _first_line(error)}") from error
+        raise CheckpointError(f"cannot read {path}: {_what(path) or first_line(error)}") from error
 
 
 class _Inert:
@@ -109,7 +109,7 @@ def _pickled(path: Path) -> Any:
             except RuntimeError:  # the format of torch before 1.6 cannot be mapped
                 return load(mmap=False)
     except Exception as error:
-        raise CheckpointError(f"cannot read {path}: {_what(path) or _first_line(error)}") from error
+        raise CheckpointError(f"cannot read {path}: {_what(path) or first_line(error)}") from error
 
 
 def _placeholders(path: Path) -> list[Any]:
@@ -167,7 +167,3 @@ def _common_wrapper(names: set[str]) -> str | None:
     if all(name.startswith("model.diffusion_model.") for name in names) or "net.conv_in.weight" in names:
         return None  # a U-Net as latent diffusion names it, or as we do
     return next((prefix for prefix in AROUND if all(name.startswith(prefix) for name in names)), None)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from neural_rdm.core.errors import DataError
+from neural_rdm.core.extras import typed
 from neural_rdm.core.gifs import read_gif
 from neural_rdm.core.progress import progress_bar
 from neural_rdm.core.ranks import is_first_rank
@@ -272,7 +273,8 @@ def _of_job(folder: Path) -> Path:
         return folder / NPZ
     if (folder / "parts").is_dir():
         raise DataError(
-            f"{folder}: its samples are not all drawn yet; give its sample command again, with hydra.run.dir={folder}"
+            f"{folder}: its samples are not all drawn yet; give its sample command again, with "
+            f"{typed('hydra.run.dir', folder)}"
         )
     return next((kind for kind in sorted(folder.glob("samples*")) if kind.is_dir()), folder)
 

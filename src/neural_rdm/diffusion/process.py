@@ -12,7 +12,6 @@ velocity here, eps - x_0, is minus SiT's. `diffusion.process.num_timesteps=1` ma
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -21,7 +20,7 @@ from torch import Tensor
 from neural_rdm.core import noise as tables
 from neural_rdm.core.arguments import Count, Fraction, checked
 from neural_rdm.diffusion import constraints
-from neural_rdm.dynamics.schedules import VP_SCHEDULES, Interpolant
+from neural_rdm.dynamics.schedules import VP_SCHEDULES
 
 
 @checked(constraints.betas_ascend)
@@ -43,7 +42,6 @@ class DDPM:
     Attributes:
         betas: float64 [T].
         alphas_cumprod: alpha_bar, float64 [T].
-        timesteps: int64 [T], the names by which the network knows these steps: 0..T-1 unless the process is `spaced`.
         usable: how many of the timesteps, from 0 on, samplers visit; see `core.noise.LEAST_ALPHA_BAR`.
 
     Raises:
@@ -61,10 +59,10 @@ class DDPM:
     ) -> None:
         ends = {k: v for k, v in (("beta_start", beta_start), ("beta_end", beta_end)) if v is not None}
         self.prediction = prediction
-        self._fill(VP_SCHEDULES[schedule](**ends).betas(num_timesteps), torch.arange(num_timesteps))
+        self._fill(VP_SCHEDULES[schedule](**ends).betas(num_timesteps))
 
-    def _fill(self, betas: Tensor, timesteps: Tensor) -> None:
-        self.betas, self.timesteps = betas, timesteps
+    def _fill(self, betas: Tensor) -> None:
+        self.betas = betas
         self.alphas_cumprod = bar = torch.cumprod(1 - betas, dim=0)
         self.usable = tables.usable(bar.tolist())
         before = torch.cat([bar.new_ones(1), bar[:-1]])
@@ -89,28 +87,6 @@ class DDPM:
         """T, the number of steps."""
         return len(self.betas)
 
-    def spaced(self, steps: int | Sequence[int]) -> DDPM:
-        """The process that visits only some timesteps, with the same alpha_bar there.
-
-        Args:
-            steps: a number n of steps, spread evenly from 0 to T - 1 as in the official DiT code (250 of 1000 gives
-                0, 4, 8, 12, 16, ..., 991, 995, 999), or the timesteps themselves, ascending: `range(0, 1000, 20)` is
-                the code's "ddim50".
-
-        Raises:
-            ValueError: n outside [1, T], or timesteps that do not ascend within [0, T - 1].
-        """
-        if isinstance(steps, int):
-            steps = tables.even(self.num_timesteps, steps)
-        index = torch.tensor(list(steps), dtype=torch.int64)
-        if len(index) == 0 or index[0] < 0 or index[-1] >= self.num_timesteps or bool((index.diff() <= 0).any()):
-            raise ValueError(f"timesteps must ascend within 0..{self.num_timesteps - 1}, not {list(steps)}")
-        bar = self.alphas_cumprod[index]
-        process = DDPM.__new__(DDPM)
-        process.prediction = self.prediction
-        process._fill(1 - bar / torch.cat([bar.new_ones(1), bar[:-1]]), self.timesteps[index])
-        return process
-
     def _at(self, name: str, t: Tensor, x: Tensor) -> Tensor:
         """Table `name` at t [B], shaped to broadcast with x [B, ...]."""
         key = (name, x.device, x.dtype)
@@ -133,21 +109,17 @@ class DDPM:
         return noise if self.prediction == "epsilon" else x0
 
     def predict_x0(self, model_output: Tensor, xt: Tensor, t: Tensor) -> Tensor:
-        """x_0 as the network's output [B, C or 2C, ...] at (xt, t) has it; not clipped.
+        """x_0 as the network's output [B, C or 2C, ...] at (xt, t) has it; not clipped: latents have no fixed range.
 
         Raises:
             ValueError: the output has neither C nor 2C channels.
         """
         predicted, _ = split_output(model_output.to(xt.dtype), xt.shape[-3])
         if self.prediction == "epsilon":
-            return self.predict_x0_from_eps(xt, t, predicted)
+            return (xt - self._at("noise", t, xt) * predicted) / self._at("signal", t, xt)
         if self.prediction == "v":
             return self._at("signal", t, xt) * xt - self._at("noise", t, xt) * predicted
         return predicted
-
-    def predict_x0_from_eps(self, xt: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """The x_0 for which `q_sample(x_0, t, eps)` is x_t; not clipped, since latents have no fixed range."""
-        return (xt - self._at("noise", t, xt) * eps) / self._at("signal", t, xt)
 
     def q_posterior(self, x0: Tensor, xt: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q(x_{t-1} | x_t, x_0): mean, variance and clipped log-variance, each of x's shape (DDPM, eqs. 6 and 7)."""
@@ -165,7 +137,7 @@ class DDPM:
                 prediction, then v in about [-1, 1], which interpolates the log-variance between the posterior's (-1)
                 and log beta (1) (Improved DDPM, eq. 15).
             xt: [B, C, H, W] or [B, F, C, H, W].
-            t: int64 [B], indices of this process.
+            t: int64 [B].
 
         Returns:
             mean, log-variance and predicted x_0, each of x's shape.
@@ -198,7 +170,7 @@ class Flow:
     prediction = "velocity"
 
     def __init__(self, num_timesteps: Count = 1000) -> None:
-        self.num_timesteps, self.schedule = num_timesteps, Interpolant()
+        self.num_timesteps = num_timesteps
 
     def _share(self, t: Tensor, x: Tensor) -> Tensor:
         return (t.to(x.dtype) / self.num_timesteps).view(-1, *[1] * (x.dim() - 1))

@@ -82,7 +82,7 @@ class Sampler:
 
         bars = process.alphas_cumprod
         times = tables.visited(self.name, self.steps, bars.tolist(), self.steps_offset)
-        self._check_interval(process.timesteps[times].tolist())
+        self._check_interval(times)
         options: dict[str, Any] = {
             "num_train_timesteps": len(bars),
             "trained_betas": process.betas.tolist(),
@@ -155,8 +155,7 @@ def denoise(
         options["generator"] = list(generators)
     x = noise
     for time in scheduler.timesteps.tolist():
-        named = time if isinstance(process, Flow) else process.timesteps[time].item()
-        output, v = split_output(predict(x, torch.tensor(named).expand(len(x))).to(x.dtype), x.shape[-3])
+        output, v = split_output(predict(x, torch.tensor(time).expand(len(x))).to(x.dtype), x.shape[-3])
         if sampler.name == "ddpm":
             # v = 1 is beta of the step, so one scheduler serves networks with and without learn_sigma
             output = torch.cat([output, torch.ones_like(output) if v is None else v], dim=-3)

@@ -136,11 +136,7 @@ def recover_gates(stack: GatedStack, states: Tensor, iterations: int = 50) -> Te
 def _fit(unit: nn.Module, run: Callable[[], Tensor], target: Tensor, iterations: int) -> Tensor:
     """Train one unit's gates; returns its mean squared error."""
     optimizer = torch.optim.LBFGS(
-        unit.parameters(),
-        max_iter=iterations,
-        tolerance_grad=0,
-        tolerance_change=0,
-        line_search_fn="strong_wolfe",
+        unit.parameters(), max_iter=iterations, tolerance_grad=0, tolerance_change=0, line_search_fn="strong_wolfe"
     )
     scale = (run().detach() - target).square().mean()  # gates at 0: the whole step
 

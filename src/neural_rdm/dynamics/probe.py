@@ -81,25 +81,16 @@ def _leaf(gate: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What one measured step says of one unit.
-
-    Attributes:
-        norm: `||s_i||`, of the gradient of the loss averaged over the global batch.
-        normalized: `norm` over the largest of the stack (Fig. 5); None where all are 0.
-        gain: `||s_i|| / ||s_{i+1}||`; None where either is 0. A gain of 1 everywhere is dynamical isometry.
-        alpha_mean: mean of the static alpha over its channels; None for a rule without.
-        alpha_std: its standard deviation over them.
-        beta_norm: Euclidean norm of the static beta; None for a rule without.
-    """
+    """What one measured step says of one unit."""
 
     unit: int
     name: str
-    norm: float
-    normalized: float | None
-    gain: float | None
-    alpha_mean: float | None
-    alpha_std: float | None
-    beta_norm: float | None
+    norm: float  # `||s_i||`, of the gradient of the loss averaged over the global batch
+    normalized: float | None  # `norm` over the largest of the stack (Fig. 5); None where all are 0.
+    gain: float | None  # `||s_i|| / ||s_{i+1}||`; None where either is 0. A gain of 1 everywhere is dynamical isometry.
+    alpha_mean: float | None  # mean of the static alpha over its channels; None for a rule without
+    alpha_std: float | None  # its standard deviation over them
+    beta_norm: float | None  # Euclidean norm of the static beta; None for a rule without
 
 
 def sensitivities(model: nn.Module, squared: Tensor) -> list[Sensitivity]:

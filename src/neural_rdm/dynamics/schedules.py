@@ -9,7 +9,6 @@ Time runs from 0 (data) to 1 (noise): z_t = signal(t) x_0 + sqrt(variance(t)) ep
 | `Linear`       | variance preserving, beta linear     | DDPM, DiT, Latte                     |
 | `ScaledLinear` | the same, sqrt(beta) linear          | LDM, Stable Diffusion, U-ViT         |
 | `Cosine`       | the same, alpha_bar a squared cosine | Improved DDPM                        |
-| `VE`           | variance exploding                   | SMLD                                 |
 | `Interpolant`  | (1 - t) x_0 + t eps                  | flow matching, SiT; beyond the paper |
 
 Times are tensors of any shape, and every function returns that shape, in their dtype.
@@ -45,15 +44,6 @@ class Schedule(ABC):
     @abstractmethod
     def g2(self, t: Tensor) -> Tensor:
         """Squared diffusion coefficient."""
-
-    def snr(self, t: Tensor) -> Tensor:
-        """Signal-to-noise ratio, signal^2 / variance; it falls with t."""
-        return self.signal(t).square() / self.variance(t)
-
-    def alpha_bar(self, t: Tensor) -> Tensor:
-        """The signal's share of the power, in [0, 1]: DDPM's alpha_bar of the process scaled to preserve variance."""
-        power = self.signal(t).square()
-        return power / (power + self.variance(t))
 
 
 class VP(Schedule):
@@ -171,38 +161,6 @@ class Cosine(VP):
     def betas(self, num_timesteps: int) -> Tensor:
         """1 - alpha_bar((i + 1) / T) / alpha_bar(i / T), at most 0.999."""
         return torch.tensor(noise.cosine_betas(num_timesteps, self.s), dtype=torch.float64)
-
-
-@dataclass(frozen=True)
-class VE(Schedule):
-    """Variance exploding: the noise's standard deviation grows from sigma_min to sigma_max, f = 0 (Song et al. 2021).
-
-    Raises:
-        ValueError: deviations that are not 0 < sigma_min < sigma_max.
-    """
-
-    sigma_min: float = 0.01
-    sigma_max: float = 50.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.sigma_min < self.sigma_max:
-            raise ValueError(f"need 0 < sigma_min={self.sigma_min} < sigma_max={self.sigma_max}")
-
-    def signal(self, t: Tensor) -> Tensor:
-        """1."""
-        return torch.ones_like(t)
-
-    def variance(self, t: Tensor) -> Tensor:
-        """sigma_min^2 (sigma_max / sigma_min)^(2 t)."""
-        return self.sigma_min**2 * (self.sigma_max / self.sigma_min) ** (2 * t)
-
-    def f(self, t: Tensor) -> Tensor:
-        """0."""
-        return torch.zeros_like(t)
-
-    def g2(self, t: Tensor) -> Tensor:
-        """d variance / dt."""
-        return 2 * math.log(self.sigma_max / self.sigma_min) * self.variance(t)
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,7 @@ from neural_rdm.residual.taps import WATCHED
 
 @dataclass(frozen=True)
 class UnitRecord:
-    """What one unit did to the samples whose timesteps lie in [t_low, t_high): means over them, see `taps.watch`.
-
-    Attributes:
-        importance: what the unit's write adds to the mean loss of these samples, to first order: below 0 where the
-            unit helps.
-        mean_share: None where the stream has one token only.
-    """
+    """What one unit did to the samples whose timesteps lie in [t_low, t_high): means over them, see `taps.watch`."""
 
     unit: int
     name: str
@@ -43,7 +37,9 @@ class UnitRecord:
     write_ratio: float
     write_cos: float
     redundancy: float
-    mean_share: float | None
+    mean_share: float | None  # None where the stream has one token only
+    # what the unit's write adds to the mean loss of these samples, to first order: below 0 where the unit
+    # helps
     importance: float
 
 

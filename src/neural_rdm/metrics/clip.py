@@ -8,7 +8,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn import functional
-from torchmetrics import Metric
+from torchmetrics.aggregation import MeanMetric
 
 
 def clip_score(image_features: ArrayLike | Tensor, text_features: ArrayLike | Tensor) -> float:
@@ -38,24 +38,19 @@ def _scores(image: Tensor, text: Tensor) -> Tensor:
     return (100 * functional.cosine_similarity(image, text)).clamp(min=0)
 
 
-class CLIPScore(Metric):
+class CLIPScore(MeanMetric):
     """`clip_score` of all pairs, from a float64 sum and a count that ranks add up.
 
     Args:
         feature_space: which network the features are of; part of the metric's `name`.
     """
 
-    is_differentiable = False
     higher_is_better = True
-    full_state_update = False
-    count: Tensor
-    total: Tensor
 
     def __init__(self, feature_space: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.feature_space = feature_space
-        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.set_dtype(torch.float64)
 
     @property
     def name(self) -> str:
@@ -68,9 +63,7 @@ class CLIPScore(Metric):
         Raises:
             ValueError: shapes that do not fit together.
         """
-        scores = _scores(image_features, text_features)
-        self.count = self.count + len(scores)
-        self.total = self.total + scores.sum().to(self.total)
+        super().update(_scores(image_features, text_features).to(self.device))
 
     def compute(self) -> Tensor:
         """The mean, a float64 scalar in [0, 100].
@@ -78,6 +71,6 @@ class CLIPScore(Metric):
         Raises:
             ValueError: no pair.
         """
-        if not int(self.count):
+        if not self.weight:
             raise ValueError(f"{self.name} needs at least one pair")
-        return self.total / self.count
+        return super().compute()

@@ -53,8 +53,6 @@ class DigitsEvaluation(Metric):
         DataError: images that are not [N, 1, 8, 8] or out of range, labels that do not fit, fewer than two classes.
     """
 
-    is_differentiable = False
-    full_state_update = False
     pixels: list[Tensor] | Tensor
     asked: list[Tensor] | Tensor
 

@@ -27,8 +27,6 @@ class DigitsVideoEvaluation(Metric):
         val_clips, val_y: real clips held out [N, F, 1, S, S] and their classes; `reference` measures them.
     """
 
-    is_differentiable = False
-    full_state_update = False
     clips: Tensor
     consistent: Tensor
     moved: Tensor

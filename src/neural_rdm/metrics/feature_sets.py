@@ -24,8 +24,6 @@ class FeatureMetric(Metric):
         ValueError: dim < 1.
     """
 
-    is_differentiable = False
-    full_state_update = False
     kind: ClassVar[str]
     sides: ClassVar[tuple[str, ...]] = ("real", "generated")
     row_dtype: ClassVar[torch.dtype] = torch.float32

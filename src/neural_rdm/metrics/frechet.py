@@ -45,7 +45,7 @@ def frechet_distance(
     Raises:
         ValueError: shapes that do not fit together, or a value that is not finite.
     """
-    mean1, mean2, cov1, cov2 = (_float64(value) for value in (mu1, mu2, sigma1, sigma2))
+    mean1, mean2, cov1, cov2 = (float64(value) for value in (mu1, mu2, sigma1, sigma2))
     dim = mean1.numel()
     shapes = [tuple(value.shape) for value in (mean1, cov1, mean2, cov2)]
     if shapes != [(dim,), (dim, dim)] * 2:
@@ -100,7 +100,8 @@ def _symmetric(cov: Tensor) -> Tensor:
     return (cov + cov.T) / 2
 
 
-def _float64(value: ArrayLike | Tensor) -> Tensor:
+def float64(value: ArrayLike | Tensor) -> Tensor:
+    """An array, or a tensor on any device, as float64 on the CPU."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", torch.float64)
     return torch.from_numpy(np.array(value, dtype=np.float64))
@@ -168,7 +169,7 @@ class FrechetDistance(FeatureMetric):
         Raises:
             ValueError: shapes that do not fit, values that are not finite, real features that were added before.
         """
-        mean, cov = _float64(mu), _float64(sigma)
+        mean, cov = float64(mu), float64(sigma)
         if mean.shape != (self.dim,) or cov.shape != (self.dim, self.dim):
             raise ValueError(
                 f"{self.name} wants mu [{self.dim}] and sigma [{self.dim}, {self.dim}]; "

@@ -26,8 +26,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from neural_rdm.core.errors import DataError
+from neural_rdm.core.errors import DataError, first_line
 from neural_rdm.core.files import write_atomically
+from neural_rdm.metrics.frechet import float64
 from neural_rdm.metrics.networks import NETWORKS, FeatureNetwork, Inception
 from neural_rdm.metrics.networks.base import sha256_of
 
@@ -41,28 +42,20 @@ ADVICE = "make statistics with python -m neural_rdm.stats"
 
 @dataclass(frozen=True)
 class Reference:
-    """Statistics of real samples under one feature network.
+    """Statistics of real samples under one feature network."""
 
-    Attributes:
-        network: name of the feature network.
-        network_hash: sha256 of its weights; None where the file does not say (it is then the published one).
-        moments: mean [D] and covariance [D, D], float64, by output of the network.
-        count: samples behind them; None where the file does not say.
-        features: float32 [N, D] of some of the samples by output, for precision, recall and the kernel distance.
-        facts: what else is known of the samples (data set, split, crop, image_size, num_frames, source, ...).
-        path, hash: the file and its sha256; None for statistics that were not read from one.
-        format: "neural-rdm", "adm", "torch-fidelity" or "clean-fid".
-    """
-
-    network: str
-    network_hash: str | None
-    moments: dict[str, Moments]
-    count: int | None
+    network: str  # name of the feature network
+    network_hash: str | None  # sha256 of its weights; None where the file does not say (it is then the published one)
+    moments: dict[str, Moments]  # mean [D] and covariance [D, D], float64, by output of the network
+    count: int | None  # samples behind them; None where the file does not say
+    # float32 [N, D] of some of the samples by output, for precision, recall and the kernel distance
     features: dict[str, Tensor] = field(default_factory=dict)
+    # what else is known of the samples (data set, split, crop, image_size, num_frames, source, ...)
     facts: dict[str, Any] = field(default_factory=dict)
+    # the file and its sha256; None for statistics that were not read from one
     path: Path | None = None
     hash: str | None = None
-    format: str = "neural-rdm"
+    format: str = "neural-rdm"  # "neural-rdm", "adm", "torch-fidelity" or "clean-fid"
 
     @property
     def holds_images(self) -> bool:
@@ -86,8 +79,7 @@ def read_reference(path: str | Path, network: FeatureNetwork | tuple[str, str]) 
     try:
         found = _read_pt(path) if path.suffix in (".pt", ".pth") else _read_npz(path)
     except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"cannot read the statistics {path}: {first}") from error
+        raise DataError(f"cannot read the statistics {path}: {first_line(error)}") from error
     if found.network != name:
         raise DataError(f"{path} holds statistics of the network {found.network}, not of {name}; {ADVICE}")
     theirs = found.network_hash or NETWORKS[name].weights.sha256
@@ -133,7 +125,7 @@ def write_reference(
     for output, values in moments.items():
         if output not in (NETWORKS[name].main(), SPATIAL):
             raise DataError(f"{path}: there is no place for moments of {output!r}")
-        mean, cov = (torch.as_tensor(value).detach().to("cpu", torch.float64) for value in values)
+        mean, cov = map(float64, values)
         _check(path, output, outputs.get(output), mean, cov)
         ending = "_s" if output == SPATIAL else ""
         arrays |= {f"mu{ending}": mean.numpy(), f"sigma{ending}": cov.numpy()}
@@ -155,9 +147,9 @@ def _read_npz(path: Path) -> Reference:
                 raise DataError(f"{path}: these are samples: make statistics of them with python -m neural_rdm.stats "
                                 f"samples={path}")  # fmt: skip
             raise DataError(f"{path} holds no mu and sigma but {', '.join(sorted(names)[:6]) or 'nothing'}; {ADVICE}")
-        moments = {"": (_tensor(file["mu"]), _tensor(file["sigma"]))}
+        moments = {"": (float64(file["mu"]), float64(file["sigma"]))}
         if {"mu_s", "sigma_s"} <= names:
-            moments[SPATIAL] = (_tensor(file["mu_s"]), _tensor(file["sigma_s"]))
+            moments[SPATIAL] = (float64(file["mu_s"]), float64(file["sigma_s"]))
         if "facts" in names:
             return _own(path, json.loads(str(file["facts"])), moments, file)
     main = Inception.main()
@@ -200,10 +192,10 @@ def _read_pt(path: Path) -> Reference:
         with torch.serialization.safe_globals(allowed):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle.UnpicklingError, RuntimeError, ... : whatever a damaged file provokes
-        raise ValueError(f"it is no file of torch-fidelity's cache ({str(error).splitlines()[0]})") from error
+        raise ValueError(f"it is no file of torch-fidelity's cache ({first_line(error)})") from error
     main, file_hash = Inception.main(), sha256_of(path)
     if isinstance(content, dict) and {"mu", "sigma"} <= set(content):
-        moments = {main: (_tensor(content["mu"]), _tensor(content["sigma"]))}
+        moments = {main: (float64(content["mu"]), float64(content["sigma"]))}
         return Reference(Inception.name, None, moments, None, {}, {}, path, file_hash, "torch-fidelity")
     if isinstance(content, Tensor) and content.ndim == 2 and len(content) > 1:
         rows = content.double()
@@ -211,10 +203,6 @@ def _read_pt(path: Path) -> Reference:
         features = {main: content.float()}
         return Reference(Inception.name, None, moments, len(rows), features, {}, path, file_hash, "torch-fidelity")
     raise DataError(f"{path} holds neither mu and sigma nor features [N, D]; {ADVICE}")
-
-
-def _tensor(value: Any) -> Tensor:
-    return torch.from_numpy(np.array(value, dtype=np.float64))
 
 
 def _check(path: Path, output: str, dim: int | None, mean: Tensor, cov: Tensor) -> None:

@@ -15,19 +15,12 @@ from neural_rdm.metrics.reference import SPATIAL
 
 
 class Summary(NamedTuple):
-    """Statistics of all samples of all ranks.
+    """Statistics of all samples of all ranks."""
 
-    Attributes:
-        samples: how many.
-        moments: mean [D] and covariance [D, D], float64, by output of the network.
-        features: float32 [N, D] of the kept samples by output, in an order of their own.
-        label_counts: how often each class was there; empty without classes.
-    """
-
-    samples: int
-    moments: dict[str, tuple[Tensor, Tensor]]
-    features: dict[str, Tensor]
-    label_counts: list[int]
+    samples: int  # how many
+    moments: dict[str, tuple[Tensor, Tensor]]  # mean [D] and covariance [D, D], float64, by output of the network
+    features: dict[str, Tensor]  # float32 [N, D] of the kept samples by output, in an order of their own
+    label_counts: list[int]  # how often each class was there; empty without classes
 
 
 class Statistics(Metric):
@@ -38,8 +31,6 @@ class Statistics(Metric):
         num_classes: of the labels; 0 without labels.
     """
 
-    is_differentiable = False
-    full_state_update = False
     label_counts: Tensor
 
     def __init__(self, network: FeatureNetwork, num_classes: int = 0) -> None:

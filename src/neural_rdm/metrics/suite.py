@@ -49,20 +49,15 @@ class Evaluation(Metric):
         network: on the device where it runs; states are on the metric's own device, `to` moves them.
         reference: moments and, perhaps, features of real samples under this network; None takes real samples.
         spatial: also the Frechet distance of spatial features (sFID), where the network and the reference have them.
-        score: also the Inception Score, where the network classifies images.
-        neighbours: also precision and recall, where real features are known; it takes distances of all pairs.
-        kernel: also the kernel distance, where real features are known.
-        splits: of the Inception Score.
-        k: neighbour that bounds a ball of precision and recall.
-        subsets, subset_size, seed: of the kernel distance; subsets of fewer samples where there are fewer.
+        splits: of the Inception Score, which is there where the network classifies images.
+        subsets, subset_size: of the kernel distance, which is there, with precision and recall, where real features are
+            known; subsets of fewer samples where there are fewer.
         space: what the names of the numbers say instead of the network's name.
 
     Raises:
         ValueError: a reference of another network.
     """
 
-    is_differentiable = False
-    full_state_update = False
     generated_count: Tensor
     real_count: Tensor
 
@@ -71,14 +66,9 @@ class Evaluation(Metric):
         network: FeatureNetwork,
         reference: Reference | None = None,
         spatial: bool = True,
-        score: bool = True,
-        neighbours: bool = True,
-        kernel: bool = True,
         splits: int = 10,
-        k: int = 3,
         subsets: int = 100,
         subset_size: int = 1000,
-        seed: int = 2020,
         space: str | None = None,
     ) -> None:
         super().__init__()
@@ -101,18 +91,17 @@ class Evaluation(Metric):
             children[output] = distance = FrechetDistance(space, network.outputs[output])
             if reference is not None and output in stored:
                 distance.set_reference(*stored[output], count=reference.count)
-        if score and not network.takes_clips and "logits" in network.outputs:
-            children[SCORE] = InceptionScore(self.space, network.outputs["logits"], splits, seed)
-        dim = self.dim
-        kept: list[TwoSets] = [PrecisionRecall(self.space, dim, k)] if neighbours else []
-        kept += [KernelDistance(self.space, dim, subsets, subset_size, seed)] if kernel else []
-        if kept and (reference is None or self.main in features or reference.holds_images):
-            children[KEPT] = both = KeptFeatures(self.space, dim, kept)
+        if not network.takes_clips and "logits" in network.outputs:
+            children[SCORE] = InceptionScore(self.space, network.outputs["logits"], splits)
+        if reference is None or self.main in features or reference.holds_images:
+            neighbours = PrecisionRecall(self.space, self.dim)
+            kernel = KernelDistance(self.space, self.dim, subsets, subset_size)
+            children[KEPT] = both = KeptFeatures(self.space, self.dim, (neighbours, kernel))
             if self.main in features:
                 both.set_reference(features[self.main])
         self.metrics: Any = nn.ModuleDict(children)
         self._score = f"; Inception Score in {splits} shuffled splits" if SCORE in children else ""
-        self._kept = f"k={k}, {subsets} subsets of at most {subset_size}"
+        self._kept = f"k=3, {subsets} subsets of at most {subset_size}"
 
     @property
     def protocol(self) -> str:

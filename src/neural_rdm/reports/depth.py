@@ -10,15 +10,7 @@ from typing import Any
 
 from neural_rdm.core.errors import DataError
 from neural_rdm.core.files import write_text
-from neural_rdm.reports.figures import (
-    canvas,
-    log_if_wide,
-    name_units,
-    read_csv,
-    save,
-    stage_colours,
-    tidy,
-)
+from neural_rdm.reports.figures import canvas, log_if_wide, name_units, read_csv, save, stage_colours, tidy
 from neural_rdm.reports.tables import csv_text
 
 

@@ -22,16 +22,15 @@ resumed run) the last counts.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from neural_rdm.core.errors import DataError
 from neural_rdm.core.files import write_text
 from neural_rdm.core.records import read_rows
 from neural_rdm.reports.figures import canvas, log_if_wide, number, save, tidy
-from neural_rdm.reports.runs import progress, read_mapping
+from neural_rdm.reports.runs import node, progress, read_mapping
 from neural_rdm.reports.tables import Row, compare_runs, markdown_table, with_protocols
 
 FILE = "evaluations.csv"
@@ -73,27 +72,20 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Reached:
-    """Where a distance was first reached.
+    """Where a distance was first reached."""
 
-    Attributes:
-        images: training samples until then.
-        epochs: the same in epochs; None where the size of the training set is unknown.
-        conditions: those of every evaluation that was used.
-        bound: the first evaluation was low enough already, so that this is an upper bound.
-    """
-
-    images: float
-    epochs: float | None
-    conditions: Conditions
-    bound: bool
+    images: float  # training samples until then
+    epochs: float | None  # the same in epochs; None where the size of the training set is unknown
+    conditions: Conditions  # those of every evaluation that was used
+    bound: bool  # the first evaluation was low enough already, so that this is an upper bound
 
 
-def read_evaluations(run: str | Path, space: str = "inception", weights: str = "ema") -> list[Evaluation]:
-    """The unguided evaluations (`cfg_scale` 1) of a run by ascending step; empty if the run has no evaluations.csv.
+def read_evaluations(run: str | Path, space: str = "inception") -> list[Evaluation]:
+    """The unguided evaluations (`cfg_scale` 1) of a run's EMA weights by ascending step; empty where the
+    run has none.
 
     Args:
         space: feature network, as in the column `frechet_SPACE`.
-        weights: "ema" or "raw".
 
     Raises:
         DataError: the file lacks a column of its schema, or neither it nor the run says how many images a step takes.
@@ -101,9 +93,9 @@ def read_evaluations(run: str | Path, space: str = "inception", weights: str = "
     path = Path(run) / FILE
     rows = _rows(path)
     found: dict[tuple[int, Conditions], Evaluation] = {}
-    batch_size = _data(Path(run)).get("batch_size")
+    batch_size = node(read_mapping(Path(run) / "config.yaml"), "data").get("batch_size")
     for row in rows:
-        if row["weights"] != weights or number(row["cfg_scale"]) != 1:
+        if row["weights"] != "ema" or number(row["cfg_scale"]) != 1:
             continue
         distance = number(row.get(PREFIX + space))
         count = number(row.get("count_frames" if space.endswith("_frames") else "count"))
@@ -120,15 +112,9 @@ def read_evaluations(run: str | Path, space: str = "inception", weights: str = "
     return [found[key] for key in sorted(found, key=lambda key: (key[0], key[1].count))]
 
 
-def reached(
-    run: str | Path,
-    k: float,
-    space: str = "inception",
-    weights: str = "ema",
-    count: int | None = None,
-    train_size: int | None = None,
-) -> Reached | None:
-    """EP_FID@k: images and epochs until the unguided Frechet distance is first at most `k`; None if it never is.
+def reached(run: str | Path, k: float, space: str = "inception") -> Reached | None:
+    """EP_FID@k of the EMA weights: images and epochs until the unguided Frechet distance is first at most `k`, else
+    None.
 
     Between the last evaluation above `k` and the first one that is not, the logarithm of the distance is taken to be
     linear in images. Distances under different conditions cannot be compared: those are used under which there are
@@ -137,16 +123,14 @@ def reached(
     Args:
         run: folder with `evaluations.csv` and `config.yaml`.
         k: the distance to reach, above 0.
-        space, weights: see `read_evaluations`.
-        count: samples behind an evaluation; by default any.
-        train_size: samples in one epoch; by default the file's `train_size`, else the run's `data.limit`, its cap.
+        space: see `read_evaluations`. Epochs are of the file's `train_size`, else of the run's `data.limit`, its cap.
 
     Raises:
         DataError: `k` is not positive, or the file is damaged; see `read_evaluations`.
     """
     if not (math.isfinite(k) and k > 0):
         raise DataError(f"ep_fid={k}: a Frechet distance to reach is a number above 0, such as 2.")
-    records = _comparable(e for e in read_evaluations(run, space, weights) if count in (None, e.conditions.count))
+    records = _comparable(read_evaluations(run, space))
     index = next((i for i, record in enumerate(records) if record.distance <= k), None)
     if index is None:
         return None
@@ -156,8 +140,8 @@ def reached(
         before = records[index - 1]
         share = _share(before.distance, max(after.distance, 1e-12), k)
         images = before.images + share * (after.images - before.images)
-    limit = _data(Path(run)).get("limit")
-    size = train_size or after.train_size or (limit if isinstance(limit, int) else None)
+    limit = node(read_mapping(Path(run) / "config.yaml"), "data").get("limit")
+    size = after.train_size or (limit if isinstance(limit, int) else None)
     return Reached(images, images / size if size else None, after.conditions, bound=index == 0)
 
 
@@ -271,9 +255,3 @@ def _rows(path: Path) -> list[dict[str, str]]:
 def _share(before: float, after: float, k: float) -> float:
     """How far from `before` (> k) to `after` (<= k) the logarithm of the distance passes that of `k`."""
     return (math.log(before) - math.log(k)) / (math.log(before) - math.log(after))
-
-
-def _data(run: Path) -> Mapping[str, Any]:
-    """The node `data` of a run's configuration; empty where there is none."""
-    data = read_mapping(run / "config.yaml").get("data")
-    return data if isinstance(data, dict) else {}

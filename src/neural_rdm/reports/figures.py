@@ -75,12 +75,9 @@ def attempt(plot: Callable[[], Path | None]) -> list[Path]:
 
 def canvas(wide: float, tall: float) -> Figure:
     """An empty figure outside pyplot: no global state, no display."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(wide, tall), dpi=144, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(wide, tall), dpi=144, layout="constrained")
 
 
 def tidy(axes: Axes) -> Axes:
@@ -142,5 +139,7 @@ def log_if_wide(axes: Axes, values: Sequence[float], decades: float, zero: bool 
 
 def save(figure: Figure, path: str | Path) -> Path:
     """Write a figure as PNG, atomically."""
-    write_atomically(path, lambda file: figure.savefig(file, format="png"))
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    write_atomically(path, FigureCanvasAgg(figure).print_png)  # `savefig` would draw everything twice
     return Path(path)

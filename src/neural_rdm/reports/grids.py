@@ -13,6 +13,8 @@ from torch import Tensor
 
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.core.files import write_atomically
+from neural_rdm.core.gifs import save_gif
+from neural_rdm.reports.samples import to_bytes
 
 MIN_TILE = 48  # pixels; a tile below this cannot be judged by eye
 GAP = 2
@@ -53,7 +55,7 @@ def save_grid(
     if min(columns, 1 if scale is None else scale, fps) < 1:
         raise ConfigError(f"a sample grid needs columns, scale and fps of at least 1; got {columns}, {scale}, {fps}.")
     clips = _to_uint8(x if x.ndim == 5 else x[:, None])  # [N, F, H, W, 3]
-    labels = [_line(label) for label in row_labels] if row_labels is not None else None
+    labels = [" ".join(label.split()) for label in row_labels] if row_labels is not None else None
     rows = -(-len(clips) // columns)
     if path.suffix == ".png" and x.ndim == 5:
         if labels is not None and len(labels) == rows:
@@ -63,18 +65,14 @@ def save_grid(
     if labels is not None and len(labels) != rows:
         raise ConfigError(f"{path.name}: {len(labels)} row labels for {rows} rows; give one label for each row.")
     scale = scale or max(1, -(-MIN_TILE // min(clips.shape[2:4])))
-    pages = [_page(clips[:, frame], columns, labels, _line(title or ""), scale) for frame in range(clips.shape[1])]
+    title = " ".join((title or "").split())
+    pages = [_page(clips[:, frame], columns, labels, title, scale) for frame in range(clips.shape[1])]
     if x.shape[-3] == 1:
         pages = [page.convert("L") for page in pages]  # a GIF's palette then holds every level exactly
     if path.suffix == ".png":
         write_atomically(path, lambda file: pages[0].save(file, format="PNG"))
     else:
-        write_atomically(
-            path,
-            lambda file: pages[0].save(
-                file, format="GIF", save_all=True, append_images=pages[1:], duration=round(1000 / fps), loop=0
-            ),
-        )
+        write_atomically(path, lambda file: save_gif(file, pages, fps))
     return path
 
 
@@ -83,9 +81,7 @@ def _to_uint8(x: Tensor) -> NDArray[np.uint8]:
     x = x.detach().to("cpu", torch.float32)
     if x.shape[2] not in (1, 3):
         x = _stretch(x[:, :, :3])
-    x = (127.5 * x.nan_to_num(nan=-1.0, posinf=1.0, neginf=-1.0).clamp(-1, 1) + 128).clamp(0, 255).to(torch.uint8)
-    x = x.expand(-1, -1, 3, -1, -1) if x.shape[2] == 1 else x
-    return x.permute(0, 1, 3, 4, 2).contiguous().numpy()
+    return to_bytes(x).expand(-1, -1, 3, -1, -1).permute(0, 1, 3, 4, 2).contiguous().numpy()
 
 
 def _stretch(latents: Tensor) -> Tensor:
@@ -123,8 +119,3 @@ def _page(tiles: NDArray[np.uint8], columns: int, labels: list[str] | None, titl
         middle = top + row * (height + GAP) + height // 2
         draw.text((left - MARGIN, middle), label, fill="black", font=font, anchor="rm")
     return page
-
-
-def _line(text: str) -> str:
-    """The text on one line."""
-    return " ".join(text.split())

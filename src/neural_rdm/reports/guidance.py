@@ -13,9 +13,7 @@ from neural_rdm.reports.tables import GENERATED, Row, write_metrics
 
 
 def write_guidance(
-    folder: str | Path,
-    settings: Sequence[Row],
-    measured: Sequence[tuple[Sequence[Row], str, Mapping[str, Any]]],
+    folder: str | Path, settings: Sequence[Row], measured: Sequence[tuple[Sequence[Row], str, Mapping[str, Any]]]
 ) -> tuple[list[Path], Mapping[str, Any]]:
     """Write `metrics.{md,csv,json}` with a row a setting, and `guidance.png`.
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neural_rdm.reports.runs import labels, progress, read_mapping, read_report
+from neural_rdm.reports.runs import labels, node, progress, read_mapping, read_report
 from neural_rdm.reports.tables import generated
 
 #: kind of a column -> names of the numbers that may stand in it; the first group is the feature network
@@ -37,41 +37,26 @@ REFERENCE = ("format", "hash", "count", "data", "split", "size", "frames", "inte
 
 @dataclass(frozen=True)
 class OwnRun:
-    """What the tables need to know of one's own run; None where it was not recorded.
+    """What the tables need to know of one's own run; None where it was not recorded."""
 
-    Attributes:
-        name: its label.
-        task: "class", "text" or "video".
-        conditional: whether it is told a class or a text; None without a configuration.
-        data: name of its data set, as in `data=`.
-        size: height and width of its images.
-        frames: length of its clips.
-        guidance: the keys of its sampler that are in `GUIDANCE`.
-        weights: "ema" or "raw".
-        protocol: the line that says how its numbers were made.
-        numbers: the row `generated` of its report.
-        facts: the facts of its report.
-        unfinished: how far it is, empty for a finished run.
-    """
-
-    name: str
-    task: str
-    conditional: bool | None
-    data: str | None
-    size: int | None
-    frames: float | None
-    guidance: dict[str, Any]
-    weights: str | None
-    protocol: str
-    numbers: dict[str, Any]
-    facts: dict[str, Any]
-    unfinished: str
+    name: str  # its label
+    task: str  # "class", "text" or "video"
+    conditional: bool | None  # whether it is told a class or a text; None without a configuration
+    data: str | None  # name of its data set, as in `data=`
+    size: int | None  # height and width of its images
+    frames: float | None  # length of its clips
+    guidance: dict[str, Any]  # the keys of its sampler that are in `GUIDANCE`
+    weights: str | None  # "ema" or "raw"
+    protocol: str  # the line that says how its numbers were made
+    numbers: dict[str, Any]  # the row `generated` of its report
+    facts: dict[str, Any]  # the facts of its report
+    unfinished: str  # how far it is, empty for a finished run
 
     @classmethod
     def read(cls, folder: Path, name: str, numbers: dict[str, Any]) -> OwnRun:
         """Read a run or an evaluation: its `config.yaml` and `report/metrics.json`."""
         config, report = read_mapping(folder / "config.yaml"), read_report(folder)
-        data, backbone = _node(config, "data"), _node(config, "backbone")
+        data, backbone = node(config, "data"), node(config, "backbone")
         frames = _number(backbone.get("num_frames")) or _number(data.get("num_frames"))
         clips = (frames or 1) > 1 or any(METRICS["clips"].fullmatch(key) for key in numbers)
         task = "video" if clips else "text" if config.get("condition") else "class"
@@ -85,10 +70,10 @@ class OwnRun:
             name=name,
             task=task,
             conditional=conditional if config else None,
-            data=_node(config, "choices").get("data") or DATA.get(kind) or kind.lower() or None,
+            data=node(config, "choices").get("data") or DATA.get(kind) or kind.lower() or None,
             size=data.get("image_size"),
             frames=frames,
-            guidance={k: v for k, v in {**_node(config, "sampler"), **facts, **numbers}.items() if k in GUIDANCE},
+            guidance={k: v for k, v in {**node(config, "sampler"), **facts, **numbers}.items() if k in GUIDANCE},
             weights=numbers.get("weights") or facts.get("weights"),
             protocol=" ".join(report["protocol"].split()),
             numbers=numbers,
@@ -202,11 +187,6 @@ def _statistics(real: dict[str, Any]) -> str:
     words = f"of {told}" if told else f"({real['format']} {str(real['hash'])[:8]})"
     words += f", clips of {real['frames']} frames at interval {real['interval']}" if real["frames"] else ""
     return f"statistics of {count} samples {words}"
-
-
-def _node(config: dict[str, Any], key: str) -> dict[str, Any]:
-    node = config.get(key)
-    return node if isinstance(node, dict) else {}
 
 
 def _number(value: Any) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,11 @@ _CHECKPOINT = re.compile(r"step=(\d+)\.ckpt")
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is.
+    """How far a run is."""
 
-    Attributes:
-        done: optimizer steps behind its newest checkpoint; None where nothing tells.
-        planned: its `trainer.max_steps`; None without a configuration.
-        finished: all planned steps are done and, for a run of training, its report is; None where nothing tells.
-    """
-
-    done: int | None
-    planned: int | None
+    done: int | None  # optimizer steps behind its newest checkpoint; None where nothing tells
+    planned: int | None  # its `trainer.max_steps`; None without a configuration
+    # all planned steps are done and, for a run of training, its report is; None where nothing tells
     finished: bool | None
 
     def __str__(self) -> str:
@@ -42,8 +37,7 @@ def progress(run: Path) -> Progress:
     """How far the run in a folder is: from its checkpoints and `finished.json`, or where there are none from the step
     of its numbers (an evaluation) or its last logged step.
     """
-    trainer = read_mapping(run / "config.yaml").get("trainer")
-    planned = _whole(trainer.get("max_steps")) if isinstance(trainer, dict) else None
+    planned = _whole(node(read_mapping(run / "config.yaml"), "trainer").get("max_steps"))
     ended = _whole(read_mapping(run / "finished.json").get("global_step"))
     names = [_CHECKPOINT.fullmatch(path.name) for path in (run / "checkpoints").glob("step=*.ckpt")]
     saved = [int(match[1]) for match in names if match]
@@ -90,6 +84,12 @@ def read_mapping(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def node(config: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """A group of a run's configuration; empty where it is missing or something else."""
+    found = config.get(key)
+    return found if isinstance(found, dict) else {}
 
 
 def read_report(folder: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any
 from neural_rdm.core.errors import DataError
 from neural_rdm.core.files import write_text
 from neural_rdm.reports.plots import plot_curves, read_series
-from neural_rdm.reports.runs import labels, progress, read_mapping, read_report
+from neural_rdm.reports.runs import labels, node, progress, read_mapping, read_report
 
 Row = Mapping[str, Any]
 GENERATED = "generated"
@@ -30,20 +30,18 @@ _RUNS_OWN = re.compile(r"\bstep \d+; seed \d+")
 _SHOWN = ("exp", "residual", "residual.rule", "gamma", "backbone.depth", "trainer.max_steps", "seed", "resume")
 
 
-def markdown_table(rows: Sequence[Row], columns: Sequence[str] | None = None, floats: str = "{:.4g}") -> str:
+def markdown_table(rows: Sequence[Row]) -> str:
     """A Markdown table, a line a row, ending in a line break; columns of numbers are aligned to the right.
 
     Args:
-        rows: a missing key or None is an empty cell.
-        columns: which keys, in which order; by default all, in the order in which they first appear.
-        floats: format of floating-point numbers; integers and text are written as they are.
+        rows: a missing key or None is an empty cell; the columns stand in the order in which they first appear.
     """
-    columns = list(columns) if columns is not None else _columns(rows)
+    columns = _columns(rows)
     if not columns:
         return ""
     numeric = [all(_is_number(row.get(column)) for row in rows if row.get(column) is not None) for column in columns]
-    lines = [[_text(column, floats) for column in columns], ["---:" if right else "---" for right in numeric]]
-    lines += [[_text(_plain(row.get(column)), floats) for column in columns] for row in rows]
+    lines = [[_text(column) for column in columns], ["---:" if right else "---" for right in numeric]]
+    lines += [[_text(_plain(row.get(column))) for column in columns] for row in rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
@@ -136,11 +134,11 @@ def compare_runs(run_folders: Iterable[str | Path]) -> list[dict[str, Any]]:
     for folder, label, config, reached in zip(folders, labels(folders), configs, far, strict=True):
         row = {
             "run": label,
-            "exp": _dig(config, "choices", "exp"),
+            "exp": node(config, "choices").get("exp"),
             "residual": _name(config.get("residual"), "rule"),
             "gates": _gates(config.get("residual")),
             "gamma": config.get("gamma"),
-            "depth": _dig(config, "backbone", "depth"),
+            "depth": node(config, "backbone").get("depth"),
             "steps": reached.done,
             "seed": config.get("seed"),
         }
@@ -212,10 +210,10 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _text(value: Any, floats: str) -> str:
+def _text(value: Any) -> str:
     if value is None:
         return ""
-    text = floats.format(value) if isinstance(value, float) else str(value)
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
     return " ".join(text.split()).replace("|", "\\|")
 
 
@@ -234,10 +232,6 @@ def _loss(folder: Path) -> tuple[list[int], list[float]]:
 def _name(value: Any, key: str) -> Any:
     """A config group is either its choice's name or a mapping that holds it under `key`."""
     return value.get(key) if isinstance(value, dict) else value
-
-
-def _dig(config: dict[str, Any], group: str, key: str) -> Any:
-    return _name(config.get(group), key) if isinstance(config.get(group), dict) else None
 
 
 def _gates(residual: Any) -> str | None:
@@ -293,5 +287,5 @@ def _legend(rows: Sequence[Row]) -> list[str]:
     varied = [k for k in settings if len({repr(row.get(k)) for row in rows}) > 1]
     if "residual" in varied and "gates" in varied:
         varied.remove("gates")
-    texts = [", ".join(f"{k}={_text(row[k], '{:.4g}')}" for k in varied if row.get(k) is not None) for row in rows]
+    texts = [", ".join(f"{k}={_text(row[k])}" for k in varied if row.get(k) is not None) for row in rows]
     return [f"{row['run']} ({text})" if text else str(row["run"]) for row, text in zip(rows, texts, strict=True)]

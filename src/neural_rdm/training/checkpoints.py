@@ -13,9 +13,11 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import CheckpointIO
+from lightning_utilities.core.apply_func import apply_to_collection
 
 from neural_rdm.core.errors import CheckpointError
 from neural_rdm.core.files import link_atomically, load_tensors, save_tensors
+from neural_rdm.core.provenance import KEY
 from neural_rdm.training import parallel
 from neural_rdm.training.guards import FiniteSteps, last_saved
 from neural_rdm.training.held import callbacks_of
@@ -42,7 +44,9 @@ class StreamedCheckpointIO(CheckpointIO):
         nothing depends on the file once training goes on.
         """
         checkpoint = load_tensors(path)
-        checkpoint["optimizer_states"] = _own(checkpoint.get("optimizer_states", []))
+        checkpoint["optimizer_states"] = apply_to_collection(
+            checkpoint.get("optimizer_states", []), torch.Tensor, torch.clone
+        )
         return checkpoint
 
     def remove_checkpoint(self, path: Any) -> None:
@@ -60,10 +64,11 @@ class Checkpoints(Checkpoint):
         folder: the run's `checkpoints` folder.
         every_n_steps: optimizer steps between two checkpoints.
         keep: how many step checkpoints stay.
+        config_hash: stands in every checkpoint, see `core.provenance.config_hash`; None for none.
     """
 
-    def __init__(self, folder: Path, every_n_steps: int, keep: int) -> None:
-        self.folder, self.every_n_steps, self.keep = folder, every_n_steps, keep
+    def __init__(self, folder: Path, every_n_steps: int, keep: int, config_hash: str | None = None) -> None:
+        self.folder, self.every_n_steps, self.keep, self.config_hash = folder, every_n_steps, keep, config_hash
         self._saved = -1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -103,14 +108,14 @@ class Checkpoints(Checkpoint):
                 other.unlink()
         trainer.strategy.barrier("checkpoint")
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Refuse to save weights, averages or moments that are not finite; all ranks agree.
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Add the hash, and refuse to save weights, averages or moments that are not finite; all ranks agree.
 
         Raises:
             CheckpointError: some value is not finite. The checkpoints before stay as they are.
         """
+        if self.config_hash is not None:
+            checkpoint[KEY] = self.config_hash
         name = sick(checkpoint)
         if parallel.sum_over_ranks(torch.tensor(float(name is not None), device=pl_module.device)):
             saved = last_saved(trainer)
@@ -140,15 +145,6 @@ def _tensors(value: Any, where: str) -> Iterator[tuple[str, torch.Tensor]]:
     elif isinstance(value, (dict, list, tuple)):
         for key, part in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _tensors(part, f"{where}.{key}")
-
-
-def _own(state: Any) -> Any:
-    """A copy of nested lists and dicts in which every tensor has memory of its own."""
-    if isinstance(state, dict):
-        return {key: _own(value) for key, value in state.items()}
-    if isinstance(state, list):
-        return [_own(value) for value in state]
-    return state.clone() if isinstance(state, torch.Tensor) else state
 
 
 def split_network(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -98,9 +98,7 @@ class EMA(StepCallback):
             weight.copy_(self.averages[name])
             self.averages[name].copy_(raw)
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Add the averages, under their own key."""
         weights, *others = (
             {name: parallel.full(average) for name, average in averages.items()} for _, averages in self._each()
@@ -109,9 +107,7 @@ class EMA(StepCallback):
         if others:
             checkpoint[KEY]["further"] = dict(zip(self.others, others, strict=True))
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Remember the averages until the network has its final form (`on_train_start`)."""
         if KEY not in checkpoint:
             raise CheckpointError(

@@ -40,6 +40,8 @@ class DigitsReport(Report):
         per_class: samples drawn of each digit.
     """
 
+    kind = "digits"  # the name of the metric, and of the data that it needs
+
     def __init__(self, per_class: Count = 50) -> None:
         self.per_class = per_class
 
@@ -65,13 +67,19 @@ class DigitsReport(Report):
         """The metric, with the real digits of a data module that has been set up.
 
         Raises:
-            ConfigError: the data are not the digits.
+            ConfigError: the data are of another kind.
         """
-        if not all(hasattr(s, "x") and hasattr(s, "y") for s in (data.train_set, data.val_set)):
-            raise _unmeasurable("digits", data)
-        return DigitsEvaluation(
-            data.train_set.x, data.train_set.y, data.val_set.x, data.val_set.y, sync_on_compute=False
-        )
+        if not self._fits(data):
+            what = f"data={self.kind}, not {type(data).__name__}"
+            raise ConfigError(f"metric={self.kind} needs {what}; leave it out with ~metric")
+        return self._metric(data)
+
+    def _fits(self, data: Any) -> bool:
+        return all(hasattr(s, "x") and hasattr(s, "y") for s in (data.train_set, data.val_set))
+
+    def _metric(self, data: Any) -> Any:
+        real, held_out = data.train_set, data.val_set
+        return DigitsEvaluation(real.x, real.y, held_out.x, held_out.y, sync_on_compute=False)
 
     def rows(self, subject: Subject) -> Measured:
         """The run's own numbers, and those of real digits held out; nothing on a rank that does not write."""
@@ -98,6 +106,8 @@ class DigitsTextReport(DigitsReport):
         per_class: samples drawn of each digit, for either kind of phrasing.
     """
 
+    kind = "digits_text"
+
     @property
     def labels(self) -> Tensor:
         """The digits [20 * per_class] that the texts speak of: those in trained phrasings first."""
@@ -122,15 +132,8 @@ class DigitsTextReport(DigitsReport):
             raise ConfigError("metric=digits_text needs a network that reads a text; leave it out with ~metric")
         return encoded(text, self.prompts(), "cpu")
 
-    def metric(self, data: Any) -> Any:
-        """The metric, with the real digits of a data module that has been set up.
-
-        Raises:
-            ConfigError: the data are not the captioned digits.
-        """
-        if not isinstance(data, DigitsText):
-            raise _unmeasurable("digits_text", data)
-        return super().metric(data)
+    def _fits(self, data: Any) -> bool:
+        return isinstance(data, DigitsText)
 
     def measured(self, metric: Any, drawn: Tensor) -> list[dict[str, Any]]:
         """A row for the trained phrasings and one for those held out."""
@@ -149,14 +152,12 @@ class DigitsVideoReport(DigitsReport):
         per_class: clips drawn of each digit.
     """
 
-    def metric(self, data: Any) -> Any:
-        """The metric, with the real digits and clips of a data module that has been set up.
+    kind = "digits_video"
 
-        Raises:
-            ConfigError: the data are not the moving digits.
-        """
-        if not isinstance(data, DigitsVideo):
-            raise _unmeasurable("digits_video", data)
+    def _fits(self, data: Any) -> bool:
+        return isinstance(data, DigitsVideo)
+
+    def _metric(self, data: Any) -> Any:
         assert data.digits.train_set is not None
         clips = DigitsVideo(1, image_size=data.image_size, num_frames=data.num_frames)
         clips.setup()
@@ -164,11 +165,6 @@ class DigitsVideoReport(DigitsReport):
         held_out = [clips.val_set.load(i, i) for i in range(clips.val_size)]
         x, y = torch.stack([c["x"] for c in held_out]), torch.tensor([c["y"] for c in held_out])
         return DigitsVideoEvaluation(data.digits.train_set.x, data.digits.train_set.y, x, y, sync_on_compute=False)
-
-
-def _unmeasurable(name: str, data: Any) -> ConfigError:
-    """What is wrong with the data of another data module than the metric's, which bears its name."""
-    return ConfigError(f"metric={name} needs data={name}, not {type(data).__name__}; leave it out with ~metric")
 
 
 def finish(

@@ -200,8 +200,7 @@ class FeatureReport(Report):
             texts = [] if shown is None else shown[part.start : part.stop]
             if subject.text is not None:
                 subject.text.remember(subject.data.tokens([str(text) for text in texts]))
-            condition = {} if shown is None else condition_of(texts, subject.text)
-            subject.draw(condition, part, use)
+            subject.draw(condition_of(texts, subject.text), part, use)
         told = f"{subject.protocol(f'{self.count} {how}')} Rounding: {ROUNDING}."
         facts = {**subject.facts(), "rounding": ROUNDING, "count": self.count}
         if subject.text is not None and shown is not None:

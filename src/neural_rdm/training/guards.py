@@ -6,6 +6,7 @@ import math
 import os
 import signal
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,6 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from neural_rdm.core.errors import UserError
+from neural_rdm.core.extras import typed
 from neural_rdm.core.signals import Stopped, catch, stop
 from neural_rdm.residual import units
 from neural_rdm.training import parallel
@@ -184,8 +186,8 @@ def _advice(trainer: pl.Trainer, pl_module: Any, left_out: int) -> str:
     if broken:
         return f"The weights are not finite any more (first {broken[0]}). {kept}; resuming would repeat this: {new}."
     skip = f"optimizer.skip_nonfinite={left_out}"
-    other = f"resume={trainer.default_root_dir} {skip} goes on from there without it" if saved else f"pass {skip}"
-    return f"The weights are still those before that step. {kept}: {other}; or {new}."
+    resume = f"{typed('resume', Path(trainer.default_root_dir))} {skip} goes on from there without it"
+    return f"The weights are still those before that step. {kept}: {resume if saved else f'pass {skip}'}; or {new}."
 
 
 def last_saved(trainer: pl.Trainer) -> int | None:

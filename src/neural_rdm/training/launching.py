@@ -16,7 +16,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
-from neural_rdm.core.errors import RankError
+from neural_rdm.core.errors import RankError, first_line
 from neural_rdm.core.ranks import PARENT
 
 #: seconds that a process has to end by itself once another one of its run is gone: its own error is the better message
@@ -104,8 +104,8 @@ class _Others:
             time.sleep(0.05)
         if self.launcher is not None and self.launcher.ranks:
             return None  # all the others live: the error has another cause
-        first = str(error).splitlines()[0]
-        return f"rank {self.rank} has lost another process of this run, which what started them should name ({first})."
+        found = f"rank {self.rank} has lost another process of this run, which what started them should name"
+        return f"{found} ({first_line(error)})."
 
 
 @contextmanager

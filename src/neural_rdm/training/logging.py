@@ -140,6 +140,8 @@ class Metrics(StepCallback):
 class Throughput(pl.Callback):
     """`throughput.csv`: samples a second, seconds a step, peak device memory: what no two runs agree on."""
 
+    columns = ("step", "samples_per_second", "seconds_per_step", "peak_memory_gib")
+
     def __init__(self, every_n_steps: Count = 50) -> None:
         self.every_n_steps = every_n_steps
         self._records: StepRecords | None = None
@@ -147,10 +149,7 @@ class Throughput(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
         if trainer.is_global_zero:
-            self._records = StepRecords(
-                Path(trainer.default_root_dir) / "throughput.csv",
-                ("step", "samples_per_second", "seconds_per_step", "peak_memory_gib"),
-            )
+            self._records = StepRecords(Path(trainer.default_root_dir) / "throughput.csv", self.columns)
         self._mark(trainer)
 
     def _mark(self, trainer: pl.Trainer) -> None:
@@ -166,14 +165,6 @@ class Throughput(pl.Callback):
         seconds = (time.perf_counter() - self._time) / steps
         batch = data_of(trainer).batch_size
         memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
-        self._records.append(
-            [
-                {
-                    "step": trainer.global_step,
-                    "samples_per_second": batch / seconds,
-                    "seconds_per_step": seconds,
-                    "peak_memory_gib": memory,
-                }
-            ]
-        )
+        row = (trainer.global_step, batch / seconds, seconds, memory)
+        self._records.append([dict(zip(self.columns, row, strict=True))])
         self._mark(trainer)

@@ -18,7 +18,7 @@ from neural_rdm.latents.first_stage import Autoencoder, Identity
 from neural_rdm.reports.tables import write_metrics
 from neural_rdm.training.held import data_of
 from neural_rdm.training.module import NeuralRDM
-from neural_rdm.training.sampling import draw, input_shape
+from neural_rdm.training.sampling import draw
 
 if TYPE_CHECKING:
     from neural_rdm.conditioning.text import TextEncoder
@@ -45,32 +45,23 @@ class Draw(Protocol):
 
 @dataclass(frozen=True)
 class Subject:
-    """A network whose samples are measured.
+    """A network whose samples are measured."""
 
-    Attributes:
-        net, text, data: the network, its text encoder or None, its data module (set up).
-        draws: see `Draw`.
-        sampler, weights, step, seed: of the samples; weights are "ema", "ema-DECAY" or "raw".
-        decode: latents -> pixels; None where the network works on the data as they are.
-        device: where samples are drawn.
-        first_stage: the words for it in a protocol line.
-        precision: what the network computes in, as `trainer.precision` names it.
-        writes: whether this process writes the report (rank 0).
-    """
-
+    # the network, its text encoder or None, its data module (set up)
     net: Backbone
     text: TextEncoder | None
     data: DataModule
-    draws: Draw
+    draws: Draw  # see `Draw`
+    # of the samples; weights are "ema", "ema-DECAY" or "raw"
     sampler: Sampler
     weights: str
     step: int
     seed: int
-    decode: Callable[[Tensor], Tensor] | None
-    device: torch.device
-    first_stage: str
-    precision: str = "32-true"
-    writes: bool = True
+    decode: Callable[[Tensor], Tensor] | None  # latents -> pixels; None where the network works on the data as they are
+    device: torch.device  # where samples are drawn
+    first_stage: str  # the words for it in a protocol line
+    precision: str = "32-true"  # what the network computes in, as `trainer.precision` names it
+    writes: bool = True  # whether this process writes the report (rank 0)
 
     def draw(self, condition: dict[str, Tensor], positions: range, use: Use | None = None) -> Tensor:
         """See `Draw`."""
@@ -105,7 +96,7 @@ def subject_of(trainer: pl.Trainer, module: NeuralRDM, sampler: Sampler, weights
     """A network in training, as it is at this moment; the ranks share the drawing."""
 
     def draws(sampler: Sampler, condition: dict[str, Tensor], positions: range, use: Use | None = None) -> Tensor:
-        return draw(module, sampler, input_shape(module), condition, positions, progress, use)
+        return draw(module, sampler, module.net.input_shape, condition, positions, progress, use)
 
     return Subject(
         net=module.net,

@@ -51,15 +51,10 @@ class Optimizer:
         parameters, rule = dict(net.named_parameters()), gate_names(net)
         groups: list[dict[str, Any]] = []
         for names in self.names(net):
-            gates = names[0] in rule
-            groups.append(
-                {
-                    "name": "gates" if gates else "net",
-                    "params": [parameters[name] for name in names],
-                    "lr": self.lr * self.gate_lr_scale if gates else self.lr,
-                    "weight_decay": 0.0 if gates else self.weight_decay,
-                }
-            )
+            own = {"name": "net", "lr": self.lr, "weight_decay": self.weight_decay}
+            if names[0] in rule:
+                own = {"name": "gates", "lr": self.lr * self.gate_lr_scale, "weight_decay": 0.0}
+            groups.append({**own, "params": [parameters[name] for name in names]})
         if schedule:
             groups.append({"name": "schedule", "params": list(schedule), "lr": self.lr, "weight_decay": 0.0})
         return torch.optim.AdamW(groups, lr=self.lr, betas=(self.betas[0], self.betas[1]), eps=self.eps, fused=True)

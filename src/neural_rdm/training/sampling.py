@@ -77,13 +77,10 @@ def draw(
     return drawn[:count]
 
 
-def rows_of(shown: Sequence[int | str], columns: int, text: TextEncoder | None = None) -> dict[str, Tensor]:
-    """The condition of a grid whose rows are classes (numbers) or texts: `columns` samples of each, row by row."""
-    return condition_of([value for value in shown for _ in range(columns)], text)
-
-
 def condition_of(shown: Sequence[int | str], text: TextEncoder | None = None) -> dict[str, Tensor]:
-    """The condition of samples that show these classes (numbers) or texts, one row each."""
+    """The condition of samples that show these classes (numbers) or texts, one row each; of nothing, none."""
+    if not shown:
+        return {}
     if text is not None:
         return encoded(text, [str(prompt) for prompt in shown], "cpu")
     return {"y": torch.tensor(shown)}
@@ -121,10 +118,10 @@ class SampleGrid(StepCallback):
             The files, the one to look at first.
         """
         shown, names = self.rows(module, data_of(trainer))
-        condition = {} if shown is None else rows_of(shown, self.per_class, module.text)
+        condition = condition_of([x for x in shown or () for _ in range(self.per_class)], module.text)
         count = self.per_class * (self.max_classes if shown is None else len(shown))
         with averaged(trainer, module.net):
-            drawn = draw(module, self.sampler, input_shape(module), condition, range(count), progress)
+            drawn = draw(module, self.sampler, module.net.input_shape, condition, range(count), progress)
         clips = drawn.ndim == 5
         if trainer.is_global_zero:
             pixels = self.decode(module, drawn)
@@ -157,11 +154,6 @@ class SampleGrid(StepCallback):
         if not self._told:
             print(line, flush=True)
             self._told = True
-
-
-def input_shape(module: NeuralRDM) -> tuple[int, ...]:
-    """[C, H, W] or [F, C, H, W] of what the network denoises."""
-    return module.net.input_shape
 
 
 def _name(names: list[str] | None, label: int) -> str:

@@ -27,7 +27,7 @@ from neural_rdm.training import parallel
 from neural_rdm.training.held import callbacks_of
 from neural_rdm.training.logging import CSVLogger
 from neural_rdm.training.scaling import loss_scale
-from neural_rdm.training.supervision import Measurement, Supervision
+from neural_rdm.training.supervision import Measurement, Supervision, Tapped
 
 COLUMNS = ("step", "unit", "name", "norm", "normalized", "gain", "alpha_mean", "alpha_std", "beta_norm")
 UNIT_COLUMNS = (
@@ -45,7 +45,7 @@ DRAWING_SHARE = 0.1
 
 
 @checked()
-class SensitivityLog(pl.Callback):
+class SensitivityLog(Tapped):
     """`sensitivity/{sensitivity,units}.csv` and their plots, from ordinary training steps.
 
     The norms are those of the gradient of the loss averaged over the whole global batch. Where the sensitivity is
@@ -88,21 +88,13 @@ class SensitivityLog(pl.Callback):
         self._gated = any(unit.has_alpha for _, unit in units(pl_module.net))
         self._largest = Largest(_read(self.folder / "sensitivity.csv"), _read(self.folder / "units.csv"))
 
-    def _drop(self, pl_module: Any) -> None:
-        """Forget a step that was not finished: its taps are off, and nothing of it counts in another."""
+    def drop(self, pl_module: Any) -> None:
+        """Also tell nobody of timesteps any more."""
         if self._measurement is not None:
             self._measurement.close()
         if self._statistics is not None:
             self._statistics.close()
         self._measurement = self._statistics = pl_module.on_times = None
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
-        """A step was interrupted."""
-        self._drop(pl_module)
-
-    def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        """Training is over."""
-        self._drop(pl_module)
 
     def _due(self, trainer: pl.Trainer) -> bool:
         step = trainer.global_step + 1
@@ -166,19 +158,11 @@ class SensitivityLog(pl.Callback):
         names = {s.unit: s.name for s in found}
         jumps = self._largest.jumps(now, self.alarm) if self.alarm is not None and not calm else []
         for (unit, quantity), before in jumps:
-            value = now[unit, quantity]
-            print(
-                f"step {step}: {quantity} of unit {unit} ({names[unit]}) is {value:.3g}, {value / before:.1f} times "
-                f"the largest recorded before",
-                flush=True,
-            )
-        if jumps:
-            self._alarms.append(
-                [
-                    {"step": step, "unit": u, "name": names[u], "quantity": q, "largest_before": b, "now": now[u, q]}
-                    for (u, q), b in jumps
-                ]
-            )
+            name, value = names[unit], now[unit, quantity]
+            told = f"is {value:.3g}, {value / before:.1f} times the largest recorded before"
+            print(f"step {step}: {quantity} of unit {unit} ({name}) {told}", flush=True)
+            row = (step, unit, name, quantity, before, value)
+            self._alarms.append([dict(zip(ALARM_COLUMNS, row, strict=True))])
         self._largest.add(now)
 
     def plots(self) -> list[Path]:
@@ -186,10 +170,7 @@ class SensitivityLog(pl.Callback):
         sensitivity, by_time = self.folder / "sensitivity.csv", self.folder / "units.csv"
         pictures: list[tuple[Callable[..., Path], Path, str]] = []
         if sensitivity.is_file():
-            pictures += [
-                (plot_sensitivity, sensitivity, "sensitivity.png"),
-                (plot_heatmap, sensitivity, "heatmap.png"),
-            ]
+            pictures += [(plot_sensitivity, sensitivity, "sensitivity.png"), (plot_heatmap, sensitivity, "heatmap.png")]
             if self._gated:
                 pictures.append((plot_gates, sensitivity, "gates.png"))
         if by_time.is_file():

@@ -56,7 +56,22 @@ class Measurement:
         return next(whole), {unit: tuple(next(whole) for _ in each) for unit, each in grads.items()}
 
 
-class Supervision(pl.Callback):
+class Tapped(pl.Callback):
+    """A callback whose taps are off again, and which forgets a step that was not finished, however training ends."""
+
+    def drop(self, pl_module: Any) -> None:
+        """Switch the taps off: nothing of this step counts in another."""
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """A step was interrupted."""
+        self.drop(pl_module)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Training is over."""
+        self.drop(pl_module)
+
+
+class Supervision(Tapped):
     """Adds the gradient of `gamma * L_sens` to the gates before every optimizer step and logs `train/sens_loss`.
 
     It runs after the backward pass and before clipping, on the norms of the whole global batch, so that gradient
@@ -94,27 +109,17 @@ class Supervision(pl.Callback):
                 f"or strategy=ddp, or pass gamma=0"
             )
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Switch the taps on for all micro-steps of an optimizer step."""
         if self._measurement is None:
             self._measurement, self._measured = Measurement(pl_module, legs=True), None
         self._batch = batch if self.method == "exact" else None
 
-    def _drop(self) -> None:
-        """Forget a step that was not finished, and its batch."""
+    def drop(self, pl_module: Any) -> None:
+        """Also forget the step's batch."""
         if self._measurement is not None:
             self._measurement.close()
         self._measurement = self._measured = self._batch = None
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """A step was interrupted."""
-        self._drop()
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Training is over."""
-        self._drop()
 
     def squared(self, trainer: pl.Trainer) -> Tensor:
         """This step's squared norms [units, 4], for every callback that asks; the first one to ask reads them."""

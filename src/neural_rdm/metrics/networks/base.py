@@ -219,9 +219,18 @@ def _kind(shape: tuple[int, ...], dtype: torch.dtype) -> str:
     return f"{str(dtype).removeprefix('torch.')} {list(shape)}"
 
 
-def fold_norm(conv: Any, norm: Any) -> Any:
-    """The convolution that does what `conv` and the batch norm after it do, folded in float64."""
-    return torch.nn.utils.fuse_conv_bn_eval(conv.double().eval(), norm.double().eval()).float()
+def fold_norms(net: nn.Module) -> None:
+    """Put every batch norm of a network of timm into the convolution before it, in float64; its activation stays."""
+    for parent in list(net.modules()):
+        conv = None
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Conv2d):
+                conv = name
+            elif isinstance(child, nn.BatchNorm2d) and conv is not None:
+                pair = parent.get_submodule(conv).double().eval(), child.double().eval()
+                setattr(parent, conv, torch.nn.utils.fuse_conv_bn_eval(*pair).float())
+                setattr(parent, name, child.get_submodule("act"))
+                conv = None
 
 
 def freeze(network: nn.Module) -> nn.Module:

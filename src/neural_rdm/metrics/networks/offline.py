@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from neural_rdm.core.errors import CheckpointError
 from neural_rdm.core.extras import install
 from neural_rdm.core.weights import read_weights
-from neural_rdm.metrics.networks.base import FeatureNetwork, Weights, exact_linear, fold_norm, freeze, load_strictly
+from neural_rdm.metrics.networks.base import FeatureNetwork, Weights, exact_linear, fold_norms, freeze, load_strictly
 
 SIZE, POOL, CLASSES = 224, 1280, 1000
 # names in the package's file -> names in timm
@@ -58,7 +58,7 @@ class EfficientNetLite0(FeatureNetwork):
         with torch.device("meta"):
             net = timm.create_model("tf_efficientnet_lite0", num_classes=CLASSES)
         load_strictly(net, renamed(read_weights(file), net), file, self.weights.what)
-        _fold(net)
+        fold_norms(net)
         self.net: Any = freeze(net)  # timm's methods, which nn.Module does not declare
 
     def _packaged(self) -> Path:
@@ -126,16 +126,3 @@ def renamed(state: Mapping[str, Tensor], net: nn.Module) -> dict[str, Tensor]:
             layer = f"{places[int(inner[1])]}.{table.get(inner[2], inner[2])}"
         result[f"{OUTER.get(layer, layer)}.{leaf}"] = value
     return result
-
-
-def _fold(net: nn.Module) -> None:
-    """Put every batch norm into the convolution before it; its activation stays in its place."""
-    for parent in list(net.modules()):
-        conv = None
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Conv2d):
-                conv = name
-            elif isinstance(child, nn.BatchNorm2d) and conv is not None:
-                setattr(parent, conv, fold_norm(parent.get_submodule(conv), child))
-                setattr(parent, name, child.get_submodule("act"))
-                conv = None

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from neural_rdm.core.errors import CheckpointError, ConfigError
+from neural_rdm.core.errors import CheckpointError, ConfigError, first_line
 from neural_rdm.core.extras import install
 from neural_rdm.core.hub import from_hub
 from neural_rdm.metrics.networks.base import full_precision
@@ -53,7 +53,7 @@ class CLIP(nn.Module):
             self.net = net.eval().requires_grad_(False)
         except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(
-                f"metric.clip={path}: cannot load a CLIP model ({str(error).splitlines()[0]}). Pass a local folder in "
+                f"metric.clip={path}: cannot load a CLIP model ({first_line(error)}). Pass a local folder in "
                 "transformers' layout, or leave metric.clip=null"
             ) from error
         self.name = re.sub(r"[^a-z0-9]+", "_", Path(path).name.lower()).strip("_")

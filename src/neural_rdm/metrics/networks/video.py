@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from neural_rdm.core.errors import CheckpointError
+from neural_rdm.core.errors import CheckpointError, first_line
 from neural_rdm.metrics.networks.base import FeatureNetwork, Weights
 
 
@@ -47,7 +47,7 @@ class I3D(FeatureNetwork):
         try:
             self.net = torch.jit.load(io.BytesIO(content), map_location="cpu").eval()
         except RuntimeError as error:
-            raise CheckpointError(f"{file} is not a TorchScript file: {str(error).splitlines()[0]}") from error
+            raise CheckpointError(f"{file} is not a TorchScript file: {first_line(error)}") from error
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
         """The features of a checked batch of clips."""
