@@ -85,7 +85,7 @@ def gather(data: DataModule, split: str, count: int) -> Seen:
 
     data.num_workers = 0  # the order is the same, and the speed that of one process
     data.micro_steps, data.batch_size = 1, min(count, 8)
-    count = min(count, data.train_size if split == "train" else data.val_size)
+    count = min(count, data.sizes.get(split, 0))
     if count == 0:
         raise DataError(f"split={split}: these data have no validation set; pass split=train")
     began = time.perf_counter()
@@ -171,14 +171,14 @@ def describe(seen: Seen, data: DataModule) -> dict[str, Any]:
 def _first_video(data: DataModule) -> VideoInfo | None:
     """What the first training video that can be read is like; None where the clips are no files."""
     from neural_rdm.data.broken import BrokenSample
-    from neural_rdm.data.inspection import known_broken, path_of, video_info
+    from neural_rdm.data.inspection import video_info
 
     source = data.train_set
     assert source is not None
     for index in range(len(source)):
-        if index not in known_broken(source):
+        if index not in source.broken:
             try:
-                path = path_of(source, index)
+                path = source.path(index)
                 return None if path is None else video_info(path, getattr(data, "decoder", "decord"))
             except BrokenSample:  # since its index was made
                 continue

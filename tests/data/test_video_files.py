@@ -14,7 +14,6 @@ from neural_rdm.core.errors import DataError
 from neural_rdm.data.base import BrokenSample
 from neural_rdm.data.decoders import FrameFolder
 from neural_rdm.data.frames import frames_of, is_flow
-from neural_rdm.data.listings import read_listings
 from neural_rdm.data.video import UCF101, TaichiHD
 from neural_rdm.data.video_files import find_videos
 from tests.data.test_video import TABLE
@@ -197,7 +196,7 @@ def test_names_of_ucf_are_compared_without_case(tmp_path: Path) -> None:
     data.setup()
     assert (data.train_size, data.class_names) == (1, ["Archery", "HandstandPushups"])
     assert data.train_set.load(0, 0)["y"] == 1  # type: ignore[union-attr]
-    assert [entry.missing for entry in read_listings("UCF101", tmp_path)] == [[], []]
+    assert [entry.missing for entry in data.listings()] == [[], []]
 
 
 def test_names_that_differ_in_case_alone_are_two_clips_of_taichi(tmp_path: Path) -> None:
