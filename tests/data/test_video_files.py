@@ -161,7 +161,7 @@ def ucf(root: Path, names: tuple[str, ...] = ("v_Archery_g01_c01",), folder: str
 def trained(root: Path) -> list[str]:
     data = UCF101(root, image_size=8, num_frames=2, batch_size=1)
     data.setup()
-    return [os.path.relpath(path, root) for path in data.train_set.paths]  # type: ignore[union-attr]
+    return [os.path.relpath(path, root) for path in data.train_set.origins()]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("flow", [("tvl1_flow/u", "tvl1_flow/v"), ("u", "v"), ("flow_x", "flow_y"), ("Flow",)])

@@ -96,6 +96,6 @@ def tell_too_long(text: Cuts, source: Source | None, seed: int) -> None:
         print(line, flush=True)
 
 
-def shortened(caption: str) -> str:
+def shortened(caption: str, most: int = SHOWN) -> str:
     """The beginning of a caption, for a message."""
-    return caption if len(caption) <= SHOWN else f"{caption[: SHOWN - 3]}..."
+    return caption if len(caption) <= most else f"{caption[: most - 3].rstrip()}..."

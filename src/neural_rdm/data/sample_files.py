@@ -52,6 +52,7 @@ class SampleFiles:
     kind: str
     container: Container
     labels: NDArray[np.int64] | None = None
+    _advice = ""  # what else can be done with samples of several sizes
 
     def __init__(self, path: Path, num_frames: int | None, frame_interval: int) -> None:
         self.path, self.num_frames, self.frame_interval = path, num_frames, frame_interval
@@ -95,7 +96,7 @@ class SampleFiles:
             if pixels.shape[:-1] != first[1]:
                 raise DataError(
                     f"{self.path}: all {self.kind}s must have one size, but {first[0]} is {_size(first[1])} and {name} "
-                    f"is {_size(pixels.shape[:-1])}{self._advice()}"
+                    f"is {_size(pixels.shape[:-1])}{self._advice}"
                 )
             held.append(np.broadcast_to(pixels, (*pixels.shape[:-1], 3)))
             if len(held) == batch_size or i == len(positions) - 1:
@@ -115,10 +116,6 @@ class SampleFiles:
                 f"need {needed}"
             )
         return slice(0, needed, self.frame_interval)
-
-    def _advice(self) -> str:
-        """What else can be done with samples of several sizes."""
-        return ""
 
     def _files(self) -> Iterable[tuple[str, Path]]:
         raise NotImplementedError
@@ -198,6 +195,8 @@ class FolderSamples(SampleFiles):
         super().__init__(path, num_frames, frame_interval)
         listed = list_samples(path, frames)
         self.kind, self.paths = listed.kind, listed.paths
+        if self.kind == "image":
+            self._advice = f"; or crop them to one: stats data=image_folder data.root={path} data.image_size=SIZE"
         self.container = container_of(self.paths)
         if listed.classes is not None:
             names = sorted(set(listed.classes))
@@ -207,11 +206,6 @@ class FolderSamples(SampleFiles):
 
     def __len__(self) -> int:
         return len(self.paths)
-
-    def _advice(self) -> str:
-        if self.kind == "clip":
-            return ""
-        return f"; or crop them to one: stats data=image_folder data.root={self.path} data.image_size=SIZE"
 
     def _files(self) -> Iterable[tuple[str, Path]]:
         for file in (Path(file) for path in self.paths for file in files_of(path)):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from neural_rdm.core.errors import DataError
 from neural_rdm.core.layouts import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_image
-from neural_rdm.core.listing import Identity, identity, natural_order, walk
+from neural_rdm.core.listing import each_once, natural_order, walk
 from neural_rdm.data.frames import files_of, is_exact, one_format
 
 CLIP_SUFFIXES = VIDEO_SUFFIXES | {".gif"}
@@ -81,25 +81,18 @@ def list_samples(top: Path, frames: bool = False) -> Listed:
 def _files(top: Path) -> tuple[dict[str, list[Path]], list[Path]]:
     """Images and clips, each file once, and the names that are second ones; those that are no links go first."""
     found: dict[str, list[Path]] = {"image": [], "clip": []}
-    names: list[tuple[str, Path]] = []
+    again: list[Path] = []
     for folder, _, files in walk(top):
         drawn = SAMPLING in files
         for name in files:
             stem, suffix = os.path.splitext(name)
             kind = "image" if is_image(name) else "clip" if suffix.lower() in CLIP_SUFFIXES else None
             if kind is not None and not (drawn and stem == "grid"):
-                names.append((kind, Path(folder) / name))
-    seen: dict[Identity, Path] = {}
-    again = []
-    for kind, path in sorted(names, key=lambda entry: os.path.islink(entry[1])):
-        which = identity(path)
-        if which is not None and not path.is_file():
-            continue  # a pipe, which would be waited for without end
-        if which is not None and seen.setdefault(which, path) is not path:
-            again.append(path)
-        else:
-            found[kind].append(path)
-    return {kind: sorted(paths) for kind, paths in found.items()}, again
+                found[kind].append(Path(folder) / name)
+    for kind, paths in found.items():
+        kept, others = each_once(paths)
+        found[kind], again = sorted(kept), again + others
+    return found, again
 
 
 def _one_format_each(top: Path, files: list[Path]) -> tuple[list[Path], dict[Path, Path]]:

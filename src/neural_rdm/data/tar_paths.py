@@ -16,7 +16,7 @@ from typing import Any
 from neural_rdm.core.errors import ConfigError, DataError
 from neural_rdm.core.files import sweep, write_atomically
 from neural_rdm.core.layouts import is_held_out
-from neural_rdm.core.listing import identity, walk
+from neural_rdm.core.listing import each_once, identity, walk
 from neural_rdm.core.progress import progress_bar
 from neural_rdm.data.locked import locked
 
@@ -62,7 +62,7 @@ def find_shards(root: Path, pattern: str, key: str) -> list[Path]:
             files.append(path)
         elif glob.has_magic(source):
             inside = os.path.join(glob.escape(str(root)), os.path.expanduser(source))
-            files += _each_once(sorted({p for p in _matching(inside) if os.path.isfile(p)}))
+            files += each_once(map(Path, sorted({p for p in _matching(inside) if os.path.isfile(p)})))[0]
         else:
             missing.append(source)
     if missing:
@@ -108,15 +108,6 @@ def _matching(pattern: str) -> Iterator[str]:
     for top in glob.glob(above) if glob.has_magic(above) else [above]:
         for folder, _, _ in walk(top):
             yield from _matching(os.path.join(glob.escape(folder), below.lstrip("/") or "*"))
-
-
-def _each_once(paths: list[str]) -> list[Path]:
-    """Those of the files that a glob has found which are no second names of others; a name that is no link stays."""
-    first: dict[object, str] = {}
-    for path in sorted(paths, key=os.path.islink):
-        first.setdefault(identity(path), path)
-    kept = set(first.values())
-    return [Path(path) for path in paths if path in kept]
 
 
 def expand(pattern: str) -> list[str]:

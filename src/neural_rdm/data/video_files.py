@@ -11,7 +11,7 @@ from pathlib import Path
 
 from neural_rdm.core.errors import DataError
 from neural_rdm.core.layouts import is_held_out, is_image, is_video
-from neural_rdm.core.listing import Identity, identity, natural_order, walk
+from neural_rdm.core.listing import each_once, natural_order, walk
 from neural_rdm.data.frames import flow_folders, frames_among, is_still_folder
 
 #: clips of Taichi-HD: no two of them bear the same name
@@ -62,20 +62,16 @@ def find_candidates(top: Path, whole: bool = False, training: bool = False) -> C
         training: the videos are trained on: what is held out is not entered.
     """
     found = Candidates(top)
-    seen: dict[Identity, Path] = {}
+    videos: list[Path] = []
     for directory, folders, names in walk(top):
         here = Path(directory)
         _leave_out(found, here, folders, whole or training)
-        videos = sorted((here / name for name in names if is_video(name)), key=os.path.islink)
-        for path in videos:
-            which = identity(path)
-            if which is not None and not path.is_file():
-                continue  # a pipe would be waited for without end; a link that leads nowhere is a broken sample
-            if which is not None and seen.setdefault(which, path) != path:
-                found.passed["second names of video files left out"].append(path)
-            else:
-                found.files.append(path)
-        _take_frames(found, here, [name for name in names if is_image(name)], folders, bool(videos))
+        inside = [here / name for name in names if is_video(name)]
+        videos += inside
+        _take_frames(found, here, [name for name in names if is_image(name)], folders, bool(inside))
+    found.files, again = each_once(videos)
+    if again:
+        found.passed["second names of video files left out"] = again
     if top in found.folders and (whole or found.files or len(found.folders) > 1):
         found.folders.remove(top)
         found.passed["folder of loose stills is no video"].append(top)

@@ -116,30 +116,24 @@ def _unknown(known: dict[str, Entry], name: str, stamp: tuple[int, int] | None) 
 
 
 def _stamp(path: str) -> tuple[int, int] | None:
-    try:
+    with contextlib.suppress(OSError):
         stat = os.stat(path)
-    except OSError:
-        return None
-    return stat.st_size, stat.st_mtime_ns
+        return stat.st_size, stat.st_mtime_ns
+    return None
 
 
 def _read(file: Path) -> dict[str, Entry]:
     """What the file holds; nothing where it is damaged or of another version."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        if content["version"] != _VERSION:
-            return {}
-        return {name: _entry(row) for name, row in content["videos"].items()}
+        rows = content["videos"].items() if content["version"] == _VERSION else ()
+        return {name: ((int(size), int(changed)), _found(*found)) for name, (size, changed, *found) in rows}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
-def _entry(row: list[Any]) -> Entry:
-    size, changed, *found = row
-    if len(found) == 1 and isinstance(found[0], str):
-        return (int(size), int(changed)), found[0]
-    frames, fps, width, height = found
-    return (int(size), int(changed)), VideoInfo(int(frames), float(fps), int(width), int(height))
+def _found(first: Any, *rest: Any) -> Found:
+    return VideoInfo(int(first), *rest) if rest else str(first)
 
 
 def _write(file: Path, root: Path, decoder: str, known: dict[str, Entry]) -> None:
