@@ -14,7 +14,7 @@ import pytest
 from neural_rdm.cli.app import main
 from neural_rdm.core.errors import ConfigError, DataError, UserError
 from neural_rdm.data import encoder
-from neural_rdm.data import whole as whole_module
+from neural_rdm.data import source as source_module
 from neural_rdm.encode import encode, prepare
 from neural_rdm.latents.shards import Shard
 from tests.data.encoding import clip_tree, composed, image_tree, make, picture, stage
@@ -161,8 +161,8 @@ def test_only_the_files_that_are_used_are_compared(
     images: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
-    original = whole_module._files
-    monkeypatch.setattr(whole_module, "_files", lambda path: seen.append(path) or original(path))
+    original = source_module._files
+    monkeypatch.setattr(source_module, "_files", lambda path: seen.append(path) or original(path))
     make(tmp_path, *images, "data.limit=2")
     assert [Path(path).name for path in seen] == ["0.png", "1.png", "v0.png", "v1.png"]
 

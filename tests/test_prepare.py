@@ -18,7 +18,11 @@ from neural_rdm.cli import build
 from neural_rdm.config.check import validate
 from neural_rdm.config.compose import compose_config
 from neural_rdm.core.errors import DataError
-from neural_rdm.prepare import BORROWED, _experiments, examine, prepare
+from neural_rdm.data.base import DataModule
+from neural_rdm.data.captions import JourneyDB
+from neural_rdm.data.image_folder import ImageFolder
+from neural_rdm.data.video import UCF101, TaichiHD
+from neural_rdm.prepare import _experiments, examine, prepare
 from tests.data.tars import jpeg, write_tar
 from tests.data.test_captions import coco
 from tests.data.test_video import frames
@@ -269,10 +273,13 @@ def test_advice_names_experiments_that_exist() -> None:
     assert _experiments("image") == []
 
 
-@pytest.mark.parametrize("choice", BORROWED)
-def test_advice_for_other_data_sets_composes(choice: str) -> None:
+@pytest.mark.parametrize(
+    ("choice", "kind"),
+    [("ucf101", UCF101), ("taichi", TaichiHD), ("image_folder", ImageFolder), ("journeydb", JourneyDB)],
+)
+def test_advice_for_other_data_sets_composes(choice: str, kind: type[DataModule]) -> None:
     assert _experiments(choice) == []
-    made = compose_config("train", BORROWED[choice].format(classes=7).split())
+    made = compose_config("train", kind.experiment.format(classes=7).split())
     validate(made.cfg, "train", made.sources)
     assert made.choices["data"] == choice
 

@@ -26,7 +26,7 @@ from neural_rdm.core.manifest import MANIFEST, REQUEST
 if TYPE_CHECKING:
     from neural_rdm.conditioning.text import TextEncoder
     from neural_rdm.data.encoder import Encoder
-    from neural_rdm.data.whole import Whole
+    from neural_rdm.data.source import Source
     from neural_rdm.latents.first_stage import Autoencoder
     from neural_rdm.latents.shards import Shards
 
@@ -53,7 +53,6 @@ def encode(cfg: DictConfig, folder: Path) -> int:
     from neural_rdm.cli import build
     from neural_rdm.data.encoder import Encoder
     from neural_rdm.data.prompts import tell_too_long
-    from neural_rdm.data.whole import Whole
     from neural_rdm.latents.shards import Shards
 
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -65,15 +64,15 @@ def encode(cfg: DictConfig, folder: Path) -> int:
     prompts = data.prompts(PROMPTS)
     if text is not None and prompts is None:
         raise ConfigError(f"condition: {type(data).__name__} has no captions; leave condition out")
-    wholes = {
-        name: (Whole(source), size)
-        for name, source, size in (("train", data.train_set, data.train_size), ("val", data.val_set, data.val_size))
-        if source is not None and size
-    }
-    size = cfg.shard_size or (VIDEOS if any(whole.videos for whole, _ in wholes.values()) else IMAGES)
-    request = _request(cfg, stage, wholes, size, show=rank == 0)
+    sources, counts = data.sources, data.sizes
+    for source in sources.values():
+        if len(source) and source.name(0) is None:
+            raise ConfigError(f"samples of a {type(source).__name__} are not files: there is nothing to encode once")
+    videos = any(source.frames is not None for source in sources.values())
+    size = cfg.shard_size or (VIDEOS if videos else IMAGES)
+    splits = {name: Shards(folder / name, counts[name], size) for name in sources if counts[name]}
+    request = _request(cfg, stage, sources, splits, size, show=rank == 0)
     _claim(folder, request)
-    splits = {name: Shards(folder / name, count, size) for name, (_, count) in wholes.items()}
     if (folder / MANIFEST).is_file() and not _missing(splits):
         print(f"{folder} is finished; nothing to do")
         return 0
@@ -98,11 +97,11 @@ def encode(cfg: DictConfig, folder: Path) -> int:
     missing = set(_missing(splits))
     for name, shards in splits.items():
         mine = [number for i, (n, number) in work if n == name and i % world == rank and (n, number) in missing]
-        encoder.write(name, wholes[name][0], shards, mine, show=rank == 0)
+        encoder.write(name, sources[name], shards, mine, show=rank == 0)
     if rank > 0:
         return 0
     wait_for(lambda: _missing(splits), "shards")
-    paths = _finish(folder, cfg, data, request, splits, wholes, encoder, prompts)
+    paths = _finish(folder, cfg, data, request, splits, encoder, prompts)
     print("wrote:")
     print_paths([*(folder / name for name in splits), *paths])
     print(f"Train with data.source=latents data.latents={os.path.relpath(folder)}")
@@ -144,7 +143,12 @@ def prepare(overrides: list[str], folders: list[str] | None = None) -> list[str]
 
 
 def _request(
-    cfg: DictConfig, stage: Autoencoder, wholes: dict[str, tuple[Whole, int]], size: int, show: bool
+    cfg: DictConfig,
+    stage: Autoencoder,
+    sources: dict[str, Source],
+    splits: dict[str, Shards],
+    size: int,
+    show: bool,
 ) -> dict[str, Any]:
     """What decides every byte of the shards; two commands that differ in none of it may share a folder."""
     first_stage = as_plain(cfg.first_stage)
@@ -158,7 +162,8 @@ def _request(
         "dtype": cfg.dtype,
         "shard_size": size,
         "source": {
-            name: {"samples": n, "sha256": whole.fingerprint(root, n, show)} for name, (whole, n) in wholes.items()
+            name: {"samples": shards.count, "sha256": sources[name].fingerprint(root, shards.count, show)}
+            for name, shards in splits.items()
         },
     }
 
@@ -187,7 +192,6 @@ def _finish(
     data: Any,
     request: dict[str, Any],
     splits: dict[str, Shards],
-    wholes: dict[str, tuple[Whole, int]],
     encoder: Encoder,
     prompts: list[str] | None,
 ) -> list[Path]:
@@ -219,7 +223,7 @@ def _finish(
         if not sum(counts):
             raise DataError(f"none of the {shards.count} {name} samples of {cfg.data.root} can be read")
         cells = next(list(shard[0].moments.shape[1:]) for shard in opened if len(shard))
-    if (listed := list_broken(folder, {name: whole.left_out for name, (whole, _) in wholes.items()}, bad)) is not None:
+    if (listed := list_broken(folder, data.sources, bad)) is not None:
         written.append(listed)
     channels = int(cfg.first_stage.channels)
     if encoder.text is not None:
@@ -231,7 +235,7 @@ def _finish(
         **{key: value for key, value in request.items() if key != "source"},
         "moments": "mean and standard deviation" if cells[0] == 2 * channels else "values; they are not random",
         "shape": [channels, *cells[1:]],
-        "rows": "every frame of every video" if any(whole.videos for whole, _ in wholes.values()) else "images",
+        "rows": "every frame of every video" if data.train_set.frames is not None else "images",
         "root": str(cfg.data.root),
         "num_classes": data.num_classes,
         "class_names": data.class_names,

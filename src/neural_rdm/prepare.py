@@ -23,24 +23,17 @@ from neural_rdm.config.check import config_dir
 from neural_rdm.core.errors import DataError, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from neural_rdm.data.base import DataModule, Source
+    from neural_rdm.data.base import DataModule, Listing
     from neural_rdm.data.inspection import Looked
-    from neural_rdm.data.listings import Listing
     from neural_rdm.data.official_counts import Official
+    from neural_rdm.data.source import Source
 
 PICTURES = 16
 CLIP_WORDS = 75  # a word is a token at least, and two tokens are the ends
 DARK_SHARE = 0.05  # of the samples that are decoded; so many black ones are worth a warning
 NAMED = 3  # examples of what is missing; missing.txt has all
-#: how to train on data sets that no experiment chooses by itself
-BORROWED = {
-    "ucf101": "exp=latte_s_gated data=ucf101 backbone.extras=class optimizer.clip_after=100000",
-    "taichi": "exp=latte_s_gated data=taichi",
-    "image_folder": "exp=dit_s_gated data=image_folder backbone.num_classes={classes}",
-    "journeydb": "exp=dit_xl_gated_t2i data=journeydb",
-}
 
 
 def prepare(cfg: DictConfig, folder: Path) -> int:
@@ -67,17 +60,20 @@ def prepare(cfg: DictConfig, folder: Path) -> int:
 
 def _make_part(cfg: DictConfig) -> Path | None:
     """Make the subset and choose it for `data.root`; returns the folder of the whole, None where it cannot be read."""
+    from hydra.utils import get_class
+
     from neural_rdm.data.broken import printable
     from neural_rdm.data.subset import check_target, make_subset
 
-    if cfg.data.get("root") is None or type_of(cfg) == "TarShards":
+    if cfg.data.get("root") is None or not get_class(cfg.data._target_).files:
         raise DataError(
             f"subset: the samples of data={cfg.dataset} are no files of their own; data.limit=N uses fewer of them"
         )
     root, target = _absolute(cfg.data.root), _absolute(cfg.subset_dir)
     check_target(root, target)
     try:
-        data = _read(cfg)
+        data = _built(cfg)
+        data.setup()
     except UserError:  # the report will say why
         return None
     sizes = make_subset(data, root, target, cfg.subset, cfg["copy"])
@@ -94,20 +90,20 @@ def examine(cfg: DictConfig, part_of: Path | None = None) -> tuple[DataModule | 
     """
     from neural_rdm.core.progress import progress_bar
     from neural_rdm.data.inspection import disk_usage, look
-    from neural_rdm.data.listings import read_listings
 
     where = cfg.data.get("root")
     root = None if where is None else _absolute(where)
     data: DataModule | None = None
     problem = None
     try:
-        data = _read(cfg)
+        data = _built(cfg)
+        data.setup()
     except UserError as error:
         problem = str(error).splitlines()[0]
     known = official_of(cfg.data, cfg.dataset, None if data is None else data.class_names)
     found = Findings(cfg.dataset, None if known is None else known.name, None if root is None else str(root))
-    found.usable, found.problem = data is not None, problem
-    found.layout = None if data is not None else docstring(str(cfg.data._target_))
+    found.usable, found.problem = problem is None, problem
+    found.layout = None if problem is None else docstring(str(cfg.data._target_))
     if root is None:
         found.facts["folder"] = "nothing to check: these data come with the installed packages"
     else:
@@ -116,48 +112,38 @@ def examine(cfg: DictConfig, part_of: Path | None = None) -> tuple[DataModule | 
         found.facts |= {"files below data.root": f"{files:,}", "on disk": _bytes(size)}
         if part_of is not None:
             found.facts["a small part of"] = str(part_of)
+    lists: list[Listing] = []
     try:
-        lists = [] if root is None else read_listings(type_of(cfg), root, cfg.data.get("split", 1))
+        lists = [] if data is None or root is None else data.listings()
     except DataError as error:
         found.warnings.append(str(error))
-        lists = []
-    sources = _sources(data)
+    data = data if found.usable else None
+    sources = {} if data is None else data.sources
     _count(found, sources, lists, None if part_of is not None else known)
     if data is not None:
         found.warnings += data.notes
         _classes(found, data, known if part_of is None else None)
         with progress_bar("decoding", sum(min(cfg.decode, len(s)) for s in sources.values()), "samples") as advance:
-            looked = look(sources, cfg.decode, cfg.seed, advance, cfg.data.get("decoder", "decord"))
+            looked = look(sources.values(), cfg.decode, cfg.seed, advance, cfg.data.get("decoder", "decord"))
         _judge(found, looked, cfg.data)
         if data.prompts(1) is not None:
             _captions(found, sources, cfg)
-    _advise(found, known, root)
+    _advise(found, known, root, "" if data is None else data.experiment)
     return data, found
 
 
-def _read(cfg: DictConfig) -> DataModule:
-    """The data set as training would read it, all of it."""
+def _built(cfg: DictConfig) -> DataModule:
+    """The data set as training would read it, all of it; not set up."""
     from neural_rdm.cli import build
 
     if "limit" in cfg.data:
         cfg.data.limit = None
     data: DataModule = build.build(cfg.data, "data")
     data.configure(cfg.seed)
-    data.setup()
     return data
 
 
-def type_of(cfg: DictConfig) -> str:
-    """Name of the data module's class."""
-    return str(cfg.data._target_).rpartition(".")[2]
-
-
-def _sources(data: DataModule | None) -> dict[str, Source]:
-    sets = {} if data is None else {"train": data.train_set, "val": data.val_set}
-    return {name: source for name, source in sets.items() if source is not None}
-
-
-def _count(found: Findings, sources: dict[str, Source], lists: list[Listing], known: Official | None) -> None:
+def _count(found: Findings, sources: Mapping[str, Source], lists: list[Listing], known: Official | None) -> None:
     """A row for each split; a warning for what its list or the official number has more of."""
     named = {entry.split: entry for entry in lists}
     for split in ("train", "val"):
@@ -173,21 +159,19 @@ def _count(found: Findings, sources: dict[str, Source], lists: list[Listing], kn
         if split in sources or entry is not None or official is not None:
             found.splits.append(row)
         if entry is not None and entry.missing:
-            some = ", ".join(entry.missing[:NAMED]) + (", ..." if len(entry.missing) > NAMED else "")
-            found.warnings.append(
-                f"{len(entry.missing):,} of {entry.named:,} named in {entry.file} are missing: {some}"
-            )
+            what = f"{len(entry.missing):,} of {entry.named:,} named in {entry.file} are missing"
+            found.warnings.append(f"{what}: {_some(entry.missing)}")
         all_missing_listed = entry is not None and bool(entry.missing) and entry.named == official
         if official is not None and there != official and not all_missing_listed:
             word = "more than" if there > official else "of"
             found.warnings.append(f"{split}: {there:,} {word} the {official:,} samples of the whole data set")
     for split, source in sources.items():
         reasons: dict[str, list[str]] = {}
-        for error in getattr(source, "left_out", []):
+        for error in source.left_out:
             reasons.setdefault(error.reason, []).append(error.path)
         for reason, paths in reasons.items():
-            some = ", ".join(paths[:NAMED]) + (f", ... ({len(paths):,} in all)" if len(paths) > NAMED else "")
-            found.warnings.append(f"{split}: left out {some}: {reason}")
+            all_of_them = f" ({len(paths):,} in all)" if len(paths) > NAMED else ""
+            found.warnings.append(f"{split}: left out {_some(paths)}{all_of_them}: {reason}")
     if sources and "val" not in sources and getattr(known, "val", None) is None:
         found.warnings.append("there is no validation set")
 
@@ -196,22 +180,18 @@ def _classes(found: Findings, data: DataModule, known: Official | None) -> None:
     """Classes, how evenly they are filled, and which are empty."""
     import numpy as np
 
-    from neural_rdm.data.inspection import labels_of
-
     if not data.num_classes:
         return
     found.facts["classes"] = data.num_classes
     names = data.class_names or [str(i) for i in range(data.num_classes)]
-    for split, source in _sources(data).items():
-        labels = labels_of(source)
-        if labels is None:
+    for split, source in data.sources.items():
+        if (labels := source.labels()) is None:
             continue
         counts = np.bincount(labels, minlength=len(names))
         found.facts[f"{split} samples in a class"] = _range(counts.tolist())
         empty = [name for name, count in zip(names, counts, strict=False) if count == 0]
         if empty:
-            some = ", ".join(empty[:NAMED]) + (", ..." if len(empty) > NAMED else "")
-            found.warnings.append(f"{split}: {len(empty)} of {len(names)} classes have no sample: {some}")
+            found.warnings.append(f"{split}: {len(empty)} of {len(names)} classes have no sample: {_some(empty)}")
     if known is not None and known.classes is not None and known.classes != data.num_classes:
         found.warnings.append(f"{data.num_classes} classes where the whole data set has {known.classes}")
 
@@ -230,10 +210,9 @@ def _judge(found: Findings, looked: Looked, data: DictConfig) -> None:
         stops = "" if most is None else f"; training stops above data.max_bad_fraction={most:g} of a split"
         found.warnings.append(f"{len(looked.broken)} samples are broken{stops}")
     if len(looked.dark) >= DARK_SHARE * looked.decoded > 0:
-        some = ", ".join(looked.dark[:NAMED]) + (", ..." if len(looked.dark) > NAMED else "")
         found.warnings.append(
-            f"{len(looked.dark)} of {looked.decoded} samples are all but black, no value above {DARK} of 255: {some}. "
-            "Were they converted from more bits than 8 without scaling?"
+            f"{len(looked.dark)} of {looked.decoded} samples are all but black, no value above {DARK} of 255: "
+            f"{_some(looked.dark)}. Were they converted from more bits than 8 without scaling?"
         )
     if looked.sizes:
         for side, what in enumerate(("width", "height")):
@@ -259,7 +238,7 @@ def _judge(found: Findings, looked: Looked, data: DictConfig) -> None:
             )
 
 
-def _captions(found: Findings, sources: dict[str, Source], cfg: DictConfig) -> None:
+def _captions(found: Findings, sources: Mapping[str, Source], cfg: DictConfig) -> None:
     """How long captions are, how many say nothing, and how many a text encoder cuts."""
     from neural_rdm.cli import build
     from neural_rdm.data.prompts import some_captions, too_long
@@ -287,7 +266,7 @@ def _captions(found: Findings, sources: dict[str, Source], cfg: DictConfig) -> N
             )
 
 
-def _advise(found: Findings, known: Official | None, root: Path | None) -> None:
+def _advise(found: Findings, known: Official | None, root: Path | None, experiment: str) -> None:
     """Where to get what is missing, and the next command."""
     incomplete = any(row["official"] is not None and row["found"] < row["official"] for row in found.splits)
     if known is not None and root is not None and (incomplete or found.missing or not found.usable):
@@ -301,9 +280,9 @@ def _advise(found: Findings, known: Official | None, root: Path | None) -> None:
         found.advice.append(f"then again: `python -m neural_rdm.prepare {choice}`")
         return
     found.advice.append(f"look at it: `python -m neural_rdm.preview {choice}`")
-    if found.data in BORROWED:
-        borrowed = BORROWED[found.data].format(classes=found.facts.get("classes"))
-        found.advice.append(f"train: `python -m neural_rdm.train {borrowed}{given}`")
+    if experiment:
+        chosen = experiment.format(classes=found.facts.get("classes"))
+        found.advice.append(f"train: `python -m neural_rdm.train {chosen}{given}`")
     elif experiments := _experiments(found.data):
         if found.data == "imagenet" and (classes := found.facts.get("classes")) != 1000:
             given += f" backbone.num_classes={classes}"
@@ -327,6 +306,10 @@ def _pictures(data: DataModule, folder: Path, found: Findings) -> list[Path]:
     except DataError as error:
         print(f"no preview: {error}", flush=True)
         return []
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
 
 
 def _absolute(root: str) -> Path:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 CLIPS_PLAYED, CLIPS_IN_STRIPS = 16, 8  # a GIF or a picture of more clips is too large to look at
 COLUMNS = 8
+LABEL = 32  # letters of what is said of a row
 
 
 def preview(cfg: DictConfig, folder: Path) -> int:
@@ -64,9 +65,7 @@ class Seen(NamedTuple):
 
     def words(self, names: list[str] | None) -> list[str]:
         """What is said of each sample: its caption or its class; empty where the data have neither."""
-        if self.captions:
-            return self.captions
-        return [names[label] if names and label < len(names) else str(label) for label in self.labels]
+        return self.captions or [names[label] if names and label < len(names) else str(label) for label in self.labels]
 
 
 def gather(data: DataModule, split: str, count: int) -> Seen:
@@ -83,7 +82,7 @@ def gather(data: DataModule, split: str, count: int) -> Seen:
 
     data.num_workers = 0  # the order is the same, and the speed that of one process
     data.micro_steps, data.batch_size = 1, min(count, 8)
-    count = min(count, data.train_size if split == "train" else data.val_size)
+    count = min(count, data.sizes.get(split, 0))
     if count == 0:
         raise DataError(f"split={split}: these data have no validation set; pass split=train")
     began = time.perf_counter()
@@ -115,6 +114,7 @@ def gather(data: DataModule, split: str, count: int) -> Seen:
 def draw(seen: Seen, data: DataModule, folder: Path, fps: int = 8) -> list[Path]:
     """Write `grid.png` (clips: `grid.gif`, and `strips.png` with a clip's frames side by side) and `samples.csv`."""
     from neural_rdm.core.files import write_text
+    from neural_rdm.data.prompts import shortened
     from neural_rdm.reports.captioned import with_words
     from neural_rdm.reports.grids import save_grid
     from neural_rdm.reports.tables import csv_text
@@ -126,7 +126,7 @@ def draw(seen: Seen, data: DataModule, folder: Path, fps: int = 8) -> list[Path]
     written = [save_grid(tiles, folder / ("grid.gif" if clips else "grid.png"), columns=columns, fps=fps)]
     if clips:
         few = seen.x[:CLIPS_IN_STRIPS]
-        labels = [_cut(text) for text in words[: len(few)]] or None
+        labels = [shortened(text, LABEL) for text in words[: len(few)]] or None
         written.append(save_grid(few, folder / "strips.png", columns=1, row_labels=labels))
     if words:
         rows: list[dict[str, Any]] = [{"number": i} for i in range(len(words))]
@@ -144,15 +144,14 @@ def describe(seen: Seen, data: DataModule) -> dict[str, Any]:
     shape = list(seen.x.shape[1:])
     x = seen.x.double()
     video = _first_video(data) if len(shape) == 4 else None
+    keys = ("frame_interval", "image_frames", "flip", "limit")
     return {
         "samples": len(seen.x),
         "shape": shape,
         "space": data.space,
         **({"frames": shape[0]} if len(shape) == 4 else {}),
         **({} if video is None else {"first_video": video._asdict()}),
-        **{
-            key: getattr(data, key) for key in ("frame_interval", "image_frames", "flip", "limit") if hasattr(data, key)
-        },
+        **{key: getattr(data, key) for key in keys if hasattr(data, key)},
         "train_samples": data.train_size,
         "val_samples": data.val_size,
         "classes": data.num_classes,
@@ -169,14 +168,14 @@ def describe(seen: Seen, data: DataModule) -> dict[str, Any]:
 def _first_video(data: DataModule) -> VideoInfo | None:
     """What the first training video that can be read is like; None where the clips are no files."""
     from neural_rdm.data.broken import BrokenSample
-    from neural_rdm.data.inspection import known_broken, path_of, video_info
+    from neural_rdm.data.inspection import video_info
 
     source = data.train_set
     assert source is not None
     for index in range(len(source)):
-        if index not in known_broken(source):
+        if index not in source.broken:
             try:
-                path = path_of(source, index)
+                path = source.path(index)
                 return None if path is None else video_info(path, getattr(data, "decoder", "decord"))
             except BrokenSample:  # since its index was made
                 continue
@@ -191,11 +190,6 @@ def summary(seen: Seen, data: DataModule) -> str:
         f"{data.train_size} training and {data.val_size} validation samples, {kind}; {len(seen.x)} shown, {size} each, "
         f"values {seen.x.min():.3g} to {seen.x.max():.3g}, {len(seen.x) / seen.seconds:.3g} a second in one process"
     )
-
-
-def _cut(text: str, length: int = 32) -> str:
-    """A text that fits beside a row."""
-    return text if len(text) <= length else f"{text[: length - 3].rstrip()}..."
 
 
 if __name__ == "__main__":

@@ -112,7 +112,11 @@ def measure(
     statistics, first, shown = Statistics(network, classes), [], 0
     parts = {keep: [p for i, p in enumerate(positions) if (i in kept) == keep][rank::world] for keep in (True, False)}
     total = sum(map(len, parts.values()))
-    with progress_bar(f"{network.name} features", total, "samples") if rank == 0 else nullcontext(_nothing) as advance:
+    with (
+        progress_bar(f"{network.name} features", total, "samples")
+        if rank == 0
+        else nullcontext(lambda n: None) as advance
+    ):
         for keep, part in parts.items():
             for x, labels in samples.batches(cfg.batch_size, part) if part else ():
                 statistics.update(x, None if labels is None else torch.from_numpy(labels), keep)
@@ -136,10 +140,6 @@ def processes() -> Iterator[tuple[int, int]]:
     finally:
         if world > 1:
             torch.distributed.destroy_process_group()
-
-
-def _nothing(count: int) -> None:
-    """The progress of the other processes."""
 
 
 def _samples(cfg: DictConfig, folder: Path) -> RealSamples | SampleFiles:
@@ -169,7 +169,7 @@ def _facts(cfg: DictConfig, samples: RealSamples | SampleFiles, summary: Summary
     facts: dict[str, Any] = {"data": cfg.dataset}
     if isinstance(samples, SampleFiles):
         facts |= {"source": str(cfg.samples), "sha256": samples.fingerprint, "crop": "none"}
-        facts |= samples.container.facts()
+        facts |= samples.container._asdict()
         interval = samples.frame_interval
     else:
         files = {"root", "image_size"} <= set(cfg.data)  # others are made in the size that was asked for

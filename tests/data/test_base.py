@@ -22,13 +22,14 @@ from neural_rdm.data import loader
 from neural_rdm.data.base import DataModule
 from neural_rdm.data.broken import LoaderError
 from neural_rdm.data.digits import Digits
+from neural_rdm.data.source import Source
 from neural_rdm.data.synthetic import Synthetic
 from tests.helpers import ROOT
 
 L = pytest.importorskip("lightning.pytorch")
 
 
-class Flags:
+class Flags(Source):
     """A set whose augmentation shows: x holds the index and a coin keyed by the position."""
 
     def __init__(self, size: int, seed: int) -> None:

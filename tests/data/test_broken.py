@@ -21,12 +21,13 @@ from neural_rdm.core.seeding import choice
 from neural_rdm.data.base import BrokenSample, DataModule
 from neural_rdm.data.broken import COLUMNS, FILE, BadSamples, bad_allowed, printable
 from neural_rdm.data.sampler import StepBatchSampler
+from neural_rdm.data.source import Source
 
 L = pytest.importorskip("lightning.pytorch")
 SEED = 3
 
 
-class Numbers:
+class Numbers(Source):
     """Sample i is [i]; those in `broken` cannot be read."""
 
     def __init__(self, size: int, broken: frozenset[int], left_out: list[BrokenSample]) -> None:

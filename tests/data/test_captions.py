@@ -128,7 +128,7 @@ def test_a_caption_of_no_image_is_left_out(tmp_path: Path) -> None:
     assert [error.reason for error in data.train_set.left_out] == [
         "caption 4 is of image 999, which the file does not list"
     ]
-    assert len(data.train_set.captions[0]) == 4
+    assert len(data.train_set.captions(0)) == 4
     for broken in (b"{", b"[]", b'{"images": [3], "annotations": []}', b"\xff\xfe", b"[" * 9999):
         file.write_bytes(broken)
         with pytest.raises(DataError, match="is not an annotation file of COCO captions"):
@@ -147,7 +147,7 @@ def test_annotations_of_coco_that_cannot_be_read_are_listed(tmp_path: Path) -> N
         (f"{file}:annotations[7]", "its caption is null, not a text"),
         (f"{file}:annotations[8]", "it lacks 'id'"),
     ]
-    assert len(data.train_set.captions[1]) == 3
+    assert len(data.train_set.captions(1)) == 3
     content["annotations"] += [3, None, {"id": "x"}, {"id": 1, "image_id": [], "caption": ""}] * 3
     file.write_text(json.dumps(content))
     with pytest.raises(DataError, match=r"14 of 212 annotations cannot be read; the first: .*caption is null"):

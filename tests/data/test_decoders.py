@@ -19,8 +19,7 @@ from PIL import Image
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.data import videos
 from neural_rdm.data.base import BrokenSample
-from neural_rdm.data.decoders import DECODERS, FrameFolder, check_decoder, open_video
-from neural_rdm.data.plain_decoders import Decord
+from neural_rdm.data.decoders import DECODERS, Decord, FrameFolder, check_decoder, open_video
 from neural_rdm.data.pyav import PyAV
 from neural_rdm.data.videos import broken
 from tests.data.containers import COUNT, encoded, number, rewritten, with_cover

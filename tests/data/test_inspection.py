@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from neural_rdm.data.image_folder import ImageFolder
-from neural_rdm.data.inspection import disk_usage, labels_of, look, path_of, spread
+from neural_rdm.data.inspection import disk_usage, look
 from neural_rdm.data.official_counts import COUNTS, official
+from neural_rdm.data.sampler import spread
+from neural_rdm.data.source import Source
 from tests.helpers import shared
 
 
@@ -40,27 +42,25 @@ def test_images_are_measured_and_broken_ones_named(tmp_path: Path) -> None:
     data.setup()
     assert data.train_set is not None
     ticks: list[None] = []
-    looked = look({"train": data.train_set}, 64, 0, lambda: ticks.append(None))
+    looked = look([data.train_set], 64, 0, lambda: ticks.append(None))
     assert (looked.decoded, looked.failed, len(ticks)) == (6, 1, 6)
     assert list(looked.broken) == [str(tmp_path / "a" / "2.png")]
     assert looked.sizes == [(10 + i, 20) for i in (0, 1, 3, 4, 5)]
-    assert path_of(data.train_set, 5) == str(tmp_path / "a" / "5.png")
-    assert np.array_equal(labels_of(data.train_set), np.zeros(6))  # type: ignore[arg-type]
+    assert data.train_set.path(5) == str(tmp_path / "a" / "5.png")
+    assert np.array_equal(data.train_set.labels(), np.zeros(6))  # type: ignore[arg-type]
 
 
 def test_sets_without_files_or_labels() -> None:
-    class Plain:
-        y = torch.zeros(3, 2)
-
+    class Plain(Source):
         def __len__(self) -> int:
             return 3
 
         def load(self, index: int, key: int) -> dict[str, torch.Tensor]:
             return {"x": torch.zeros(1, 2, 2)}
 
-    assert path_of(Plain(), 0) is None
-    assert labels_of(Plain()) is None
-    assert look({"train": Plain()}, 2, 0).decoded == 2
+    assert Plain().path(0) is None
+    assert Plain().labels() is None
+    assert look([Plain()], 2, 0).decoded == 2
 
 
 def test_disk_usage_follows_links_once(tmp_path: Path) -> None:

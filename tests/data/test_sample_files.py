@@ -267,7 +267,7 @@ def test_damage_that_shows_while_reading_is_refused(files: Path, tmp_path: Path)
 
 
 def test_containers_say_whether_they_are_exact(files: Path, tmp_path: Path) -> None:
-    assert open_samples(files / "clips.npz").container.facts() == {
+    assert open_samples(files / "clips.npz").container._asdict() == {
         "container": "npz", "codec": None, "pixel_format": "rgb24", "lossless": True,
     }  # fmt: skip
     gif = open_samples(files / "clips_folder").container

@@ -21,6 +21,7 @@ from neural_rdm.data.captions import COCO, JourneyDB
 from neural_rdm.data.image_folder import ImageFolder
 from neural_rdm.data.imagenet import ImageNet
 from neural_rdm.data.splits import refuse_shared
+from neural_rdm.data.synthetic import SyntheticSet
 from neural_rdm.data.tar_shards import TarShards
 from neural_rdm.data.video import UCF101, SkyTimelapse, TaichiHD
 
@@ -238,5 +239,6 @@ def test_videos_and_shards_in_both_splits_are_refused(tmp_path: Path) -> None:
 
 
 def test_sources_that_are_no_files_are_not_compared() -> None:
-    refuse_shared(object(), object())
-    refuse_shared(object(), None)
+    made = SyntheticSet([1, 2, 2], None, 3, "pixels")
+    refuse_shared(made, made)
+    refuse_shared(made, None)

@@ -280,8 +280,8 @@ def test_the_same_samples_as_from_the_folder_they_were_packed_from(tmp_path: Pat
     folder.setup()
     members = []
     for i in range(0, 80, 4):
-        said = list(folder.train_set.captions[i])
-        path = Path(folder.train_set.paths[i])
+        said = list(folder.train_set.captions(i))
+        path = Path(folder.train_set.path(i))
         members += [(path.name, path.read_bytes()), (f"{path.stem}.json", json.dumps({"captions": said}).encode())]
     write_tar(tmp_path / "a.tar", members)
     shards = TarShards(tmp_path, caption_key="captions", image_size=64, batch_size=8, flip=True)

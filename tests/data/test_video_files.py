@@ -14,7 +14,6 @@ from neural_rdm.core.errors import DataError
 from neural_rdm.data.base import BrokenSample
 from neural_rdm.data.decoders import FrameFolder
 from neural_rdm.data.frames import frames_of, is_flow
-from neural_rdm.data.listings import read_listings
 from neural_rdm.data.video import UCF101, TaichiHD
 from neural_rdm.data.video_files import find_videos
 from tests.data.test_video import TABLE
@@ -162,7 +161,7 @@ def ucf(root: Path, names: tuple[str, ...] = ("v_Archery_g01_c01",), folder: str
 def trained(root: Path) -> list[str]:
     data = UCF101(root, image_size=8, num_frames=2, batch_size=1)
     data.setup()
-    return [os.path.relpath(path, root) for path in data.train_set.paths]  # type: ignore[union-attr]
+    return [os.path.relpath(path, root) for path in data.train_set.origins()]  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("flow", [("tvl1_flow/u", "tvl1_flow/v"), ("u", "v"), ("flow_x", "flow_y"), ("Flow",)])
@@ -197,7 +196,7 @@ def test_names_of_ucf_are_compared_without_case(tmp_path: Path) -> None:
     data.setup()
     assert (data.train_size, data.class_names) == (1, ["Archery", "HandstandPushups"])
     assert data.train_set.load(0, 0)["y"] == 1  # type: ignore[union-attr]
-    assert [entry.missing for entry in read_listings("UCF101", tmp_path)] == [[], []]
+    assert [entry.missing for entry in data.listings()] == [[], []]
 
 
 def test_names_that_differ_in_case_alone_are_two_clips_of_taichi(tmp_path: Path) -> None:

@@ -151,6 +151,20 @@ def file_names(folder: str | os.PathLike[str], wanted: Callable[[str], bool]) ->
     return Names([name for name, _ in found], again, [mark for _, mark in found])
 
 
+def each_once(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """Files in the given order, each once whatever its names, and their second names. Of several names one that is no
+    link stays; a link that leads nowhere is a file as well, a pipe, which would be waited for without end, is none.
+    """
+    names = list(paths)
+    seen: dict[Identity | Path, Path] = {}
+    for path in sorted(names, key=os.path.islink):
+        which = identity(path)
+        if which is None or path.is_file():
+            seen.setdefault(which or path, path)
+    kept = set(seen.values())
+    return [p for p in names if p in kept], [p for p in names if p not in kept and p.is_file()]
+
+
 def walk(folder: str | os.PathLike[str]) -> Iterator[tuple[str, list[str], list[str]]]:
     """As `os.walk` from the top, by name, into linked folders too; each folder once, and no link to one that is above.
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -15,12 +15,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from neural_rdm.core.arguments import Count, Fraction, Natural, checked
 from neural_rdm.core.errors import ConfigError, UserError
+from neural_rdm.core.layouts import check_folder, drawn
 from neural_rdm.core.ranks import is_first_rank
 from neural_rdm.core.seeding import choice
 from neural_rdm.data.broken import BadSamples, BrokenSample, LoaderError, printable
-from neural_rdm.data.classes import other_classes
+from neural_rdm.data.described import other_classes
 from neural_rdm.data.loader import Loader
+from neural_rdm.data.prompts import distinct
 from neural_rdm.data.sampler import Draw, StepBatchSampler, shuffled, split_batch
+from neural_rdm.data.source import Source
 from neural_rdm.data.splits import refuse_shared
 
 _ATTEMPTS = 1000  # samples tried for one place; more than chance could need where most can be read
@@ -46,22 +49,21 @@ class Batch(TypedDict, total=False):
     position: Tensor
 
 
-class Source(Protocol):
-    """A map-style set of samples.
+class Listing(NamedTuple):
+    """A list that a data set ships with its samples.
 
-    It may have an attribute `left_out`, a list of `BrokenSample`: what its listing has passed over. Where its samples
-    are read from files, a method `origins` gives their paths: see `splits.refuse_shared`.
+    file: where it stands.
+    split: "train" or "val".
+    named: how many samples it names.
+    missing: which of them are not there, as the list names them.
+    counts: whether the data module counts the missing ones, as samples that cannot be read.
     """
 
-    def __len__(self) -> int: ...
-
-    def load(self, index: int, key: int) -> dict[str, Any]:
-        """Sample `index` as {"x": float32 tensor, "y": int (if labelled)}; the position `key` keys its augmentation.
-
-        Raises:
-            BrokenSample: it cannot be read. Nothing else may come of what the bytes of a file are.
-        """
-        ...
+    file: Path
+    split: str
+    named: int
+    missing: list[str]
+    counts: bool = False
 
 
 class Keyed(Dataset[dict[str, Any]]):
@@ -69,12 +71,7 @@ class Keyed(Dataset[dict[str, Any]]):
 
     A batch keeps its shape, so the place of a sample that cannot be read is taken by another one, drawn from (seed,
     position, attempt) alone: the same one for any number of workers and ranks and after a resume. In validation its
-    position is then moved behind the last one, `size` or more: consumers leave it out.
-
-    Args:
-        source: the samples.
-        bad: lists what cannot be read.
-        seed: seed of the run.
+    position is then moved behind the last one, `size` or more: consumers leave it out. `bad` lists what is broken.
     """
 
     def __init__(self, source: Source, bad: BadSamples, seed: int) -> None:
@@ -105,7 +102,7 @@ class Keyed(Dataset[dict[str, Any]]):
 class DataModule(LightningDataModule):
     """A Lightning data module whose batches depend only on the seed and the optimizer step.
 
-    Subclasses set the four attributes below and implement `load_datasets`. Build the Trainer with
+    Subclasses set the attributes below and implement `load_datasets`. Build the Trainer with
     `use_distributed_sampler=False`: the batches are already split over the ranks.
 
     Args:
@@ -126,6 +123,10 @@ class DataModule(LightningDataModule):
     """(C, H, W) of an image or (F, C, H, W) of a clip."""
     class_names: list[str] | None = None
     """Names in label order, where there are any."""
+    files: bool = True
+    """Whether the samples are files below `data.root`, of which a small part can be made."""
+    experiment: str = ""
+    """Overrides with which an experiment of other data trains on these, where no experiment chooses them by itself."""
 
     train_set: Source | None = None
     val_set: Source | None = None
@@ -176,32 +177,47 @@ class DataModule(LightningDataModule):
             ConfigError: label k means something else than in the run that these are the data of.
         """
         if self.train_set is None:
-            self.load_datasets()
             try:
+                self.load_datasets()
                 refuse_shared(self.train_set, self.val_set)
-                self._refuse_other_classes()
+                held = self._recalled
+                if held is not None and (problem := other_classes(held, self.num_classes, self.class_names)):
+                    raise ConfigError(
+                        f"{problem}. Pass data.root=DIR (data.latents=DIR) of the data that the run was trained on, or "
+                        "name the folders as they were"
+                    )
             except UserError:
                 self.train_set = self.val_set = None
                 raise
 
-    def _refuse_other_classes(self) -> None:
-        held = self._recalled
-        if held is not None and (problem := other_classes(held, self.num_classes, self.class_names)):
-            raise ConfigError(
-                f"{problem}. Pass data.root=DIR (data.latents=DIR) of the data that the run was trained on, or "
-                "name the folders as they were"
-            )
+    def note(self, *texts: str) -> None:
+        """Say what a user should know of the data, each thing once, and keep it in `notes`."""
+        for text in map(printable, texts):
+            if text not in self.notes:
+                self.notes.append(text)
+                if is_first_rank():
+                    print(text, flush=True)
 
-    def note(self, text: str) -> None:
-        """Say something of the data that a user should know, once, and keep it in `notes`."""
-        if (text := printable(text)) not in self.notes:
-            self.notes.append(text)
-            if is_first_rank():
-                print(text, flush=True)
+    @property
+    def sources(self) -> dict[str, Source]:
+        """The splits that there are, by their names "train" and "val"."""
+        return {name: s for name, s in (("train", self.train_set), ("val", self.val_set)) if s is not None}
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How many samples of each split are used."""
+        return {name: self._used(source) for name, source in self.sources.items()}
 
     def prompts(self, count: int) -> list[str] | None:
-        """`count` different texts to draw samples of, or all where there are fewer; None where the data have none."""
-        return None
+        """`count` different texts to draw samples of, or all where there are fewer; None where the data have none.
+
+        They are captions of validation, or of training where there is none, the same for every seed: see `distinct`.
+        """
+        self.setup()
+        source = self.val_set or self.train_set
+        if source is None or not source.captioned:
+            return None
+        return list(distinct(count, range(len(source)), source.captions))
 
     @property
     def prompts_of(self) -> str:
@@ -212,6 +228,16 @@ class DataModule(LightningDataModule):
         """The tokens [length, E] of those of some prompts of its own that the data hold ready."""
         return {}
 
+    def listings(self) -> list[Listing]:
+        """The lists of samples that there are below the root; a DataError where one cannot be read."""
+        return []
+
+    def part_of_lists(self, kept: Collection[str]) -> Iterable[tuple[Path, str]]:
+        """(list below the root, its text cut down to the samples at these paths below the root), for a small part of
+        the data set.
+        """
+        return ()
+
     def order(self, epoch: int) -> NDArray[np.int64]:
         """Index of the sample at each place of an epoch [train_size]: every one once, by seed and epoch alone."""
         return shuffled(self.train_size, self.seed, epoch)
@@ -220,31 +246,27 @@ class DataModule(LightningDataModule):
     def train_size(self) -> int:
         """Number of training samples that are used."""
         self.setup()
-        assert self.train_set is not None
-        return self._used(self.train_set)
+        return self.sizes["train"]
 
     @property
     def val_size(self) -> int:
         """Number of validation samples that are used; 0 without a validation set."""
         self.setup()
-        return 0 if self.val_set is None else self._used(self.val_set)
+        return self.sizes.get("val", 0)
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Never-ending loader of `Batch`, beginning at the Trainer's current optimizer step (0 without a Trainer)."""
-        size = self.train_size
-        assert self.train_set is not None
-        world_size, rank = self._ranks()
+        size, (world_size, rank) = self.train_size, self._ranks()
         sampler = StepBatchSampler(
             size, self.batch_size, self.seed, self._step, self.micro_steps, world_size, rank, self.order
         )
-        return self._loader(self._keyed(self.train_set, "train"), batch_sampler=sampler)
+        return self._loader(self._keyed("train"), batch_sampler=sampler)
 
     def first_batch(self, most: int) -> tuple[Tensor, Tensor]:
         """Samples x [N, ...] and positions [N] of the run's first batch, at most `most`; the same on all ranks."""
         size = self.train_size
-        assert self.train_set is not None
         draws = next(iter(StepBatchSampler(size, self.batch_size, self.seed, order=self.order)))[:most]
-        keyed = self._keyed(self.train_set, "train")
+        keyed = self._keyed("train")
         return torch.stack([keyed[draw]["x"] for draw in draws]), torch.tensor([draw.position for draw in draws])
 
     def val_dataloader(self) -> DataLoader[dict[str, Any]] | list[Any]:
@@ -257,20 +279,16 @@ class DataModule(LightningDataModule):
         self.setup()
         if self.val_set is None:
             return []
-        world_size, rank = self._ranks()
-        size = self.val_size
+        size, (world_size, rank) = self.val_size, self._ranks()
         each = -(-size // world_size)
         draws = [Draw(position % size, position) for position in range(rank, each * world_size, world_size)]
         batch_size = split_batch(self.batch_size, self.micro_steps, world_size)
-        return self._loader(self._keyed(self.val_set, "val"), sampler=draws, batch_size=batch_size)
+        return self._loader(self._keyed("val"), sampler=draws, batch_size=batch_size)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move a batch to `device`; positions stay on the CPU, where draws are keyed, so that no step waits for the
-        device.
-        """
-        return {
-            name: value.to(device, non_blocking=True) if name in ("x", "y") else value for name, value in batch.items()
-        }
+        """Move a batch; positions stay on the CPU, where draws are keyed, so that no step waits for the device."""
+        moved = ("x", "y", "context", "context_mask")
+        return {k: v.to(device, non_blocking=True) if k in moved else v for k, v in batch.items()}
 
     def _used(self, source: Source) -> int:
         return len(source) if self.limit is None else min(self.limit, len(source))
@@ -281,17 +299,38 @@ class DataModule(LightningDataModule):
     def _ranks(self) -> tuple[int, int]:
         return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
 
-    def _keyed(self, source: Source, split: str) -> Keyed:
+    def bad_samples(self, split: str) -> BadSamples:
+        """The list of a split's samples that cannot be read: one for each folder that it is written into."""
         folder = self.report_folder if self.trainer is None else Path(self.trainer.default_root_dir)
         if (split, folder) not in self._lists:
-            left_out = getattr(source, "left_out", ())
-            self._lists[split, folder] = BadSamples(
-                split, self._used(source), self.max_bad_fraction, folder, left_out, len(source)
-            )
-        return Keyed(source, self._lists[split, folder], self.seed)
+            source, size = self.sources[split], self.sizes[split]
+            bad = BadSamples(split, size, self.max_bad_fraction, folder, source.left_out, len(source))
+            self._lists[split, folder] = bad
+        return self._lists[split, folder]
+
+    def _keyed(self, split: str) -> Keyed:
+        return Keyed(self.sources[split], self.bad_samples(split), self.seed)
 
     def _loader(self, samples: Keyed, **order: Any) -> DataLoader[dict[str, Any]]:
         workers = self.num_workers
         if workers > 0:
             samples.bad.share_memory()
         return Loader(samples, workers, persistent_workers=workers > 0, pin_memory=torch.cuda.is_available(), **order)
+
+
+class FolderModule(DataModule):
+    """A data module of a folder whose layout is drawn in the docstring of its class. It is looked at when it is set up:
+    sampling needs no data.
+    """
+
+    root: Path
+
+    @property
+    def layout(self) -> str:
+        """What the folder should hold, for messages."""
+        return drawn(type(self).__doc__)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Check the folder, then load the data sets unless they are loaded; may be called without a Trainer."""
+        self.root = check_folder(self.root, self.layout)
+        super().setup(stage)

@@ -53,7 +53,6 @@ class BadSamples:
     a folder the samples are printed, and counted over the workers of this process.
 
     Args:
-        split: "train" or "val".
         size: N, samples of the split that are used.
         fraction: `data.max_bad_fraction`; see `bad_allowed`.
         folder: the run folder, None for no file.
@@ -117,10 +116,7 @@ class BadSamples:
             for index, error, position, replacement in rows:
                 if (error.path if index is None else index) in known or (index is not None and self._bad[index]):
                     continue
-                if index is None:
-                    self._left_out += 1
-                else:
-                    self._bad[index] = 1
+                (self._left_out if index is None else self._bad)[index or 0] += 1
                 new.append((self.split, index, error.path, error.reason, position, replacement))
             if file is not None and new:
                 _append(file, new)
@@ -179,12 +175,11 @@ class BadSamples:
             raise LoaderError(cannot_write(self.file, error)) from error
 
     def _stop(self, count: int, size: int) -> None:
-        names = {"train": "training", "val": "validation"}
-        listed = "" if self.file is None else f", listed in {self.file}"
-        again = "" if self.file is None else ", delete that list and resume"
+        name = {"train": "training", "val": "validation"}.get(self.split, self.split)
+        listed, again = ("", "") if self.file is None else (f", listed in {self.file}", ", delete that list and resume")
         shown = "".join(f"\n  {line}" for line in self._first)
         raise LoaderError(
-            f"{count} of {size} {names.get(self.split, self.split)} samples cannot be read so far{listed}; "
+            f"{count} of {size} {name} samples cannot be read so far{listed}; "
             f"data.max_bad_fraction={self.fraction:g} allows {bad_allowed(self.fraction, size)}.{shown}\n"
             f"Replace or remove them{again}, or raise data.max_bad_fraction."
         )

@@ -4,83 +4,32 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from neural_rdm.core.arguments import Count, Fraction, Natural, checked
 from neural_rdm.core.errors import DataError
-from neural_rdm.core.layouts import TRAIN_NAMES, check_folder, drawn, held_out, split_folder
+from neural_rdm.core.layouts import TRAIN_NAMES, drawn, held_out, split_folder
 from neural_rdm.core.listing import file_names
-from neural_rdm.core.seeding import choice, uniform
-from neural_rdm.data.base import BrokenSample, DataModule
-from neural_rdm.data.broken import bad_allowed
-from neural_rdm.data.image_folder import load_pixels
+from neural_rdm.data.base import FolderModule, Listing
+from neural_rdm.data.broken import BrokenSample, bad_allowed
+from neural_rdm.data.image_folder import ImageFiles
 from neural_rdm.data.midjourney import without_flags
 from neural_rdm.data.packed import PackedLists, PackedStrings
-from neural_rdm.data.prompts import blank, distinct
-
-
-class CaptionedImages:
-    """Images of one split and what is said of each.
-
-    Args:
-        paths: image files.
-        captions: for each image one or more captions.
-        random: draw a caption (and mirror the image, with `flip`) by the sample's position; otherwise take the first.
-        left_out: what the listing has passed over.
-    """
-
-    def __init__(
-        self,
-        paths: Iterable[str],
-        captions: Iterable[Sequence[str]],
-        image_size: int,
-        flip: bool,
-        random: bool,
-        seed: int,
-        left_out: Sequence[BrokenSample] = (),
-    ) -> None:
-        self.paths, self.captions = PackedStrings(paths), PackedLists(captions)
-        self.image_size, self.flip, self.random, self.seed = image_size, flip, random, seed
-        self.left_out = list(left_out)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def origins(self) -> Iterator[str]:
-        """Path of each image."""
-        return iter(self.paths)
-
-    def load(self, index: int, key: int) -> dict[str, Any]:
-        """Image `index` as x float32 [3, S, S] in [-1, 1], and one of its captions.
-
-        Raises:
-            BrokenSample: the file cannot be read; the message names it.
-        """
-        said, which, mirror = self.captions[index], 0, False
-        if self.random:
-            which = choice(self.seed, "caption", key, len(said))
-            mirror = self.flip and uniform(self.seed, "flip", [key])[0] < 0.5
-        return {"x": load_pixels(self.paths[index], self.image_size, mirror), "caption": said[which]}
+from neural_rdm.data.prompts import blank
 
 
 @checked()
-class Captioned(DataModule):
+class Captioned(FolderModule):
     """What both share: images [3, S, S] in [-1, 1] with a caption each.
 
     Args:
-        root: the folder of the data set.
         image_size: S, height and width of the crop.
         flip: mirror training images half of the time; off, since captions speak of left and right.
-        batch_size: samples per optimizer step over all ranks and micro-steps.
-        num_workers: loader processes of each rank.
-        limit: use only the first `limit` images of each split, None for all.
         max_bad_fraction: share of the listed images that may be missing or unreadable.
 
-    Raises:
-        DataError: the folder is missing or is not laid out so.
-        ConfigError: a number out of range.
+    The other arguments: see `DataModule`.
     """
 
     def __init__(
@@ -98,20 +47,6 @@ class Captioned(DataModule):
         self.image_size, self.flip = image_size, flip
         self.sample_shape = (3, image_size, image_size)
 
-    def setup(self, stage: str | None = None) -> None:
-        """Check the folder, then read its annotations unless they are read; may be called without a Trainer."""
-        self.root = check_folder(self.root, drawn(type(self).__doc__))
-        super().setup(stage)
-
-    def prompts(self, count: int) -> list[str] | None:
-        """`count` different captions of the validation images (of the training images without any), the same for every
-        seed: see `data.prompts.distinct`.
-        """
-        self.setup()
-        source = self.val_set or self.train_set
-        assert isinstance(source, CaptionedImages)
-        return list(distinct(count, range(len(source)), source.captions.__getitem__))
-
     NEEDS: str = ""
     """What cannot be found, where there is no training split."""
 
@@ -122,11 +57,7 @@ class Captioned(DataModule):
 
     @staticmethod
     def read(folder: Path, file: Path) -> Annotated:
-        """Read an annotation file.
-
-        Raises:
-            DataError: it cannot be read at all.
-        """
+        """What an annotation file says; a DataError where it cannot be read at all."""
         raise NotImplementedError
 
     def load_datasets(self) -> None:
@@ -139,32 +70,51 @@ class Captioned(DataModule):
         if "train" not in splits or not splits["train"][0].is_dir():
             found = ", ".join(path.name for path in held_out(self.root))
             also = f"; what is held out there ({found}) is never trained on" if found else ""
-            raise DataError(f"data.root: {self.NEEDS} in {self.root}{also}.\n{drawn(type(self).__doc__)}")
+            raise DataError(f"data.root: {self.NEEDS} in {self.root}{also}.\n{self.layout}")
         for split, (folder, file) in splits.items():
             if folder.is_dir():
                 setattr(self, f"{split}_set", self._images(folder, file, training=split == "train"))
 
-    def _images(self, folder: Path, file: Path, training: bool) -> CaptionedImages:
-        """The images of an annotation file. Missing ones stay in the list, so that the order of the others does not
-        depend on them; they are broken samples.
-        """
+    def _images(self, folder: Path, file: Path, training: bool) -> ImageFiles:
+        """The images of an annotation file; missing ones stay, so that the order of the others is the same without."""
         captions, left_out, count = self.read(folder, file)
         if len(left_out) > bad_allowed(self.max_bad_fraction, count):
             raise DataError(
                 f"data.root: {len(left_out)} of {count} annotations cannot be read; the first: {left_out[0]}. "
                 "Fetch the file again, or raise data.max_bad_fraction."
             )
-        names = list(captions)
-        used = names[: self.limit]
+        used = list(captions)[: self.limit]
         missing = absent(folder, used)
         if len(missing) > bad_allowed(self.max_bad_fraction, len(used)):
             raise DataError(
                 f"data.root: {len(missing)} of {len(used)} annotated images are not in {folder}, such as {missing[0]}. "
-                f"Unpack all of its archives, or raise data.max_bad_fraction.\n{drawn(type(self).__doc__)}"
+                f"Unpack all of its archives, or raise data.max_bad_fraction.\n{self.layout}"
             )
-        paths = (os.path.join(folder, name) for name in names)
-        said = (captions[name] for name in names)
-        return CaptionedImages(paths, said, self.image_size, self.flip, training, self.seed, left_out)
+        paths, said = PackedStrings(os.path.join(folder, name) for name in captions), PackedLists(captions.values())
+        flip = self.flip and training
+        return ImageFiles(paths, self.image_size, None, said, flip, training, self.seed, left_out)
+
+    def listings(self) -> list[Listing]:
+        """See `DataModule`."""
+        found = []
+        for split, (folder, file) in self.splits(self.root).items():
+            if file.is_file():
+                names = list(self.read(folder, file).captions)
+                missing = [f"{folder.name}/{name}" for name in absent(folder, names)]
+                found.append(Listing(file, split, len(names), missing, counts=True))
+        return found
+
+    def part_of_lists(self, kept: Collection[str]) -> Iterator[tuple[Path, str]]:
+        """See `DataModule`."""
+        for folder, file in self.splits(self.root).values():
+            if file.is_file():
+                top = f"{folder.name}/"
+                yield file, self.part(folder, file, {p.removeprefix(top) for p in kept if p.startswith(top)})
+
+    @staticmethod
+    def part(folder: Path, file: Path, kept: Collection[str]) -> str:
+        """An annotation file cut down to some images below its split's folder."""
+        raise NotImplementedError
 
 
 class Annotated(NamedTuple):
@@ -224,6 +174,16 @@ class COCO(Captioned):
             captions.setdefault(name, []).append(caption)
         return Annotated(captions, left_out, len(annotations))
 
+    @staticmethod
+    def part(folder: Path, file: Path, kept: Collection[str]) -> str:
+        """Images and annotations as they are, with all that the file says of them."""
+        content: dict[str, Any] = json.loads(_text(file.read_bytes()))
+        content["images"] = [i for i in content["images"] if os.path.normpath(str(i["file_name"])) in kept]
+        numbers = {str(image["id"]) for image in content["images"]}
+        said = (entry for entry in content["annotations"] if isinstance(entry, dict))
+        content["annotations"] = [entry for entry in said if str(entry.get("image_id")) in numbers]
+        return json.dumps(content)
+
 
 class JourneyDB(Captioned):
     """JourneyDB (Sun et al. 2023), as its archives unpack:
@@ -237,6 +197,7 @@ class JourneyDB(Captioned):
     """
 
     NEEDS = "no train/*.jsonl"
+    experiment = "exp=dit_xl_gated_t2i data=journeydb"
 
     @staticmethod
     def splits(root: Path) -> dict[str, tuple[Path, Path]]:
@@ -263,6 +224,13 @@ class JourneyDB(Captioned):
             else:
                 captions[found[0]] = [found[1]]
         return Annotated(captions, left_out, count)
+
+    @staticmethod
+    def part(folder: Path, file: Path, kept: Collection[str]) -> str:
+        """The lines of these images as they are."""
+        found = JourneyDB.lines(folder, file)
+        lines = (line for line, entry in found if isinstance(entry, tuple) and os.path.normpath(entry[0]) in kept)
+        return "".join(f"{_text(line).strip()}\n" for line in lines)
 
     @staticmethod
     def lines(folder: Path, file: Path) -> Iterator[tuple[bytes, tuple[str, str] | BrokenSample]]:

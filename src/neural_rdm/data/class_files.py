@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from neural_rdm.core.layouts import IMAGE_SUFFIXES, UNREAD_SUFFIXES
+from neural_rdm.core.layouts import UNREAD_SUFFIXES, is_image
 from neural_rdm.core.listing import Identity, file_names, identity
 from neural_rdm.data.broken import BrokenSample, printable
+from neural_rdm.data.packed import PackedPaths
 
 
 @dataclass
@@ -22,12 +23,14 @@ class ClassFiles:
     """What lies in class folders.
 
     Attributes:
+        folders: the class folders; some may be absent.
         names: names of the images, folder by folder.
         counts: how many of them are of each folder.
         left_out: folders without an image, and pictures of formats that are not read.
         notes: images that are there twice, in words.
     """
 
+    folders: Sequence[Path]
     names: list[str] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
     left_out: list[BrokenSample] = field(default_factory=list)
@@ -41,18 +44,18 @@ def list_classes(folders: Sequence[Path]) -> ClassFiles:
     two classes share (a file of two names, or one folder as two classes) count in both. Either is said in the notes,
     as is a picture that lies beside one of the same name in another format: nothing says that it is the same picture.
     """
-    found = ClassFiles()
+    found = ClassFiles(folders)
     again: list[str] = []
     formats: list[tuple[str, str]] = []
     entered: dict[Identity, Path] = {}
     marks = array("q")
     for folder in folders:
         names, twice, its_marks = file_names(folder, _is_picture) if folder.is_dir() else ([], {}, [])
-        unread = [name for name in names if _suffix(name) in UNREAD_SUFFIXES]
-        images = [name for name in names if _suffix(name) in IMAGE_SUFFIXES]
+        images = [name for name in names if is_image(name)]
         found.left_out += [
             BrokenSample(f"{_suffix(name)} files are not read; convert it to PNG or JPEG", folder / name)
-            for name in unread
+            for name in names
+            if not is_image(name)
         ]
         if folder.is_dir():
             if not images:
@@ -67,10 +70,10 @@ def list_classes(folders: Sequence[Path]) -> ClassFiles:
         if len(stems) < len(images):
             stem = next(stem for stem, count in stems.items() if count > 1)
             formats += [(stem, os.fspath(folder))] * (len(images) - len(stems))
-        marks.extend(mark for name, mark in zip(names, its_marks, strict=True) if _suffix(name) in IMAGE_SUFFIXES)
+        marks.extend(mark for name, mark in zip(names, its_marks, strict=True) if is_image(name))
         found.names += images
         found.counts.append(len(images))
-    found.notes += _shared(folders, found, np.asarray(marks))
+    found.notes += _shared(found, np.asarray(marks))
     if again:
         found.notes.append(f"{len(again)} second names of images are left out, such as {printable(again[0])}")
     if formats:
@@ -82,22 +85,15 @@ def list_classes(folders: Sequence[Path]) -> ClassFiles:
     return found
 
 
-def _shared(folders: Sequence[Path], found: ClassFiles, marks: NDArray[np.int64]) -> list[str]:
+def _shared(found: ClassFiles, marks: NDArray[np.int64]) -> list[str]:
     """What to say of files that lie in two of the folders, or under two names that a link in another folder has."""
     order = np.argsort(marks, kind="stable")
     places = np.flatnonzero(np.diff(marks[order]) == 0)
     if not len(places):
         return []
-    ends = np.cumsum(found.counts)
-
-    def path(place: int) -> Path:
-        return folders[int(np.searchsorted(ends, place, side="right"))] / found.names[place]
-
-    first, second = path(int(order[places[0]])), path(int(order[places[0] + 1]))
-    return [
-        f"{len(places)} images are files of two names, such as {printable(first)} and {printable(second)}: they count "
-        "in each class"
-    ]
+    paths = PackedPaths(list(map(os.fspath, found.folders)), found.names, found.counts)
+    first, second = (printable(paths[int(place)]) for place in order[places[0] : places[0] + 2])
+    return [f"{len(places)} images are files of two names, such as {first} and {second}: they count in each class"]
 
 
 def _suffix(name: str) -> str:
@@ -105,4 +101,4 @@ def _suffix(name: str) -> str:
 
 
 def _is_picture(name: str) -> bool:
-    return _suffix(name) in IMAGE_SUFFIXES or _suffix(name) in UNREAD_SUFFIXES
+    return is_image(name) or _suffix(name) in UNREAD_SUFFIXES

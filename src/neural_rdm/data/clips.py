@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from neural_rdm.core.seeding import uniform
-from neural_rdm.data.base import BrokenSample
+from neural_rdm.data.broken import BrokenSample
 from neural_rdm.data.decoders import Video, open_video
 from neural_rdm.data.image_folder import adm_crop
 from neural_rdm.data.packed import PackedStrings
+from neural_rdm.data.source import Source, from_bytes
 
 
 def frame_numbers(length: int, num_frames: int, frame_interval: int, u: float) -> NDArray[np.int64]:
@@ -36,21 +38,62 @@ def frame_numbers(length: int, num_frames: int, frame_interval: int, u: float) -
     return np.minimum(start + frame_interval * np.arange(num_frames), length - 1)
 
 
-class ClipFiles:
-    """The clips of one split.
+class ClipSource(Source):
+    """Clips drawn of videos: what `ClipFiles` and the latents of videos share.
 
-    Args:
-        paths: video files and folders of frames.
-        frames: int64 [N], how many frames of each can be read.
-        broken: {index: what is wrong} of those that cannot be read at all.
-        decoder: opens the files; one of `DECODERS`.
-        labels: their classes [N], or None.
-        image_size: S; frames are cropped as ADM crops images.
+    Attributes:
         num_frames: F.
         frame_interval: frames of the video from one frame of the clip to the next.
         image_frames: I single frames of other videos behind each clip, at most 31.
         random: start anywhere and mirror (`flip`), keyed by the sample's position; otherwise the clip in the middle.
     """
+
+    num_frames: int
+    frame_interval: int
+    image_frames: int
+
+    def part(self, index: int, num_frames: int, u: float, mirrored: bool) -> tuple[Tensor, int | None]:
+        """Frames [num_frames, ...] of video `index` from where `u` says (`frame_numbers`), and its class."""
+        raise NotImplementedError
+
+    def others(self) -> Sequence[int] | NDArray[np.int64]:
+        """Of which videos single frames are drawn."""
+        return range(len(self))
+
+    def load(self, index: int, key: int) -> dict[str, Any]:
+        """Clip `index`: x [F + I, C, S, S] ([C, S, S] for one frame), y its class, or [1 + I].
+
+        Raises:
+            BrokenSample: a video cannot be decoded; it says which.
+        """
+        draws = uniform(self.seed, "clip", [key * 64 + i for i in range(2 + 2 * self.image_frames)])
+        start, mirror = draws[:2] if self.random else (0.5, 1.0)
+        parts = [self.part(index, self.num_frames, start, self.flip and mirror < 0.5)]
+        others = self.others()
+        for which, moment in draws[2:].reshape(-1, 2):
+            # of those that can be read, and others for the sample that takes the place of a broken one
+            other = int(others[(int(which * len(others)) + index) % len(others)])
+            parts.append(self.part(other, 1, moment, False))
+        x, labels = torch.cat([frames for frames, _ in parts]), [label for _, label in parts]
+        sample: dict[str, Any] = {"x": x if len(x) > 1 else x[0]}
+        if labels[0] is not None:
+            sample["y"] = torch.tensor(labels) if len(labels) > 1 else labels[0]
+        return sample
+
+
+class ClipFiles(ClipSource):
+    """The clips of one split, float32 [F + I, 3, S, S] in [-1, 1].
+
+    Args:
+        paths: video files and folders of frames.
+        frames, broken: see `Source`.
+        decoder: opens the files; one of `DECODERS`.
+        labels: their classes [N], or None.
+        image_size: S; frames are cropped as ADM crops images.
+        num_frames, frame_interval, image_frames, random, flip, seed: see `ClipSource`.
+    """
+
+    frames: NDArray[np.int64]
 
     def __init__(
         self,
@@ -67,7 +110,7 @@ class ClipFiles:
         flip: bool = True,
         seed: int = 0,
     ) -> None:
-        self.paths = PackedStrings(paths)
+        self._paths = PackedStrings(paths)
         self.frames, self.broken, self.decoder = frames, broken, decoder
         self.readable = np.flatnonzero(frames)
         self.y = None if labels is None else torch.tensor(labels)
@@ -75,11 +118,11 @@ class ClipFiles:
         self.image_frames, self.random, self.flip, self.seed = image_frames, random, flip, seed
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self._paths)
 
-    def origins(self) -> Iterator[str]:
-        """Path of each video file or folder of frames."""
-        return iter(self.paths)
+    def path(self, index: int) -> str:
+        """The video file or folder of frames `index`."""
+        return self._paths[index]
 
     def open(self, index: int) -> Video:
         """The video `index`; close it again.
@@ -88,37 +131,36 @@ class ClipFiles:
             BrokenSample: it cannot be opened, now or when the index was made.
         """
         if index in self.broken:
-            raise BrokenSample(self.broken[index], self.paths[index], index)
-        return open_video(self.paths[index], self.decoder)
+            raise BrokenSample(self.broken[index], self.path(index), index)
+        return open_video(self.path(index), self.decoder)
 
-    def load(self, index: int, key: int) -> dict[str, Any]:
-        """Clip `index`: x float32 [F + I, 3, S, S] in [-1, 1] ([3, S, S] for one frame), y its class, or [1 + I].
+    def raw(self, index: int) -> Tensor:
+        """Every frame of a video, cropped, uint8 [T, 3, S, S]."""
+        with contextlib.closing(self.open(index)) as video:
+            length, frames = int(self.frames[index]), []
+            for first in range(0, length, 64):  # a decoder's frames are larger than the crops of them
+                read = video.read(range(first, min(first + 64, length)))
+                frames += [adm_crop(Image.fromarray(frame), self.image_size) for frame in read]
+        return _stacked(frames)
 
-        Raises:
-            BrokenSample: a video cannot be decoded; it says which.
-        """
-        draws = uniform(self.seed, "clip", [key * 64 + i for i in range(2 + 2 * self.image_frames)])
-        start, mirror = draws[:2] if self.random else (0.5, 1.0)
-        frames = self._frames(index, self.num_frames, start)
-        if self.flip and self.random and mirror < 0.5:
-            frames = [frame[:, ::-1] for frame in frames]
-        labels = [] if self.y is None else [self.y[index]]
-        for which, moment in draws[2:].reshape(-1, 2):
-            # of those that can be read, and others for the sample that takes the place of a broken one
-            other = int(self.readable[(int(which * len(self.readable)) + index) % len(self.readable)])
-            frames += self._frames(other, 1, moment)
-            labels += [] if self.y is None else [self.y[other]]
-        x = torch.from_numpy(np.stack(frames).transpose(0, 3, 1, 2).astype(np.float32)).div_(127.5).sub_(1)
-        sample: dict[str, Any] = {"x": x if len(x) > 1 else x[0]}
-        if labels:
-            sample["y"] = torch.stack(labels) if len(labels) > 1 else int(labels[0])
-        return sample
+    def others(self) -> NDArray[np.int64]:
+        """Those that can be read."""
+        return self.readable
 
-    def _frames(self, index: int, num_frames: int, u: float) -> list[NDArray[np.uint8]]:
+    def part(self, index: int, num_frames: int, u: float, mirrored: bool) -> tuple[Tensor, int | None]:
+        """See `ClipSource`."""
         try:
             with contextlib.closing(self.open(index)) as video:
                 chosen = frame_numbers(int(self.frames[index]), num_frames, self.frame_interval, u)
-                return [adm_crop(Image.fromarray(frame), self.image_size) for frame in video.read(chosen.tolist())]
+                frames = [adm_crop(Image.fromarray(frame), self.image_size) for frame in video.read(chosen.tolist())]
         except BrokenSample as error:
             error.index = index
             raise
+        if mirrored:
+            frames = [frame[:, ::-1] for frame in frames]
+        return from_bytes(_stacked(frames)), None if self.y is None else int(self.y[index])
+
+
+def _stacked(frames: Sequence[NDArray[np.uint8]]) -> Tensor:
+    """Frames [S, S, 3] as one tensor uint8 [T, 3, S, S]."""
+    return torch.from_numpy(np.stack(frames).transpose(0, 3, 1, 2).copy())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import NamedTuple
 from PIL import Image
 
 from neural_rdm.core.errors import DataError
-from neural_rdm.core.layouts import VIDEO_SUFFIXES
-from neural_rdm.data.frames import frames_of
+from neural_rdm.core.layouts import is_video
+from neural_rdm.data.frames import files_of
 
 #: codecs that give back what they were given, of pixels that are not converted to 4:2:0 first
 _EXACT = {"ffv1", "rawvideo", "png", "huffyuv", "ffvhuff", "utvideo", "qtrle", "apng"}
@@ -20,42 +21,31 @@ _EXACT = {"ffv1", "rawvideo", "png", "huffyuv", "ffvhuff", "utvideo", "qtrle", "
 class Container(NamedTuple):
     """How samples are kept; None where it is not known.
 
-    name: `npz`, or what the names of the files end in.
+    container: `npz`, or what the names of the files end in.
     codec, pixel_format: of its pixels, as FFmpeg and Pillow name them.
     lossless: whether it gives back what was written into it.
     """
 
-    name: str
+    container: str
     codec: str | None
     pixel_format: str | None
     lossless: bool | None
 
     def __str__(self) -> str:
         loss = {True: "exact", False: "lossy", None: "perhaps lossy"}[self.lossless]
-        return f"{', '.join(filter(None, (self.name, self.codec, self.pixel_format)))} ({loss})"
-
-    def facts(self) -> dict[str, str | bool | None]:
-        """The same as plain values."""
-        return {
-            "container": self.name,
-            "codec": self.codec,
-            "pixel_format": self.pixel_format,
-            "lossless": self.lossless,
-        }
+        return f"{', '.join(filter(None, (self.container, self.codec, self.pixel_format)))} ({loss})"
 
 
 def container_of(paths: Sequence[Path]) -> Container:
     """The container of samples: one file of each ending is looked at, of folders of frames the first one's."""
-    files: dict[str, Path] = {}
+    files: dict[str, str] = {}
     for path in paths:
-        inside = _frames(path) if path.is_dir() else [path]
-        for file in inside:
-            files.setdefault(_suffix(file).lstrip("."), file)
+        with contextlib.suppress(DataError):  # reading them will say so
+            for file in files_of(path):
+                files.setdefault(os.path.splitext(file)[1].lower().lstrip("."), file)
         if path.is_dir() and files:
             break
-    found = [
-        _video(kind, file) if f".{kind}" in VIDEO_SUFFIXES else _picture(kind, file) for kind, file in files.items()
-    ]
+    found = [(_video if is_video(file) else _picture)(kind, file) for kind, file in files.items()]
     if len(found) == 1:
         return found[0]
     exact = all(c.lossless for c in found) if all(c.lossless is not None for c in found) else None
@@ -63,18 +53,7 @@ def container_of(paths: Sequence[Path]) -> Container:
     return Container(name, codec, pixels, exact)
 
 
-def _frames(folder: Path) -> list[Path]:
-    try:
-        return [folder / name for name in frames_of(folder).names]
-    except DataError:  # reading them will say so
-        return []
-
-
-def _suffix(path: Path) -> str:
-    return os.path.splitext(path.name)[1].lower()
-
-
-def _picture(kind: str, file: Path) -> Container:
+def _picture(kind: str, file: str) -> Container:
     """The ending may lie: what Pillow finds counts."""
     try:
         with open(file, "rb") as head:
@@ -89,7 +68,7 @@ def _picture(kind: str, file: Path) -> Container:
     return Container(kind, codec.lower(), "palette of 256 colours" if codec == "GIF" else pixels, not lossy)
 
 
-def _video(kind: str, file: Path) -> Container:
+def _video(kind: str, file: str) -> Container:
     """By PyAV, where it is installed; the codecs of these endings are lossy but for a few."""
     try:
         import av

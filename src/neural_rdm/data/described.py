@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from neural_rdm.core.errors import ConfigError
-from neural_rdm.data.base import DataModule, Source
-from neural_rdm.data.classes import other_classes
-from neural_rdm.data.latents import Latents
-from neural_rdm.data.tar_shards import TarImages
+
+if TYPE_CHECKING:
+    from neural_rdm.data.base import DataModule
 
 #: split -> its name in a sentence
-_SPLITS = {"train": "training", "val": "validation"}
+SPLITS = {"train": "training", "val": "validation"}
 
 
 def described(data: DataModule) -> dict[str, Any]:
@@ -28,13 +24,9 @@ def described(data: DataModule) -> dict[str, Any]:
         data: set up.
     """
     facts: dict[str, Any] = {"num_classes": data.num_classes, "class_names": data.class_names}
-    for split, source, size in (
-        ("train", data.train_set, data.train_size),
-        ("val", data.val_set, data.val_size),
-    ):
-        if source is not None:
-            listing = data.manifest["splits"][split]["source"]["sha256"] if isinstance(data, Latents) else None
-            facts[split] = {"samples": size, "listing": listing or _listing(source, size, getattr(data, "root", None))}
+    for split, source in data.sources.items():
+        size = data.sizes[split]
+        facts[split] = {"samples": size, "listing": source.listing(size, getattr(data, "root", None))}
     return facts
 
 
@@ -53,7 +45,7 @@ def check_same(held: Mapping[str, Any], found: Mapping[str, Any]) -> None:
             f"{problem}. {advice}, or name the folders as they were; only where every label still stands for the same "
             "pictures, accept_data=true goes on with the new names"
         )
-    for split, name in _SPLITS.items():
+    for split, name in SPLITS.items():
         before, now = held.get(split), found.get(split)
         if before == now:
             continue
@@ -69,18 +61,14 @@ def check_same(held: Mapping[str, Any], found: Mapping[str, Any]) -> None:
         )
 
 
-def _listing(source: Source, size: int, root: str | os.PathLike[str] | None) -> str | None:
-    """sha256 of the names and labels of the first `size` samples of a source; None where they have no names."""
-    path: Any = getattr(source, "name" if isinstance(source, TarImages) else "path", None)
-    if path is None:
-        paths = getattr(source, "paths", None)
-        if paths is None:
-            return None
-        path = paths.__getitem__
-    labels, digest = getattr(source, "y", None), hashlib.sha256()
-    top = f"{Path(os.path.abspath(os.path.expanduser(root or '')))}{os.sep}"
-    for index in range(size):
-        digest.update(f"{str(path(index)).removeprefix(top)}\0".encode("utf-8", "surrogateescape"))
-    if labels is not None:
-        digest.update(labels[:size].contiguous().numpy().tobytes())
-    return digest.hexdigest()
+def other_classes(held: Mapping[str, Any], number: int | None, names: list[str] | None) -> str:
+    """What is different about the classes that a run has written down and these; empty where nothing is."""
+    before = held["class_names"]
+    if held["num_classes"] != number:
+        return f"the data have {number} classes, but the run {held['num_classes']}"
+    if before == names:
+        return ""
+    if before is None or names is None:
+        return f"the classes have {'names now' if names else 'no names now'}, other than in the run"
+    label = next(k for k, (old, new) in enumerate(zip(before, names, strict=True)) if old != new)
+    return f"label {label} means {before[label]} in the run, but {names[label]} in the data"

@@ -11,16 +11,16 @@ from torch import Tensor
 from neural_rdm.core.arguments import Count, Natural
 from neural_rdm.core.seeding import keys
 from neural_rdm.data.base import DataModule
+from neural_rdm.data.source import Source
 
 _VAL_SHARE = 0.2
 
 
-class TensorSet:
+class TensorSet(Source):
     """Samples held in memory: `x` float32 [N, C, H, W] in [-1, 1] and `y` int64 [N]."""
 
     def __init__(self, x: Tensor, y: Tensor) -> None:
-        self.x = x
-        self.y = y
+        self.x, self.y = x, y
 
     def __len__(self) -> int:
         return len(self.y)
@@ -35,11 +35,7 @@ class Digits(DataModule):
 
     The split is the same for every seed: of each class 20 % of the images are `val_set`, the rest `train_set`, both in
     the order of the original data. Whole arrays are `train_set.x` and `train_set.y` after `setup()`, before `limit`.
-
-    Args:
-        batch_size: samples per optimizer step over all ranks and micro-steps.
-        num_workers: loader processes; the data are in memory, so 0 is fastest.
-        limit: use only the first `limit` samples of each split, None for all.
+    Arguments: see `DataModule`; the data are in memory, so that `num_workers=0` is fastest.
     """
 
     num_classes = 10

@@ -11,6 +11,7 @@ from neural_rdm.core.arguments import Count, Natural
 from neural_rdm.core.seeding import choice
 from neural_rdm.data.base import DataModule
 from neural_rdm.data.digits import Digits
+from neural_rdm.data.source import Source
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 #: what is said of a digit in training; {word} is "seven", {numeral} is "7"
@@ -40,12 +41,14 @@ def caption(phrasing: str, digit: int) -> str:
     return phrasing.format(word=WORDS[digit], numeral=digit)
 
 
-class CaptionedDigits:
+class CaptionedDigits(Source):
     """Digits in memory, `x` float32 [N, 1, 8, 8] in [-1, 1] and `y` int64 [N], and what may be said of them.
 
     Args:
         random: draw the phrasing by the sample's position; otherwise by its index.
     """
+
+    captioned = True
 
     def __init__(self, x: Tensor, y: Tensor, phrasings: Sequence[str], random: bool, seed: int) -> None:
         self.x, self.y, self.phrasings, self.random, self.seed = x, y, tuple(phrasings), random, seed

@@ -13,11 +13,12 @@ from neural_rdm.core.seeding import generator
 from neural_rdm.data import constraints
 from neural_rdm.data.base import DataModule
 from neural_rdm.data.digits import Digits, TensorSet
+from neural_rdm.data.source import Source
 
 DIGIT = 8  # pixels along a side
 
 
-class MovingDigits:
+class MovingDigits(Source):
     """Clips made when asked for: a digit that moves to and fro across the canvas, a pixel a frame.
 
     Args:
@@ -77,12 +78,11 @@ class DigitsVideo(DataModule):
     Each epoch moves every digit anew; validation moves each in one way.
 
     Args:
-        batch_size: clips per optimizer step over all ranks and micro-steps.
-        num_workers: loader processes; clips are cheap to make, so 0 is fastest.
-        limit: use only the first `limit` digits of each split, None for all.
         image_size: side of the canvas, 8 or more.
         num_frames: frames of a clip; 1 gives images [1, S, S].
         image_frames: independent digits appended to each clip, for joint training on clips and images.
+
+    The other arguments: see `DataModule`; clips are cheap to make, so that `num_workers=0` is fastest.
 
     Raises:
         ConfigError: a canvas smaller than a digit, or images behind an image.

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import groupby, islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from neural_rdm.core.errors import DataError, UserError
 from neural_rdm.core.files import write_text
 from neural_rdm.core.progress import progress_bar
 from neural_rdm.data.broken import COLUMNS, FILE, BadSamples, BrokenSample, LoaderError
 from neural_rdm.data.loader import Loader
-from neural_rdm.data.whole import Raw, Whole, pixels
+from neural_rdm.data.source import Source, from_bytes
 from neural_rdm.latents.first_stage import DTYPES, Autoencoder
 from neural_rdm.latents.shards import Moments, Shard, Shards, write_shard
 
@@ -27,17 +31,46 @@ if TYPE_CHECKING:
 BATCH = 64  # pictures or frames that are on the device at a time; the first stage takes `chunk` of them
 
 
+@dataclass
+class Raw:
+    """One sample as it is.
+
+    x: uint8 [T, 3, S, S]; T = 1 for an image, the number of its frames for a video.
+    broken: (path, reason) where it cannot be read; nothing else is there then.
+    """
+
+    index: int
+    x: Tensor | None = None
+    y: int | None = None
+    captions: Sequence[str] = ()
+    broken: tuple[str, str] | None = None
+
+
+class Whole(Dataset[Raw]):
+    """The samples of a source by index, without augmentation: an image once, a video with all of its frames."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = copy.copy(source)
+        self.source.flip = self.source.random = False
+
+    def __getitem__(self, index: int) -> Raw:
+        source = self.source
+        try:
+            captions = source.captions(index) if source.captioned else ()
+            return Raw(index, source.raw(index), None if source.y is None else int(source.y[index]), captions)
+        except BrokenSample as error:
+            return Raw(index, broken=(error.path or str(source.name(index)), error.reason))
+
+
 class Encoder:
     """Writes shards of moments.
 
     Args:
         folder: of the whole encoding, where broken samples are listed.
-        stage: encodes pictures.
         text: encodes captions; None keeps captions alone.
         dtype: what moments and tokens are kept in; a name in `DTYPES`.
         device: where pictures are encoded.
-        num_workers: processes that decode pictures.
-        max_bad_fraction: of each split, see `BadSamples`.
+        num_workers, max_bad_fraction: see `DataModule`.
         mirrored: the splits whose mirrored pictures are encoded too.
     """
 
@@ -55,7 +88,7 @@ class Encoder:
         self.folder, self.stage, self.text, self.dtype, self.device = folder, stage, text, DTYPES[dtype], device
         self.num_workers, self.max_bad_fraction, self.mirrored = num_workers, max_bad_fraction, mirrored
 
-    def write(self, split: str, whole: Whole, shards: Shards, numbers: list[int], show: bool) -> None:
+    def write(self, split: str, source: Source, shards: Shards, numbers: list[int], show: bool) -> None:
         """Write these shards of a split. What the shards that are there could not read counts with the rest.
 
         Raises:
@@ -63,13 +96,12 @@ class Encoder:
         """
         try:
             listed = BadSamples(
-                split, shards.count, self.max_bad_fraction, self.folder, whole.left_out, length=len(whole)
+                split, shards.count, self.max_bad_fraction, self.folder, source.left_out, length=len(source)
             )
-            missing = set(shards.missing())
-            for there in [number for number in shards.numbers if number not in missing]:
+            for there in sorted(set(shards.numbers).difference(shards.missing())):
                 listed.add(_samples(Shard(shards.path(there)).bad), None, None)
             if numbers:
-                self._write(split, whole, shards, numbers, listed, show)
+                self._write(split, source, shards, numbers, listed, show)
         except LoaderError as error:
             facts, _, advice = str(error).rpartition("\n")
             if "data.max_bad_fraction" not in advice:
@@ -80,10 +112,12 @@ class Encoder:
             ) from error
 
     def _write(
-        self, split: str, whole: Whole, shards: Shards, numbers: list[int], listed: BadSamples, show: bool
+        self, split: str, source: Source, shards: Shards, numbers: list[int], listed: BadSamples, show: bool
     ) -> None:
         left = [shards.indices(number) for number in numbers]
-        items = iter(_loader(whole, [i for indices in left for i in indices], self.num_workers))
+        ahead = None if self.num_workers == 0 else 16 if source.frames is None else 1
+        order = [i for indices in left for i in indices]
+        items = iter(Loader(Whole(source), self.num_workers, batch_size=None, sampler=order, prefetch_factor=ahead))
         bar = progress_bar(f"encoding {split}", sum(map(len, left)), "samples") if show else nullcontext(lambda: None)
         with bar as advance:
             for number, indices in zip(numbers, left, strict=True):
@@ -95,21 +129,16 @@ class Encoder:
 
     def _encoded(self, items: Iterable[Raw], mirrored: bool) -> Iterator[Moments]:
         for group in _groups(items):
-            parts = torch.cat([item.x for item in group if item.x is not None]).split(BATCH)
-            lengths = [len(item.x) for item in group if item.x is not None]
-            straight, turned = [], []
-            for part in parts:
-                x = pixels(part.to(self.device))
-                straight.append(self._moments(x))
-                if mirrored:
-                    turned.append(self._moments(x.flip(-1)))
-            moments = torch.cat(straight).split(lengths)
-            flipped = torch.cat(turned).split(lengths) if mirrored else [None] * len(group)
-            for item, rows, others in zip(group, moments, flipped, strict=True):
-                yield Moments(item.index, rows, others, item.y, item.captions or ())
+            pictures = [item.x for item in group if item.x is not None]
+            lengths = [len(x) for x in pictures]
+            parts = torch.cat(pictures).split(BATCH)
+            moments = torch.cat([self._moments(x) for x in parts]).split(lengths)
+            turned = torch.cat([self._moments(x.flip(-1)) for x in parts]).split(lengths) if mirrored else ()
+            for item, rows, others in zip_longest(group, moments, turned):
+                yield Moments(item.index, rows, others, item.y, item.captions)
 
     def _moments(self, x: Tensor) -> Tensor:
-        mean, std = self.stage.moments(x)
+        mean, std = self.stage.moments(from_bytes(x.to(self.device)))
         both = (mean if std is None else torch.cat([mean, std], dim=-3)).to(self.dtype)
         if not both.isfinite().all():
             raise UserError(
@@ -135,18 +164,17 @@ class Encoder:
 
 
 def list_broken(
-    folder: Path, left_out: Mapping[str, Sequence[BrokenSample]], bad: Mapping[str, Mapping[int, tuple[str, str]]]
+    folder: Path, sources: Mapping[str, Source], bad: Mapping[str, Mapping[int, tuple[str, str]]]
 ) -> Path | None:
     """Write `bad_samples.csv` of finished latents anew, as their shards have it; None where there is nothing to list.
 
     Args:
-        left_out: of each split, what its listing has passed over.
         bad: of each split, index -> (path, reason).
     """
     text = io.StringIO()
     rows: list[tuple[object, ...]] = []
     for split, samples in bad.items():
-        rows += [(split, None, error.path, error.reason, None, None) for error in left_out[split]]
+        rows += [(split, None, error.path, error.reason, None, None) for error in sources[split].left_out]
         rows += [(split, index, *samples[index], None, None) for index in sorted(samples)]
     if not rows:
         (folder / FILE).unlink(missing_ok=True)
@@ -158,12 +186,6 @@ def list_broken(
 
 def _samples(bad: Mapping[int, tuple[str, str]]) -> dict[int, BrokenSample]:
     return {index: BrokenSample(reason, path) for index, (path, reason) in bad.items()}
-
-
-def _loader(whole: Whole, indices: list[int], num_workers: int) -> Iterable[Raw]:
-    """Samples in order, decoded by loader processes."""
-    ahead = None if num_workers == 0 else 1 if whole.videos else 16
-    return Loader(whole, num_workers, batch_size=None, sampler=indices, prefetch_factor=ahead)
 
 
 def _readable(
@@ -181,15 +203,6 @@ def _readable(
 
 def _groups(items: Iterable[Raw]) -> Iterator[list[Raw]]:
     """Images together, `BATCH` of them, and every video alone: what goes to the device at a time."""
-    group: list[Raw] = []
-    for item in items:
-        if item.x is not None and len(item.x) > 1:
-            yield from ([group, [item]] if group else [[item]])
-            group = []
-            continue
-        group.append(item)
-        if len(group) == BATCH:
+    for single, some in groupby(items, lambda item: item.x is not None and len(item.x) > 1):
+        while group := list(islice(some, 1 if single else BATCH)):
             yield group
-            group = []
-    if group:
-        yield group

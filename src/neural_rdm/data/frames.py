@@ -15,9 +15,7 @@ from neural_rdm.core.listing import file_names, natural_order, numbers_apart, wa
 #: endings of formats that keep every bit, the most usual one first
 EXACT = (".png", ".tif", ".tiff", ".bmp", ".ppm", ".pgm")
 #: what optical flow is called, as a folder or in front of a frame's number (two-stream networks, TSN, I3D)
-_FLOW = frozenset({
-    "flow", "flows", "flowx", "flowy", "brox_flow", "raft_flow",
-})  # fmt: skip
+_FLOW = frozenset({"flow", "flows", "flowx", "flowy", "brox_flow", "raft_flow"})
 #: the same anywhere between the words of a name: words that mean nothing else (a flow alone may be one of lava)
 _FLOW_INSIDE = re.compile(r"(^|_)(optical_?flow|opt_?flow|tvl1|farneback|flownet2?|(dense|ucf|ucf_?101)_flow)(_|$)")
 _FLOW_PARTS = frozenset({"u", "v", "x", "y"})
@@ -49,6 +47,11 @@ def frames_of(folder: str | os.PathLike[str]) -> Frames:
     return Frames(frames.names, frames.left_out | {name: f"another name of {first}" for name, first in again.items()})
 
 
+def files_of(path: str | os.PathLike[str]) -> list[str]:
+    """The files of a sample: itself, or the frames in a folder; see `frames_of`."""
+    return [os.path.join(path, name) for name in frames_of(path).names] if os.path.isdir(path) else [os.fspath(path)]
+
+
 def frames_among(names: list[str]) -> Frames:
     """Which of the images in a folder are the frames of a video.
 
@@ -67,7 +70,7 @@ def frames_among(names: list[str]) -> Frames:
     series: dict[str, list[str]] = defaultdict(list)
     for name in kept:
         stem = os.path.splitext(name)[0]
-        if is_still(stem) and len(kept) > 1:
+        if stem.casefold() in _STILLS and len(kept) > 1:
             left_out[name] = "a picture of the whole video"
         else:
             series[numbers_apart(stem)[0]].append(name)
@@ -133,11 +136,6 @@ def flow_folders(here: str | os.PathLike[str], folders: Sequence[str]) -> list[s
         inside = [sorted(next(walk(os.path.join(here, name)), ("", [], []))[1]) for name in both]
         found += both if inside[0] and inside[0] == inside[1] else []
     return found
-
-
-def is_still(stem: str) -> bool:
-    """Whether a picture (without its ending) is called as pictures of whole videos are."""
-    return stem.casefold() in _STILLS
 
 
 def is_still_folder(name: str) -> bool:

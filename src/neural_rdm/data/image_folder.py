@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -17,12 +16,12 @@ from neural_rdm.core.arguments import Count, Fraction, Natural, checked
 from neural_rdm.core.errors import DataError
 from neural_rdm.core.layouts import ImageTree, check_root
 from neural_rdm.core.listing import natural_order
-from neural_rdm.core.seeding import uniform
-from neural_rdm.data.base import BrokenSample, DataModule
-from neural_rdm.data.broken import bad_allowed, printable
-from neural_rdm.data.class_files import list_classes
+from neural_rdm.data.base import DataModule
+from neural_rdm.data.broken import BrokenSample, bad_allowed, printable
+from neural_rdm.data.class_files import ClassFiles, list_classes
 from neural_rdm.data.formats import FORMATS, check_range, depth_of, kind_of
-from neural_rdm.data.packed import PackedStrings
+from neural_rdm.data.packed import PackedPaths
+from neural_rdm.data.source import Source, from_bytes
 
 _ELONGATED = 32
 _TURNS = {  # EXIF orientation -> what undoes it
@@ -91,8 +90,7 @@ def load_pixels(path: str | os.PathLike[str] | BinaryIO, size: int, mirror: bool
     pixels = adm_crop(read_rgb(path, name), size)
     if mirror:
         pixels = pixels[:, ::-1]
-    x = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32))
-    return x.div_(127.5).sub_(1)
+    return from_bytes(torch.from_numpy(pixels.transpose(2, 0, 1).copy()))
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -123,66 +121,57 @@ def adm_crop(image: Image.Image, size: int) -> NDArray[np.uint8]:
     return np.asarray(image)[top : top + size, left : left + size]
 
 
-class ImageFiles:
-    """Labelled image files of one split. `y` is int64 [N].
+class ImageFiles(Source):
+    """Image files of one split, with labels, or with one or more captions each.
 
     Args:
-        folders: where they lie; folder k holds the next `counts[k]` of the names.
-        names: file names.
-        counts: number of files in each folder.
-        y: labels [N].
-        flip: mirror half of the images, keyed by (seed, position).
-        left_out: what the listing has passed over.
-        notes: what else a user should know of it.
+        paths: image files.
+        y: labels int64 [N], None without.
+        captions: of each image, None without.
+        image_size: S.
+        flip, random, seed, left_out, folders: see `Source`.
     """
 
     def __init__(
         self,
-        folders: Sequence[str | os.PathLike[str]],
-        names: Iterable[str],
-        counts: Sequence[int],
-        y: Tensor,
+        paths: Sequence[str],
         image_size: int,
+        y: Tensor | None = None,
+        captions: Sequence[list[str]] | None = None,
         flip: bool = False,
+        random: bool = False,
         seed: int = 0,
         left_out: Sequence[BrokenSample] = (),
-        notes: Sequence[str] = (),
+        folders: Sequence[str] | None = None,
     ) -> None:
-        self.folders = [os.fspath(folder) for folder in folders]
-        self._names, self._ends = PackedStrings(names), np.cumsum(counts)
-        self.y, self.image_size, self.flip, self.seed = y, image_size, flip, seed
-        self.left_out, self.notes = list(left_out), list(notes)
+        self._paths, self._captions, self.y, self.captioned = paths, captions, y, captions is not None
+        self.image_size, self.flip, self.random, self.seed = image_size, flip, random, seed
+        self.left_out, self.folders = left_out, folders
 
     def __len__(self) -> int:
-        return len(self.y)
-
-    def origins(self) -> Iterator[str]:
-        """Path of each image."""
-        return map(self.path, range(len(self)))
+        return len(self._paths)
 
     def path(self, index: int) -> str:
         """Path of image `index`."""
-        folder = self.folders[int(np.searchsorted(self._ends, index, side="right"))]
-        return os.path.join(folder, self._names[index])
+        return self._paths[index]
+
+    def captions(self, index: int) -> list[str]:
+        """What is said of image `index`."""
+        return [] if self._captions is None else self._captions[index]
 
     def load(self, index: int, key: int) -> dict[str, Any]:
-        """Image `index` as x float32 [3, S, S] in [-1, 1] and label y, mirrored for half of all keys if `flip`.
+        """Image `index` as x float32 [3, S, S] in [-1, 1], mirrored for half of all keys if `flip`, and its label y or
+        one of its captions.
 
         Raises:
             BrokenSample: the file cannot be read; the message names it.
         """
-        mirror = self.flip and uniform(self.seed, "flip", [key])[0] < 0.5
-        return {"x": load_pixels(self.path(index), self.image_size, mirror), "y": int(self.y[index])}
-
-
-def class_files(folders: Sequence[Path], image_size: int, flip: bool = False, seed: int = 0) -> ImageFiles:
-    """The images in class folders, in the order of (class, file name); label k for the k-th folder; see `list_classes`.
-
-    A folder without an image is left out, and said to be; the labels of the others stay. Folders may be absent.
-    """
-    found = list_classes(folders)
-    y = torch.arange(len(folders)).repeat_interleave(torch.tensor(found.counts))
-    return ImageFiles(folders, found.names, found.counts, y, image_size, flip, seed, found.left_out, found.notes)
+        sample: dict[str, Any] = {"x": load_pixels(self.path(index), self.image_size, self.mirrored(key))}
+        if self.y is not None:
+            sample["y"] = int(self.y[index])
+        if said := self.captions(index):
+            sample["caption"] = said[self.which(key, len(said))]
+        return sample
 
 
 @checked()
@@ -198,18 +187,16 @@ class ImageFolder(DataModule):
     indexed class by class, a small `limit` takes images of the first classes only.
 
     Args:
-        root: the folder.
+        root: the folder; None until somebody asks for the samples.
         image_size: S, height and width of the crop in pixels.
-        batch_size: samples per optimizer step over all ranks and micro-steps.
-        num_workers: loader processes of each rank.
-        limit: use only the first `limit` images of each split, None for all.
         flip: mirror training images horizontally with probability 1/2, keyed by (seed, position).
         num_classes: the expected number of class folders, None for as many as there are.
         max_bad_fraction: share of the images (and of the class folders, which may be empty) that may be unreadable.
 
+    The other arguments: see `DataModule`.
+
     Raises:
         DataError: the folder is not such a tree (see `neural_rdm.core.layouts`).
-        ConfigError: a number out of range.
     """
 
     def __init__(
@@ -236,6 +223,7 @@ class ImageFolder(DataModule):
         self.class_names, self.num_classes = list(map(printable, tree.classes)), len(tree.classes)
         return tree
 
+    experiment = "exp=dit_s_gated data=image_folder backbone.num_classes={classes}"
     check: Callable[[str | os.PathLike[str] | None, int | None], ImageTree] = staticmethod(check_root)
     """Finds the splits and classes of a folder."""
 
@@ -245,9 +233,9 @@ class ImageFolder(DataModule):
         Raises:
             DataError: more class folders are empty than may be.
         """
-        tree, size = self.tree or self._look(), self.sample_shape[-1]
-        train = class_files([tree.train / name / tree.inner for name in tree.classes], size, self.flip, self.seed)
-        empty = [error for error in train.left_out if os.path.isdir(error.path)]
+        tree = self.tree or self._look()
+        found = list_classes([tree.train / name / tree.inner for name in tree.classes])
+        empty = [error for error in found.left_out if os.path.isdir(error.path)]
         if len(empty) > bad_allowed(self.max_bad_fraction, len(tree.classes)):
             raise DataError(
                 f"data.root: {len(empty)} of {len(tree.classes)} class folders hold no image, such as {empty[0].path}. "
@@ -260,8 +248,17 @@ class ImageFolder(DataModule):
                 f"labels follow the names of the class folders as texts, not as numbers ({some}, ...): label {place} "
                 f"is class {printable(tree.classes[place])}, not {printable(counted[place])}"
             )
-        self.train_set = train
+        self.train_set, notes = self._images(found, self.flip), [*tree.notes, *found.notes]
         if tree.val is not None and tree.labels is None:
-            self.val_set = class_files([tree.val / name for name in tree.classes], size)
-        for text in (*tree.notes, *train.notes, *getattr(self.val_set, "notes", ())):
-            self.note(text)
+            held_out = list_classes([tree.val / name for name in tree.classes])
+            self.val_set = self._images(held_out)
+            notes += held_out.notes
+        self.note(*notes)
+
+    def _images(self, found: ClassFiles, flip: bool = False) -> ImageFiles:
+        """Images in the order of (class, file name); label k for the k-th folder."""
+        y = torch.arange(len(found.folders)).repeat_interleave(torch.tensor(found.counts))
+        folders = [os.fspath(folder) for folder in found.folders]
+        paths = PackedPaths(folders, found.names, found.counts)
+        size = self.sample_shape[-1]
+        return ImageFiles(paths, size, y, flip=flip, seed=self.seed, left_out=found.left_out, folders=folders)

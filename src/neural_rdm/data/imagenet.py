@@ -10,8 +10,9 @@ import torch
 
 from neural_rdm.core.errors import DataError
 from neural_rdm.core.layouts import GROUND_TRUTH, check_imagenet, image_names
-from neural_rdm.data.base import BrokenSample
+from neural_rdm.data.broken import BrokenSample
 from neural_rdm.data.image_folder import ImageFiles, ImageFolder
+from neural_rdm.data.packed import PackedPaths
 
 
 class ImageNet(ImageFolder):
@@ -33,6 +34,7 @@ class ImageNet(ImageFolder):
     the development kit, which have another order, are translated. Arguments: see `ImageFolder`.
     """
 
+    experiment = ""
     check = staticmethod(check_imagenet)
 
     def load_datasets(self) -> None:
@@ -64,8 +66,8 @@ class ImageNet(ImageFolder):
             raise DataError(
                 f"data.root: {labels} says no class for any image in {val}, such as {next(iter(wnids), '')}"
             )
-        size = self.sample_shape[-1]
-        self.val_set = ImageFiles([val], names, [len(names)], torch.tensor(y), size, left_out=left_out)
+        paths, size = PackedPaths([str(val)], names, [len(names)]), self.sample_shape[-1]
+        self.val_set = ImageFiles(paths, size, torch.tensor(y), left_out=left_out, folders=[str(val)])
 
 
 def read_labels(file: Path) -> dict[str, str]:

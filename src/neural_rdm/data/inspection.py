@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from neural_rdm.core.listing import Identity, walk
-from neural_rdm.core.seeding import keys
-from neural_rdm.data.base import BrokenSample, Source
-from neural_rdm.data.broken import printable
+from neural_rdm.data.broken import BrokenSample, printable
 from neural_rdm.data.decoders import VideoInfo, open_video
+from neural_rdm.data.sampler import spread
+from neural_rdm.data.source import Source
 
 DARK = 31  #: of 255; a picture without a brighter pixel is all but black
 
@@ -43,54 +41,23 @@ class Looked:
     dark: list[str] = field(default_factory=list)
 
 
-def path_of(source: Source, index: int) -> str | None:
-    """The file or folder of sample `index`; None for samples that are no files of their own."""
-    if callable(path := getattr(source, "path", None)):
-        return os.fspath(path(index))
-    paths = getattr(source, "paths", None)
-    return None if paths is None else os.fspath(paths[index])
-
-
-def known_broken(source: Source) -> dict[int, str]:
-    """{index: reason} of the samples that are known to be broken before they are read: of videos, by their index."""
-    broken: dict[int, str] = getattr(source, "broken", {})
-    return broken
-
-
-def labels_of(source: Source) -> NDArray[np.int64] | None:
-    """The class [N] of each sample, None where there are none."""
-    labels = getattr(source, "y", None)
-    return labels.numpy() if isinstance(labels, Tensor) and labels.shape == (len(source),) else None
-
-
-def spread(size: int, count: int, seed: int) -> list[int]:
-    """At most `count` of 0 ... size - 1, ascending: one drawn from each of `count` equal stretches."""
-    count = min(size, count)
-    edges = np.arange(count + 1) * size // max(1, count)
-    draws = keys(seed, "spread", range(count)) % np.diff(edges).astype(np.uint64)
-    return [int(edge) + int(draw) for edge, draw in zip(edges[:-1], draws, strict=True)]
-
-
 def look(
-    sources: Mapping[str, Source],
+    sources: Iterable[Source],
     count: int,
     seed: int,
     advance: Callable[[], None] = lambda: None,
     decoder: str = "decord",
 ) -> Looked:
-    """Decode `count` samples of each split, spread over it, through the data set's own `load`.
-
-    Args:
-        advance: called after each sample.
-        decoder: what reads the length and the size of video files.
+    """Decode `count` samples of each split, spread over it, through the data set's own `load`. `advance` is called
+    after each; `decoder` reads the length and the size of video files.
     """
     looked = Looked()
-    for source in sources.values():
-        lengths, broken = getattr(source, "frames", []), known_broken(source)
-        looked.frames += [(int(n), path_of(source, i) or "") for i, n in enumerate(lengths) if i not in broken]
-        looked.broken |= {printable(path_of(source, i) or ""): reason for i, reason in broken.items()}
+    for source in sources:
+        lengths = () if source.frames is None else source.frames
+        looked.frames += [(int(n), source.path(i) or "") for i, n in enumerate(lengths) if i not in source.broken]
+        looked.broken |= {printable(source.path(i) or ""): reason for i, reason in source.broken.items()}
         for index in spread(len(source), count, seed):
-            path = path_of(source, index)
+            path = source.path(index)
             looked.decoded += 1
             try:
                 x = source.load(index, index)["x"]
@@ -120,27 +87,17 @@ def _measure(path: str, decoder: str, looked: Looked) -> None:
 
 
 def video_info(path: str, decoder: str) -> VideoInfo:
-    """Length, frames a second and size of a video file or a folder of frames.
-
-    Raises:
-        BrokenSample: it cannot be read.
-    """
-    video = open_video(path, decoder)
-    try:
+    """Length, frames a second and size of a video file or a folder of frames; a BrokenSample where it is none."""
+    with contextlib.closing(open_video(path, decoder)) as video:
         return video.info()
-    finally:
-        video.close()
 
 
 def disk_usage(root: str | os.PathLike[str], advance: Callable[[], None] = lambda: None) -> tuple[int, int]:
-    """(number of files, bytes) below `root`; links are followed, each folder and each file once.
-
-    Args:
-        advance: called after each file.
+    """(number of files, bytes) below `root`; links are followed, each folder and each file once. `advance` is called
+    after each.
     """
-    total = 0
     seen: dict[Identity, int] = {}
-    number = 0
+    number = total = 0
     for folder, _, files in walk(root):
         for name in files:
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,10 +14,9 @@ from torch import Tensor
 from neural_rdm.core.errors import CheckpointError, ConfigError
 from neural_rdm.core.manifest import MANIFEST, read_manifest
 from neural_rdm.core.ranks import is_first_rank
-from neural_rdm.core.seeding import choice, uniform
 from neural_rdm.data.base import DataModule
 from neural_rdm.data.broken import LoaderError
-from neural_rdm.data.clips import frame_numbers
+from neural_rdm.data.clips import ClipSource, frame_numbers
 from neural_rdm.data.prompts import distinct
 from neural_rdm.latents.shards import Moments, ShardedSet
 
@@ -35,25 +35,39 @@ class Clip(NamedTuple):
     image_frames: int = 0
 
 
-class LatentSet:
+class LatentSet(ClipSource):
     """One split. A sample's augmentation is drawn as the pixels' own source draws it, by (seed, position).
 
     Args:
-        shards: the samples.
         training: draw the mirrored copy (if `flip`), the caption and a clip's begin; otherwise the plain picture, the
             first caption and the clip in the middle.
+        digest: of the listing of the samples that the latents were made of.
         clip: which frames of a video are taken; None for images.
         length: tokens L that a caption is padded to; None where the network reads no stored tokens.
     """
 
     def __init__(
-        self, shards: ShardedSet, training: bool, flip: bool, seed: int, clip: Clip | None, length: int | None
+        self,
+        shards: ShardedSet,
+        training: bool,
+        flip: bool,
+        seed: int,
+        clip: Clip | None,
+        length: int | None,
+        digest: str | None = None,
     ) -> None:
-        self.shards, self.training, self.flip, self.seed = shards, training, flip, seed
-        self.clip, self.length = clip, length
+        self.shards, self.random, self.flip, self.seed = shards, training, flip and training, seed
+        self.clip, self.length, self.digest = clip, length, digest
+        if clip is not None:
+            self.num_frames, self.frame_interval = clip.num_frames, clip.frame_interval
+            self.image_frames = clip.image_frames if training else 0
 
     def __len__(self) -> int:
         return len(self.shards)
+
+    def listing(self, size: int, root: str | os.PathLike[str] | None) -> str | None:
+        """See `Source`; as the manifest has it."""
+        return self.digest
 
     def load(self, index: int, key: int) -> dict[str, Any]:
         """Sample `index`: x, its moments [2C, h, w] or [F, 2C, h, w] ([C, ...] where latents are not random), in the
@@ -63,40 +77,27 @@ class LatentSet:
             LoaderError: a damaged shard.
         """
         try:
-            return self._image(index, key) if self.clip is None else self._clip(index, key, self.clip)
+            return self._image(index, key) if self.clip is None else super().load(index, key)
         except CheckpointError as error:
             raise LoaderError(str(error)) from error
 
     def _image(self, index: int, key: int) -> dict[str, Any]:
         held = self.shards[index]
-        mirrored = self.training and self.flip and uniform(self.seed, "flip", [key])[0] < 0.5
-        sample: dict[str, Any] = {"x": _rows(held, mirrored)[0]}
+        sample: dict[str, Any] = {"x": _rows(held, self.mirrored(key))[0]}
         if held.y is not None:
             sample["y"] = held.y
         if held.captions:
-            which = choice(self.seed, "caption", key, len(held.captions)) if self.training else 0
+            which = self.which(key, len(held.captions))
             sample["caption"] = held.captions[which]
             if self.length is not None:
                 sample |= _padded(held.tokens[which], self.length)
         return sample
 
-    def _clip(self, index: int, key: int, clip: Clip) -> dict[str, Any]:
-        """As `ClipFiles.load` draws it."""
-        images = clip.image_frames if self.training else 0
-        draws = uniform(self.seed, "clip", [key * 64 + i for i in range(2 + 2 * images)])
-        start, mirror = draws[:2] if self.training else (0.5, 1.0)
+    def part(self, index: int, num_frames: int, u: float, mirrored: bool) -> tuple[Tensor, int | None]:
+        """See `ClipSource`."""
         held = self.shards[index]
-        rows = _rows(held, self.flip and self.training and mirror < 0.5)
-        frames, labels = [rows[frame_numbers(len(rows), clip.num_frames, clip.frame_interval, start)]], [held.y]
-        for which, moment in draws[2:].reshape(-1, 2):
-            other = self.shards[(int(which * len(self)) + index) % len(self)]
-            frames.append(other.moments[frame_numbers(len(other.moments), 1, 1, moment)])
-            labels.append(other.y)
-        x = torch.cat(frames)
-        sample: dict[str, Any] = {"x": x if len(x) > 1 else x[0]}
-        if held.y is not None:
-            sample["y"] = torch.tensor(labels) if images else held.y
-        return sample
+        rows = _rows(held, mirrored)
+        return rows[frame_numbers(len(rows), num_frames, self.frame_interval, u)], held.y
 
 
 def _rows(held: Moments, mirrored: bool) -> Tensor:
@@ -171,19 +172,12 @@ class Latents(DataModule):
             self.length = None
         splits: Mapping[str, Any] = self.manifest["splits"]
         for name, split in splits.items():
-            shards = ShardedSet(self.folder / name, split["counts"])
-            setattr(
-                self,
-                f"{name}_set",
-                LatentSet(shards, name == "train", self.flip, self.seed, self.clip, self.length),
-            )
+            shards, digest = ShardedSet(self.folder / name, split["counts"]), split["source"]["sha256"]
+            samples = LatentSet(shards, name == "train", self.flip, self.seed, self.clip, self.length, digest)
+            setattr(self, f"{name}_set", samples)
 
     def _compare(self) -> None:
-        """Refuse latents of other weights than the run's; say so where these are not at hand.
-
-        Raises:
-            ConfigError: other weights.
-        """
+        """Refuse latents of other weights than the run's; say so where these are not at hand."""
         stage, held = self.first_stage, self.manifest["first_stage"]
         try:
             found = stage.fingerprint()
@@ -214,17 +208,11 @@ class Latents(DataModule):
         """The stored tokens of what `prompts` gave last."""
         source = self.val_set or self.train_set
         found: dict[str, Tensor] = {}
-        for text in texts:
-            if (place := self._prompts.get(text)) is not None and isinstance(source, LatentSet):
-                held = source.shards[place[0]].tokens
-                found |= {text: held[place[1]].float()} if held else {}
+        for text in filter(self._prompts.__contains__, texts):
+            assert isinstance(source, LatentSet)
+            place, which = self._prompts[text]
+            found |= {text: held[which].float()} if (held := source.shards[place].tokens) else {}
         return found
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move a batch to `device`, stored tokens as well; see `DataModule`."""
-        moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
-        texts = [name for name in ("context", "context_mask") if name in batch]
-        return moved | {name: batch[name].to(device, non_blocking=True) for name in texts}
 
 
 def stored_tokens(folder: str | Path) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -24,16 +24,12 @@ class Official:
     train: int | None = None
     val: int | None = None
     classes: int | None = None
-    commands: tuple[str, ...] = field(default=())
+    commands: tuple[str, ...] = ()
 
 
 def _coco(year: int, train: int, val: int) -> Official:
     site = "http://images.cocodataset.org"
-    archives = (
-        f"zips/train{year}.zip",
-        f"zips/val{year}.zip",
-        f"annotations/annotations_trainval{year}.zip",
-    )
+    archives = (f"zips/train{year}.zip", f"zips/val{year}.zip", f"annotations/annotations_trainval{year}.zip")
     commands = tuple(f"curl -LO {site}/{a} && unzip -q {a.rpartition('/')[2]} -d {{root}}" for a in archives)
     return Official(f"COCO {year}", "https://cocodataset.org/#download", train, val, commands=commands)
 

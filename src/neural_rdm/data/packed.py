@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from typing import overload
 
@@ -29,15 +30,26 @@ class PackedStrings(Sequence[str]):
     def __getitem__(self, index: slice) -> list[str]: ...
 
     def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"{index} of {len(self)} texts")
-        index %= len(self)
+        found = range(len(self))[index]
+        return self._text(found) if isinstance(found, int) else [self._text(i) for i in found]
+
+    def _text(self, index: int) -> str:
         return self._bytes[self._ends[index] : self._ends[index + 1]].decode("utf-8", "surrogatepass")
 
 
-class PackedLists(Sequence[list[str]]):
+class PackedPaths(PackedStrings):
+    """Paths of files in a few folders: folder k holds the next `counts[k]` of the names."""
+
+    def __init__(self, folders: Sequence[str], names: Iterable[str], counts: Sequence[int]) -> None:
+        super().__init__(names)
+        self._folders, self._last = folders, np.cumsum(counts)
+
+    def _text(self, index: int) -> str:
+        folder = self._folders[int(np.searchsorted(self._last, index, side="right"))]
+        return os.path.join(folder, super()._text(index))
+
+
+class PackedLists:
     """An immutable list of lists of texts, packed likewise."""
 
     def __init__(self, lists: Iterable[Sequence[str]]) -> None:
@@ -48,16 +60,6 @@ class PackedLists(Sequence[list[str]]):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    @overload
-    def __getitem__(self, index: int) -> list[str]: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[list[str]]: ...
-
-    def __getitem__(self, index: int | slice) -> list[str] | list[list[str]]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"{index} of {len(self)} lists")
-        index %= len(self)
+    def __getitem__(self, index: int) -> list[str]:
+        index = range(len(self))[index]
         return self._texts[int(self._ends[index]) : int(self._ends[index + 1])]

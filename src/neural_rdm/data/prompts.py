@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 
 from neural_rdm.core.seeding import keys
-from neural_rdm.data.base import Source
 from neural_rdm.data.broken import BrokenSample
-from neural_rdm.data.inspection import spread
+from neural_rdm.data.sampler import spread
+from neural_rdm.data.source import Source
 
 LOOKED = 1000  # captions of a set whose tokens are counted
 _FILLERS = "\u115f\u1160\u2800\u3164\uffa0"  # Hangul's and Braille's, which show nothing
@@ -64,26 +64,13 @@ def distinct(
     return found
 
 
-def captions_of(source: Source, index: int) -> Sequence[str]:
-    """All captions of a sample; none where the data have none.
-
-    Raises:
-        BrokenSample: they cannot be read.
-    """
-    held = getattr(source, "captions", None)
-    if held is None:
-        return [said] if (said := source.load(index, index).get("caption")) is not None else []
-    found: Sequence[str] = held(index) if callable(held) else held[index]
-    return found
-
-
 def some_captions(source: Source, seed: int) -> tuple[list[str], list[BrokenSample]]:
     """All captions of at most `LOOKED` samples that are spread over a set, and what is wrong with those without any."""
     found: list[str] = []
     broken: list[BrokenSample] = []
     for index in spread(len(source), LOOKED, seed):
         try:
-            found += captions_of(source, index)
+            found += source.captions(index)
         except BrokenSample as error:
             broken.append(error)
     return found, broken
@@ -95,9 +82,11 @@ def too_long(text: Cuts, captions: Sequence[str]) -> str:
     if not cut:
         return ""
     many = sum(caption in cut for caption in captions)
+    caption, (tokens, lost) = next(iter(cut.items()))
     return (
         f"{many:,} of {len(captions):,} captions looked at are longer than condition.max_length={text.max_length} "
-        f"tokens, the longest has {max(tokens for tokens, _ in cut.values())}; what is beyond is cut: {_example(cut)}"
+        f"tokens, the longest has {max(count for count, _ in cut.values())}; what is beyond is cut: "
+        f"{shortened(caption)!r} ({tokens} tokens) loses {shortened(lost)!r}"
     )
 
 
@@ -107,11 +96,6 @@ def tell_too_long(text: Cuts, source: Source | None, seed: int) -> None:
         print(line, flush=True)
 
 
-def _example(cut: Mapping[str, tuple[int, str]]) -> str:
-    caption, (tokens, lost) = next(iter(cut.items()))
-    return f"{shortened(caption)!r} ({tokens} tokens) loses {shortened(lost)!r}"
-
-
-def shortened(caption: str) -> str:
+def shortened(caption: str, most: int = SHOWN) -> str:
     """The beginning of a caption, for a message."""
-    return caption if len(caption) <= SHOWN else f"{caption[: SHOWN - 3]}..."
+    return caption if len(caption) <= most else f"{caption[: most - 3].rstrip()}..."

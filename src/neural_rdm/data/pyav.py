@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from neural_rdm.data.base import BrokenSample
+from neural_rdm.data.broken import BrokenSample
 from neural_rdm.data.videos import Frame, VideoInfo, address, broken, library
 
 READABLE = 0.9  # share of the frames that the container claims; a video of which less can be read is broken
@@ -67,16 +67,8 @@ class PyAV:
             self._matrix = _matrix(first)
             self._shown = turned(np.empty((first.height, first.width, 0), np.uint8), self._matrix).shape
             self.stamps = self._told(packets, first.pts)
-            self.keys = sorted(
-                {
-                    0,
-                    *(
-                        bisect.bisect_left(self.stamps, p.pts)
-                        for p in packets
-                        if p.key and p.shown and p.pts is not None
-                    ),
-                }
-            )
+            keys = [p.pts for p in packets if p.key and p.shown and p.pts is not None]
+            self.keys = sorted({0, *(bisect.bisect_left(self.stamps, pts) for pts in keys)})
             self.plain = self._matrix is None and self._is_plain(packets)
         except Exception as error:
             self.close()
@@ -172,10 +164,7 @@ class PyAV:
             and "mov" in self._container.format.name.split(",")
             and all(p.shown for p in packets)
             and all(p.idr and self.stamps[i] == p.pts for i, p in keys)
-            and all(
-                one.pts is not None and two.dts is not None and one.pts < two.dts
-                for (_, one), (_, two) in pairwise(keys)
-            )
+            and all(a.pts is not None and b.dts is not None and a.pts < b.dts for (_, a), (_, b) in pairwise(keys))
         )
 
     def _count(self) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,10 +13,10 @@ from torch.utils.data import Dataset
 
 from neural_rdm.core.errors import ConfigError, DataError
 from neural_rdm.core.seeding import keys
-from neural_rdm.data.base import DataModule, Source
-from neural_rdm.data.broken import BadSamples, BrokenSample
-from neural_rdm.data.inspection import labels_of
+from neural_rdm.data.base import DataModule
+from neural_rdm.data.broken import BrokenSample
 from neural_rdm.data.loader import Loader
+from neural_rdm.data.source import Source, to_bytes
 
 
 class RealSamples:
@@ -37,23 +36,19 @@ class RealSamples:
     """
 
     def __init__(self, data: DataModule, split: str) -> None:
-        source: Any = data.train_set if split == "train" else data.val_set
-        self.size = data.train_size if split == "train" else data.val_size
+        source, self.size = data.sources.get(split), data.sizes.get(split, 0)
         if source is None or not self.size:
             raise DataError(f"split={split}: these data have no such split; pass split=train")
         *frames, channels, _, _ = data.sample_shape
         if data.space != "pixels" or channels not in (1, 3):
             raise ConfigError(f"statistics are of pixels; these data are {data.space} with {channels} channels")
-        self.source = copy.copy(source)
-        if hasattr(self.source, "flip"):
-            self.source.flip = False
+        self.source: Source = copy.copy(source)
+        self.source.flip = False
         self.kind = "clip" if frames else "image"
-        self.again = self.kind == "clip" and bool(getattr(source, "random", False))
-        self.labels = None if (labels := labels_of(source)) is None else labels[: self.size]
+        self.again = self.kind == "clip" and source.random
+        self.labels = None if (labels := source.labels()) is None else labels[: self.size]
         self.num_workers = data.num_workers
-        self.bad = BadSamples(
-            split, self.size, data.max_bad_fraction, data.report_folder, getattr(source, "left_out", ()), len(source)
-        )
+        self.bad = data.bad_samples(split)
 
     def __len__(self) -> int:
         return self.size
@@ -99,8 +94,7 @@ class _Bytes(Dataset[tuple[int, int, Tensor | BrokenSample]]):
             x = self.source.load(index, position)["x"]
         except BrokenSample as error:
             return position, index, error
-        # exact: pixels are k / 127.5 - 1 of a byte k
-        x = x.add(1).mul(127.5).round().to(torch.uint8)
+        x = to_bytes(x)
         return position, index, x.expand(*x.shape[:-3], 3, *x.shape[-2:]).contiguous()
 
 

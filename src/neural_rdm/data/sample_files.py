@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -26,11 +26,10 @@ from neural_rdm.core.extras import typed
 from neural_rdm.core.gifs import read_gif
 from neural_rdm.core.progress import progress_bar
 from neural_rdm.core.ranks import is_first_rank
-from neural_rdm.data.base import BrokenSample
-from neural_rdm.data.broken import printable
+from neural_rdm.data.broken import BrokenSample, printable
 from neural_rdm.data.containers import Container, container_of
 from neural_rdm.data.decoders import open_video
-from neural_rdm.data.frames import frames_of
+from neural_rdm.data.frames import files_of
 from neural_rdm.data.image_folder import read_rgb
 from neural_rdm.data.sample_listing import SAMPLING, list_samples
 
@@ -54,6 +53,7 @@ class SampleFiles:
     kind: str
     container: Container
     labels: NDArray[np.int64] | None = None
+    _advice = ""  # what else can be done with samples of several sizes
 
     def __init__(self, path: Path, num_frames: int | None, frame_interval: int) -> None:
         self.path, self.num_frames, self.frame_interval = path, num_frames, frame_interval
@@ -97,7 +97,7 @@ class SampleFiles:
             if pixels.shape[:-1] != first[1]:
                 raise DataError(
                     f"{self.path}: all {self.kind}s must have one size, but {first[0]} is {_size(first[1])} and {name} "
-                    f"is {_size(pixels.shape[:-1])}{self._advice()}"
+                    f"is {_size(pixels.shape[:-1])}{self._advice}"
                 )
             held.append(np.broadcast_to(pixels, (*pixels.shape[:-1], 3)))
             if len(held) == batch_size or i == len(positions) - 1:
@@ -118,10 +118,6 @@ class SampleFiles:
             )
         return slice(0, needed, self.frame_interval)
 
-    def _advice(self) -> str:
-        """What else can be done with samples of several sizes."""
-        return ""
-
     def _files(self) -> Iterable[tuple[str, Path]]:
         raise NotImplementedError
 
@@ -139,16 +135,10 @@ class NpzSamples(SampleFiles):
 
     def __init__(self, path: Path, num_frames: int | None, frame_interval: int) -> None:
         super().__init__(path, num_frames, frame_interval)
-        try:
-            with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as member:
-                shape, fortran, dtype = _header(member)
-                if "arr_1.npy" in archive.namelist():
-                    with archive.open("arr_1.npy") as labels:
-                        self.labels = np.lib.format.read_array(labels, allow_pickle=False).astype(np.int64)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise DataError(f"cannot read the samples {path}: {error}; write the file again") from error
-        except KeyError as error:
-            raise DataError(f"{path} holds no samples: there is no arr_0 in it") from error
+        with self._opened("arr_0.npy") as member:
+            shape, fortran, dtype = _header(member)
+        with contextlib.suppress(KeyError), self._opened("arr_1.npy") as member:
+            self.labels = np.lib.format.read_array(member, allow_pickle=False).astype(np.int64)
         if dtype != np.uint8:
             raise DataError(f"{path}: arr_0 is {dtype}, not uint8; latents must be decoded to pixels first")
         if len(shape) not in (4, 5) or shape[-1] not in (1, 3) or fortran or 0 in shape:
@@ -168,17 +158,26 @@ class NpzSamples(SampleFiles):
 
     def _arrays(self, positions: Sequence[int]) -> Iterator[tuple[str, Pixels]]:
         size = int(np.prod(self.shape[1:]))
+        with self._opened("arr_0.npy") as member:
+            _header(member)
+            begin = member.tell()
+            for position in positions:
+                member.seek(begin + position * size)
+                content = member.read(size)
+                if len(content) < size:
+                    raise ValueError(f"sample {position} is cut short")
+                name, pixels = f"sample {position}", np.frombuffer(content, np.uint8).reshape(self.shape[1:])
+                yield name, pixels[self._chosen(name, len(pixels))] if self.kind == "clip" else pixels
+
+    @contextlib.contextmanager
+    def _opened(self, name: str) -> Iterator[IO[bytes]]:
+        """A member of the archive; a KeyError where there is none but `arr_0`, without which there are no samples."""
         try:
-            with zipfile.ZipFile(self.path) as archive, archive.open("arr_0.npy") as member:
-                _header(member)
-                begin = member.tell()
-                for position in positions:
-                    member.seek(begin + position * size)
-                    content = member.read(size)
-                    if len(content) < size:
-                        raise ValueError(f"sample {position} is cut short")
-                    name, pixels = f"sample {position}", np.frombuffer(content, np.uint8).reshape(self.shape[1:])
-                    yield name, pixels[self._chosen(name, len(pixels))] if self.kind == "clip" else pixels
+            with zipfile.ZipFile(self.path) as archive:
+                if name == "arr_0.npy" and name not in archive.namelist():
+                    raise DataError(f"{self.path} holds no samples: there is no arr_0 in it")
+                with archive.open(name) as member:
+                    yield member
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(f"cannot read the samples {self.path}: {error}; write the file again") from error
 
@@ -197,6 +196,8 @@ class FolderSamples(SampleFiles):
         super().__init__(path, num_frames, frame_interval)
         listed = list_samples(path, frames)
         self.kind, self.paths = listed.kind, listed.paths
+        if self.kind == "image":
+            self._advice = f"; or crop them to one: stats data=image_folder data.root={path} data.image_size=SIZE"
         self.container = container_of(self.paths)
         if listed.classes is not None:
             names = sorted(set(listed.classes))
@@ -207,16 +208,9 @@ class FolderSamples(SampleFiles):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def _advice(self) -> str:
-        if self.kind == "clip":
-            return ""
-        return f"; or crop them to one: stats data=image_folder data.root={self.path} data.image_size=SIZE"
-
     def _files(self) -> Iterable[tuple[str, Path]]:
-        for path in self.paths:
-            inside = [path / name for name in frames_of(path).names] if path.is_dir() else [path]
-            for file in inside:
-                yield file.relative_to(self.path).as_posix(), file
+        for file in (Path(file) for path in self.paths for file in files_of(path)):
+            yield file.relative_to(self.path).as_posix(), file
 
     def _arrays(self, positions: Sequence[int]) -> Iterator[tuple[str, Pixels]]:
         # Decoders release Python's lock. A few at a time, since `map` on all of them would hold all of them.

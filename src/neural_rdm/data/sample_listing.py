@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from neural_rdm.core.errors import DataError
 from neural_rdm.core.layouts import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_image
-from neural_rdm.core.listing import Identity, identity, natural_order, walk
-from neural_rdm.data.frames import frames_of, is_exact, one_format
+from neural_rdm.core.listing import each_once, natural_order, walk
+from neural_rdm.data.frames import files_of, is_exact, one_format
 
 CLIP_SUFFIXES = VIDEO_SUFFIXES | {".gif"}
 _END = 256  # bytes
@@ -52,23 +52,21 @@ def list_samples(top: Path, frames: bool = False) -> Listed:
     notes = [f"{len(again)} second names of files are left out, such as {again[0]}"] if again else []
     if frames:
         found["clip"] += sorted({image.parent for image in found.pop("image")})
-    there = [kind for kind, paths in found.items() if paths]
-    if len(there) != 1:
-        some = " and ".join(str(found[kind][0]) for kind in there)
-        raise DataError(
-            f"{top} holds images and clips ({some}); put them into two folders"
-            if some
-            else f"{top} holds no images ({' '.join(sorted(IMAGE_SUFFIXES))}) and no clips "
-            f"({' '.join(sorted(CLIP_SUFFIXES))})"
-        )
-    (kind,), paths = there, found[there[0]]
-    files = [path for path in paths if not path.is_dir()]
+    there = {kind: paths for kind, paths in found.items() if paths}
+    if not there:
+        images, clips = (" ".join(sorted(suffixes)) for suffixes in (IMAGE_SUFFIXES, CLIP_SUFFIXES))
+        raise DataError(f"{top} holds no images ({images}) and no clips ({clips})")
+    if len(there) > 1:
+        some = " and ".join(str(paths[0]) for paths in there.values())
+        raise DataError(f"{top} holds images and clips ({some}); put them into two folders")
+    ((kind, paths),) = there.items()
     if kind == "image":
-        files, twice = _one_format_each(top, files)
-        paths = files
-        if twice:
-            notes.append(f"{len(twice)} files are left out, since the same pictures lie beside them in an exact format "
-                         f"({twice[0].suffix} beside {_beside(twice[0], files).name}, for example)")  # fmt: skip
+        paths, twice = _one_format_each(top, paths)
+        for other, first in list(twice.items())[:1]:
+            notes.append(
+                f"{len(twice)} files are left out, since the same pictures lie beside them in an exact format "
+                f"({other.suffix} beside {first.name}, for example)"
+            )
     else:
         _refuse_two_formats(top, paths)
     _refuse_two_depths(top, paths)
@@ -76,50 +74,37 @@ def list_samples(top: Path, frames: bool = False) -> Listed:
         notes.append(twins)
     paths = natural_order(paths, lambda path: path.relative_to(top).as_posix())
     parents = [path.parent for path in paths]
-    labelled = all(parent.parent == top for parent in parents) and len(files) == len(paths)
+    labelled = all(parent.parent == top for parent in parents) and not any(path.is_dir() for path in paths)
     return Listed(kind, paths, [parent.name for parent in parents] if labelled else None, notes)
 
 
 def _files(top: Path) -> tuple[dict[str, list[Path]], list[Path]]:
     """Images and clips, each file once, and the names that are second ones; those that are no links go first."""
     found: dict[str, list[Path]] = {"image": [], "clip": []}
-    names: list[tuple[str, Path]] = []
+    again: list[Path] = []
     for folder, _, files in walk(top):
         drawn = SAMPLING in files
         for name in files:
             stem, suffix = os.path.splitext(name)
             kind = "image" if is_image(name) else "clip" if suffix.lower() in CLIP_SUFFIXES else None
             if kind is not None and not (drawn and stem == "grid"):
-                names.append((kind, Path(folder) / name))
-    seen: dict[Identity, Path] = {}
-    again = []
-    for kind, path in sorted(names, key=lambda entry: os.path.islink(entry[1])):
-        which = identity(path)
-        if which is not None and not path.is_file():
-            continue  # a pipe, which would be waited for without end
-        if which is not None and seen.setdefault(which, path) is not path:
-            again.append(path)
-        else:
-            found[kind].append(path)
-    return {kind: sorted(paths) for kind, paths in found.items()}, again
+                found[kind].append(Path(folder) / name)
+    for kind, paths in found.items():
+        kept, others = each_once(paths)
+        found[kind], again = sorted(kept), again + others
+    return found, again
 
 
-def _one_format_each(top: Path, files: list[Path]) -> tuple[list[Path], list[Path]]:
-    """Those of the images that stay where some lie there in several formats, and the others."""
+def _one_format_each(top: Path, files: list[Path]) -> tuple[list[Path], dict[Path, Path]]:
+    """Those of the images that stay where some lie there in several formats, and {other: the one that stays}."""
     kept, others = one_format(map(os.fspath, files))
-    stems = Counter(os.path.splitext(name)[0] for name in others)
     for name, first in others.items():
         if is_exact(name) or not is_exact(first):
-            count = sum(stems.values())
             raise DataError(
-                f"{top} holds {first} and {name}: {count} pictures lie there twice; make one folder for each kind of "
-                "file, or leave one of the two"
+                f"{top} holds {first} and {name}: {len(others)} pictures lie there twice; make one folder for each "
+                "kind of file, or leave one of the two"
             )
-    return list(map(Path, kept)), list(map(Path, others))
-
-
-def _beside(path: Path, files: list[Path]) -> Path:
-    return next(other for other in files if other.with_suffix("") == path.with_suffix(""))
+    return list(map(Path, kept)), {Path(name): Path(first) for name, first in others.items()}
 
 
 def _refuse_two_formats(top: Path, clips: list[Path]) -> None:
@@ -132,12 +117,11 @@ def _refuse_two_formats(top: Path, clips: list[Path]) -> None:
 
 def _refuse_two_depths(top: Path, paths: list[Path]) -> None:
     """Samples directly in a folder and below it: which of them are meant?"""
-    first: dict[int, Path] = {}
+    depths: dict[int, list[Path]] = defaultdict(list)
     for path in paths:
-        first.setdefault(len(path.relative_to(top).parts), path)
-    if len(first) > 1:
-        counts = Counter(len(path.relative_to(top).parts) for path in paths)
-        some = " and ".join(f"{counts[depth]} as {path}" for depth, path in sorted(first.items()))
+        depths[len(path.parts)].append(path)
+    if len(depths) > 1:
+        some = " and ".join(f"{len(there)} as {there[0]}" for _, there in sorted(depths.items()))
         raise DataError(f"{top} holds samples at several depths ({some}); pass a folder that holds one set of them")
 
 
@@ -157,9 +141,8 @@ def _refuse_copies(top: Path, paths: list[Path]) -> str:
         holders[content[path]].add(path.parent)
     kinds: dict[frozenset[str], Path] = {}
     for folder, samples in inside.items():
-        if (other := kinds.setdefault(frozenset(samples), folder)) is not folder and _of_one_kind(
-            samples
-        ) != _of_one_kind(inside[other]):
+        other = kinds.setdefault(frozenset(samples), folder)
+        if _of_one_kind(samples) != _of_one_kind(inside[other]):
             raise _copied(top, samples, folder, other)
         own = {content[path] for path in samples.values()}
         for other in sorted(set.intersection(*(holders[number] for number in own)) - {folder}):
@@ -189,51 +172,39 @@ def _copied(top: Path, samples: dict[str, Path], folder: Path, other: Path) -> D
 
 
 def _contents(paths: list[Path]) -> dict[Path, int]:
-    """A number for each sample, the same for those whose files have the same bytes."""
+    """A number for each sample, the same for those whose files have the same bytes; what cannot be read is alone."""
     groups = [paths]
     for key in (_sizes, _ends, _digest):  # the next one is asked only of those that are alike so far
         apart: list[list[Path]] = []
         for group in groups:
             alike: dict[object, list[Path]] = defaultdict(list)
             for path in group:
-                alike[key(path) if len(group) > 1 else None].append(path)
+                try:
+                    alike[key(files_of(path)) or path if len(group) > 1 else None].append(path)
+                except (OSError, DataError):
+                    alike[path].append(path)
             apart += alike.values()
         groups = apart
     return {path: number for number, group in enumerate(groups) for path in group}
 
 
-def _parts(path: Path) -> list[Path]:
-    """The files of a sample."""
-    return [path / name for name in frames_of(path).names] if path.is_dir() else [path]
+def _sizes(files: list[str]) -> tuple[int, ...]:
+    return tuple(map(os.path.getsize, files))
 
 
-def _sizes(path: Path) -> object:
-    """Bytes of each of its files; of what cannot be read, its path."""
-    try:
-        return tuple(file.stat().st_size for file in _parts(path)) or path
-    except (OSError, DataError):
-        return path
+def _ends(files: list[str]) -> tuple[bytes, bytes]:
+    """How the first file begins and ends; most formats have a checksum at the end."""
+    with open(files[0], "rb") as file:
+        begin = file.read(_END)
+        file.seek(max(0, os.fstat(file.fileno()).st_size - _END))
+        return begin, file.read()
 
 
-def _ends(path: Path) -> object:
-    """How its first file begins and ends; most formats have a checksum at the end."""
-    try:
-        with open(_parts(path)[0], "rb") as file:
-            begin = file.read(_END)
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _END))
-            return begin, file.read()
-    except OSError:
-        return path
-
-
-def _digest(path: Path) -> object:
-    """sha256 of its files, one after the other."""
+def _digest(files: list[str]) -> str:
+    """sha256 of the files, one after the other."""
     digest = hashlib.sha256()
-    try:
-        for part in _parts(path):
-            with open(part, "rb") as file:
-                while chunk := file.read(1 << 20):
-                    digest.update(chunk)
-    except OSError:
-        return path
-    return digest.digest()
+    for path in files:
+        with open(path, "rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()

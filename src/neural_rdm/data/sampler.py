@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 from neural_rdm.core.errors import ConfigError, DataError
-from neural_rdm.core.seeding import generator
+from neural_rdm.core.seeding import generator, keys
 
 
 class Draw(NamedTuple):
@@ -117,3 +117,11 @@ def split_batch(batch_size: int, micro_steps: int, world_size: int) -> int:
             f"micro-batches (trainer.accumulate_grad_batches). The nearest that works is data.batch_size={nearest}"
         )
     return batch_size // parts
+
+
+def spread(size: int, count: int, seed: int) -> list[int]:
+    """At most `count` of 0 ... size - 1, ascending: one drawn from each of `count` equal stretches."""
+    count = min(size, count)
+    edges = np.arange(count + 1) * size // max(1, count)
+    draws = keys(seed, "spread", range(count)) % np.diff(edges).astype(np.uint64)
+    return [int(edge) + int(draw) for edge, draw in zip(edges[:-1], draws, strict=True)]

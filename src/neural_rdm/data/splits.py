@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any
 
 from neural_rdm.core.errors import DataError
 from neural_rdm.core.listing import Identity, identity
 from neural_rdm.data.broken import printable
+from neural_rdm.data.source import Source
 
 
-def refuse_shared(train: object, val: object) -> None:
-    """Compare the files that two sources are read from, whatever links lead to them.
-
-    A source says them by a method `origins`: paths of files, or of folders that are a sample each, of which every file
-    counts. Sources without it
-    hold samples that are no files; they are not compared. Every folder that holds some of them is listed once.
+def refuse_shared(train: Source | None, val: Source | None) -> None:
+    """Compare the files that two sources are read from (`Source.origins`), whatever links lead to them. Of a folder
+    that is a sample every file counts. Every folder that holds some of them is listed once.
 
     Raises:
         DataError: some files are in both.
     """
-    if not (hasattr(train, "origins") and hasattr(val, "origins")):
+    if train is None or val is None:
         return
     seen = {hash(which) for _, _, which in _identities(val)}
     both = [(origin, file, which) for origin, file, which in _identities(train) if hash(which) in seen]
@@ -47,23 +44,17 @@ def refuse_shared(train: object, val: object) -> None:
         )
 
 
-def _folders(source: Any) -> list[str]:
-    """The folders that hold the files of a source."""
-    known = getattr(source, "folders", None)
-    return list(dict.fromkeys(map(os.path.dirname, source.origins()) if known is None else known))
-
-
-def _identities(source: Any) -> Iterator[tuple[str, str, Identity]]:
+def _identities(source: Source) -> Iterator[tuple[str, str, Identity]]:
     """(path that may be a sample, file, identity of the file) of all that lies directly in the folders of a source, and
     of all files in those of its samples that are folders; only links cost a look each.
     """
     known: set[str] | None = None
-    for folder in _folders(source):
+    folders = map(os.path.dirname, source.origins()) if source.folders is None else source.folders
+    for folder in dict.fromkeys(folders):
         for path, which, is_folder in _inside(folder):
             yield path, path, which
-            if is_folder:
-                known = set(source.origins()) if known is None else known
-                yield from ((path, file, of) for file, of, _ in (_inside(path) if path in known else ()))
+            if is_folder and path in (known := known or set(source.origins())):
+                yield from ((path, file, of) for file, of, _ in _inside(path))
 
 
 def _inside(folder: str) -> Iterator[tuple[str, Identity, bool]]:

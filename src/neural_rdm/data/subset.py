@@ -16,9 +16,7 @@ from neural_rdm.core.listing import walk
 from neural_rdm.core.progress import progress_bar
 from neural_rdm.data.base import DataModule
 from neural_rdm.data.broken import printable
-from neural_rdm.data.frames import frames_of
-from neural_rdm.data.inspection import known_broken, labels_of, path_of
-from neural_rdm.data.listings import write_listings
+from neural_rdm.data.frames import files_of
 
 #: what explains a data set beside its samples and lists, if it is small: the devkit, class names, licences
 EXTRA_SUFFIXES = (".txt", ".csv", ".json", ".mat", ".md", ".xml")
@@ -30,11 +28,8 @@ def chosen(data: DataModule, count: int) -> dict[str, list[int]]:
     that are known to be broken.
     """
     found = {}
-    for name, source in (("train", data.train_set), ("val", data.val_set)):
-        if source is None:
-            continue
-        labels = labels_of(source)
-        good = np.delete(np.arange(len(source)), list(known_broken(source)))
+    for name, source in data.sources.items():
+        labels, good = source.labels(), np.delete(np.arange(len(source)), list(source.broken))
         groups = [good] if labels is None else [good[labels[good] == label] for label in np.unique(labels[good])]
         picks = [g[np.arange(min(count, len(g))) * len(g) // min(count, len(g))] for g in groups if len(g)]
         found[name] = sorted(int(index) for pick in picks for index in pick)
@@ -47,34 +42,32 @@ def make_subset(data: DataModule, root: Path, target: Path, count: int, copy: bo
     Args:
         data: the whole data set, set up.
         root: its folder, absolute.
-        target: the new folder, absolute.
+        target: the new folder, absolute; see `check_target`.
         copy: copy the files; otherwise they are links, which hold as long as `root` stays where it is.
 
     Returns:
         Samples of each split.
 
     Raises:
-        ConfigError: `target` holds something already, or lies in `root`, where it would be read as data.
         DataError: samples that are no files below `root`.
         UserError: `target` cannot be written.
     """
-    check_target(root, target)
     kept: list[str] = []
     sizes = {}
     for name, indices in chosen(data, count).items():
-        source = data.train_set if name == "train" else data.val_set
-        assert source is not None
-        paths = [path_of(source, index) for index in indices]
+        paths = [data.sources[name].path(index) for index in indices]
         if any(path is None or not Path(path).is_relative_to(root) or ".." in Path(path).parts for path in paths):
             raise DataError(f"subset: the samples of {type(data).__name__} are no files of their own below {root}")
         there = [Path(path).relative_to(root).as_posix() for path in paths if path is not None and os.path.exists(path)]
         sizes[name] = len(there)
         kept += there
     with _whole_or_not_at_all(target) as place:
-        write_listings(type(data).__name__, root, place, kept)
+        for file, text in data.part_of_lists(kept):
+            (target_file := place / file.relative_to(root)).parent.mkdir(parents=True, exist_ok=True)
+            target_file.write_text(text, encoding="utf-8", newline="\n")
         with progress_bar("copying" if copy else "linking", len(kept), "samples") as advance:
             for path in kept:
-                for file in _files(root / path):
+                for file in map(Path, files_of(root / path)):  # below a folder there may be other clips
                     _put(file, place / file.relative_to(root), copy)
                 advance()
         samples = {root / path for path in kept} | {(root / path).parent for path in kept}
@@ -85,14 +78,8 @@ def make_subset(data: DataModule, root: Path, target: Path, count: int, copy: bo
 
 
 def check_target(root: Path, target: Path) -> None:
-    """Refuse a folder that a subset cannot be made in.
-
-    Args:
-        root: the folder of the data set, absolute.
-        target: the new folder, absolute.
-
-    Raises:
-        ConfigError: it holds something already, or lies in `root`, where it would be read as data.
+    """Refuse a folder that a subset of the data set in `root` cannot be made in: one that holds something already, or
+    lies in `root`, where it would be read as data; both absolute.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"subset_dir={target} is there already and not empty; choose another folder or delete it")
@@ -115,15 +102,6 @@ def _whole_or_not_at_all(target: Path) -> Iterator[Path]:
         raise UserError(f"{printable(cannot_write(target, error))} {advice}") from error
     finally:
         shutil.rmtree(place, ignore_errors=True)
-
-
-def _files(path: Path) -> Iterator[Path]:
-    """A file itself, or the frames directly in a folder: below it there may be other clips."""
-    if not path.is_dir():
-        yield path
-        return
-    for name in frames_of(path).names:
-        yield path / name
 
 
 def _extras(root: Path, samples: set[Path]) -> Iterator[Path]:

@@ -13,20 +13,18 @@ from neural_rdm.core.arguments import Count, Natural, checked
 from neural_rdm.core.seeding import normal
 from neural_rdm.data import constraints
 from neural_rdm.data.base import DataModule
+from neural_rdm.data.source import Source
 
 _SEED = 0  # the data are the same in every run, as a data set on disk would be
 _COARSE = 4  # one random value per 4 x 4 patch (and per 4 frames), interpolated in between
 _AXIS_VARIANCE = 0.65625  # mean over the four phases w of w**2 + (1 - w)**2: what interpolating one axis leaves
 
 
-class SyntheticSet:
+class SyntheticSet(Source):
     """`size` samples made when asked for; sample i is a function of i alone."""
 
     def __init__(self, shape: Sequence[int], num_classes: int | None, size: int, space: str) -> None:
-        self.shape = tuple(shape)
-        self.num_classes = num_classes
-        self.size = size
-        self.space = space
+        self.shape, self.num_classes, self.size, self.space = tuple(shape), num_classes, size, space
 
     def __len__(self) -> int:
         return self.size
@@ -64,11 +62,10 @@ class Synthetic(DataModule):
     Args:
         shape: of one sample, [C, H, W] or [F, C, H, W].
         num_classes: labels are index % num_classes; None for data without labels.
-        batch_size: samples per optimizer step over all ranks and micro-steps.
-        num_workers: loader processes.
-        limit: use only the first `limit` samples, None for all.
         size: number of samples; nothing is held in memory.
         space: "latents" or "pixels".
+
+    The other arguments: see `DataModule`.
 
     Raises:
         ConfigError: a shape of another rank, a length, size or number of classes below 1, or another space.

@@ -103,13 +103,10 @@ def read_index(path: Path) -> Table:
                     images.append(len(IMAGES))
                 place = (member.offset_data, member.size)
                 row = rows[-1]
-                if ending in IMAGES:
-                    rank = IMAGES.index(ending)
-                    if rank <= images[-1]:
-                        row[IMAGE] = (BAD, 0) if rank == images[-1] else place
-                        images[-1] = rank
-                elif ending in ("txt", "json"):
-                    kind = TEXT if ending == "txt" else JSON
+                if ending in IMAGES and (rank := IMAGES.index(ending)) <= images[-1]:
+                    row[IMAGE] = (BAD, 0) if rank == images[-1] else place
+                    images[-1] = rank
+                elif (kind := {"txt": TEXT, "json": JSON}.get(ending)) is not None:
                     row[kind] = place if row[kind][0] == ABSENT else (BAD, 0)
                 elif ending == "cls":
                     labels[-1] = _label(file, *place) if labels[-1] == ABSENT else BAD

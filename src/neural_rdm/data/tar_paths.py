@@ -16,8 +16,9 @@ from typing import Any
 from neural_rdm.core.errors import ConfigError, DataError
 from neural_rdm.core.files import sweep, write_atomically
 from neural_rdm.core.layouts import is_held_out
-from neural_rdm.core.listing import identity, walk
+from neural_rdm.core.listing import each_once, identity, walk
 from neural_rdm.core.progress import progress_bar
+from neural_rdm.data.locked import locked
 
 #: below `data.root`: what was downloaded, and the index of every shard; may be deleted at any time
 KEPT = ".shards"
@@ -56,15 +57,12 @@ def find_shards(root: Path, pattern: str, key: str) -> list[Path]:
     for number, source in enumerate(fetch, start=1):
         _download(source, kept_file(root, source), f"{number} of {len(fetch)}")
     for source in expanded:
-        if _is_address(source, key):
-            files.append(kept_file(root, source))
-            continue
-        path = root / os.path.expanduser(source)
+        path = kept_file(root, source) if _is_address(source, key) else root / os.path.expanduser(source)
         if path.is_file():
             files.append(path)
         elif glob.has_magic(source):
             inside = os.path.join(glob.escape(str(root)), os.path.expanduser(source))
-            files += _each_once(sorted({p for p in _matching(inside) if os.path.isfile(p)}))
+            files += each_once(map(Path, sorted({p for p in _matching(inside) if os.path.isfile(p)})))[0]
         else:
             missing.append(source)
     if missing:
@@ -72,7 +70,10 @@ def find_shards(root: Path, pattern: str, key: str) -> list[Path]:
             f"{key}={pattern}: {len(missing)} of {len(expanded)} shards are not in {root}, such as {missing[0]}"
         )
     if not files:
-        raise DataError(f"{key}={pattern}: no file of that name in {root}, which holds {_content(root)}")
+        names = sorted(name for name in os.listdir(root) if not name.startswith("."))
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        there = ", ".join(names[:5]) + more or "nothing"
+        raise DataError(f"{key}={pattern}: no file of that name in {root}, which holds {there}")
     first: dict[object, Path] = {}
     for number, file in enumerate(files):
         if first.setdefault(identity(file) or number, file) is not file:
@@ -109,15 +110,6 @@ def _matching(pattern: str) -> Iterator[str]:
             yield from _matching(os.path.join(glob.escape(folder), below.lstrip("/") or "*"))
 
 
-def _each_once(paths: list[str]) -> list[Path]:
-    """Those of the files that a glob has found which are no second names of others; a name that is no link stays."""
-    first: dict[object, str] = {}
-    for path in sorted(paths, key=os.path.islink):
-        first.setdefault(identity(path), path)
-    kept = set(first.values())
-    return [Path(path) for path in paths if path in kept]
-
-
 def expand(pattern: str) -> list[str]:
     """Write the braces of a pattern out as bash does: `{a,b}`, `{000..099}`, `{0..90..10}`, nested or side by side.
 
@@ -126,13 +118,12 @@ def expand(pattern: str) -> list[str]:
     Raises:
         ValueError: a brace without its partner, one that holds neither a list nor a range, or too many names.
     """
-    start = pattern.find("{")
-    if start < 0:
-        if "}" in pattern:
-            raise ValueError("there is a } without its {")
-        return [pattern]
-    if "}" in pattern[:start]:
+    head, brace, _ = pattern.partition("{")
+    if "}" in head:
         raise ValueError("there is a } without its {")
+    if not brace:
+        return [pattern]
+    start = len(head)
     depth, begin, parts = 0, start + 1, []
     for place in range(start, len(pattern)):
         depth += {"{": 1, "}": -1}.get(pattern[place], 0)
@@ -147,7 +138,7 @@ def expand(pattern: str) -> list[str]:
     rests = expand(pattern[begin:])
     if len(middles) * len(rests) > MAX_SHARDS:
         raise ValueError(f"that is more than {MAX_SHARDS} names")
-    return [pattern[:start] + middle + rest for middle in middles for rest in rests]
+    return [head + middle + rest for middle in middles for rest in rests]
 
 
 def _numbers(text: str) -> list[str]:
@@ -176,14 +167,16 @@ def _is_address(source: str, key: str) -> bool:
     return False
 
 
-def _content(folder: Path) -> str:
-    names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "nothing"
-
-
 def _download(url: str, path: Path, count: str) -> None:
     """Fetch a shard, unless another process has done so by the time that this one may."""
-    with _alone(path):
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(path.with_name(f".{path.name}.lock")))
+        except OSError as error:
+            raise DataError(
+                f"data.root: downloads are kept in {path.parent}, which cannot be written: {error.strerror}. "
+                "Pass another folder with data.root=DIR"
+            ) from error
         sweep(path.parent, deep=False)
         if not path.is_file():
             print(f"fetching {url} to {path} ({count})", flush=True)
@@ -223,22 +216,3 @@ def _chunks(url: str) -> Iterator[bytes]:
 
 def _name(source: str) -> str:
     return source.partition("?")[0].rpartition("/")[2]
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Let one process of this machine at a time go on for `path`; the lock falls with the process that holds it."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(path.with_name(f".{path.name}.lock"), "w")  # noqa: SIM115 (closed below)
-    except OSError as error:
-        raise DataError(
-            f"data.root: downloads are kept in {path.parent}, which cannot be written: {error.strerror}. "
-            "Pass another folder with data.root=DIR"
-        ) from error
-    with lock:
-        with contextlib.suppress(ImportError):  # not POSIX: two processes may fetch the same file, each atomically
-            import fcntl
-
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

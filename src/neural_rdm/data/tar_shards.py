@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -12,16 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from neural_rdm.core.arguments import Count, Fraction, Natural, checked
 from neural_rdm.core.errors import ConfigError, DataError
-from neural_rdm.core.layouts import check_folder, drawn
-from neural_rdm.core.seeding import choice, generator, uniform
-from neural_rdm.data.base import DataModule
+from neural_rdm.core.seeding import generator
+from neural_rdm.data.base import FolderModule
 from neural_rdm.data.broken import BrokenSample, printable
+from neural_rdm.data.described import SPLITS
 from neural_rdm.data.image_folder import load_pixels
-from neural_rdm.data.prompts import blank, distinct
+from neural_rdm.data.prompts import blank
+from neural_rdm.data.source import Source, stamp
 from neural_rdm.data.tar_index import ABSENT, IMAGE, IMAGES, JSON, TEXT, read_indices
 from neural_rdm.data.tar_paths import find_shards, without_held_out
 
@@ -30,7 +31,7 @@ MAX_TEXT = 1 << 20  # bytes of a text or a JSON
 _HOLDS = {IMAGE: f"image ({', '.join(IMAGES)})", TEXT: "txt", JSON: "json"}
 
 
-class TarImages:
+class TarImages(Source):
     """The samples of some shards, in the order of the shards.
 
     What most of the samples have, all must have: a label if most have a `cls`, a caption if most have a text.
@@ -39,8 +40,7 @@ class TarImages:
         root: where the indices of the shards are kept.
         shards: plain tar files.
         caption_key: field of the JSON that is the caption (a text, or a list of texts), None for the member `txt`.
-        random: draw one of several captions (and mirror the image, with `flip`) by the sample's position; otherwise the
-            first.
+        flip, random, seed: see `Source`.
         label: what the shards are called while they are read.
 
     Raises:
@@ -72,7 +72,7 @@ class TarImages:
             )
         self.captioned = _most(self.table.members[:, self._text, 0])
         #: labels int64 [N], negative where one cannot be read; None without labels
-        self.y: Tensor | None = torch.from_numpy(self.table.labels) if _most(self.table.labels) else None
+        self.y = torch.from_numpy(self.table.labels) if _most(self.table.labels) else None
 
     def origins(self) -> Iterator[str]:
         """Path of each shard."""
@@ -94,15 +94,14 @@ class TarImages:
         sample: dict[str, Any] = {}
         if self.captioned:
             said = self.captions(index)
-            sample["caption"] = said[choice(self.seed, "caption", key, len(said)) if self.random else 0]
+            sample["caption"] = said[self.which(key, len(said))]
         if self.y is not None:
             sample["y"] = int(self.y[index])
             if sample["y"] < 0:
                 problem = "has no cls" if sample["y"] == ABSENT else "has no cls that is one number"
                 raise BrokenSample(problem, self.name(index))
         image = io.BytesIO(self._read(index, IMAGE, MAX_IMAGE))
-        mirror = bool(self.random and self.flip and uniform(self.seed, "flip", [key])[0] < 0.5)
-        return {"x": load_pixels(image, self.image_size, mirror, self.name(index)), **sample}
+        return {"x": load_pixels(image, self.image_size, self.mirrored(key), self.name(index)), **sample}
 
     def captions(self, index: int) -> list[str]:
         """What is said of sample `index`: one or more texts.
@@ -123,6 +122,12 @@ class TarImages:
         if not (said := [text.strip() for text in texts if not blank(text)]):
             raise BrokenSample(f"its {_HOLDS[self._text]} says nothing: the caption is empty", self.name(index))
         return said
+
+    def fingerprint(self, root: Path, size: int, show: bool = False) -> str:
+        """See `Source`; of the shards."""
+        begins = [0, *self.shard_ends]
+        used = [os.fspath(shard) for shard, begin in zip(self.shards, begins, strict=False) if begin < size]
+        return hashlib.sha256(b"".join(stamp(path, root) for path in used)).hexdigest()
 
     def _shard(self, index: int) -> int:
         return int(np.searchsorted(self.shard_ends, index, side="right"))
@@ -151,7 +156,7 @@ class TarImages:
 
 
 @checked()
-class TarShards(DataModule):
+class TarShards(FolderModule):
     """Plain tar files in webdataset's form, of any image-text or image-class set:
 
     ROOT/*.tar              or the files that data.train and data.val name
@@ -178,16 +183,12 @@ class TarShards(DataModule):
         num_classes: number of classes, None for the largest label there is plus one.
         shards_at_once: None shuffles all samples. A number shuffles the shards, then the samples within as many shards
             at a time, so that reading stays local: for disks that are slow to jump about.
-        batch_size: samples per optimizer step over all ranks and micro-steps.
-        num_workers: loader processes of each rank.
-        limit: use only the first `limit` samples of each split, None for all.
-        max_bad_fraction: see `DataModule`.
 
-    Raises:
-        DataError: the folder or a shard is missing, cannot be read or downloaded, or a label is out of range.
-        ConfigError: a number or a pattern out of range.
+    The other arguments: see `DataModule`. Setting it up raises a DataError where a shard is missing, cannot be read or
+    downloaded, or a label is out of range.
     """
 
+    files = False
     train_set: TarImages | None = None
     val_set: TarImages | None = None
 
@@ -212,11 +213,6 @@ class TarShards(DataModule):
         self.caption_key, self.image_size, self.flip = caption_key, image_size, flip
         self.num_classes, self.shards_at_once = num_classes, shards_at_once
         self.sample_shape = (3, image_size, image_size)
-
-    def setup(self, stage: str | None = None) -> None:
-        """Check the folder, fetch and index the shards unless that is done; may be called without a Trainer."""
-        self.root = check_folder(self.root, drawn(type(self).__doc__))
-        super().setup(stage)
 
     def load_datasets(self) -> None:
         """Find the shards and make what is missing of their indices; images are decoded when they are drawn."""
@@ -267,29 +263,10 @@ class TarShards(DataModule):
         ends = np.minimum(self.train_set.shard_ends, size)
         return shuffled_by_shards(ends, self.shards_at_once, self.seed, epoch)
 
-    def prompts(self, count: int) -> list[str] | None:
-        """`count` different captions of the validation images (of the training images without any), the same for every
-        seed: see `data.prompts.distinct`.
-        """
-        self.setup()
-        source = self.val_set or self.train_set
-        assert source is not None
-        if not source.captioned:
-            return None
-        return list(distinct(count, range(len(source)), source.captions))
-
     def _images(self, shards: list[Path], split: str) -> TarImages:
-        training = split == "train"
-        return TarImages(
-            self.root,
-            shards,
-            self.caption_key,
-            self.image_size,
-            self.flip,
-            random=training,
-            seed=self.seed,
-            label={"train": "training shards", "val": "validation shards"}[split],
-        )
+        training, label = split == "train", f"{SPLITS[split]} shards"
+        flip = self.flip and training
+        return TarImages(self.root, shards, self.caption_key, self.image_size, flip, training, self.seed, label)
 
 
 def shuffled_by_shards(ends: NDArray[np.int64], at_once: int, seed: int, epoch: int) -> NDArray[np.int64]:

@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 from neural_rdm.core.arguments import Count, Fraction, Natural, between, checked
 from neural_rdm.core.errors import DataError
-from neural_rdm.core.layouts import (
-    TRAIN_NAMES,
-    check_folder,
-    drawn,
-    held_out,
-    is_held_out,
-    nothing_to_train_on,
-    split_folder,
-)
-from neural_rdm.core.listing import walk
+from neural_rdm.core.layouts import TRAIN_NAMES, held_out, is_held_out, nothing_to_train_on, split_folder
 from neural_rdm.core.ranks import is_first_rank
 from neural_rdm.data import constraints
-from neural_rdm.data.base import DataModule
+from neural_rdm.data.base import FolderModule, Listing
 from neural_rdm.data.clips import ClipFiles
-from neural_rdm.data.video_files import by_name, find_candidates, find_videos
+from neural_rdm.data.video_files import by_name, clip_name, find_candidates, find_videos
 from neural_rdm.data.video_index import index_videos
+from neural_rdm.data.video_lists import class_numbers, clip_rows, clip_table, list_folder, list_lines
+
+#: part of a list -> its split
+_PARTS = {"train": "train", "test": "val"}
 
 
 @checked(constraints.images_follow_clips)
-class Clips(DataModule):
+class Clips(FolderModule):
     """What all three share: clips [F, 3, S, S] in [-1, 1] from video files or folders of frames.
 
     Training clips begin anywhere and are mirrored half of the time, keyed by (seed, position); validation takes the
@@ -38,22 +34,16 @@ class Clips(DataModule):
     `video_index`); a video that cannot be read is a broken sample, whatever decodes it.
 
     Args:
-        root: the folder of the data set.
         image_size: S, height and width of the crop.
         num_frames: F; 1 gives images [3, S, S].
         frame_interval: frames of the video from one frame of a clip to the next; 3 in Latte.
         flip: mirror training clips.
         image_frames: single frames of other videos appended to each clip, for joint training on clips and images
             (Latte, Sec. 3.4); 0 for none, 31 at most.
-        batch_size: clips per optimizer step over all ranks and micro-steps.
-        num_workers: loader processes of each rank.
-        limit: use only the first `limit` videos of each split, None for all.
         decoder: "decord", "pyav" or "torchcodec", for video files.
-        max_bad_fraction: see `DataModule`.
 
-    Raises:
-        DataError: the folder is missing or holds no videos.
-        ConfigError: a number out of range, or a decoder that is not installed.
+    The other arguments: see `DataModule`. Setting it up raises a DataError where the folder holds no videos, and a
+    ConfigError where the decoder is not installed.
     """
 
     def __init__(
@@ -83,7 +73,7 @@ class Clips(DataModule):
             problem = f"data.root: no training video (file or folder of frames) in {self.root}."
             if self._split() is None and held_out(self.root):
                 problem = nothing_to_train_on(self.root, "videos")
-            raise DataError(f"{problem}\n{drawn(type(self).__doc__)}")
+            raise DataError(f"{problem}\n{self.layout}")
         train, val = train[: self.limit], val[: self.limit]
         paths = list(map(os.fspath, [*train, *val]))
         frames, broken = index_videos(self.root, paths, self.decoder, self.num_workers)
@@ -108,11 +98,6 @@ class Clips(DataModule):
         """The folder of the training split, where there is one."""
         return split_folder(self.root, (*self.TRAIN, *TRAIN_NAMES))
 
-    def setup(self, stage: str | None = None) -> None:
-        """Check the folder, then list its videos unless they are listed; may be called without a Trainer."""
-        self.root = check_folder(self.root, drawn(type(self).__doc__))
-        super().setup(stage)
-
     def load_datasets(self) -> None:
         """List the videos of both splits; frames are decoded when they are drawn.
 
@@ -123,16 +108,13 @@ class Clips(DataModule):
         val = split_folder(self.root, self.VAL) or next(iter(others), None)
         if train is None and is_held_out(self.root.name):
             self.note(f"{self.root} is trained on, though it is called as what is held out is")
-        self._use(
-            self._found(train or self.root, whole=train is None, training=True),
-            [] if val is None else self._found(val),
-        )
+        trained = self._found(train or self.root, whole=train is None, training=True)
+        self._use(trained, [] if val is None else self._found(val))
 
     def _found(self, folder: Path, whole: bool = False, training: bool = False) -> list[Path]:
         """The videos below a folder; what is left out is said."""
         videos, notes = find_videos(folder, whole, training)
-        for text in notes:
-            self.note(text)
+        self.note(*notes)
         return videos
 
     def _named(self, *lists: tuple[Path, Iterable[str]]) -> dict[str, Path]:
@@ -143,9 +125,15 @@ class Clips(DataModule):
             there = [name in videos for name in names]
             if not all(there) and is_first_rank():
                 print(f"{file.name}: {sum(there)} of {len(there)} videos are there", flush=True)
-        for text in (*found.notes(), *notes):
-            self.note(text)
+        self.note(*found.notes(), *notes)
         return videos
+
+    def _listing(self, file: Path, part: str, names: Mapping[str, str]) -> Listing:
+        """What a list says of a part: names of videos, and how it writes them."""
+        found = find_candidates(self.root)
+        there = _names([*found.files, *found.folders])
+        missing = [text for name, text in names.items() if name.casefold() not in there]
+        return Listing(file, _PARTS[part], len(names), missing)
 
     TRAIN: tuple[str, ...] = ()
     """Folders of the training split, in small letters, besides `train`."""
@@ -181,6 +169,8 @@ class TaichiHD(Clips):
     are left out. Arguments: see `Clips`.
     """
 
+    experiment = "exp=latte_s_gated data=taichi"
+
     def load_datasets(self) -> None:
         """List the videos by folder, or else by the table of clips."""
         file = clip_table(self.root)
@@ -195,6 +185,23 @@ class TaichiHD(Clips):
             return
         train, test = ([videos[name] for name in splits[split] if name in videos] for split in ("train", "test"))
         self._use(train, test)
+
+    def listings(self) -> list[Listing]:
+        """See `DataModule`."""
+        if (file := clip_table(self.root)) is None:
+            return []
+        rows = clip_rows(file)
+        named = {part: {name: f"{part}/{name}" for name, of, _ in rows if of == part} for part in _PARTS}
+        return [self._listing(file, part, names) for part, names in named.items()]
+
+    def part_of_lists(self, kept: Collection[str]) -> Iterator[tuple[Path, str]]:
+        """See `DataModule`."""
+        if (file := clip_table(self.root)) is not None:
+            rows, names, text = clip_rows(file), _names(map(Path, kept)), io.StringIO()
+            table = csv.DictWriter(text, list(rows[0][2]) if rows else [], extrasaction="ignore", lineterminator="\n")
+            table.writeheader()
+            table.writerows(row for name, _, row in rows if name.casefold() in names)
+            yield file, text.getvalue()
 
 
 @checked()
@@ -216,6 +223,7 @@ class UCF101(Clips):
     """
 
     num_classes = 101
+    experiment = "exp=latte_s_gated data=ucf101 backbone.extras=class optimizer.clip_after=100000"
 
     def __init__(
         self,
@@ -242,8 +250,8 @@ class UCF101(Clips):
         """Read the official lists and find their videos."""
         lists = list_folder(self.root)
         if lists is None:
-            raise DataError(f"data.root: no classInd.txt below {self.root}.\n{drawn(type(self).__doc__)}")
-        numbers = _classes(lists / "classInd.txt")
+            raise DataError(f"data.root: no classInd.txt below {self.root}.\n{self.layout}")
+        numbers = class_numbers(lists / "classInd.txt")
         self.class_names = sorted(numbers, key=lambda name: numbers[name])
         labels = {name.casefold(): number for name, number in numbers.items()}
         listed: dict[Path, dict[str, int]] = {}
@@ -258,56 +266,30 @@ class UCF101(Clips):
         videos = self._named(*listed.items())
         train, test = ([videos[name] for name in names if name in videos] for names in listed.values())
         if not train:
-            raise DataError(
-                f"data.root: no video of trainlist0{self.split}.txt is below {self.root}.\n{drawn(type(self).__doc__)}"
-            )
+            raise DataError(f"data.root: no video of trainlist0{self.split}.txt is below {self.root}.\n{self.layout}")
         of = {videos[name]: label for names in listed.values() for name, label in names.items() if name in videos}
         self._use(train, test, of)
 
+    def listings(self) -> list[Listing]:
+        """See `DataModule`."""
+        found, lists = [], list_folder(self.root)
+        for part in _PARTS if lists is not None else ():
+            if (file := lists / f"{part}list0{self.split}.txt").is_file():
+                lines = (line.split()[0] for line in list_lines(file))
+                found.append(self._listing(file, part, {Path(name).stem: name for name in lines}))
+        return found
 
-def clip_table(root: Path) -> Path | None:
-    """Taichi-HD's table of clips: the first csv file in the folder that has a column `partition`."""
-    tables = sorted(root.glob("*.csv"))
-    return next((file for file in tables if "partition" in next(iter(list_lines(file)), "").split(",")), None)
-
-
-def clip_rows(file: Path) -> list[tuple[str, str, dict[str, str]]]:
-    """(name of the clip as load_videos.py of first-order-model gives it, train or test, row) of a table of clips.
-
-    Raises:
-        DataError: it is no such table.
-    """
-    try:
-        rows = list(csv.DictReader(list_lines(file)))
-        found = [(f"{r['video_id']}#{int(r['start']):06d}#{int(r['end']):06d}", r["partition"], r) for r in rows]
-        if strange := {part for _, part, _ in found} - {"train", "test"}:
-            raise ValueError(f"partition {min(map(str, strange))}")
-    except (KeyError, ValueError, TypeError, csv.Error) as error:
-        raise DataError(
-            f"data.root: {file} is not a table of clips (video_id, start, end, partition train or test): {error}"
-        ) from error
-    return found
+    def part_of_lists(self, kept: Collection[str]) -> Iterator[tuple[Path, str]]:
+        """See `DataModule`."""
+        lists, names = list_folder(self.root), _names(map(Path, kept))
+        if lists is not None:
+            for file in [lists / "classInd.txt", *sorted(lists.glob("t*list0?.txt"))]:
+                lines = list_lines(file)
+                if file.name != "classInd.txt":
+                    lines = [line for line in lines if Path(line.split()[0]).stem.casefold() in names]
+                yield file, "".join(f"{line}\n" for line in lines)
 
 
-def list_folder(root: Path) -> Path | None:
-    """The folder of UCF-101's official lists."""
-    return next((Path(folder) for folder, _, files in walk(root) if "classInd.txt" in files), None)
-
-
-def _classes(file: Path) -> dict[str, int]:
-    """{name: label from 0 on} of a list that counts from 1."""
-    try:
-        found = {name: int(number) - 1 for number, name in (line.split() for line in list_lines(file))}
-    except ValueError as error:
-        raise DataError(f"data.root: a line of {file} is not a number and a name: {error}") from error
-    if sorted(found.values()) != list(range(len({name.casefold() for name in found}))):
-        raise DataError(f"data.root: {file} does not number its classes from 1 on")
-    return found
-
-
-def list_lines(path: Path) -> list[str]:
-    """The lines of an official list that are not blank, whatever ends them."""
-    try:
-        return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"data.root: cannot read {path}: {getattr(error, 'strerror', error)}") from error
+def _names(paths: Iterable[Path]) -> set[str]:
+    """The names by which lists call videos, in small letters."""
+    return {clip_name(path).casefold() for path in paths}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from neural_rdm.core.errors import DataError
 from neural_rdm.core.layouts import is_held_out, is_image, is_video
-from neural_rdm.core.listing import Identity, identity, natural_order, walk
+from neural_rdm.core.listing import each_once, natural_order, walk
 from neural_rdm.data.frames import flow_folders, frames_among, is_still_folder
 
 #: clips of Taichi-HD: no two of them bear the same name
@@ -62,20 +62,16 @@ def find_candidates(top: Path, whole: bool = False, training: bool = False) -> C
         training: the videos are trained on: what is held out is not entered.
     """
     found = Candidates(top)
-    seen: dict[Identity, Path] = {}
+    videos: list[Path] = []
     for directory, folders, names in walk(top):
         here = Path(directory)
         _leave_out(found, here, folders, whole or training)
-        videos = sorted((here / name for name in names if is_video(name)), key=os.path.islink)
-        for path in videos:
-            # a link that leads nowhere is a broken sample; a pipe would be waited for without end
-            if (which := identity(path)) is None:
-                found.files.append(path)
-            elif path.is_file() and seen.setdefault(which, path) != path:
-                found.passed["second names of video files left out"].append(path)
-            elif path.is_file():
-                found.files.append(path)
-        _take_frames(found, here, [name for name in names if is_image(name)], folders, bool(videos))
+        inside = [here / name for name in names if is_video(name)]
+        videos += inside
+        _take_frames(found, here, [name for name in names if is_image(name)], folders, bool(inside))
+    found.files, again = each_once(videos)
+    if again:
+        found.passed["second names of video files left out"] = again
     if top in found.folders and (whole or found.files or len(found.folders) > 1):
         found.folders.remove(top)
         found.passed["folder of loose stills is no video"].append(top)
@@ -88,25 +84,21 @@ def _leave_out(found: Candidates, here: Path, folders: list[str], training: bool
     flow = flow_folders(here, folders)
     stills = [name for name in folders if is_still_folder(name)]
     apart = [name for name in folders if training and is_held_out(name)]
-    for name in flow:
-        found.passed["folders of optical flow left out"].append(here / name)
-    for name in stills:
-        found.passed["folders of thumbnails left out"].append(here / name)
+    for what, names in (("folders of optical flow left out", flow), ("folders of thumbnails left out", stills)):
+        for name in names:
+            found.passed[what].append(here / name)
     found.held_out += [here / name for name in apart]
     folders[:] = [name for name in folders if name not in {*flow, *stills, *apart}]
 
 
 def _take_frames(found: Candidates, here: Path, images: list[str], folders: list[str], beside_videos: bool) -> None:
     """Whether the images directly in a folder are the frames of a video."""
-    if not images:
-        return
-    if beside_videos:
-        found.passed["pictures beside video files are no videos and left out"] += [here / name for name in images]
-        return
     beside = {name.casefold() for name in folders}
-    frames = [name for name in images if os.path.splitext(name)[0].casefold() not in beside] if beside else images
-    if not frames or (len(frames) == 1 and folders):
-        found.passed["pictures beside folders are no videos and left out"] += [here / name for name in images]
+    frames = [name for name in images if os.path.splitext(name)[0].casefold() not in beside]
+    if beside_videos or len(frames) <= bool(folders):
+        what = "video files" if beside_videos else "folders"
+        if images:
+            found.passed[f"pictures beside {what} are no videos and left out"] += [here / name for name in images]
         return
     try:
         taken = frames_among(frames)
@@ -150,13 +142,11 @@ def _stems(folder: Path) -> set[str]:
 
 
 def find_videos(top: Path, whole: bool = False, training: bool = False) -> tuple[list[Path], list[str]]:
-    """The videos below a folder in natural order, each once, and what a user should know of them.
+    """The videos below a folder (see `find_candidates`) in natural order, each once, and what a user should know of
+    them.
 
     Where a video is there as a file and as a folder of frames (beside it, or below a folder that bears its name, or
     anywhere if only one file has the name), it is the file.
-
-    Args:
-        whole, training: see `find_candidates`.
 
     Raises:
         DataError: a video is there as two files of different formats, or a clip of Taichi-HD in two places.

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,9 +30,9 @@ from neural_rdm.core.errors import UserError
 from neural_rdm.core.files import sweep, write_text
 from neural_rdm.core.progress import progress_bar
 from neural_rdm.core.ranks import is_first_rank
-from neural_rdm.data.base import BrokenSample
-from neural_rdm.data.broken import printable
+from neural_rdm.data.broken import BrokenSample, printable
 from neural_rdm.data.decoders import VideoInfo, check_decoder, open_video
+from neural_rdm.data.locked import locked
 
 PATIENCE = 120.0  # seconds that a decoder may take to look at one video before it counts as hanging
 #: of what is counted, too: 2 counted frames that an edit list cuts off, 3 a still in two formats twice
@@ -80,13 +80,16 @@ def index_videos(root: Path, paths: Sequence[str], decoder: str, processes: int 
     stamps = {name: _stamp(path) for name, path in zip(names, paths, strict=True)}
     known = _read(file)
     if any(_unknown(known, name, stamp) for name, stamp in stamps.items()):
-        with _locked(file) as lock:
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):  # where it cannot be written, the index cannot either
+                waiting = f"waiting for another process that looks at these videos ({file})"
+                stack.enter_context(locked(file.with_suffix(".lock"), waiting))
             known = _read(file)  # once more: another process may have been at work
             sweep(file.parent, deep=False)
             todo = [name for name, stamp in stamps.items() if _unknown(known, name, stamp)]
             try:
                 with progress_bar("Looking at videos once", len(todo), "videos") as advance:
-                    for name, entry in _probed(root, todo, decoder, processes, lock):
+                    for name, entry in _probed(root, todo, decoder, processes):
                         if (stamp := stamps[name]) is not None:
                             known[name] = stamp, entry
                         advance()
@@ -113,30 +116,24 @@ def _unknown(known: dict[str, Entry], name: str, stamp: tuple[int, int] | None) 
 
 
 def _stamp(path: str) -> tuple[int, int] | None:
-    try:
+    with contextlib.suppress(OSError):
         stat = os.stat(path)
-    except OSError:
-        return None
-    return stat.st_size, stat.st_mtime_ns
+        return stat.st_size, stat.st_mtime_ns
+    return None
 
 
 def _read(file: Path) -> dict[str, Entry]:
     """What the file holds; nothing where it is damaged or of another version."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        if content["version"] != _VERSION:
-            return {}
-        return {name: _entry(row) for name, row in content["videos"].items()}
+        rows = content["videos"].items() if content["version"] == _VERSION else ()
+        return {name: ((int(size), int(changed)), _found(*found)) for name, (size, changed, *found) in rows}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
-def _entry(row: list[Any]) -> Entry:
-    size, changed, *found = row
-    if len(found) == 1 and isinstance(found[0], str):
-        return (int(size), int(changed)), found[0]
-    frames, fps, width, height = found
-    return (int(size), int(changed)), VideoInfo(int(frames), float(fps), int(width), int(height))
+def _found(first: Any, *rest: Any) -> Found:
+    return VideoInfo(int(first), *rest) if rest else str(first)
 
 
 def _write(file: Path, root: Path, decoder: str, known: dict[str, Entry]) -> None:
@@ -159,27 +156,6 @@ def _write(file: Path, root: Path, decoder: str, known: dict[str, Entry]) -> Non
         print(f"the videos will be looked at again next time: {error}", flush=True)
 
 
-@contextlib.contextmanager
-def _locked(file: Path) -> Iterator[IO[str] | None]:
-    """Hold the lock of an index, where the system and the file system have locks: until the file that this gives is
-    closed by all processes that have it.
-    """
-    with contextlib.ExitStack() as stack:
-        lock = None
-        with contextlib.suppress(ImportError, OSError):
-            import fcntl
-
-            file.parent.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(file.with_suffix(".lock").open("w"))
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if is_first_rank():
-                    print(f"waiting for another process that looks at these videos ({file})", flush=True)
-                fcntl.flock(lock, fcntl.LOCK_EX)
-        yield lock
-
-
 @dataclass
 class _Prober:
     """A process that looks at one video at a time."""
@@ -195,10 +171,8 @@ class _Prober:
         self.pipe.close()
 
 
-def _probed(
-    root: Path, names: Sequence[str], decoder: str, processes: int, lock: IO[str] | None = None
-) -> Iterator[tuple[str, Found]]:
-    """(name, what is known of it), in the order in which they are ready. The processes that look do not keep `lock`."""
+def _probed(root: Path, names: Sequence[str], decoder: str, processes: int) -> Iterator[tuple[str, Found]]:
+    """(name, what is known of it), in the order in which they are ready."""
     # as for the loader: only Linux forks safely. A fork starts at once.
     context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     waiting = deque(names)
@@ -207,7 +181,7 @@ def _probed(
     try:
         while waiting or busy:
             while waiting and len(busy) < max(1, processes):
-                prober = idle.pop() if idle else _start(context, decoder, [lock, *busy])
+                prober = idle.pop() if idle else _start(context, decoder, [*busy])
                 prober.name, prober.deadline = waiting.popleft(), time.monotonic() + PATIENCE
                 prober.pipe.send(os.fspath(root / prober.name))
                 busy[prober.pipe] = prober
@@ -228,22 +202,22 @@ def _probed(
             prober.stop()
 
 
-def _start(context: Any, decoder: str, held: Sequence[IO[str] | Connection | None]) -> _Prober:
+def _start(context: Any, decoder: str, held: Sequence[Connection]) -> _Prober:
     """Start a process that looks at videos; of a fork, `held` is what it must not keep open."""
     here, there = context.Pipe()
-    inherited = [here, *filter(None, held)] if context.get_start_method() == "fork" else []
+    inherited = [here, *held] if context.get_start_method() == "fork" else []
     process = context.Process(target=_serve, args=(there, decoder, inherited, os.getpid()), daemon=True)
     process.start()
     there.close()  # so that the end of the process is the end of the pipe
     return _Prober(process, here)
 
 
-def _serve(pipe: Connection, decoder: str, inherited: Sequence[IO[str] | Connection], parent: int) -> None:
+def _serve(pipe: Connection, decoder: str, inherited: Sequence[Connection], parent: int) -> None:
     """The loop of a prober: a path comes in, what is known of it goes out. It ends with its parent."""
     for number in (signal.SIGINT, signal.SIGTERM):  # they are for the parent, which ends its probers
         signal.signal(number, signal.SIG_IGN)
-    for file in inherited:
-        file.close()
+    for other in inherited:
+        other.close()
     if sys.platform == "linux":  # a decoder that hangs would not notice the end of the pipe
         ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
         if os.getppid() != parent:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neural_rdm.core.errors import ConfigError
-from neural_rdm.data.base import BrokenSample
+from neural_rdm.data.broken import BrokenSample
 
 Frame = NDArray[np.uint8]
 

@@ -82,17 +82,13 @@ class Autoencoder:
         self._vae: Any = None
         self._fingerprint: str | None = None
 
-    # -- what differs between the three
-
     def _encoded(self, vae: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Mean and standard deviation of the latents, or the latents themselves and None."""
-        raise NotImplementedError
+        """Mean and standard deviation of the latents, or the latents themselves and None where they are not random."""
+        return vae.encode(x).latents, None
 
     def _latent(self, vae: Any) -> tuple[int, int]:
         """(channels, pixels per cell) of a loaded autoencoder."""
         return vae.config.latent_channels, 2 ** (len(vae.config.block_out_channels) - 1)
-
-    # -- the interface
 
     @torch.no_grad()
     def encode(self, x: Tensor, seed: int, positions: Tensor) -> Tensor:
@@ -143,8 +139,6 @@ class Autoencoder:
 
     def _parts(self, x: Tensor) -> list[Tensor]:
         return list(x.reshape(-1, *x.shape[-3:]).to(self.dtype).split(self.chunk))
-
-    # -- loading
 
     def fingerprint(self) -> str:
         """sha256 of the encoder's weights (float32): what the latents depend on, whatever decodes them.
@@ -209,10 +203,7 @@ class Autoencoder:
 
 
 class KL(Autoencoder):
-    """A KL autoencoder (`AutoencoderKL`), as DiT, SiT, Latte, U-ViT and LDM use it: its posterior is sampled.
-
-    Arguments: see `Autoencoder`.
-    """
+    """A KL autoencoder (`AutoencoderKL`), as DiT, SiT, Latte, U-ViT and LDM use it: its posterior is sampled."""
 
     kind = "AutoencoderKL"
     tiles = True
@@ -225,29 +216,18 @@ class KL(Autoencoder):
 class VQ(Autoencoder):
     """A VQ autoencoder (`VQModel`), as LDM-4 and LDM-8 use it: latents are taken before quantisation, which belongs to
     decoding.
-
-    Arguments: see `Autoencoder`.
     """
 
     kind = "VQModel"
-
-    def _encoded(self, vae: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        return vae.encode(x).latents, None
 
     def _latent(self, vae: Any) -> tuple[int, int]:
         return vae.config.vq_embed_dim or vae.config.latent_channels, 2 ** (len(vae.config.block_out_channels) - 1)
 
 
 class Tiny(Autoencoder):
-    """A distilled tiny autoencoder (`AutoencoderTiny`, TAESD): fast, for previews and small machines.
-
-    Arguments: see `Autoencoder`.
-    """
+    """A distilled tiny autoencoder (`AutoencoderTiny`, TAESD): fast, for previews and small machines."""
 
     kind = "AutoencoderTiny"
-
-    def _encoded(self, vae: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        return vae.encode(x).latents, None
 
     def _latent(self, vae: Any) -> tuple[int, int]:
         return vae.config.latent_channels, 2 ** (len(vae.config.encoder_block_out_channels) - 1)

@@ -76,10 +76,7 @@ class Shards:
 
 
 def write_shard(path: Path, samples: Sequence[Moments], bad: Mapping[int, tuple[str, str]]) -> None:
-    """Write a shard; it is there whole or not at all.
-
-    Args:
-        bad: index -> (path, reason) of the samples that could not be read.
+    """Write a shard; it is there whole or not at all. `bad`: index -> (path, reason) of samples that could not be read.
 
     Raises:
         UserError: the disk is full; shards that were written before are kept.
@@ -109,11 +106,7 @@ def _ends(lengths: Any) -> Tensor:
 
 
 class Shard:
-    """A shard, mapped into memory.
-
-    Raises:
-        CheckpointError: a file that is missing or damaged.
-    """
+    """A shard, mapped into memory; a CheckpointError where its file is missing or damaged."""
 
     def __init__(self, path: Path) -> None:
         with _opened(path) as file:
@@ -128,14 +121,10 @@ class Shard:
         """Sample `place` of the shard; its tensors are views of the file."""
         t = self._tensors
         first, last = _span(t["rows"], place)
-        captions, tokens = [], []
-        if "captions" in t:
-            for i in range(*_span(t["caption_rows"], place)):
-                begin, end = _span(t["caption_ends"], i)
-                captions.append(t["captions"][begin:end].numpy().tobytes().decode())
-                if "tokens" in t:
-                    begin, end = _span(t["token_ends"], i)
-                    tokens.append(t["tokens"][begin:end])
+        said = range(*_span(t["caption_rows"], place)) if "captions" in t else ()
+        texts = [t["captions"][slice(*_span(t["caption_ends"], i))] for i in said]
+        captions = [text.numpy().tobytes().decode() for text in texts]
+        tokens = [t["tokens"][slice(*_span(t["token_ends"], i))] for i in said] if "tokens" in t else []
         return Moments(
             int(t["index"][place]),
             t["moments"][first:last],

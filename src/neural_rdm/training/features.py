@@ -234,7 +234,7 @@ class FeatureReport(Report):
         how = f"sha256 {files.fingerprint[:8]}; kept as {kept}"
         how += "" if kept.lossless else ", whose loss is a part of these numbers"
         told = f"{len(files)} samples{classes} of {files.path} ({how}): {told}"
-        facts = {**(facts or {}), "count": len(files), "samples_hash": files.fingerprint, **kept.facts()}
+        facts = {**(facts or {}), "count": len(files), "samples_hash": files.fingerprint, **kept._asdict()}
         return self._measured(told, facts, mark)
 
     def _shown(self, subject: Subject) -> tuple[Sequence[int | str] | None, str]:
