@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import socket
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.processes import Popen
 
 ROOT = Path(__file__).resolve().parents[1]
 #: the paper's rules; other tests register more of them
@@ -17,6 +23,25 @@ def shared(relative: str) -> Path:
     if not path.exists():
         pytest.skip(f"needs {relative} of the team's folder 'shared', which is not beside this checkout")
     return path
+
+
+def two_processes(function: Callable[[int, int, Path], None], folder: Path) -> None:
+    """Run `function(rank, port, folder)` in two processes that may form a group; an error of one ends both."""
+    with socket.socket() as probing:
+        probing.bind(("127.0.0.1", 0))
+        port = probing.getsockname()[1]
+    name = function.__name__
+    code = f"import pathlib, sys; from {function.__module__} import {name}; _, rank, port, folder = sys.argv; "
+    line = [sys.executable, "-c", code + f"{name}(int(rank), int(port), pathlib.Path(folder))"]
+    ranks = [Popen([*line, str(rank), str(port), str(folder)], cwd=ROOT) for rank in range(2)]
+    try:
+        while None in (codes := [rank.poll() for rank in ranks]) and not any(codes):
+            time.sleep(0.05)
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    assert codes == [0, 0]
 
 
 def save_word_tokenizer(folder: Path, words: list[str]) -> None:

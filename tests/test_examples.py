@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests import processes
 from tests.helpers import ROOT
 
 RULES = ROOT / "examples" / "rules"
@@ -23,9 +23,9 @@ def run(command: str, *arguments: str, folders: bool = True) -> str:
     """What `python -m neural_rdm.COMMAND` prints; it has to end well."""
     options = ["--config-dir", str(RULES / "configs")] if folders else []
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(RULES), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run(
+    done = processes.run(
         [sys.executable, "-m", f"neural_rdm.{command}", *options, *arguments],
-        capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300, check=False,
+        capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr

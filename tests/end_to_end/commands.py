@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from tests.processes import Popen
+
 #: the default experiment, cut down to seconds
 TINY = (
     "backbone.depth=2",
@@ -28,7 +30,7 @@ def start(*args: str, cwd: Path, module: str = "train") -> subprocess.Popen[str]
     """Start `python -m neural_rdm.MODULE ARGS` in `cwd`; output goes to `cwd/output.txt` as well as nowhere else."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     with (cwd / "output.txt").open("a") as output:
-        return subprocess.Popen(
+        return Popen(
             [sys.executable, "-m", f"neural_rdm.{module}", *args],
             cwd=cwd,
             env=environment,
