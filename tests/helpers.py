@@ -5,8 +5,10 @@ from __future__ import annotations
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +17,19 @@ from tests.processes import Popen
 ROOT = Path(__file__).resolve().parents[1]
 #: the paper's rules; other tests register more of them
 FIVE = ("gated", "adaln", "skip", "resnet", "rezero")
+
+
+def covering(*axes: Sequence[Any], whole: Sequence[tuple[Any, ...]] = ()) -> list[tuple[Any, ...]]:
+    """Cases in which every value of every axis comes at least once, and the whole product where axes interact.
+
+    Args:
+        whole: values, one an axis; `...` stands for every value of its axis: `("dit", ...)`.
+    """
+    longest = max(len(axis) for axis in axes)
+    cases = [tuple(axis[i % len(axis)] for axis in axes) for i in range(longest)]
+    for pattern in whole:
+        cases += product(*(axis if value is ... else [value] for axis, value in zip(axes, pattern, strict=True)))
+    return list(dict.fromkeys(cases))
 
 
 def shared(relative: str) -> Path:

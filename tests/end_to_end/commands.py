@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -24,6 +25,8 @@ TINY = (
     "callbacks.samples.per_class=1",
     "logger=csv",
 )
+#: the same without what takes longest: the figures of the sensitivities, and the samples that are measured at the end
+BARE = (*(option for option in TINY if not option.startswith("metric.")), "~metric", "~callbacks.sensitivity")
 
 
 def start(*args: str, cwd: Path, module: str = "train") -> subprocess.Popen[str]:
@@ -49,6 +52,16 @@ def run(*args: str, cwd: Path, module: str = "train", timeout: float = 300) -> t
     finally:
         process.kill()
     return code, (cwd / "output.txt").read_text()
+
+
+def cut(whole: Path, folder: Path, step: int) -> None:
+    """Copy a run as it was when it had saved `step`."""
+    shutil.copytree(whole, folder)
+    (folder / "finished.json").unlink()
+    for path in (folder / "checkpoints").glob("*.ckpt"):
+        if path.name == "last.ckpt" or int(path.stem.removeprefix("step=")) > step:
+            path.unlink()
+    assert (folder / "checkpoints" / f"step={step:09d}.ckpt").is_file()
 
 
 def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str], timeout: float = 120) -> None:

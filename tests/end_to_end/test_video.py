@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.data.test_captions import coco
 from tests.data.test_video import frames
-from tests.end_to_end.commands import TINY, checkpoint, run
+from tests.end_to_end.commands import BARE, checkpoint, run
 from tests.helpers import save_word_tokenizer
 
 pytestmark = pytest.mark.end_to_end
@@ -21,6 +21,7 @@ SMALL = (
     "backbone.input_size=16", "backbone.patch_size=4", "data.image_size=16", "data.batch_size=4", "data.num_workers=0",
     "first_stage=identity", "trainer=cpu", "sampler=dpm", "sampler.steps=2", "logger=csv", "trainer.max_steps=2",
     "callbacks.samples.every_n_steps=2", "callbacks.samples.per_class=2", "callbacks.samples.max_classes=2",
+    "~callbacks.sensitivity",
 )  # fmt: skip
 
 
@@ -115,7 +116,7 @@ def test_pretrained_weights_gates_alone_and_supervision(tmp_path: Path) -> None:
             torch.nn.init.normal_(p, std=0.1)
     torch.save({"model": {}, "ema": plain.state_dict()}, tmp_path / "official.pt")
     code, output = run(
-        *TINY, "pretrained.path=official.pt", "train_only=gates", "gamma=0.35", "trainer.max_steps=3",
+        *BARE, "pretrained.path=official.pt", "train_only=gates", "gamma=0.35", "trainer.max_steps=3",
         "log_every_n_steps=1", "hydra.run.dir=run", cwd=tmp_path,
     )  # fmt: skip
     assert code == 0, output
