@@ -3,8 +3,9 @@
 A seeded sample of mutants (one comparison, operator, constant, negation, return value or statement changed) of the
 rules, dynamics, diffusion, averages and `core`. Each is tried with the tests of CHECKOUT that mirror its file (without
 those that start whole commands), in a fork of a process that has torch loaded; it is killed when a test fails, or when
-they take longer than they can. The tests of two checkouts are compared on equal mutants by two calls with
-equal `--seed` and `--count`; what FILE.json holds already is not tried again.
+they take longer than they can. The tests of two checkouts are compared on equal mutants by two calls with equal
+`--seed` and `--count`; what FILE.json holds already is not tried again. With `--than OTHER.json`, of a checkout that
+has all tests of this one, that which killed a mutant there is tried first, and its survivors are not tried.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "neural_rdm"
 PARTS = ("residual/*.py", "dynamics/*.py", "diffusion/*.py", "training/ema.py", "core/*.py")
 LIMIT = 300  # seconds of CPU time: no file's tests need half of it
+UNREADABLE = " (cannot be imported)"
 
 _COMPARED = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
@@ -124,6 +126,12 @@ def _span(source: str, node: Any) -> tuple[int, int]:
     return place(node.lineno, node.col_offset), place(node.end_lineno, node.end_col_offset)
 
 
+def results_of(path: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """What a file holds, by the place of the mutant and what stands there."""
+    found = json.loads(path.read_text(encoding="utf-8"))["mutants"] if path.is_file() else []
+    return {(m["file"], *m["span"], m["after"]): m for m in found}
+
+
 def tests_of(file: str, checkout: Path) -> list[str]:
     """The test files that mirror a file of the package, or stand in for them."""
     part, name = Path(file).parts
@@ -177,7 +185,7 @@ def _run(paths: list[str], checkout: Path, package: Path, send: int) -> None:
 
         def pytest_collectreport(self, report: Any) -> None:
             if report.failed:
-                os.write(send, f"{report.nodeid} (cannot be imported)\n".encode())
+                os.write(send, f"{report.nodeid}{UNREADABLE}\n".encode())
 
     options = ["-x", "-q", "-m", "not full and not end_to_end", "-p", "no:cacheprovider", "-p", "no:xdist"]
     # Hypothesis's examples are those of every other mutant.
@@ -190,6 +198,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tests", type=Path, default=ROOT, help="the checkout whose tests/ are run; this one")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--than", type=Path, help="the results of a checkout that has all these tests")
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
@@ -197,8 +206,8 @@ def main() -> None:
     everything = [m for part in PARTS for path in sorted(PACKAGE.glob(part)) for m in mutants(path)]
     random.Random(given.seed).shuffle(everything)
     chosen = everything[: given.count]
-    done = json.loads(given.out.read_text())["mutants"] if given.out.is_file() else []
-    known = {(m["file"], *m["span"], m["after"]): m for m in done}
+    known = results_of(given.out)
+    others = results_of(given.than) if given.than else {}
 
     os.environ["OMP_NUM_THREADS"] = "1"
     for name in ("torchvision", "lightning.pytorch", "torch._dynamo", "timm", "hydra", "hypothesis", "pytest"):
@@ -219,7 +228,15 @@ def main() -> None:
                 changed = source[:begin] + mutant["after"] + source[end:]
                 (package / file).write_text(changed, encoding="utf-8")
                 os.utime(package / file, (number, number))  # by which Python knows that its bytecode is of another text
-                known[key] = {**mutant, **tried(paths, checkout, package)}
+                other = others.get(key)
+                if other is None:
+                    known[key] = {**mutant, **tried(paths, checkout, package)}
+                elif (killer := other["killed_by"]) is None:
+                    known[key] = {**other, "cpu": 0}
+                else:
+                    known[key] = {**mutant, **tried([killer.removesuffix(UNREADABLE)], checkout, package)}
+                    if not (known[key]["killed_by"] or "exit code").startswith(("tests/", "timeout")):
+                        known[key] = {**mutant, **tried(paths, checkout, package)}
                 (package / file).write_text(source, encoding="utf-8")
             results.append(known[key])
             killed = sum(m["killed_by"] is not None for m in results)
