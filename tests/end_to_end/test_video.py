@@ -30,14 +30,15 @@ def report(folder: Path) -> dict[str, dict[str, float]]:
 
 
 def test_the_video_default_learns_in_twenty_seconds(tmp_path: Path) -> None:
-    """Cut to clips of two frames and a quarter of the steps: better than the mean picture, the best without looking."""
+    """Cut to clips of two frames and a seventh of the steps: better than the mean picture, the best without looking."""
     code, output = run(
-        "exp=digits_video_gated", "trainer.max_steps=280", "backbone.num_frames=2", "data.batch_size=48",
-        "metric.per_class=6", "callbacks.samples.per_class=1", "hydra.run.dir=run", cwd=tmp_path,
+        "exp=digits_video_gated", "trainer.max_steps=150", "backbone.num_frames=2", "data.batch_size=32",
+        "sampler.steps=10", "metric.per_class=4", "callbacks.samples.per_class=1", "~callbacks.sensitivity",
+        "hydra.run.dir=run", cwd=tmp_path,
     )  # fmt: skip
     assert code == 0, output
     rows = report(tmp_path / "run")
-    assert rows["generated"]["frechet_pixels"] < 13  # the mean picture: 20, noise: 41
+    assert rows["generated"]["frechet_pixels"] < 17  # 14 when this was written; the mean picture: 20, noise: 41
     assert rows["generated"]["motion"] > 0.3
     assert rows["real, held out"]["accuracy"] > 0.97
     gif = Image.open(tmp_path / "run/samples/final.gif")
