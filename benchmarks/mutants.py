@@ -199,11 +199,12 @@ def main() -> None:
     parser.add_argument("--tests", type=Path, default=ROOT, help="the checkout whose tests/ are run; this one")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--than", type=Path, help="the results of a checkout that has all these tests")
+    parser.add_argument("--parts", nargs="+", default=PARTS, help="which files of the package are changed")
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     checkout = given.tests.resolve()
-    everything = [m for part in PARTS for path in sorted(PACKAGE.glob(part)) for m in mutants(path)]
+    everything = [m for part in given.parts for path in sorted(PACKAGE.glob(part)) for m in mutants(path)]
     random.Random(given.seed).shuffle(everything)
     chosen = everything[: given.count]
     known = results_of(given.out)
