@@ -1,5 +1,5 @@
 """Before any test imports a library: one thread a process, no cache of the user's, and the shim for torchvision (see
-core/shims.py).
+core/shims.py). And the order of the test files.
 """
 
 import os
@@ -13,4 +13,16 @@ cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 os.environ.setdefault("TORCH_HOME", str(cache / "torch"))
 os.environ["XDG_CACHE_HOME"] = str(Path(tempfile.gettempdir()) / f"neural-rdm-tests-{os.getuid()}")
 
+import pytest  # noqa: E402
+
 import neural_rdm  # noqa: E402, F401
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.loadscopereorder = False  # `--dist loadfile` hands the files out in the order that is made below
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that start commands come first: processes that share the files then end at about the same time."""
+    starting = {item.path for item in items if item.get_closest_marker("end_to_end")}
+    items.sort(key=lambda item: item.path not in starting)

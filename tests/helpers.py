@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.processes import Popen
 
 ROOT = Path(__file__).resolve().parents[1]
 #: the paper's rules; other tests register more of them
 FIVE = ("gated", "adaln", "skip", "resnet", "rezero")
+
+
+def covering(*axes: Sequence[Any], whole: Sequence[tuple[Any, ...]] = ()) -> list[tuple[Any, ...]]:
+    """Cases in which every value of every axis comes at least once, and the whole product where axes interact.
+
+    Args:
+        whole: values, one an axis; `...` stands for every value of its axis: `("dit", ...)`.
+    """
+    longest = max(len(axis) for axis in axes)
+    cases = [tuple(axis[i % len(axis)] for axis in axes) for i in range(longest)]
+    for pattern in whole:
+        cases += product(*(axis if value is ... else [value] for axis, value in zip(axes, pattern, strict=True)))
+    return list(dict.fromkeys(cases))
 
 
 def shared(relative: str) -> Path:
@@ -17,6 +38,25 @@ def shared(relative: str) -> Path:
     if not path.exists():
         pytest.skip(f"needs {relative} of the team's folder 'shared', which is not beside this checkout")
     return path
+
+
+def two_processes(function: Callable[[int, int, Path], None], folder: Path) -> None:
+    """Run `function(rank, port, folder)` in two processes that may form a group; an error of one ends both."""
+    with socket.socket() as probing:
+        probing.bind(("127.0.0.1", 0))
+        port = probing.getsockname()[1]
+    name = function.__name__
+    code = f"import pathlib, sys; from {function.__module__} import {name}; _, rank, port, folder = sys.argv; "
+    line = [sys.executable, "-c", code + f"{name}(int(rank), int(port), pathlib.Path(folder))"]
+    ranks = [Popen([*line, str(rank), str(port), str(folder)], cwd=ROOT) for rank in range(2)]
+    try:
+        while None in (codes := [rank.poll() for rank in ranks]) and not any(codes):
+            time.sleep(0.05)
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    assert codes == [0, 0]
 
 
 def save_word_tokenizer(folder: Path, words: list[str]) -> None:

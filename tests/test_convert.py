@@ -17,7 +17,7 @@ from neural_rdm.convert import described
 from neural_rdm.core.weights import read_weights
 from neural_rdm.diffusion.process import DDPM
 from neural_rdm.residual import units
-from tests.end_to_end.commands import TINY, run
+from tests.end_to_end.commands import BARE, run
 
 pytestmark = pytest.mark.end_to_end
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.end_to_end
 @pytest.mark.parametrize(("rule", "to"), [("rezero", "official"), ("resnet", "diffusers")])
 def test_a_run_is_exported_and_read_again(tmp_path: Path, rule: str, to: str) -> None:
     objective = ["diffusion=v"] if to == "official" else ["diffusion=flow", "sampler=euler"]
-    code, output = run(*TINY, *objective, f"residual={rule}", "trainer.max_steps=2", "hydra.run.dir=run", cwd=tmp_path)
+    code, output = run(*BARE, *objective, f"residual={rule}", "trainer.max_steps=2", "hydra.run.dir=run", cwd=tmp_path)
     assert code == 0, output
     code, output = run("run=run", f"to={to}", "hydra.run.dir=out", cwd=tmp_path, module="convert")
     assert code == 0, output
@@ -63,7 +63,7 @@ def test_the_scale_of_the_latents_goes_with_the_weights() -> None:
 
 
 def test_gates_that_do_not_fit_are_named(tmp_path: Path) -> None:
-    code, output = run(*TINY, "trainer.max_steps=3", "hydra.run.dir=run", cwd=tmp_path)
+    code, output = run(*BARE, "trainer.max_steps=3", "hydra.run.dir=run", cwd=tmp_path)
     assert code == 0, output
     code, output = run("run=run", "hydra.run.dir=out", cwd=tmp_path, module="convert")
     assert code == 2
@@ -76,8 +76,8 @@ def test_a_unet_leaves_for_stock_diffusers(tmp_path: Path) -> None:
     diffusers = pytest.importorskip("diffusers", reason="U-Nets are diffusers'")
     small = [
         "backbone.model_channels=16", "backbone.num_head_channels=16", "backbone.context_dim=8", "data.batch_size=16",
-        "sampler.steps=2", "metric.per_class=2", "callbacks.samples.per_class=1", "logger=csv", "trainer.max_steps=4",
-        "optimizer.gate_lr_scale=50", "optimizer.warmup_steps=0",
+        "sampler.steps=2", "~metric", "~callbacks.sensitivity", "callbacks.samples.per_class=1", "logger=csv",
+        "trainer.max_steps=4", "optimizer.gate_lr_scale=50", "optimizer.warmup_steps=0",
     ]  # fmt: skip
     code, output = run("exp=digits_unet_gated", *small, "hydra.run.dir=run", cwd=tmp_path)
     assert code == 0, output
@@ -109,7 +109,7 @@ def test_a_u_vit_leaves_under_official_names(tmp_path: Path) -> None:
     small += ["data=digits", "first_stage=identity", "data.batch_size=16", "trainer=cpu", "sampler.steps=2"]
     code, output = run(
         "exp=uvit_h_gated", *small, "~data.num_classes", "trainer.max_steps=3", "optimizer.gate_lr_scale=50",
-        "optimizer.warmup_steps=0", "logger=csv", "hydra.run.dir=run", cwd=tmp_path,
+        "optimizer.warmup_steps=0", "logger=csv", "~callbacks.sensitivity", "hydra.run.dir=run", cwd=tmp_path,
     )  # fmt: skip
     assert code == 0, output
     code, output = run("run=run", "weights=raw", "hydra.run.dir=out", cwd=tmp_path, module="convert")

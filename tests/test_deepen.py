@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from neural_rdm import deepen
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.core.files import load_tensors
-from tests.end_to_end.commands import TINY, checkpoint, run
+from tests.end_to_end.commands import BARE, checkpoint, run
 
 pytestmark = pytest.mark.end_to_end
 
@@ -22,7 +22,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run of a clip network, gates and averages included."""
     folder = tmp_path_factory.mktemp("deepen")
     code, output = run(
-        "exp=digits_video_gated", *TINY, "trainer.max_steps=3", "optimizer.schedule=constant",
+        "exp=digits_video_gated", *BARE, "trainer.max_steps=3", "optimizer.schedule=constant",
         "optimizer.warmup_steps=0", "optimizer.lr=1e-3", "hydra.run.dir=run", cwd=folder,
     )  # fmt: skip
     assert code == 0, output
@@ -91,7 +91,7 @@ def test_other_operators_say_how_far_they_move_the_output(trained: Path) -> None
 
 
 def test_a_learned_schedule_stays_as_it_is(tmp_path: Path) -> None:
-    code, output = run("diffusion=learned", *TINY, "trainer.max_steps=3", "hydra.run.dir=run", cwd=tmp_path)
+    code, output = run("diffusion=learned", *BARE, "trainer.max_steps=3", "hydra.run.dir=run", cwd=tmp_path)
     assert code == 0, output
     code, output = run("checkpoint=run", "depth=4", "max_steps=4", "hydra.run.dir=deep", cwd=tmp_path, module="deepen")
     assert code == 0, output

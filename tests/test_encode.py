@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from neural_rdm.data import encoder
 from neural_rdm.data import source as source_module
 from neural_rdm.encode import encode, prepare
 from neural_rdm.latents.shards import Shard
+from tests import processes
 from tests.data.encoding import clip_tree, composed, image_tree, make, picture, stage
 from tests.helpers import ROOT, shared
 from tests.latents.test_first_stage import tiny_autoencoder
@@ -107,9 +107,7 @@ def test_a_real_kill_in_the_middle_of_a_shard(images: list[str], whole: Path, tm
         "os.replace = dying\n"
         "from tests.data.encoding import make; from pathlib import Path; make(Path(sys.argv[1]), *sys.argv[2:])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path), *images], cwd=ROOT, capture_output=True, check=False
-    )
+    done = processes.run([sys.executable, "-c", code, str(tmp_path), *images], cwd=ROOT, capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     names = [p.name for p in (tmp_path / "train").iterdir()]
     assert len([n for n in names if n.endswith(".safetensors")]) == 2
@@ -134,9 +132,9 @@ def test_a_signal_to_the_parent_alone_ends_all_and_the_same_command_goes_on(
         "with stoppable(Place('encode', folder)):\n"
         "    encode(composed('encode', *sys.argv[2:], 'data.num_workers=2'), folder)"
     )
-    done = subprocess.run(
+    done = processes.run(
         [sys.executable, "-c", script, str(tmp_path), *images],
-        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == code, done.stderr
     assert f"stopped by {number.name}. Kept are the shards finished so far; the same command with" in done.stdout

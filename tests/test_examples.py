@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests import processes
 from tests.helpers import ROOT
 
 RULES, NETWORKS = ROOT / "examples" / "rules", ROOT / "examples" / "networks"
@@ -26,9 +26,9 @@ def run(command: str, *arguments: str, folders: bool = True, package: Path = RUL
     """What `python -m neural_rdm.COMMAND` prints; it has to end well."""
     options = ["--config-dir", str(package / "configs")] if folders else []
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(package), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run(
+    done = processes.run(
         [sys.executable, "-m", f"neural_rdm.{command}", *options, *arguments],
-        capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300, check=False,
+        capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr

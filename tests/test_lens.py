@@ -56,7 +56,7 @@ def test_a_run_is_looked_at(run: Path, tmp_path: Path) -> None:
     ids=["clips", "text-unet", "flow"],
 )
 def test_any_run_can_be_looked_at(overrides: tuple[str, ...], tmp_path: Path) -> None:
-    small = [o for o in commands.TINY if overrides[0] != "exp=digits_text_gated" or not o.startswith("backbone.")]
+    small = [o for o in commands.BARE if overrides[0] != "exp=digits_text_gated" or not o.startswith("backbone.")]
     code, output = commands.run(*overrides, *small, "trainer.max_steps=2", "hydra.run.dir=run", cwd=tmp_path)
     assert code == 0, output
     done = command("lens", "run=run", "samples=2", "times=[0.5]", "weights=raw", "hydra.run.dir=lens", cwd=tmp_path)
@@ -70,7 +70,7 @@ def test_any_run_can_be_looked_at(overrides: tuple[str, ...], tmp_path: Path) ->
 def test_times_of_a_flow_are_real_numbers(tmp_path: Path) -> None:
     """With its noise known as 1, not 1000, whole timesteps would be 0 alone."""
     code, output = commands.run(
-        "diffusion=flow", "diffusion.process.num_timesteps=1", "sampler=euler", *commands.TINY, "trainer.max_steps=2",
+        "diffusion=flow", "diffusion.process.num_timesteps=1", "sampler=euler", *commands.BARE, "trainer.max_steps=2",
         "hydra.run.dir=run", cwd=tmp_path,
     )  # fmt: skip
     assert code == 0, output

@@ -69,7 +69,8 @@ def test_every_key_that_it_types_is_one(command: str) -> None:
         compose_config(name, [a for a in arguments if not a.startswith("resume=")])
 
 
-def test_a_run_is_made_resumed_and_sampled_as_written(tmp_path: Path) -> None:
+def test_a_run_is_made_resumed_and_sampled_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONHASHSEED", "1")  # new interpreters, not copies (tests/processes.py)
     rules = next(c for c in TRAIN if "residual=rezero" in c)
     code, output = run(
         *python_command(rules)[1:], *(t for t in TINY if "depth" not in t), "trainer.max_steps=2", cwd=tmp_path

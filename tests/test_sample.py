@@ -32,6 +32,7 @@ from neural_rdm.data.synthetic import Synthetic
 from neural_rdm.reports.samples import Parts
 from neural_rdm.sample import _grids, _kept, _tell_prompts, choose_classes, sample
 from neural_rdm.training import features
+from tests import processes
 
 TINY = (
     "trainer.max_steps=4",
@@ -52,7 +53,7 @@ def command(module: str, *args: str, cwd: Path, **environment: str) -> subproces
     """Run a command as a user would, from the folder `cwd`."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment}
     line = [sys.executable, "-m", f"neural_rdm.{module}", *args]
-    return subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    return processes.run(line, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def refused_without_torch(module: str, *args: str, cwd: Path) -> str:

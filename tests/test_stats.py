@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from neural_rdm.metrics import frechet_distance
 from neural_rdm.metrics.networks import NETWORKS, feature_network
 from neural_rdm.metrics.reference import Reference, read_reference
 from neural_rdm.stats import prepare, stats
+from tests import processes
 from tests.helpers import shared
 from tests.test_sample import refused_without_torch
 
@@ -140,7 +140,7 @@ def test_two_processes_write_what_one_does(of_data: Reference, images: Path, tmp
         *("data.num_workers=0", "keep_features=4", "hydra.run.dir=both"),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    done = processes.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("both/statistics.npz") == 1
     both = read_reference(tmp_path / "both" / "statistics.npz", network)

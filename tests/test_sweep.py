@@ -16,8 +16,8 @@ import pytest
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.core.ranks import RANK_VARIABLES
 from neural_rdm.sweep import choose_folder, run
+from tests.end_to_end.commands import BARE, start, wait_for_step
 from tests.end_to_end.commands import run as end_to_end
-from tests.end_to_end.commands import start, wait_for_step
 from tests.test_sample import TINY, command, refused_without_torch
 
 
@@ -95,7 +95,9 @@ def wait_for(path: Path, seconds: float = 30) -> None:
 
 @pytest.mark.end_to_end
 def test_a_sweep_trains_every_job_and_compares_them(tmp_path):
-    done = command("sweep", *TINY, "residual=gated,resnet", cwd=tmp_path, LOCAL_RANK="0", WORLD_SIZE="1")
+    done = command(
+        "sweep", *TINY, "~callbacks.sensitivity", "residual=gated,resnet", cwd=tmp_path, LOCAL_RANK="0", WORLD_SIZE="1"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     (folder,) = (tmp_path / "outputs" / "sweep" / "digits_gated").iterdir()
     paths = [tmp_path / line.strip() for line in done.stdout.rsplit("wrote:\n", 1)[1].splitlines()]
@@ -113,7 +115,14 @@ def test_a_sweep_trains_every_job_and_compares_them(tmp_path):
 
 @pytest.mark.end_to_end
 def test_a_killed_sweep_ends_its_job_and_goes_on(tmp_path):
-    arguments = [*TINY, "trainer.max_steps=60", "residual=gated,resnet", "hydra.sweep.dir=2024_01_15"]
+    arguments = [
+        *BARE,
+        "checkpoint.every_n_steps=2",
+        "log_every_n_steps=2",
+        "trainer.max_steps=60",
+        "residual=gated,resnet",
+        "hydra.sweep.dir=2024_01_15",
+    ]
     folder = tmp_path / "2024_01_15"
     launcher = start("-m", *arguments, cwd=tmp_path)
     try:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from neural_rdm import DiT, Latte
 from neural_rdm.backbones.layers import CrossAttention, RotaryAttention
-from tests.helpers import FIVE, is_gate
+from tests.helpers import FIVE, covering, is_gate
 
 TINY: dict[str, Any] = {
     "input_size": 4, "patch_size": 2, "in_channels": 3, "hidden_size": 16, "depth": 2, "num_heads": 2, "num_classes": 5
@@ -54,9 +54,10 @@ def inputs(net: DiT, seed: int = 1) -> dict[str, Tensor]:
     return given
 
 
-@pytest.mark.parametrize("kind", [DiT, Latte])
-@pytest.mark.parametrize("option", sorted(OPTIONS))
-@pytest.mark.parametrize("rule", ["gated", "rezero"])
+@pytest.mark.parametrize(
+    ("kind", "option", "rule"),
+    covering([DiT, Latte], sorted(OPTIONS), ["gated", "rezero"], whole=[(..., ..., "gated")]),
+)
 def test_every_option_starts_at_zero_output_and_trains_all_it_has(kind: type[DiT], option: str, rule: str) -> None:
     fresh = network(kind, rule, random=False, **OPTIONS[option])
     assert not fresh(**inputs(fresh)).any()
@@ -89,8 +90,9 @@ def test_the_attention_kernel_does_not_change_the_result() -> None:
     torch.testing.assert_close(plain(**inputs(plain)), pinned(**inputs(plain)), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("option", sorted(OPTIONS))
-@pytest.mark.parametrize("rule", ["adaln", "gated", "skip"])
+@pytest.mark.parametrize(
+    ("option", "rule"), covering(sorted(OPTIONS), ["adaln", "gated", "skip"], whole=[("all", ...)])
+)
 def test_plain_starts_are_bit_equal_to_resnet(option: str, rule: str) -> None:
     net, plain = network(DiT, rule, **OPTIONS[option]), network(DiT, "resnet", **OPTIONS[option])
     plain.load_state_dict({k: v for k, v in net.state_dict().items() if not is_gate(k)})

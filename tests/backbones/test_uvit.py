@@ -14,7 +14,7 @@ from neural_rdm import UViT, fold, load_official
 from neural_rdm.core.errors import CheckpointError
 from neural_rdm.dynamics.probe import probe
 from neural_rdm.residual import Residual, make_plain, units
-from tests.helpers import FIVE, is_gate, shared
+from tests.helpers import FIVE, covering, is_gate, shared
 
 TINY: dict[str, Any] = {
     "img_size": 4, "patch_size": 2, "in_chans": 2, "embed_dim": 16, "depth": 4, "num_heads": 2, "num_classes": 4
@@ -60,8 +60,7 @@ def inputs(net: UViT) -> tuple[Any, ...]:
     return x, torch.tensor([5.0, 700.0]), torch.tensor([0, 3]) if net.num_classes else None, context
 
 
-@pytest.mark.parametrize("rule", FIVE)
-@pytest.mark.parametrize("name", ["uvit", "uvit_t2i"])
+@pytest.mark.parametrize(("name", "rule"), covering(["uvit", "uvit_t2i"], FIVE))
 def test_golden_networks_under_every_rule(name: str, rule: str) -> None:
     config, state, given = golden(name)
     net = load_official(UViT(**config, residual=rule), state)
@@ -81,9 +80,9 @@ def test_published_networks_have_their_exact_number_of_parameters(
     assert len(list(units(net))) == 2 * (net.depth + 1)
 
 
-@pytest.mark.parametrize("options", [TINY, TEXT, {**TINY, "skip": False, "mlp_time_embed": True}])
-@pytest.mark.parametrize("rule", FIVE)
-def test_every_rule_is_the_plain_network_bit_for_bit_at_its_plain_start(rule: str, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("kind", "rule"), covering(["tiny", "text", "skipless"], FIVE, whole=[("tiny", ...)]))
+def test_every_rule_is_the_plain_network_bit_for_bit_at_its_plain_start(kind: str, rule: str) -> None:
+    options = {"tiny": TINY, "text": TEXT, "skipless": {**TINY, "skip": False, "mlp_time_embed": True}}[kind]
     torch.manual_seed(0)
     plain = shaken(UViT(**options, residual="resnet"))
     net = UViT(**options, residual=rule)

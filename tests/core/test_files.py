@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import pickle
-import subprocess
 import sys
 from collections import OrderedDict
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 
 from neural_rdm.core.errors import CheckpointError, UserError, WriteError
 from neural_rdm.core.files import link_atomically, load_tensors, save_tensors, sweep, write_atomically, write_text
+from tests import processes
 
 CONTENT: dict[str, Any] = {
     "weights": torch.arange(300.0),
@@ -97,7 +97,7 @@ def test_no_library_hides_why_a_write_failed(tmp_path: Path, kind: str) -> None:
         "except Exception as error: print(type(error).__name__, error)"
     )
     command = [sys.executable, "-c", script, kind, str(tmp_path / "file")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = processes.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.startswith(f"WriteError cannot write {tmp_path / 'file'}: the file is too large"), done.stdout
     assert names(tmp_path) == []
 
@@ -134,7 +134,7 @@ def test_a_kill_in_the_middle_leaves_the_old_file(tmp_path: Path) -> None:
         "def write(f): f.write(b'new'); f.flush(); os.kill(os.getpid(), signal.SIGKILL)\n"
         "write_atomically(sys.argv[1], write)"
     )
-    assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "file")], check=False).returncode == -9
+    assert processes.run([sys.executable, "-c", code, str(tmp_path / "file")]).returncode == -9
     assert (tmp_path / "file").read_text() == "old"
 
 
@@ -257,8 +257,8 @@ write_atomically(sys.argv[1], write)
 
 def test_what_a_killed_process_has_left_is_swept_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
     below = tmp_path / "checkpoints"
-    process = subprocess.Popen(
-        [sys.executable, "-c", HALF, str(below / "step=1.ckpt")], stdout=subprocess.PIPE, text=True
+    process = processes.Popen(
+        [sys.executable, "-c", HALF, str(below / "step=1.ckpt")], stdout=processes.PIPE, text=True
     )
     try:
         assert process.stdout is not None

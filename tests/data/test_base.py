@@ -3,7 +3,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 from itertools import islice
@@ -24,6 +23,7 @@ from neural_rdm.data.broken import LoaderError
 from neural_rdm.data.digits import Digits
 from neural_rdm.data.source import Source
 from neural_rdm.data.synthetic import Synthetic
+from tests import processes
 from tests.helpers import ROOT
 
 L = pytest.importorskip("lightning.pytorch")
@@ -201,9 +201,7 @@ def test_workers_do_not_keep_a_process_from_ending(ending, tmp_path):
         "loader = iter(data.train_dataloader())\n"
         f"next(loader)\n{ending}\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
-    )
+    done = processes.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode in {"r": (1,), "o": (-signal.SIGINT, 130), "s": (3,)}[ending[0]], done.stderr
     assert ending[0] != "r" or done.stderr.strip().endswith("ValueError: mine")
 

@@ -145,8 +145,9 @@ def test_the_frames_of_any_container_are_those_that_are_shown(name: str, tmp_pat
     check_all_decoders(make(tmp_path / name), list(shown))
 
 
-@pytest.mark.parametrize("cut", list(EDITS))
-@pytest.mark.parametrize("x264", ["scenecut=0", OPEN])
+@pytest.mark.parametrize(
+    ("x264", "cut"), [*(("scenecut=0", cut) for cut in EDITS), *((OPEN, cut) for cut in ("start", "both", "twice"))]
+)
 def test_what_an_edit_list_cuts_off_is_no_frame(cut: str, x264: str, tmp_path: Path) -> None:
     edits, shown = EDITS[cut]
     check_all_decoders(rewritten(encoded(tmp_path / "a.mp4", x264=x264), edits), list(shown))

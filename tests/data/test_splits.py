@@ -24,6 +24,7 @@ from neural_rdm.data.splits import refuse_shared
 from neural_rdm.data.synthetic import SyntheticSet
 from neural_rdm.data.tar_shards import TarShards
 from neural_rdm.data.video import UCF101, SkyTimelapse, TaichiHD
+from tests.helpers import covering
 
 
 def picture(path: Path) -> None:
@@ -96,8 +97,7 @@ MAKE = {"images": classes, "imagenet": classes, "sky": clips, "taichi": clips, "
         "shards": shard}  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", MAKE)
-@pytest.mark.parametrize("name", ["test", "Valid", "val"])
+@pytest.mark.parametrize(("kind", "name"), covering(list(MAKE), ["test", "Valid", "val"], whole=[("images", ...)]))
 def test_what_is_held_out_alone_is_never_trained_on(kind: str, name: str, tmp_path: Path) -> None:
     MAKE[kind](tmp_path / name)
     with pytest.raises(DataError, match=r"(?i)(nothing to train on|held out).*(?s:.)*") as error:
@@ -117,8 +117,10 @@ def test_training_and_validation_are_apart(kind: str, tmp_path: Path) -> None:
     assert bool(val) is (kind != "shards")  # data.val names these
 
 
-@pytest.mark.parametrize("kind", ["images", "sky", "taichi"])
-@pytest.mark.parametrize("name", ["test", "Validation", "sky_test", "val_clips"])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    covering(["images", "sky", "taichi"], ["test", "Validation", "sky_test", "val_clips"], whole=[(..., "test")]),
+)
 def test_the_root_stands_in_without_what_is_held_out(
     kind: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -31,6 +31,7 @@ from neural_rdm.data.video_index import index_file, index_videos, probe
 from tests.data.containers import encoded, rewritten
 from tests.data.test_decoders import TAICHI, UCF, installed, made
 from tests.helpers import ROOT, shared
+from tests.processes import Popen
 
 
 @pytest.fixture
@@ -232,7 +233,7 @@ def test_a_kill_leaves_neither_processes_nor_the_lock(tmp_path, capsys):
     installed("pyav")
     for name in ("a.mp4", "b.mp4"):
         (tmp_path / name).touch()
-    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE) as process:
+    with Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE) as process:
         probers = [int(process.stdout.readline()) for _ in range(2)]
         lock = next(tmp_path.glob("*.lock"))
         for pid in probers:  # the lock is the parent's alone

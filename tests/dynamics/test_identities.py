@@ -21,7 +21,7 @@ from neural_rdm.dynamics.probe import probe
 from neural_rdm.residual import Residual, Unit, units
 from neural_rdm.residual.rules import AdaLN, Gated, ResNet, ReZero, Skip
 from tests.dynamics.test_probe import SIZE, gradient, inputs, loss, random_dit, watched
-from tests.helpers import FIVE
+from tests.helpers import FIVE, covering
 
 RESIDUALS = {rule: Residual(rule) for rule in FIVE} | {"gated-linear": Residual("gated", beta_form="linear")}
 
@@ -56,6 +56,9 @@ NETWORKS: dict[str, tuple[Callable[..., nn.Module], tuple[Any, ...], list[int]]]
     "unet-2d": (partial(UNet, **MAPS), (X, T), [2, 1, 3, 1, 1, 1, 1]),
     "unet-2d-adm": (partial(UNet, **MAPS, **ADM), (X, T, Y), [2, 1, 3, 1, 1, 1, 1]),
 }
+
+#: a unit knows no network, only the axis of its channels, a shortcut, and that it may stand inside another one
+CASES = covering(list(NETWORKS), list(RESIDUALS), whole=[("dit", ...), ("unet-context", ...), (..., "gated")])
 
 
 @dataclass
@@ -164,7 +167,7 @@ def equations(passage: Passage, s: Tensor) -> Equations:
     raise AssertionError(unit)
 
 
-@pytest.fixture(scope="module", params=[(n, r) for n in NETWORKS for r in RESIDUALS], ids="-".join)
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
 def run(request: pytest.FixtureRequest) -> Run:
     network, rule = request.param
     build, arguments, lengths = NETWORKS[network]

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from neural_rdm.backbones.dit import DiT
 from neural_rdm.dynamics.probe import probe, sensitivities
 from neural_rdm.residual import Residual, units
-from tests.helpers import FIVE
+from tests.helpers import FIVE, covering
 
 SIZE = {"input_size": 8, "in_channels": 2, "hidden_size": 16, "depth": 2, "num_heads": 2, "num_classes": 5}
 
@@ -78,8 +78,7 @@ def loss(out: Tensor) -> Tensor:
     return (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum() + out.square().mean()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-@pytest.mark.parametrize("rule", FIVE)
+@pytest.mark.parametrize(("rule", "dtype"), covering(FIVE, [torch.float64, torch.float32], whole=[("gated", ...)]))
 def test_rows_are_the_squared_norms_of_entry_and_exit(rule: str, dtype: torch.dtype) -> None:
     net = random_dit(rule, dtype)
     with watched(net) as seen:

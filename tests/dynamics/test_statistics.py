@@ -14,7 +14,7 @@ from neural_rdm.dynamics.probe import probe
 from neural_rdm.dynamics.statistics import Statistics, UnitRecord
 from neural_rdm.residual import Residual, units
 from neural_rdm.residual.taps import WATCHED
-from tests.dynamics.test_identities import NETWORKS, RESIDUALS, Passage, passages, randomised
+from tests.dynamics.test_identities import CASES, NETWORKS, RESIDUALS, Passage, passages, randomised
 from tests.dynamics.test_probe import inputs, loss, random_dit
 from tests.helpers import FIVE
 
@@ -56,8 +56,7 @@ def expected(passage: Passage, sample: int, samples: int) -> dict[str, float]:
     return {name: sum(f[name] for f in found) / len(found) for name in WATCHED}
 
 
-@pytest.mark.parametrize("rule", list(RESIDUALS))
-@pytest.mark.parametrize("network", list(NETWORKS))
+@pytest.mark.parametrize(("network", "rule"), CASES)
 def test_every_quantity_of_every_unit_and_bin(network: str, rule: str) -> None:
     build, arguments, _ = NETWORKS[network]
     net = build(RESIDUALS[rule], torch.float64) if build is random_dit else randomised(build, RESIDUALS[rule])

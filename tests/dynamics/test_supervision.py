@@ -17,7 +17,7 @@ from neural_rdm.backbones.dit import DiT
 from neural_rdm.dynamics import check_supervision, probe, sensitivity_loss, stream_overlaps, supervise
 from neural_rdm.residual import Residual, Unit, units
 from tests.dynamics.test_probe import SIZE, inputs, loss, random_dit, watched
-from tests.helpers import is_gate
+from tests.helpers import covering, is_gate
 
 GAMMA = 0.35
 RULES = {
@@ -220,8 +220,9 @@ def gate_gradients(net: nn.Module, run: Callable[..., Tensor] | None = None) -> 
     return {n: p.grad.clone() for n, p in net.named_parameters() if is_gate(n) and p.grad is not None}
 
 
-@pytest.mark.parametrize("residual", ["gated", "skip", "rezero"])
-@pytest.mark.parametrize("mode", ["checkpointed", "compiled", "blocks compiled"])
+@pytest.mark.parametrize(
+    ("mode", "residual"), covering(["checkpointed", "compiled", "blocks compiled"], ["skip", "gated", "rezero"])
+)
 def test_equal_numbers_however_the_network_runs(mode: str, residual: str) -> None:
     net = random_dit(residual)
     expected = gate_gradients(net)

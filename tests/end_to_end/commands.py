@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from tests.processes import Popen
 
 #: the default experiment, cut down to seconds
 TINY = (
@@ -22,13 +25,15 @@ TINY = (
     "callbacks.samples.per_class=1",
     "logger=csv",
 )
+#: the same without what takes longest: the figures of the sensitivities, and the samples that are measured at the end
+BARE = (*(option for option in TINY if not option.startswith("metric.")), "~metric", "~callbacks.sensitivity")
 
 
 def start(*args: str, cwd: Path, module: str = "train") -> subprocess.Popen[str]:
     """Start `python -m neural_rdm.MODULE ARGS` in `cwd`; output goes to `cwd/output.txt` as well as nowhere else."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     with (cwd / "output.txt").open("a") as output:
-        return subprocess.Popen(
+        return Popen(
             [sys.executable, "-m", f"neural_rdm.{module}", *args],
             cwd=cwd,
             env=environment,
@@ -47,6 +52,16 @@ def run(*args: str, cwd: Path, module: str = "train", timeout: float = 300) -> t
     finally:
         process.kill()
     return code, (cwd / "output.txt").read_text()
+
+
+def cut(whole: Path, folder: Path, step: int) -> None:
+    """Copy a run as it was when it had saved `step`."""
+    shutil.copytree(whole, folder)
+    (folder / "finished.json").unlink()
+    for path in (folder / "checkpoints").glob("*.ckpt"):
+        if path.name == "last.ckpt" or int(path.stem.removeprefix("step=")) > step:
+            path.unlink()
+    assert (folder / "checkpoints" / f"step={step:09d}.ckpt").is_file()
 
 
 def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str], timeout: float = 120) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.commands import TINY, checkpoint, differences, run, start, wait_for_step
+from tests.end_to_end.commands import BARE, TINY, checkpoint, differences, run, start, wait_for_step
 
 pytestmark = pytest.mark.end_to_end
 
@@ -43,6 +43,7 @@ def assert_same_end(a: Path, b: Path) -> None:
 
 
 def test_killed_twice_and_resumed_is_bit_identical(reference: Path, tmp_path: Path) -> None:
+    """Once between two checkpoints, and once while it wrote one."""
     folder = tmp_path / "run"
     process = start(*RUN, "hydra.run.dir=run", cwd=tmp_path)
     for step in (12, 33):
@@ -50,8 +51,15 @@ def test_killed_twice_and_resumed_is_bit_identical(reference: Path, tmp_path: Pa
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert int(checkpoint(folder)["global_step"]) < 60
+        newest = sorted((folder / "checkpoints").glob("step=*.ckpt"))[-1]
+        if step == 33:
+            content = newest.read_bytes()
+            newest.write_bytes(content[: len(content) // 2])
         process = start("resume=run", cwd=tmp_path)
     assert process.wait(200) == 0, (tmp_path / "output.txt").read_text()
+    output = (tmp_path / "output.txt").read_text()
+    assert "Falling back" in output
+    assert newest.name in output
     assert_same_end(reference, folder)
 
     before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()}
@@ -75,42 +83,24 @@ def test_killed_while_it_wrote_its_report(reference: Path, tmp_path: Path) -> No
     assert (tmp_path / "run" / "finished.json").read_text() == (reference / "finished.json").read_text()
 
 
-def test_killed_before_the_first_checkpoint_starts_again(reference: Path, tmp_path: Path) -> None:
+def test_a_folder_without_config_starts_from_the_overrides(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    code, output = run(*BARE, "trainer.max_steps=2", "resume=run", cwd=tmp_path)
+    assert code == 0, output
+    assert checkpoint(tmp_path / "run")["global_step"] == 2
+
+
+def test_killed_before_the_first_checkpoint_starts_again_and_sigterm_saves_the_step(
+    reference: Path, tmp_path: Path
+) -> None:
     process = start(*RUN, "hydra.run.dir=run", cwd=tmp_path)
     wait_for_step(tmp_path / "run", 3, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     for path in (tmp_path / "run" / "checkpoints").glob("*"):
         path.unlink()  # as if the kill had come before the checkpoint, whenever it came
-    code, output = run("resume=run", "data.num_workers=2", "trainer.max_steps=60", cwd=tmp_path)
-    assert code == 0, output
-    assert_same_end(reference, tmp_path / "run")
-
-
-def test_a_folder_without_config_starts_from_the_overrides(tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
-    code, output = run(*TINY, "trainer.max_steps=2", "resume=run", cwd=tmp_path)
-    assert code == 0, output
-    assert checkpoint(tmp_path / "run")["global_step"] == 2
-
-
-def test_damaged_checkpoint_falls_back_to_the_one_before(reference: Path, tmp_path: Path) -> None:
-    process = start(*RUN, "hydra.run.dir=run", cwd=tmp_path)
-    wait_for_step(tmp_path / "run", 24, process)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    newest = sorted((tmp_path / "run" / "checkpoints").glob("step=*.ckpt"))[-1]
-    content = newest.read_bytes()
-    newest.write_bytes(content[: len(content) // 2])
-    code, output = run("resume=run", cwd=tmp_path)
-    assert code == 0, output
-    assert "Falling back" in output
-    assert newest.name in output
-    assert_same_end(reference, tmp_path / "run")
-
-
-def test_sigterm_saves_the_step_and_exits_with_143(reference: Path, tmp_path: Path) -> None:
-    process = start(*RUN, "hydra.run.dir=run", cwd=tmp_path)
+    (tmp_path / "run" / "metrics.csv").unlink()  # the steps that are waited for are new ones
+    process = start("resume=run", "data.num_workers=2", "trainer.max_steps=60", cwd=tmp_path)
     wait_for_step(tmp_path / "run", 9, process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 143
@@ -144,7 +134,7 @@ def test_overrides_that_change_the_trajectory_are_refused(reference: Path) -> No
 
 @pytest.mark.full
 def test_more_steps_continue_a_constant_schedule(tmp_path: Path) -> None:
-    constant = (*TINY, "optimizer.schedule=constant", "callbacks.sensitivity.every_n_steps=2")
+    constant = (*BARE, "optimizer.schedule=constant")
     assert run(*constant, "trainer.max_steps=8", "hydra.run.dir=whole", cwd=tmp_path)[0] == 0
     assert run(*constant, "trainer.max_steps=4", "hydra.run.dir=halves", cwd=tmp_path)[0] == 0
     code, output = run("resume=halves", "trainer.max_steps=8", cwd=tmp_path)

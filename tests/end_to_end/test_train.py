@@ -94,6 +94,7 @@ def test_pictures_are_encoded_and_previews_decoded(tmp_path: Path) -> None:
         "callbacks.samples.every_n_steps=2",
         "callbacks.validation.every_n_steps=2",
         "sampler.steps=2",
+        "~callbacks.sensitivity",
         "hydra.run.dir=run",
         cwd=tmp_path,
     )
@@ -118,6 +119,7 @@ def test_previews_of_latents_without_a_first_stage_say_so(tmp_path: Path) -> Non
         "trainer.max_steps=2",
         "callbacks.samples.every_n_steps=1",
         "sampler.steps=2",
+        "~callbacks.sensitivity",
         "hydra.run.dir=run",
         cwd=tmp_path,
     )
@@ -146,7 +148,13 @@ def test_every_rule_trains(residual: str, tmp_path: Path) -> None:
 def test_what_can_be_left_out(tmp_path: Path) -> None:
     tiny = [o for o in TINY if not o.startswith(("callbacks", "logger", "metric"))]
     code, output = run(
-        *tiny, "~callbacks.samples", "metric.per_class=1", "trainer.max_steps=2", "hydra.run.dir=a", cwd=tmp_path
+        *tiny,
+        "~callbacks.samples",
+        "~callbacks.sensitivity",
+        "metric.per_class=1",
+        "trainer.max_steps=2",
+        "hydra.run.dir=a",
+        cwd=tmp_path,
     )
     assert code == 0, output
     assert (tmp_path / "a" / "report" / "metrics.md").is_file()

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.data.test_captions import coco
 from tests.data.test_video import frames
-from tests.end_to_end.commands import TINY, checkpoint, run
+from tests.end_to_end.commands import BARE, checkpoint, run
 from tests.helpers import save_word_tokenizer
 
 pytestmark = pytest.mark.end_to_end
@@ -21,6 +21,7 @@ SMALL = (
     "backbone.input_size=16", "backbone.patch_size=4", "data.image_size=16", "data.batch_size=4", "data.num_workers=0",
     "first_stage=identity", "trainer=cpu", "sampler=dpm", "sampler.steps=2", "logger=csv", "trainer.max_steps=2",
     "callbacks.samples.every_n_steps=2", "callbacks.samples.per_class=2", "callbacks.samples.max_classes=2",
+    "~callbacks.sensitivity",
 )  # fmt: skip
 
 
@@ -29,14 +30,15 @@ def report(folder: Path) -> dict[str, dict[str, float]]:
 
 
 def test_the_video_default_learns_in_twenty_seconds(tmp_path: Path) -> None:
-    """Cut to clips of two frames and a quarter of the steps: better than the mean picture, the best without looking."""
+    """Cut to clips of two frames and a seventh of the steps: better than the mean picture, the best without looking."""
     code, output = run(
-        "exp=digits_video_gated", "trainer.max_steps=280", "backbone.num_frames=2", "data.batch_size=48",
-        "metric.per_class=6", "callbacks.samples.per_class=1", "hydra.run.dir=run", cwd=tmp_path,
+        "exp=digits_video_gated", "trainer.max_steps=150", "backbone.num_frames=2", "data.batch_size=32",
+        "sampler.steps=10", "metric.per_class=4", "callbacks.samples.per_class=1", "~callbacks.sensitivity",
+        "hydra.run.dir=run", cwd=tmp_path,
     )  # fmt: skip
     assert code == 0, output
     rows = report(tmp_path / "run")
-    assert rows["generated"]["frechet_pixels"] < 13  # the mean picture: 20, noise: 41
+    assert rows["generated"]["frechet_pixels"] < 17  # 14 when this was written; the mean picture: 20, noise: 41
     assert rows["generated"]["motion"] > 0.3
     assert rows["real, held out"]["accuracy"] > 0.97
     gif = Image.open(tmp_path / "run/samples/final.gif")
@@ -115,7 +117,7 @@ def test_pretrained_weights_gates_alone_and_supervision(tmp_path: Path) -> None:
             torch.nn.init.normal_(p, std=0.1)
     torch.save({"model": {}, "ema": plain.state_dict()}, tmp_path / "official.pt")
     code, output = run(
-        *TINY, "pretrained.path=official.pt", "train_only=gates", "gamma=0.35", "trainer.max_steps=3",
+        *BARE, "pretrained.path=official.pt", "train_only=gates", "gamma=0.35", "trainer.max_steps=3",
         "log_every_n_steps=1", "hydra.run.dir=run", cwd=tmp_path,
     )  # fmt: skip
     assert code == 0, output

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +9,7 @@ from hypothesis import strategies as st
 
 from neural_rdm import metrics as package
 from neural_rdm.metrics.feature_sets import canonical
+from tests.helpers import two_processes
 from tests.metrics.ranks import evaluation, every_metric, feed, merged, pictures, two_ranks, values
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*the covariance is singular", "ignore:The ``compute`` method")
@@ -46,10 +45,7 @@ def test_ranks_change_nothing(whole, real, generated):
 
 @pytest.mark.timeout(300)
 def test_two_processes_agree_with_one(whole, tmp_path):
-    with socket.socket() as probing:
-        probing.bind(("127.0.0.1", 0))
-        port = probing.getsockname()[1]
-    torch.multiprocessing.spawn(two_ranks, (port, tmp_path), nprocs=2)
+    two_processes(two_ranks, tmp_path)
     suite, (real, generated) = evaluation(), pictures()
     suite.update(real, real=True)
     suite.update(generated)

@@ -13,7 +13,7 @@ from neural_rdm import gate
 from neural_rdm.core.errors import CheckpointError
 from neural_rdm.dynamics.probe import probe
 from neural_rdm.residual import Residual, Unit, units
-from tests.helpers import FIVE, is_gate
+from tests.helpers import FIVE, covering, is_gate
 
 diffusers = pytest.importorskip("diffusers", reason="gating foreign models needs diffusers")
 
@@ -55,9 +55,9 @@ def run(net: nn.Module, condition: dict[str, Any]) -> Tensor:
     return net(x, torch.tensor([3, 700]), **condition).sample
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("rule", FIVE)
-@pytest.mark.parametrize("kind", list(NETWORKS))
+@pytest.mark.parametrize(
+    ("kind", "rule", "training"), covering(list(NETWORKS), FIVE, [True, False], whole=[(..., "gated", True)])
+)
 def test_the_output_does_not_move_by_a_bit_and_keys_stay(kind: str, rule: str, training: bool) -> None:
     net, condition = NETWORKS[kind]()
     net.train(training)
@@ -85,8 +85,7 @@ def test_units_are_listed_in_the_order_in_which_they_run(kind: str) -> None:
     assert bool(inner) == (kind != "adm")
 
 
-@pytest.mark.parametrize("rule", ["gated", "adaln", "skip", "rezero"])
-@pytest.mark.parametrize("kind", list(NETWORKS))
+@pytest.mark.parametrize(("kind", "rule"), covering(list(NETWORKS), ["gated", "adaln", "skip", "rezero"]))
 def test_every_gate_reaches_the_output(kind: str, rule: str) -> None:
     net, condition = NETWORKS[kind]()
     gate(net, rule)
@@ -97,8 +96,7 @@ def test_every_gate_reaches_the_output(kind: str, rule: str) -> None:
     assert silent == []
 
 
-@pytest.mark.parametrize("rule", FIVE)
-@pytest.mark.parametrize("kind", ["stable_diffusion", "adm"])
+@pytest.mark.parametrize(("kind", "rule"), covering(["stable_diffusion", "adm"], FIVE, whole=[(..., "gated")]))
 def test_norms_of_the_probe_are_those_of_autograd_in_float64(kind: str, rule: str) -> None:
     """Entry and exit of every unit, nested and width-changing ones too, and the gates' own sensitivities (Eq. 12)."""
     net, condition = NETWORKS[kind]()

@@ -14,7 +14,7 @@ from neural_rdm.diffusion.process import DDPM
 from neural_rdm.diffusion.samplers import Sampler, sample
 from neural_rdm.residual import Residual
 from neural_rdm.surgery.grow import PLACEMENTS, depth_of, grown_state, plan
-from tests.helpers import FIVE
+from tests.helpers import FIVE, covering
 
 TINY: dict[str, Any] = {
     "input_size": 4, "patch_size": 2, "in_channels": 2, "hidden_size": 16, "depth": 4, "num_heads": 2, "num_classes": 3
@@ -52,10 +52,13 @@ def inputs(net: DiT | UViT, batch: int = 2) -> tuple[Any, ...]:
     return x, torch.linspace(5, 900, batch), y, context
 
 
-#: every rule on every network, and every placement for the two ways in which a new unit starts as the identity
-GROWN = [(rule, kind, "interleave") for rule in FIVE for kind in NETWORKS] + [
-    (rule, kind, placement) for rule in ("gated", "skip") for kind in NETWORKS for placement in PLACEMENTS[1:]
+#: a DiT and a U-ViT under every rule and placement (of the two ways in which a new unit starts as the identity)
+GROWN = [
+    *((rule, kind, "interleave") for rule, kind in covering(FIVE, NETWORKS, whole=[(..., "uvit"), ("gated", ...)])),
+    *((r, k, p) for r in ("gated", "skip") for k in ("dit", "uvit") for p in PLACEMENTS[1:]),
+    *(("gated", kind, p) for kind, p in covering(NETWORKS, PLACEMENTS[1:], whole=[("latte", ...)])),
 ]
+GROWN = list(dict.fromkeys(GROWN))
 
 
 @pytest.mark.parametrize(("rule", "kind", "placement"), GROWN)
@@ -211,7 +214,7 @@ def test_networks_that_cannot_grow_say_why() -> None:
         grow(torch.nn.Linear(2, 2), 8)
 
 
-@pytest.mark.parametrize("steps", [3, pytest.param(200, marks=pytest.mark.full)])
+@pytest.mark.parametrize("steps", [2, pytest.param(200, marks=pytest.mark.full)])
 def test_a_network_of_1000_blocks_trains(steps: int) -> None:
     torch.manual_seed(0)
     net = DiT(4, 2, 1, 16, 1000, 2, 1.0, num_classes=2, residual="gated")

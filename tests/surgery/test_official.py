@@ -21,7 +21,7 @@ from neural_rdm.core.errors import CheckpointError, ConfigError
 from neural_rdm.core.weights import read_weights
 from neural_rdm.residual import units
 from neural_rdm.surgery.export import constructor, to_diffusers, to_official
-from tests.helpers import FIVE, shared
+from tests.helpers import FIVE, covering, shared
 
 TINY: dict[str, Any] = {
     "input_size": 8, "patch_size": 2, "in_channels": 4, "hidden_size": 16, "depth": 2, "num_heads": 2, "num_classes": 5
@@ -55,8 +55,9 @@ def inputs(net: DiT) -> tuple[Any, ...]:
     return torch.randn(2, *net.input_shape, generator=generator), torch.tensor([1, 500]), y
 
 
-@pytest.mark.parametrize("rule", FIVE)
-@pytest.mark.parametrize("name", ["dit", "latte_extras1", "latte_extras2"])
+@pytest.mark.parametrize(
+    ("name", "rule"), covering(["dit", "latte_extras1", "latte_extras2"], FIVE, whole=[("dit", ...)])
+)
 def test_golden_networks_under_every_rule(name: str, rule: str) -> None:
     config, state, tensors = golden(name)
     network = DiT if name == "dit" else Latte

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from neural_rdm.training.ema import EMA
 from neural_rdm.training.guards import FiniteSteps
 from neural_rdm.training.logging import CSVLogger, Metrics
 from tests.end_to_end.commands import differences
+from tests.helpers import two_processes
 from tests.training.ranks import two_ranks_one_sick
 from tests.training.trainer import fit, tiny_module
 
@@ -229,10 +229,7 @@ def test_overflows_without_end_stop_the_run(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(300)
 def test_all_ranks_leave_out_and_stop_after_the_same_step_and_resume_to_the_byte(tmp_path: Path) -> None:
-    with socket.socket() as probing:
-        probing.bind(("127.0.0.1", 0))
-        port = probing.getsockname()[1]
-    torch.multiprocessing.spawn(two_ranks_one_sick, (port, tmp_path), nprocs=2)
+    two_processes(two_ranks_one_sick, tmp_path)
     for name in ("ddp", "fsdp2"):
         assert sorted(p.name for p in (tmp_path / name).glob("step=*")) == [
             path_of(tmp_path, s).name for s in (1, 2, 3)

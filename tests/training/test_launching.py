@@ -13,6 +13,7 @@ import pytest
 from neural_rdm.core.errors import RankError
 from neural_rdm.training import launching
 from neural_rdm.training.launching import Launcher, watched
+from tests import processes
 
 LOST = RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:43424.")
 
@@ -64,7 +65,7 @@ def test_a_process_that_waits_for_a_dead_one_is_ended_with_a_message() -> None:
         "launching.GRACE = 0.1; other = sleeping(); other.kill()\n"
         "with watched(rank(0, other), lambda: 'Saved last was step 4'): time.sleep(100)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100, check=False)
+    done = processes.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
     assert done.returncode == 1
     assert done.stderr.strip().startswith("error: rank 1 (process ")
     assert done.stderr.strip().endswith("Saved last was step 4")

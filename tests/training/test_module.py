@@ -14,7 +14,7 @@ from neural_rdm.training.checkpoints import Checkpoints
 from neural_rdm.training.ema import EMA
 from neural_rdm.training.optim import freeze
 from tests.end_to_end.commands import differences
-from tests.helpers import FIVE, is_gate
+from tests.helpers import FIVE, covering, is_gate
 from tests.training.trainer import fit, tiny_module
 
 
@@ -128,8 +128,7 @@ def test_accumulation_trains_the_same_network(tmp_path: Path) -> None:
         torch.testing.assert_close(ends[1][name], weight, atol=2e-4, rtol=2e-4)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("residual", sorted(FIVE))
+@pytest.mark.parametrize(("residual", "accumulate"), covering(sorted(FIVE), [1, 2]))
 def test_eight_steps_equal_four_and_resumed_four(tmp_path: Path, residual: str, accumulate: int) -> None:
     def callbacks(folder: str) -> list[pl.Callback]:
         return [EMA(decay=0.9), Checkpoints(tmp_path / folder, 4, 3)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from neural_rdm.training.logging import CSVLogger, Metrics
 from neural_rdm.training.module import NeuralRDMF
 from neural_rdm.training.sensitivity import SensitivityLog
 from neural_rdm.training.supervision import Supervision
-from tests.helpers import is_gate
+from tests.helpers import is_gate, two_processes
 from tests.training.ranks import two_ranks
 from tests.training.trainer import fit, tiny_module
 
@@ -101,10 +100,7 @@ def test_a_gate_on_the_stream_learns_channel_by_channel_however_the_batch_is_acc
 def test_equal_on_two_ranks_copied_or_sharded(
     whole: list[dict[str, torch.Tensor]], whole_skip: list[dict[str, torch.Tensor]], tmp_path: Path
 ) -> None:
-    with socket.socket() as probing:
-        probing.bind(("127.0.0.1", 0))
-        port = probing.getsockname()[1]
-    torch.multiprocessing.spawn(two_ranks, (port, tmp_path), nprocs=2)
+    two_processes(two_ranks, tmp_path)
     for name in ("ddp", "fsdp2"):
         for residual, expected in (("gated", whole), ("skip", whole_skip)):
             assert_same(torch.load(tmp_path / f"{name}-{residual}.pt", weights_only=True), expected)
