@@ -245,7 +245,7 @@ class UViT(nn.Module):
             if block.skip_linear is not None:
                 stream = self.stack.open(block.mixed(self.stack.close(stream), skips.pop()))
             stream = block(stream, e)
-        patches = self.decoder_pred(self.norm(self.stack.close(stream)))[:, self.extras :]
+        patches = self.decoder_pred(self.norm(self.stack.close(stream, e)))[:, self.extras :]
         return self.final_layer(unpatchify(patches, self.patch_size, self.in_chans))
 
     def _refuse(self, y: Tensor | None, context: Tensor | None) -> None:

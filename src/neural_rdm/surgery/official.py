@@ -203,7 +203,10 @@ def _gates(model: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tens
     except ValueError as error:
         raise CheckpointError(f"{name} cannot be loaded: {error}") from error
     new = _new_units(model, state)
-    return {k: own[k] if k.rpartition(".")[0] in new else torch.full_like(own[k], plain[k]) for k in lacking}
+    return {
+        k: own[k] if k.rpartition(".")[0] in new else torch.as_tensor(plain[k]).to(own[k]).expand_as(own[k])
+        for k in lacking
+    }
 
 
 def _idle(model: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> set[str]:
