@@ -31,7 +31,7 @@ class Toy:
         self.weights, self.gates = draw(size=(UNITS, D, D)), draw(size=(UNITS, B, D))
         self.z, self.e = draw(size=(B, N, D)), draw(size=(B, E))
         plan = residual.plan(UNITS, D, time_dim=E)
-        self.units = [plan.unit(ROLES[l % 2], l // 2) for l in range(UNITS)]
+        self.units = [plan.unit(ROLES[i % 2], i // 2) for i in range(UNITS)]
         self.stack = plan.stack
         self.modules = nn.ModuleList([self.stack, *self.units]).double()
         for _, parameter in sorted(self.modules.named_parameters()):
@@ -43,12 +43,12 @@ class Toy:
             stream = unit(stream, lambda h, w=weight: (h @ torch.from_numpy(w)).tanh(), torch.from_numpy(gate), e)
         return self.stack.close(stream, e).detach().numpy()
 
-    def branch(self, l: int, b: int, u: Array) -> Array:
-        """The gated output of unit l for one token [D] of sample b."""
-        return self.gates[l, b] * np.tanh(u @ self.weights[l])
+    def branch(self, i: int, b: int, u: Array) -> Array:
+        """The gated output of unit i for one token [D] of sample b."""
+        return self.gates[i, b] * np.tanh(u @ self.weights[i])
 
-    def value(self, l: int, name: str) -> Array:
-        parameter: Tensor = getattr(self.units[l], name)
+    def value(self, i: int, name: str) -> Array:
+        parameter: Tensor = getattr(self.units[i], name)
         return parameter.detach().numpy()
 
     def shared(self, name: str) -> Array:
@@ -73,8 +73,8 @@ def tokens(toy: Toy, one: Callable[[int, Array], Array]) -> Array:
 
 def layerscale(toy: Toy, options: dict[str, Any]) -> Array:
     def one(b: int, z: Array) -> Array:
-        for l in range(UNITS):
-            z = z + toy.value(l, "alpha") * toy.branch(l, b, z)
+        for i in range(UNITS):
+            z = z + toy.value(i, "alpha") * toy.branch(i, b, z)
         return z
 
     return tokens(toy, one)
@@ -82,10 +82,10 @@ def layerscale(toy: Toy, options: dict[str, Any]) -> Array:
 
 def sandwich(toy: Toy, options: dict[str, Any]) -> Array:
     def one(b: int, z: Array) -> Array:
-        for l in range(UNITS):
-            f = np.tanh(z @ toy.weights[l])
-            scale = np.tanh(toy.value(l, "alpha")) if options.get("gate", "tanh") == "tanh" else 1.0
-            z = z + scale * toy.gates[l, b] * toy.value(l, "weight") * f / rms(f)
+        for i in range(UNITS):
+            f = np.tanh(z @ toy.weights[i])
+            scale = np.tanh(toy.value(i, "alpha")) if options.get("gate", "tanh") == "tanh" else 1.0
+            z = z + scale * toy.gates[i, b] * toy.value(i, "weight") * f / rms(f)
         return z
 
     return tokens(toy, one)
@@ -95,14 +95,14 @@ def mvsplit(toy: Toy, options: dict[str, Any]) -> Array:
     out = np.empty_like(toy.z)
     for b in range(B):
         z = toy.z[b]
-        for l in range(UNITS):
-            f = np.stack([toy.branch(l, b, z[n]) for n in range(N)])
+        for i in range(UNITS):
+            f = np.stack([toy.branch(i, b, z[n]) for n in range(N)])
             mean_f, mean_z = sum(f) / N, sum(z) / N
             rows = [
-                z[n] + toy.value(l, "beta") * (f[n] - mean_f) + toy.value(l, "alpha") * (mean_f - mean_z)
+                z[n] + toy.value(i, "beta") * (f[n] - mean_f) + toy.value(i, "alpha") * (mean_f - mean_z)
                 for n in range(N)
             ]
-            z = np.stack([toy.value(l, "weight") * row / rms(row) for row in rows])
+            z = np.stack([toy.value(i, "weight") * row / rms(row) for row in rows])
         out[b] = z
     return out
 
@@ -112,10 +112,10 @@ def ihc(toy: Toy, options: dict[str, Any]) -> Array:
 
     def one(b: int, z: Array) -> Array:
         copies = [z.copy() for _ in range(n)]
-        for l in range(UNITS):
-            a, w = toy.value(l, "read_weight"), toy.value(l, "write_weight")
+        for i in range(UNITS):
+            a, w = toy.value(i, "read_weight"), toy.value(i, "write_weight")
             u = np.array([sum(a[s, c] * copies[s][c] for s in range(n)) for c in range(D)])
-            f = toy.branch(l, b, u)
+            f = toy.branch(i, b, u)
             for s in range(n):
                 for c in range(D):
                     copies[s][c] += w[s, c] * f[c]
@@ -129,18 +129,18 @@ def hc(toy: Toy, options: dict[str, Any]) -> Array:
 
     def one(b: int, z: Array) -> Array:
         copies = [z.copy() for _ in range(n)]
-        for l in range(UNITS):
-            read, carry = toy.value(l, "read_weight").copy(), toy.value(l, "carry").copy()
-            write = toy.value(l, "write_weight").copy()
+        for i in range(UNITS):
+            read, carry = toy.value(i, "read_weight").copy(), toy.value(i, "carry").copy()
+            write = toy.value(i, "write_weight").copy()
             if options.get("dynamic"):
-                s_read, s_write, s_carry = toy.value(l, "dynamic_scale")
+                s_read, s_write, s_carry = toy.value(i, "dynamic_scale")
                 for r in range(n):
-                    token = (copies[r] / rms(copies[r])) @ toy.value(l, "dynamic_weight")
+                    token = (copies[r] / rms(copies[r])) @ toy.value(i, "dynamic_weight")
                     read[r] += s_read * math.tanh(token[0])
                     write[r] += s_write * math.tanh(token[1])
                     for s in range(n):
                         carry[r, s] += s_carry * math.tanh(token[2 + s])
-            f = toy.branch(l, b, np.asarray(sum(read[s] * copies[s] for s in range(n))))
+            f = toy.branch(i, b, np.asarray(sum(read[s] * copies[s] for s in range(n))))
             copies = [sum(carry[r, s] * copies[r] for r in range(n)) + write[s] * f for s in range(n)]
         return np.asarray(sum(copies) / n)
 
@@ -150,9 +150,9 @@ def hc(toy: Toy, options: dict[str, Any]) -> Array:
 def delta(toy: Toy, options: dict[str, Any]) -> Array:
     def one(b: int, z: Array) -> Array:
         h, sources = z, [z]
-        for l in range(UNITS):
-            u = h if l == 0 else h + toy.value(l, "gamma") * depth_mean(toy.value(l, "query"), sources)
-            sources.append(toy.branch(l, b, u))
+        for i in range(UNITS):
+            u = h if i == 0 else h + toy.value(i, "gamma") * depth_mean(toy.value(i, "query"), sources)
+            sources.append(toy.branch(i, b, u))
             h = h + sources[-1]
         return h
 
@@ -165,13 +165,13 @@ def dar(toy: Toy, options: dict[str, Any]) -> Array:
     def one(b: int, z: Array) -> Array:
         by_time = toy.shared("time_weight") @ toy.e[b] + toy.shared("time_bias")
         outputs: list[Array] = []
-        for l in range(UNITS + 1):  # the last router's turn is UNITS
-            current = (min(l, UNITS - 1)) // chunk * chunk  # the first unit of the chunk that is not summarised yet
+        for i in range(UNITS + 1):  # the last router's turn is UNITS
+            current = (min(i, UNITS - 1)) // chunk * chunk  # the first unit of the chunk that is not summarised yet
             seen = [z, *(outputs[k] for k in range(chunk - 1, current, chunk)), *outputs[current:]]
-            query = toy.shared("query") if l == UNITS else toy.value(l, "query") if l else np.zeros(D)
+            query = toy.shared("query") if i == UNITS else toy.value(i, "query") if i else np.zeros(D)
             u = depth_mean(query + by_time, seen, D**-0.5)
-            if l < UNITS:
-                outputs.append(toy.branch(l, b, u))
+            if i < UNITS:
+                outputs.append(toy.branch(i, b, u))
         return u
 
     return tokens(toy, one)
@@ -182,11 +182,11 @@ def block_attnres(toy: Toy, options: dict[str, Any]) -> Array:
 
     def one(b: int, z: Array) -> Array:
         outputs: list[Array] = []
-        for l in range(UNITS + 1):
+        for i in range(UNITS + 1):
             sums = [np.asarray(sum(outputs[k : k + group])) for k in range(0, len(outputs), group)]
-            u = depth_mean(toy.shared("query_final" if l == UNITS else f"query_{ROLES[l % 2]}"), [z, *sums])
-            if l < UNITS:
-                outputs.append(toy.branch(l, b, u))
+            u = depth_mean(toy.shared("query_final" if i == UNITS else f"query_{ROLES[i % 2]}"), [z, *sums])
+            if i < UNITS:
+                outputs.append(toy.branch(i, b, u))
         return u
 
     return tokens(toy, one)
@@ -197,12 +197,12 @@ def denseformer(toy: Toy, options: dict[str, Any]) -> Array:
 
     def one(b: int, z: Array) -> Array:
         past = [z]
-        for l in range(UNITS):
-            z = z + toy.branch(l, b, z)
-            if l % 2:
+        for i in range(UNITS):
+            z = z + toy.branch(i, b, z)
+            if i % 2:
                 past.append(z)
-                if (l // 2 + 1) % every == 0:
-                    z = np.asarray(sum(w * x for w, x in zip(toy.value(l, "weights"), past, strict=True)))
+                if (i // 2 + 1) % every == 0:
+                    z = np.asarray(sum(w * x for w, x in zip(toy.value(i, "weights"), past, strict=True)))
         return z
 
     return tokens(toy, one)
@@ -290,7 +290,7 @@ def test_frozen_weights_leave_the_mean_and_cut_the_gradient_through_them() -> No
     torch.testing.assert_close(out, attend(q, sources))
     share = torch.autograd.grad(out.sum(), sources)
     torch.testing.assert_close(sum(share), torch.ones_like(out))
-    assert not out.grad_fn is None and torch.autograd.grad(out.sum() + 0 * q.sum(), q)[0].abs().max() == 0  # fmt: skip
+    assert torch.autograd.grad(out.sum(), q, allow_unused=True) == (None,)
 
 
 @pytest.mark.parametrize("n", [1, 2, 4])
@@ -343,11 +343,11 @@ def test_a_unit_never_sees_what_comes_later(rule: str) -> None:
     for last in (0.0, 1.0):  # what the third unit writes
         inputs: list[Tensor] = []
         stream = toy.stack.open(torch.from_numpy(toy.z))
-        for l, unit in enumerate(toy.units):
+        for i, unit in enumerate(toy.units):
 
-            def branch(h: Tensor, l: int = l, last: float = last, inputs: list[Tensor] = inputs) -> Tensor:
+            def branch(h: Tensor, i: int = i, last: float = last, inputs: list[Tensor] = inputs) -> Tensor:
                 inputs.append(h.detach())
-                return (h @ torch.from_numpy(toy.weights[l])).tanh() + (last if l == 3 else 0.0)
+                return (h @ torch.from_numpy(toy.weights[i])).tanh() + (last if i == 3 else 0.0)
 
             stream = unit(stream, branch, None, torch.from_numpy(toy.e))
         seen.append(inputs)

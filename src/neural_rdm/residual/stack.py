@@ -10,7 +10,8 @@ from typing import TypeAlias, Union
 
 from torch import Tensor, nn
 
-Stream: TypeAlias = Union[Tensor, tuple[Tensor, ...]]  # noqa: UP007 (evaluated by Python 3.10)
+Tensors: TypeAlias = tuple[Tensor, ...]
+Stream: TypeAlias = Union[Tensor, Tensors]  # noqa: UP007 (evaluated by Python 3.10)
 
 
 class Stack(nn.Module):

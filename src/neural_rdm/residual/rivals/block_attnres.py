@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from neural_rdm.residual.rivals.attention import attend
-from neural_rdm.residual.rivals.delta import BEGINS_ANEW, OLD_SOURCES
-from neural_rdm.residual.stack import Stack
+from neural_rdm.residual.rivals.delta import BEGINS_ANEW
+from neural_rdm.residual.stack import Stack, Tensors
 from neural_rdm.residual.unit import Place, Unit, rule
 
 
@@ -36,15 +36,15 @@ class Sums(Stack):
         found: Tensor = getattr(self, name)
         return found
 
-    def open(self, z: Tensor) -> tuple[Tensor, ...]:
+    def open(self, z: Tensor) -> Tensors:
         """z is the first source."""
         return (z,)
 
-    def close(self, stream: tuple[Tensor, ...], e: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def close(self, stream: Tensors, e: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """Read as by a unit."""
         return attend(self.query("final"), stream)
 
-    def add(self, stream: tuple[Tensor, ...], x: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def add(self, stream: Tensors, x: Tensor) -> Tensors:  # type: ignore[override]
         """To the first source."""
         return stream[0] + x, *stream[1:]
 
@@ -55,8 +55,8 @@ class Sums(Stack):
 
 @rule("block_attnres")
 class BlockAttnRes(Unit):
-    """Attention over the sums of groups of units. At w = 0 a read is their mean, which a norm behind it cannot tell from
-    the sum of all: the plain rule up to the norms' eps.
+    """Attention over the sums of groups of units. At w = 0 a read is their mean, which a norm behind it cannot tell
+    from the sum of all: the plain rule up to the norms' eps.
 
     Args:
         group: units whose outputs are summed; the source's 8 layers of 2 units.
@@ -85,14 +85,12 @@ class BlockAttnRes(Unit):
         stack.query(self.place.role)
         self._stack = (stack,)  # in a tuple, or its parameters would be this unit's as well
 
-    def read(self, z: tuple[Tensor, ...], e: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def read(self, z: Tensors, e: Tensor | None = None) -> Tensor:  # type: ignore[override]
         stack = self._stack[0]
         assert isinstance(stack, Sums)
         return attend(stack.query(self.place.role), z)
 
-    def write(
-        self, z: tuple[Tensor, ...], f: Tensor, g: Tensor | None = None, e: Tensor | None = None
-    ) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def write(self, z: Tensors, f: Tensor, g: Tensor | None = None, e: Tensor | None = None) -> Tensors:  # type: ignore[override]
         written = f if g is None else self.spread(g, f) * f
         if self.place.index % self.group == 0:  # the first of its group
             return *z, written

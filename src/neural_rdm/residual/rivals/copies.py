@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from neural_rdm.residual.stack import Stack
+from neural_rdm.residual.stack import Stack, Tensors
 
 
 class Copies(Stack):
@@ -20,11 +20,11 @@ class Copies(Stack):
             raise ValueError(f"residual n={n} must be 1 or more: it counts the copies of the stream")
         self.n = n
 
-    def open(self, z: Tensor) -> tuple[Tensor, ...]:
+    def open(self, z: Tensor) -> Tensors:
         """n times z itself: no memory until a unit writes."""
         return (z,) * self.n
 
-    def close(self, stream: tuple[Tensor, ...], e: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def close(self, stream: Tensors, e: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """The copies' mean. Of equal ones it is exact where n is a power of two."""
         total = stream[0]
         for copy in stream[1:]:

@@ -2,8 +2,8 @@
 
 v_0 = z0, v_{i+1} = f_i, and `q_l = w_l + W e(t) + b`, the part of the timestep shared by all units. The stack is closed
 by the same formula with a router of its own. With `chunk` S > 1 only the last output of every finished chunk of S units
-stays; the units of a chunk see its own outputs so far, and the last router all of the last chunk. Source: Depth-Attention
-Residuals, arXiv 2605.20708, from reading notes [N]: there is no official code.
+stays; the units of a chunk see its own outputs so far, and the last router all of the last chunk. Source:
+Depth-Attention Residuals, arXiv 2605.20708, from reading notes [N]: there is no official code.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from neural_rdm.residual.rivals.attention import attend
 from neural_rdm.residual.rivals.delta import BEGINS_ANEW, OLD_SOURCES
-from neural_rdm.residual.stack import Stack
+from neural_rdm.residual.stack import Stack, Tensors
 from neural_rdm.residual.unit import Place, Start, Unit, rule
 
 
@@ -32,21 +32,21 @@ class History(Stack):
             self.time_weight = nn.Parameter(torch.zeros(place.dim, place.time_dim))
             self.time_bias = nn.Parameter(torch.zeros(place.dim))
 
-    def open(self, z: Tensor) -> tuple[Tensor, ...]:
+    def open(self, z: Tensor) -> Tensors:
         """z is the first source."""
         return (z,)
 
-    def close(self, stream: tuple[Tensor, ...], e: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def close(self, stream: Tensors, e: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """The last router's mean of all that is there."""
         return self.route(self.query, stream, e)
 
-    def route(self, query: Tensor, sources: tuple[Tensor, ...], e: Tensor | None) -> Tensor:
+    def route(self, query: Tensor, sources: Tensors, e: Tensor | None) -> Tensor:
         """The mean of the sources by a router's query [D] and the timestep embedding e [B, E]."""
         if self.timed and e is not None:
             query = query + nn.functional.linear(e, self.time_weight, self.time_bias)
         return attend(query, sources, scale=query.shape[-1] ** -0.5)
 
-    def add(self, stream: tuple[Tensor, ...], x: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def add(self, stream: Tensors, x: Tensor) -> Tensors:  # type: ignore[override]
         """To the first source."""
         return stream[0] + x, *stream[1:]
 
@@ -57,8 +57,8 @@ class History(Stack):
 
 @rule("dar")
 class DAR(Unit):
-    """Depth attention. With `chunk=1` the mean of all sources, which a norm behind it cannot tell from their sum, is the
-    plain rule up to the norms' eps.
+    """Depth attention. With `chunk=1` the mean of all sources, which a norm behind it cannot tell from their sum, is
+    the plain rule up to the norms' eps.
 
     Unit 0 has no router: it has no choice.
 
@@ -94,19 +94,17 @@ class DAR(Unit):
         """The stack holds what the timestep adds to every router."""
         self._stack = (stack,)  # in a tuple, or its parameters would be this unit's as well
 
-    def read(self, z: tuple[Tensor, ...], e: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def read(self, z: Tensors, e: Tensor | None = None) -> Tensor:  # type: ignore[override]
         if not self.place.index:
             return z[0]
         stack = self._stack[0]
         assert isinstance(stack, History)
         return stack.route(self.query, self._kept(z), e)
 
-    def write(
-        self, z: tuple[Tensor, ...], f: Tensor, g: Tensor | None = None, e: Tensor | None = None
-    ) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def write(self, z: Tensors, f: Tensor, g: Tensor | None = None, e: Tensor | None = None) -> Tensors:  # type: ignore[override]
         return *self._kept(z), f if g is None else self.spread(g, f) * f
 
-    def _kept(self, z: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def _kept(self, z: Tensors) -> Tensors:
         """The sources once the chunk before this unit, if one ends there, is summarised by its last output."""
         if self.chunk == 1 or not self.place.index or self.place.index % self.chunk:
             return z

@@ -1,7 +1,7 @@
-"""`delta`: `u = h + gamma * sum_i a_i f_i`, `h <- h + f`: a plain stream whose units also look back at what was written.
+"""`delta`: `u = h + gamma * sum_i a_i f_i`, `h <- h + f`: a plain stream whose units also look back at the outputs.
 
-`a = softmax_i(w . f_i / rms(f_i))` over z0 and the outputs of all earlier units, from unit 1 on; gamma one number a unit,
-0 at the start: exactly the plain rule, so it can be put on trained weights. Source:
+`a = softmax_i(w . f_i / rms(f_i))` over z0 and the outputs of all earlier units, from unit 1 on; gamma, one number a
+unit, is 0 at the start: exactly the plain rule, so it can be put on trained weights. Source:
 wdlctc/delta-attention-residuals-code (delta attention residuals) [F].
 """
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from neural_rdm.residual.rivals.attention import attend
-from neural_rdm.residual.stack import Stack
+from neural_rdm.residual.stack import Stack, Tensors
 from neural_rdm.residual.unit import Place, Unit, add_scaled, rule
 
 BEGINS_ANEW = "what its units look back at would begin anew behind every long skip"
@@ -21,15 +21,15 @@ OLD_SOURCES = "a new unit is one more source of all later ones, which moves thei
 class Sum(Stack):
     """(h, z0, f_0, ..., f_{l-1}): the stream itself, and what it is the sum of."""
 
-    def open(self, z: Tensor) -> tuple[Tensor, ...]:
+    def open(self, z: Tensor) -> Tensors:
         """z as the sum, and as the first source."""
         return z, z
 
-    def close(self, stream: tuple[Tensor, ...], e: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def close(self, stream: Tensors, e: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """The sum."""
         return stream[0]
 
-    def add(self, stream: tuple[Tensor, ...], x: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def add(self, stream: Tensors, x: Tensor) -> Tensors:  # type: ignore[override]
         """x goes into the sum; it is nobody's output."""
         return stream[0] + x, *stream[1:]
 
@@ -57,14 +57,12 @@ class Delta(Unit):
         """The sum and its parts."""
         return Sum()
 
-    def read(self, z: tuple[Tensor, ...], e: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def read(self, z: Tensors, e: Tensor | None = None) -> Tensor:  # type: ignore[override]
         if not self.place.index:
             return z[0]
         return add_scaled(z[0], self.gamma, attend(self.query, z[1:]))
 
-    def write(
-        self, z: tuple[Tensor, ...], f: Tensor, g: Tensor | None = None, e: Tensor | None = None
-    ) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def write(self, z: Tensors, f: Tensor, g: Tensor | None = None, e: Tensor | None = None) -> Tensors:  # type: ignore[override]
         written = f if g is None else self.spread(g, f) * f
         return z[0] + written, *z[1:], written
 

@@ -1,7 +1,7 @@
 """`denseformer`: `z <- sum_j a_j x_j` behind every k-th block, over the input and the outputs of all blocks so far.
 
-a is one-hot at the start: the block's own output, exactly the plain rule. Source: Pagliardini et al. 2024, *DenseFormer*,
-epfml/DenseFormer [F] (depth-weighted averages; `every` is its period, its dilation is 1).
+a is one-hot at the start: the block's own output, exactly the plain rule. Source: Pagliardini et al. 2024,
+*DenseFormer*, epfml/DenseFormer [F] (depth-weighted averages; `every` is its period, its dilation is 1).
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from neural_rdm.residual.rivals.delta import BEGINS_ANEW, OLD_SOURCES
-from neural_rdm.residual.stack import Stack
+from neural_rdm.residual.stack import Stack, Tensors
 from neural_rdm.residual.unit import Place, Unit, add_scaled, rule
 
 
 class Averages(Stack):
     """(z, x_0, x_1, ...): the stream, the input of the first block, and the outputs of all blocks before averaging."""
 
-    def open(self, z: Tensor) -> tuple[Tensor, ...]:
+    def open(self, z: Tensor) -> Tensors:
         """z, and z as the first of the past."""
         return z, z
 
-    def close(self, stream: tuple[Tensor, ...], e: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def close(self, stream: Tensors, e: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """The stream."""
         return stream[0]
 
-    def add(self, stream: tuple[Tensor, ...], x: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def add(self, stream: Tensors, x: Tensor) -> Tensors:  # type: ignore[override]
         """To the stream; the past stays as it was."""
         return stream[0] + x, *stream[1:]
 
@@ -61,12 +61,10 @@ class DenseFormer(Unit):
         """The stream and its past."""
         return Averages()
 
-    def read(self, z: tuple[Tensor, ...], e: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def read(self, z: Tensors, e: Tensor | None = None) -> Tensor:  # type: ignore[override]
         return z[0]
 
-    def write(
-        self, z: tuple[Tensor, ...], f: Tensor, g: Tensor | None = None, e: Tensor | None = None
-    ) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def write(self, z: Tensors, f: Tensor, g: Tensor | None = None, e: Tensor | None = None) -> Tensors:  # type: ignore[override]
         out = z[0] + f if g is None else add_scaled(z[0], self.spread(g, f), f)
         if not self.ends_block:
             return out, *z[1:]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from neural_rdm.residual.rivals.copies import Copies
-from neural_rdm.residual.stack import Stack
+from neural_rdm.residual.stack import Stack, Tensors
 from neural_rdm.residual.unit import Place, Unit, add_scaled, rule
 
 
@@ -49,14 +49,12 @@ class HC(Unit):
         """Its copies."""
         return Copies(n)
 
-    def read(self, z: tuple[Tensor, ...], e: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def read(self, z: Tensors, e: Tensor | None = None) -> Tensor:  # type: ignore[override]
         added = self._dynamic(z, slice(0, 1))
         weights = [a if d is None else a + d[0] for a, d in zip(self.read_weight, added, strict=True)]
         return _combined(weights, z)
 
-    def write(
-        self, z: tuple[Tensor, ...], f: Tensor, g: Tensor | None = None, e: Tensor | None = None
-    ) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def write(self, z: Tensors, f: Tensor, g: Tensor | None = None, e: Tensor | None = None) -> Tensors:  # type: ignore[override]
         added = self._dynamic(z, slice(1, None))
         if g is not None and self.dynamic:  # weights of each token: the block's gate goes onto f once
             f, g = self.spread(g, f) * f, None
@@ -69,7 +67,7 @@ class HC(Unit):
             result.append(add_scaled(out, weight if g is None else self.spread(g * weight, out), f))
         return tuple(result)
 
-    def _dynamic(self, z: tuple[Tensor, ...], part: slice) -> list[list[Tensor] | None]:
+    def _dynamic(self, z: Tensors, part: slice) -> list[list[Tensor] | None]:
         """What each copy's tokens add to the weights, each [B, ..., 1]: its read weight (column 0 of `dynamic_weight`),
         its write weight (1), its row of the carry (the rest).
         """
@@ -92,7 +90,7 @@ class HC(Unit):
         return {**self.plain_values(), "write_weight": 0.0}
 
 
-def _combined(weights: list[Tensor], z: tuple[Tensor, ...]) -> Tensor:
+def _combined(weights: list[Tensor], z: Tensors) -> Tensor:
     """`sum_s w_s X_s`; each w a number or [B, ..., 1]."""
     out = weights[0] * z[0]
     for weight, copy in zip(weights[1:], z[1:], strict=True):

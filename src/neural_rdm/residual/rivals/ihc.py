@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from neural_rdm.residual.rivals.copies import Copies
-from neural_rdm.residual.stack import Stack
+from neural_rdm.residual.stack import Stack, Tensors
 from neural_rdm.residual.unit import Place, Unit, add_scaled, rule
 
 
@@ -18,8 +18,8 @@ from neural_rdm.residual.unit import Place, Unit, add_scaled, rule
 class IHC(Unit):
     """Feature-wise hyper-connections with an identity carry.
 
-    Starts as the plain rule, to the bit for n = 1, 2, 4, and with copies that learn to differ: channel c of unit l reads
-    copy (l + c) mod n alone. (Reading their mean would be plain as well, and would keep them equal for ever.)
+    Starts as the plain rule, to the bit for n = 1, 2, 4, and with copies that learn to differ: channel c of unit l
+    reads copy (l + c) mod n alone. (Reading their mean would be plain as well, and would keep them equal for ever.)
 
     Args:
         n: copies.
@@ -45,15 +45,13 @@ class IHC(Unit):
         """Its copies."""
         return Copies(n)
 
-    def read(self, z: tuple[Tensor, ...], e: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def read(self, z: Tensors, e: Tensor | None = None) -> Tensor:  # type: ignore[override]
         out = self.spread(self.read_weight[0], z[0]) * z[0]
         for copy, weight in zip(z[1:], self.read_weight[1:], strict=True):
             out = torch.addcmul(out, self.spread(weight, copy), copy)
         return out
 
-    def write(
-        self, z: tuple[Tensor, ...], f: Tensor, g: Tensor | None = None, e: Tensor | None = None
-    ) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def write(self, z: Tensors, f: Tensor, g: Tensor | None = None, e: Tensor | None = None) -> Tensors:  # type: ignore[override]
         weights = self.write_weight if g is None else g[None] * self.write_weight[:, None]
         return tuple(add_scaled(copy, self.spread(w, copy), f) for copy, w in zip(z, weights, strict=True))
 

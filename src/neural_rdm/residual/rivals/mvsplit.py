@@ -17,7 +17,7 @@ from neural_rdm.residual.unit import Place, Unit, rule
 class MVSplit(Unit):
     """`weight * n / rms(n)` of `n = z + beta * (f - M f) + alpha * (M f - M z)`; a block's own gate multiplies f.
 
-    M is the mean over the tokens, or places, of each row: an image, a frame; between frames those of one place.
+    M is the mean over the tokens, or places, of each row: an image, a frame; in a temporal block the frames of a place.
 
     Args:
         beta: its start, for every channel; the source's default is 0.03, 1 adds what the plain rule would.
@@ -36,8 +36,7 @@ class MVSplit(Unit):
         self.weight = nn.Parameter(torch.ones(place.dim_out))
 
     def write(self, z: Tensor, f: Tensor, g: Tensor | None = None, e: Tensor | None = None) -> Tensor:  # type: ignore[override]  # its stream is a tensor
-        axes = (1,) if self.channel_axis == -1 and z.ndim == 3 else tuple(range(1, z.ndim - 1))
-        axes = axes if self.channel_axis == -1 else tuple(range(2, z.ndim))
+        axes = tuple(range(1, z.ndim - 1) if self.channel_axis == -1 else range(2, z.ndim))
         alpha, beta = self.spread(self.alpha, z), self.spread(self.beta, z)
         gate = self.spread(g, z) if g is not None else None
         f_mean, z_mean = f.mean(dim=axes, keepdim=True), z.mean(dim=axes, keepdim=True)
