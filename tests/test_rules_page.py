@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from benchmarks import rules
+
 from neural_rdm.reports.tables import markdown_table
 from neural_rdm.residual import RULES, Residual
 from tests.helpers import ROOT
