@@ -3,7 +3,7 @@
     M <- momentum * M + G,  N = G + momentum * M,  W <- (1 - lr * wd) W - lr * 0.2 sqrt(max(rows, columns)) O(N)
 
 O is the nearest orthogonal matrix, by five Newton-Schulz steps (Jordan et al. 2024); the factor gives its update the
-size of AdamW's, so that learning rate and weight decay are AdamW's too (Moonlight, arXiv 2502.16982). `torch.optim.Muon`
+size of AdamW's, so that learning rate and weight decay are its as well (Moonlight, arXiv 2502.16982). torch.optim.Muon
 is not used: it takes a fused tensor (QKV, the six parts of adaLN) for one matrix, on which Muon plateaus, and knows
 neither `found_inf` nor sharded weights. Here every part of a fused tensor is orthogonalised by itself.
 """
@@ -24,7 +24,7 @@ FUSED = {"qkv.weight": 3, "kv.weight": 2, "adaLN_modulation.1.weight": 6, "modul
 
 
 def matrices(net: nn.Module) -> dict[str, int]:
-    """The weights that Muon optimises, those of linear and convolution layers in the blocks, with the number of matrices
+    """The weights that Muon optimises, those of linear and convolution layers in blocks, with the number of matrices
     in each. Embeddings, the first and the last layer, biases, norms and the residual rule stay with AdamW.
     """
     rule = gate_names(net)
