@@ -281,6 +281,17 @@ def test_attention_over_depth_in_half_precision_weighs_in_single() -> None:
     torch.testing.assert_close(out.float(), exact, rtol=0.02, atol=0.02)
 
 
+def test_copies_are_not_rounded_by_autocast() -> None:
+    torch.manual_seed(0)
+    toy = Toy(Residual("hc", n=2))
+    toy.modules.float()
+    stream = toy.stack.open(torch.randn(B, N, D))
+    with torch.autocast("cpu", torch.bfloat16):
+        after = toy.units[0](stream, lambda h: torch.zeros_like(h))
+    exact = toy.units[0](stream, lambda h: torch.zeros_like(h))
+    assert all(torch.equal(a, b) for a, b in zip(after, exact, strict=True))
+
+
 def test_frozen_weights_leave_the_mean_and_cut_the_gradient_through_them() -> None:
     torch.manual_seed(0)
     q = torch.randn(D, dtype=torch.float64, requires_grad=True)
@@ -356,9 +367,9 @@ def test_a_unit_never_sees_what_comes_later(rule: str) -> None:
 
 
 def test_layerscale_starts_smaller_in_deeper_networks() -> None:
-    starts = [float(Residual("layerscale").unit(4, count=units).alpha[0]) for units in (36, 48, 50)]
+    starts = [Residual("layerscale").unit(4, count=units).alpha[0].item() for units in (36, 48, 50)]
     assert starts == pytest.approx([1e-1, 1e-5, 1e-6])
-    assert float(Residual("layerscale", init=0.25).unit(4).alpha[0]) == 0.25
+    assert Residual("layerscale", init=0.25).unit(4).alpha[0].item() == 0.25
 
 
 @pytest.mark.parametrize(

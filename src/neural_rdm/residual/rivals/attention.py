@@ -101,7 +101,7 @@ class _Attend(torch.autograd.Function):
             weights = logit.softmax(dim=-1)
             wide = [s.to(logit.dtype) for s in sources]
             grad = grad.to(logit.dtype)
-            along = torch.stack([_row_dots(grad, s) for s in wide], dim=-1)
+            along = torch.stack([torch.linalg.vecdot(grad, s) for s in wide], dim=-1)
             pull = weights * (along - (weights * along).sum(dim=-1, keepdim=True))  # gradient of the logits
             to_query = scale * pull * inverse
             shrink = -pull * logit * inverse.square() / dim
@@ -117,9 +117,3 @@ class _Attend(torch.autograd.Function):
                 else:
                     grad_query += torch.bmm(to_query[..., i].flatten(1)[:, None], source.flatten(1, -2))[:, 0]
         return grad_query.to(query.dtype), None, *grads
-
-
-def _row_dots(a: Tensor, b: Tensor) -> Tensor:
-    """<a, b> of every token: a matrix product, which keeps no product of the stream's size."""
-    rows = torch.bmm(a.reshape(-1, 1, a.shape[-1]), b.reshape(-1, b.shape[-1], 1))
-    return rows.reshape(a.shape[:-1])

@@ -6,6 +6,8 @@ mean of the copies, where the source takes their sum, so that the plain start is
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -58,12 +60,13 @@ class HC(Unit):
         added = self._dynamic(z, slice(1, None))
         if g is not None and self.dynamic:  # weights of each token: the block's gate goes onto f once
             f, g = self.spread(g, f) * f, None
+        copies = z if self.dynamic else _Mixed.apply(self.carry.T, *z)
         result = []
         for s in range(self.n):
-            carried = [c if d is None else c + d[1 + s] for c, d in zip(self.carry[:, s], added, strict=True)]
-            extra = added[s]
-            weight = self.write_weight[s] if extra is None else self.write_weight[s] + extra[0]
-            out = _combined(carried, z)
+            out, weight, extra = copies[s], self.write_weight[s], added[s]
+            if extra is not None:
+                carried = [c + d[1 + s] for c, d in zip(self.carry[:, s], added, strict=True) if d is not None]
+                out, weight = _combined(carried, z), weight + extra[0]
             result.append(add_scaled(out, weight if g is None else self.spread(g * weight, out), f))
         return tuple(result)
 
@@ -88,6 +91,25 @@ class HC(Unit):
     def identity_values(self) -> dict[str, float | Tensor]:
         """Every copy carried on, and nothing written."""
         return {**self.plain_values(), "write_weight": 0.0}
+
+
+class _Mixed(torch.autograd.Function):
+    """Copies X_s -> sum_r W[s, r] X_r as one matrix product, which keeps for backward what is there already."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, *copies: Tensor) -> Tensors:
+        ctx.save_for_backward(weight, *copies)
+        with torch.autocast(weight.device.type, enabled=False):  # which would round the stream itself
+            out = weight.to(copies[0].dtype) @ torch.stack(copies).flatten(1)
+        return tuple(row.view_as(copies[0]) for row in out)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        weight, *copies = ctx.saved_tensors
+        rows = torch.stack(grads).flatten(1)
+        to_weight = rows @ torch.stack(copies).flatten(1).to(rows.dtype).T
+        out = weight.T.to(rows.dtype) @ rows
+        return to_weight.to(weight.dtype), *(row.view_as(copies[0]) for row in out)
 
 
 def _combined(weights: list[Tensor], z: Tensors) -> Tensor:

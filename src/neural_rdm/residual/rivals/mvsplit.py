@@ -43,8 +43,8 @@ class MVSplit(Unit):
         f_mean = f_mean if gate is None else gate * f_mean
         # beta * g * f and then what is the same for all tokens of a row: two passes over the stream instead of four
         common = (alpha - beta) * f_mean - alpha * z_mean
-        out = torch.addcmul(z, beta if gate is None else gate * beta, f) + common
-        return rms_norm(out, self.channel_axis) * self.spread(self.weight, z)
+        out = torch.addcmul(z, beta if gate is None else gate * beta, f).add_(common)
+        return rms_norm(out, self.channel_axis, self.weight)
 
     def plain_values(self) -> dict[str, float | Tensor]:
         """None: its norm stands in the stream.

@@ -66,8 +66,8 @@ class Sandwich(Unit):
         raise ValueError("the norm behind its branch divides by the output's size, which no affine layer does")
 
 
-def rms_norm(x: Tensor, channel_axis: int, eps: float = 1e-6) -> Tensor:
-    """`x / sqrt(mean of squares over channels + eps)`; channels on the axis -1 or 1."""
+def rms_norm(x: Tensor, channel_axis: int, weight: Tensor | None = None, eps: float = 1e-6) -> Tensor:
+    """`weight * x / sqrt(mean of squares over channels + eps)`; channels [D] on the axis -1 or 1."""
     if channel_axis == -1:
-        return nn.functional.rms_norm(x, x.shape[-1:], eps=eps)
-    return nn.functional.rms_norm(x.movedim(1, -1), (x.shape[1],), eps=eps).movedim(-1, 1)
+        return nn.functional.rms_norm(x, x.shape[-1:], weight, eps)
+    return nn.functional.rms_norm(x.movedim(1, -1), (x.shape[1],), weight, eps).movedim(-1, 1)
