@@ -24,6 +24,7 @@ from benchmarks import (
     metric_response,
     objectives,
     residual,
+    rules,
     step,
     supervision,
     unet,
@@ -33,6 +34,7 @@ from neural_rdm.core.files import write_text
 
 BENCHMARKS = {
     "residual": residual.run,
+    "rules": rules.run,
     "step": step.run,
     "supervision": supervision.run,
     "local_jvp": local_jvp.run,

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.residual import FIVE
 from neural_rdm.backbones.dit import DiT
 from neural_rdm.core.seeding import normal, uniform
 from neural_rdm.data.digits import Digits
@@ -21,7 +22,6 @@ from neural_rdm.diffusion.objectives import DDPMObjective
 from neural_rdm.diffusion.process import DDPM
 from neural_rdm.dynamics.probe import probe
 from neural_rdm.reports.tables import markdown_table
-from neural_rdm.residual import RULES
 
 WIDTH, HEADS, BATCH, STEPS, LR = 32, 4, 32, 200, 1e-3
 DEEP = 1000
@@ -32,7 +32,7 @@ def run() -> dict[str, Any]:
     """All measurements as plain values; a summary is printed on the way."""
     deep = train("gated", DEEP, seed=0, open_gates=False)
     print(f"{DEEP} gated blocks of width {WIDTH}, {STEPS} steps, official start:\n\n{markdown_table([deep])}")
-    rows = [train(rule, COMPARED, seed, open_gates=True) for seed in range(SEEDS) for rule in RULES]
+    rows = [train(rule, COMPARED, seed, open_gates=True) for seed in range(SEEDS) for rule in FIVE]
     print(f"{COMPARED} blocks from random adaLN gates (std {GATE_STD}), {STEPS} steps:\n\n{markdown_table(rows)}")
     return {
         "method": (

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from neural_rdm.backbones.dit import DiT
 from neural_rdm.diffusion.process import DDPM
 from neural_rdm.reports.tables import markdown_table
-from neural_rdm.residual import RULES, Residual, Unit
+from neural_rdm.residual import Residual, Unit
 
 BASE = "resnet"
+FIVE = ("gated", "adaln", "skip", "resnet", "rezero")
 ROUNDS, REPEATS = 31, 16  # of a unit; a round is a few hundred milliseconds
 PROBED = "gated, probe on"
 STEPS = 12
@@ -88,7 +89,7 @@ def unit_times(shape: tuple[int, int, int], units: int, step_ms: float) -> dict[
         units: residual additions in the network.
         step_ms: its training step.
     """
-    cases = {rule: partial(_one_unit, *_unit(rule, shape)) for rule in RULES}
+    cases = {rule: partial(_one_unit, *_unit(rule, shape)) for rule in FIVE}
     probed = _unit("gated", shape)
     probed[0].probe = torch.zeros(2, requires_grad=True)
     times = interleaved({**cases, PROBED: partial(_one_unit, *probed)}, ROUNDS)
@@ -137,7 +138,7 @@ def step_time(arguments: dict[str, Any], batch: int) -> float:
     return statistics.median(interleaved({"step": step}, STEPS // 2)["step"])
 
 
-def saved_bytes(rule: str, bf16: bool) -> int:
+def saved_bytes(rule: str | Residual, bf16: bool) -> int:
     """Bytes that the blocks of DiT-S/2 keep for the backward pass at batch 2, weights not counted.
 
     Storages are counted once each, however many saved tensors look into them.
@@ -158,6 +159,8 @@ def saved_bytes(rule: str, bf16: bool) -> int:
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, bf16),
     ):
+        stream = net.stack.open(z)
         for block in net.blocks:
-            z = block(z, c, e)
+            stream = block(stream, c, e)
+        net.stack.close(stream, e)
     return sum(kept.values())

@@ -20,7 +20,7 @@ class Copies(Stack):
         """Two equal copies."""
         return z, z
 
-    def close(self, stream: Any) -> Tensor:
+    def close(self, stream: Any, e: Tensor | None = None) -> Tensor:
         """The mean of both."""
         return (stream[0] + stream[1]) / 2
 

@@ -20,7 +20,7 @@ class Pair(Stack):
     def open(self, z: Tensor) -> tuple[Tensor, Tensor]:
         return z, z
 
-    def close(self, stream: tuple[Tensor, Tensor]) -> Tensor:  # type: ignore[override]
+    def close(self, stream: tuple[Tensor, Tensor], e: Tensor | None = None) -> Tensor:  # type: ignore[override]
         return self.weight * stream[0] + (1 - self.weight) * stream[1]
 
     def plain_values(self) -> dict[str, float]:
@@ -67,7 +67,7 @@ class Grown(Stack):
     def open(self, z: Tensor) -> tuple[Tensor, ...]:
         return (z,)
 
-    def close(self, stream: tuple[Tensor, ...]) -> Tensor:  # type: ignore[override]
+    def close(self, stream: tuple[Tensor, ...], e: Tensor | None = None) -> Tensor:  # type: ignore[override]
         return torch.stack(stream).sum(dim=0)
 
     def add(self, stream: tuple[Tensor, ...], x: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]

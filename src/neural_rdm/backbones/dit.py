@@ -259,5 +259,5 @@ class DiT(Backbone):
         stream = self.stack.open(z)
         for block in self.blocks:
             stream = block(stream, modulation, e, text)
-        z = self.stack.close(stream)[:, self.style.register_tokens :]
+        z = self.stack.close(stream, e)[:, self.style.register_tokens :]
         return unpatchify(self.final_layer(z, c), self.patch_size, self.out_channels)

@@ -155,7 +155,7 @@ class Latte(DiT):
             if frames > self.num_frames:
                 stream = stack.map(lambda s, i: torch.cat([s, i], dim=1), stream, images)
             stream = stack.map(lambda s: s.flatten(0, 1), stream)
-        z = stack.close(stream)[:, self.style.register_tokens :]
+        z = stack.close(stream, repeated(e, frames))[:, self.style.register_tokens :]
         patches = self.final_layer(z, repeated(each, len(z) // len(each)))
         return unpatchify(patches, self.patch_size, self.out_channels).reshape(*x.shape[:-3], -1, *x.shape[-2:])
 

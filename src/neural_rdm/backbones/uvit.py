@@ -187,5 +187,5 @@ class UViT(Backbone):
             if block.skip_linear is not None:
                 stream = self.stack.open(block.mixed(self.stack.close(stream), skips.pop()))
             stream = block(stream, e)
-        patches = self.decoder_pred(self.norm(self.stack.close(stream)))[:, self.extras :]
+        patches = self.decoder_pred(self.norm(self.stack.close(stream, e)))[:, self.extras :]
         return self.final_layer(unpatchify(patches, self.patch_size, self.in_chans))

@@ -17,6 +17,7 @@ Symbols: `z` the stream [B, ..., D] (or [B, D, H, W] with `channel_axis=1`), `f 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -76,11 +77,11 @@ class Gates(Unit):
             )
         return static + nn.functional.linear(e, getattr(self, f"{gate}_time"))
 
-    def plain_values(self) -> dict[str, float]:
+    def plain_values(self) -> dict[str, float | Tensor]:
         """alpha 1, and nothing else."""
         return {name: float(name == "alpha") for name, _ in self.named_parameters()}
 
-    def identity_values(self) -> dict[str, float] | None:
+    def identity_values(self) -> Mapping[str, float | Tensor] | None:
         """All gates 0, where alpha multiplies the branch."""
         return {name: 0.0 for name, _ in self.named_parameters()} if self.scales_branch else None
 

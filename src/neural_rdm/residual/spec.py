@@ -7,7 +7,8 @@ from typing import Any, get_type_hints
 
 from neural_rdm.core.arguments import NonNegative, checked, nearest, problem
 from neural_rdm.core.errors import ArgumentError
-from neural_rdm.residual import rules as _registered  # noqa: F401  # the rules of this package have their names
+from neural_rdm.residual import rivals as _rivals  # noqa: F401  # the rules of this package have their names
+from neural_rdm.residual import rules as _registered  # noqa: F401
 from neural_rdm.residual.unit import RULES, Place, Stack, Unit
 
 
@@ -89,7 +90,7 @@ class Residual:
     @property
     def closes_branch(self) -> bool:
         """Whether the rule itself starts with all branches closed, so that nothing in series with it may be zero."""
-        return self.unit_class.start == "identity"
+        return self.unit_class.starts(**self.options) == "identity"
 
     def as_dict(self) -> dict[str, Any]:
         """The keyword arguments that make it again, as plain values."""
@@ -131,7 +132,9 @@ class Plan:
             first.dim, first.dim_out, first.channel_axis, first.time_dim, role, block, self._next, first.count
         )
         self._next += 1
-        return self.residual.unit_at(place)
+        unit = self.residual.unit_at(place)
+        unit.join(self.stack)
+        return unit
 
 
 def options_of(unit_class: type[Unit]) -> dict[str, tuple[Any, Any]]:

@@ -10,7 +10,8 @@ from typing import TypeAlias, Union
 
 from torch import Tensor, nn
 
-Stream: TypeAlias = Union[Tensor, tuple[Tensor, ...]]  # noqa: UP007 (evaluated by Python 3.10)
+Tensors: TypeAlias = tuple[Tensor, ...]
+Stream: TypeAlias = Union[Tensor, Tensors]  # noqa: UP007 (evaluated by Python 3.10)
 
 
 class Stack(nn.Module):
@@ -23,8 +24,12 @@ class Stack(nn.Module):
         """The stream before the first unit, from the tensor z [B, ..., D]."""
         return z
 
-    def close(self, stream: Stream) -> Tensor:
-        """The tensor [B, ..., D] that leaves the stack behind its last unit; a stream may be closed on the way, too."""
+    def close(self, stream: Stream, e: Tensor | None = None) -> Tensor:
+        """The tensor [B, ..., D] that leaves the stack behind its last unit; a stream may be closed on the way, too.
+
+        Args:
+            e: the timestep embedding [B, E], where the network hands one to its units.
+        """
         assert isinstance(stream, Tensor)
         return stream
 
@@ -40,7 +45,7 @@ class Stack(nn.Module):
         """The stream with x [broadcast] added once to what the units read (Latte's table of frames)."""
         return map_stream(lambda z: z + x, stream)
 
-    def plain_values(self) -> dict[str, float]:
+    def plain_values(self) -> dict[str, float | Tensor]:
         """The value of each of its parameters, by name, at which stack and plain units together are `z + F(z)`."""
         return {}
 

@@ -78,22 +78,32 @@ _TINY = 1e-30
 
 class _Watch(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, after: Tensor, before: Tensor, row: Tensor, bins: Tensor, channel_axis: int) -> Tensor:
-        wide = torch.promote_types(after.dtype, torch.float32)
-        z, out = before.to(wide), after.to(wide)
-        write = out - z
-        ctx.save_for_backward(write, torch.stack(_per_row(z, write, out, channel_axis), dim=1), bins)
-        return after.view_as(after)
+    def forward(
+        ctx: Any,
+        carried: Tensor,
+        before: Tensor,
+        written: Tensor | None,
+        row: Tensor,
+        bins: Tensor,
+        channel_axis: int,
+    ) -> Tensor:
+        wide = torch.promote_types(carried.dtype, torch.float32)
+        z, x = before.to(wide), carried.to(wide)
+        write = x - z if written is None else written.to(wide)
+        out = x if written is None else z + write
+        own = write if written is None else x  # <gradient of what is carried, own> is the loss that the write adds
+        ctx.save_for_backward(own, torch.stack(_per_row(z, write, out, channel_axis), dim=1), bins)
+        return carried.view_as(carried)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        write, table, bins = ctx.saved_tensors
-        importance = (grad.to(write.dtype) * write).flatten(1).sum(dim=1, keepdim=True)
+        own, table, bins = ctx.saved_tensors
+        importance = (grad.to(own.dtype) * own).flatten(1).sum(dim=1, keepdim=True)
         # a sample may be several rows (the frames of a clip): their means, but all that they change of its loss
         samples = table.view(len(bins), -1, table.shape[1]).mean(dim=1)
         samples = torch.cat([samples, importance.view(len(bins), -1, 1).sum(dim=1)], dim=1)
         # no matrix product: autocast and TF32 would round it, and 0 * NaN would carry one bad sample into every bin
-        return grad, None, torch.where(bins[:, :, None] > 0, samples[:, None], 0).sum(dim=0), None, None
+        return grad, None, None, torch.where(bins[:, :, None] > 0, samples[:, None], 0).sum(dim=0), None, None
 
 
 def _per_row(z: Tensor, write: Tensor, out: Tensor, channel_axis: int) -> list[Tensor]:
@@ -143,4 +153,11 @@ def watch(after: Tensor, before: Tensor, row: Tensor, bins: Tensor, channel_axis
         bins: [B, T], 1 where a sample belongs to a bin, else 0.
         channel_axis: -1 or 1; every other axis but the first counts tokens.
     """
-    return _Watch.apply(after, before.detach(), row, bins, channel_axis)
+    return _Watch.apply(after, before.detach(), None, row, bins, channel_axis)
+
+
+def watch_write(f: Tensor, written: Tensor, read: Tensor, row: Tensor, bins: Tensor, channel_axis: int) -> Tensor:
+    """Return a branch's output `f` unchanged, measured as `watch` does where the stream is several tensors: z_i is what
+    the branch `read`, w what is `written` of its output, and z_{i+1} their sum; all of one shape [R, ...].
+    """
+    return _Watch.apply(f, read.detach(), written.detach(), row, bins, channel_axis)

@@ -17,7 +17,7 @@ it: reshapes go through `map`, what is added once goes through `add`, and the br
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from neural_rdm.residual.stack import Stack, Stream, map_stream
-from neural_rdm.residual.taps import close_overlap, open_overlap, tap, watch
+from neural_rdm.residual.taps import close_overlap, open_overlap, tap, watch, watch_write
 
 Start = Literal["plain", "identity", "other"]
 Branch = Callable[[Tensor], Tensor]
@@ -70,6 +70,8 @@ class Unit(nn.Module):
     rule_name: ClassVar[str] = ""
     #: what a unit computes where its parameters start: `plain` (z + F), `identity` (z) or `other`
     start: Start = "plain"
+    #: where `plain` holds only up to the eps of norms: the largest relative move of a trained network's output [D]
+    plain_within: float = 0.0
     #: whether the stream is one tensor; else a network of diffusers, which hands on one, cannot have it
     single: bool = True
     #: why the stream cannot be closed, mixed with a long skip and opened again (U-ViT); None where it can
@@ -109,6 +111,14 @@ class Unit(nn.Module):
     def make_stack(cls, place: Place, **options: Any) -> Stack:
         """The stack of this rule's units, with the same options; `place` gives width and number of its units."""
         return Stack()
+
+    @classmethod
+    def starts(cls, **options: Any) -> Start:
+        """What `start` is with these options."""
+        return cls.start
+
+    def join(self, stack: Stack) -> None:
+        """Be told of the stack that it is a unit of: for a rule whose units share what their stack holds."""
 
     @property
     def dim(self) -> int:
@@ -180,22 +190,27 @@ class Unit(nn.Module):
             else:
                 stream = _tapped(stream, *legs)
         before = stream if shortcut is None else map_stream(shortcut, stream)
-        out = self.write(before, branch(self.read(z, e)), g, e)
-        if self.watched is not None:
-            out = _watched(out, before, *self.watched, self.channel_axis)
+        read = self.read(z, e)
+        f = branch(read)
+        if self.watched is not None and not isinstance(z, Tensor):
+            f = watch_write(f, f if g is None else self.spread(g, f) * f, read, *self.watched, self.channel_axis)
+        out = self.write(before, f, g, e)
+        if self.watched is not None and isinstance(out, Tensor):
+            assert isinstance(before, Tensor)
+            out = watch(out, before, *self.watched, self.channel_axis)
         return _tapped(out if loan is None else close_overlap(self._tensor(out), loan), *exits)
 
     # -- what others ask of a rule
 
-    def plain_values(self) -> dict[str, float]:
-        """The value of each of its parameters, by name, at which it computes `z + F(z)`.
+    def plain_values(self) -> dict[str, float | Tensor]:
+        """The value of each of its parameters, by name, at which it computes `z + F(z)`: one number, or a tensor.
 
         Raises:
             ValueError: there are none.
         """
         return {}
 
-    def identity_values(self) -> dict[str, float] | None:
+    def identity_values(self) -> Mapping[str, float | Tensor] | None:
         """The value of each of its parameters, by name, at which it leaves the stream as it is; None where there are
         none: only a branch whose last layer is zero does.
         """
@@ -261,19 +276,6 @@ def _overlap_row(leaves: tuple[Tensor, ...], e: Tensor | None) -> Tensor:
         return static + nn.functional.linear(e.detach().to(static.dtype), time[0])
 
 
-def _watched(after: Stream, before: Stream, row: Tensor, bins: Tensor, channel_axis: int) -> Stream:
-    """The stream `after` a unit, watched against the one `before` it (see `taps.watch`): several tensors count as the
-    tokens of one, and those that the unit has added as zero before.
-    """
-    if isinstance(after, Tensor):
-        assert isinstance(before, Tensor)
-        return watch(after, before, row, bins, channel_axis)
-    axis = 1 if channel_axis == -1 else 2  # the first axis of tokens, or of places
-    new = [torch.zeros_like(z) for z in after[len(before) :]]
-    joined = watch(torch.cat(after, dim=axis), torch.cat([*before, *new], dim=axis), row, bins, channel_axis)
-    return joined.split([z.shape[axis] for z in after], dim=axis)
-
-
 # -- the rules by name, and the units of a network
 
 RULES: dict[str, type[Unit]] = {}
@@ -319,7 +321,7 @@ def gate_names(model: nn.Module) -> set[str]:
     }
 
 
-def plain_state(model: nn.Module) -> dict[str, float]:
+def plain_state(model: nn.Module) -> dict[str, float | Tensor]:
     """The value of every parameter in `gate_names` at which each unit computes `z + F(z)`.
 
     Raises:
@@ -338,4 +340,4 @@ def make_plain(model: nn.Module) -> None:
     """Set the parameters of every unit of `model` so that it computes `z + F(z)`; see `plain_state`."""
     parameters = dict(model.named_parameters())
     for name, value in plain_state(model).items():
-        parameters[name].fill_(value)
+        parameters[name].copy_(torch.as_tensor(value))

@@ -97,7 +97,10 @@ def _gates(adapter: Adapter[nn.Module], own: State, state: State, name: str) -> 
     except ValueError as error:
         raise CheckpointError(f"{name} cannot be loaded: {error}") from error
     new = adapter.new_units(state)
-    return {k: own[k] if k.rpartition(".")[0] in new else torch.full_like(own[k], plain[k]) for k in lacking}
+    return {
+        k: own[k] if k.rpartition(".")[0] in new else torch.as_tensor(plain[k]).to(own[k]).expand_as(own[k])
+        for k in lacking
+    }
 
 
 def _message(name: str, problems: Problems, own: State, found: State, hints: list[str]) -> str:

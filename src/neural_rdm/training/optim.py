@@ -1,4 +1,4 @@
-"""What is trained and how: AdamW whose gates get no weight decay and a learning rate of their own, and its schedule."""
+"""What is trained and how: AdamW or Muon, gates without weight decay and at a learning rate of their own; schedules."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from neural_rdm.core.arguments import Natural, NonNegative, Positive, checked
+from neural_rdm.core.arguments import Fraction, Natural, NonNegative, Positive, checked
 from neural_rdm.residual import gate_names
 from neural_rdm.training import constraints
+from neural_rdm.training.muon import Muon, matrices
 
 
 @checked(constraints.two_betas)
@@ -30,7 +31,10 @@ class Optimizer:
         clip_after: optimizer steps before clipping begins (Latte: 20 000 on SkyTimelapse, 100 000 on UCF-101).
         warmup_steps: linear warm-up from 0.
         skip_nonfinite: so many steps of a run are left out where loss or gradient is not finite; one more stops it.
-        schedule: `constant`, or `cosine` down to 0 at the run's last step.
+        schedule: `constant`; `cosine` down to 0 at the run's last step; or `wsd`: constant, then down to 0 as 1 - sqrt
+            over the last `decay_share` of the run (Haegele et al. 2024); a longer run shares all that is before.
+        name: `adamw`, or `muon` for the matrices of the blocks with AdamW for the rest (see `muon`).
+        decay_share: of the run's steps, for `wsd`.
     """
 
     lr: Positive = 1e-4
@@ -42,28 +46,41 @@ class Optimizer:
     clip_after: Natural = 0
     warmup_steps: Natural = 0
     skip_nonfinite: Natural = 0
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "cosine", "wsd"] = "constant"
+    name: Literal["adamw", "muon"] = "adamw"
+    decay_share: Fraction = 0.2
 
     def build(self, net: nn.Module, schedule: Sequence[nn.Parameter] = ()) -> torch.optim.AdamW:
         """AdamW over the trainable parameters of `net`, fused, in two groups: the network and its gates; and a third,
         without weight decay, where the objective has a learned `schedule`.
         """
-        parameters, rule = dict(net.named_parameters()), gate_names(net)
+        parameters, rule, parts = dict(net.named_parameters()), gate_names(net), self._parts(net)
         groups: list[dict[str, Any]] = []
         for names in self.names(net):
-            own = {"name": "net", "lr": self.lr, "weight_decay": self.weight_decay}
+            own: dict[str, Any] = {"name": "net", "lr": self.lr, "weight_decay": self.weight_decay}
             if names[0] in rule:
                 own = {"name": "gates", "lr": self.lr * self.gate_lr_scale, "weight_decay": 0.0}
+            if parts:
+                own["parts"] = parts.get(names[0])
             groups.append({**own, "params": [parameters[name] for name in names]})
         if schedule:
             groups.append({"name": "schedule", "params": list(schedule), "lr": self.lr, "weight_decay": 0.0})
-        return torch.optim.AdamW(groups, lr=self.lr, betas=(self.betas[0], self.betas[1]), eps=self.eps, fused=True)
+        options: dict[str, Any] = {"lr": self.lr, "betas": (self.betas[0], self.betas[1]), "eps": self.eps}
+        return Muon(groups, **options) if self.name == "muon" else torch.optim.AdamW(groups, fused=True, **options)
+
+    def _parts(self, net: nn.Module) -> dict[str, int]:
+        """The weights of Muon, and how many matrices stand in each."""
+        return matrices(net) if self.name == "muon" else {}
 
     def names(self, net: nn.Module) -> list[list[str]]:
-        """The trainable parameters' names, group by group, in the optimizer's order: the network's, then its gates'."""
-        rule = gate_names(net)
+        """The trainable parameters' names, group by group, in the optimizer's order: the network's, then its gates';
+        in front of them, with Muon, its matrices, by the number of them in a weight.
+        """
+        rule, parts = gate_names(net), self._parts(net)
         trainable = [name for name, p in net.named_parameters() if p.requires_grad]
-        groups = [[n for n in trainable if n not in rule], [n for n in trainable if n in rule]]
+        groups = [[n for n in trainable if parts.get(n) == count] for count in sorted(set(parts.values()))]
+        rest = [name for name in trainable if name not in parts]
+        groups += [[n for n in rest if n not in rule], [n for n in rest if n in rule]]
         return [group for group in groups if group]
 
     def factor(self, step: int, max_steps: int) -> float:
@@ -72,6 +89,9 @@ class Optimizer:
             return (step + 1) / self.warmup_steps
         if self.schedule == "constant":
             return 1.0
+        if self.schedule == "wsd":
+            steps = max(1, round(self.decay_share * max_steps))
+            return 1.0 - math.sqrt(min(1.0, max(0, step - (max_steps - steps)) / steps))
         progress = (step - self.warmup_steps) / max(1, max_steps - self.warmup_steps)
         return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
