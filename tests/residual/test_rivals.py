@@ -375,12 +375,12 @@ def test_layerscale_starts_smaller_in_deeper_networks() -> None:
 @pytest.mark.parametrize(
     ("rule", "options", "message"),
     [
-        ("ihc", {"n": 0}, "n=0 must be 1 or more"),
-        ("hc", {"n": -1}, "n=-1 must be 1 or more"),
-        ("dar", {"chunk": 0}, "chunk=0 must be 1 or more"),
-        ("block_attnres", {"group": 0}, "group=0 must be 1 or more"),
-        ("denseformer", {"every": 0}, "every=0 must be 1 or more"),
-        ("sandwich", {"gate": "sigmoid"}, "gate='sigmoid' is not one of tanh, none"),
+        ("ihc", {"n": 0}, "n=0 must be above 0"),
+        ("hc", {"n": -1}, "n=-1 must be above 0"),
+        ("dar", {"chunk": 0}, "chunk=0 must be above 0"),
+        ("block_attnres", {"group": 0}, "group=0 must be above 0"),
+        ("denseformer", {"every": 0}, "every=0 must be above 0"),
+        ("sandwich", {"gate": "sigmoid"}, "gate=sigmoid is not one of tanh, none"),
     ],
 )
 def test_options_out_of_range_are_refused(rule: str, options: dict[str, Any], message: str) -> None:

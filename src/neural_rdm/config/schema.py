@@ -70,9 +70,11 @@ def rules() -> dict[str, str]:
     """The residual rules of this package by name, and their classes: those that are decorated with `@rule(name)`."""
     package = reader.spec("neural_rdm.residual")
     folders = package.submodule_search_locations if package else None
-    files = [file for folder in folders or [] for file in sorted(Path(folder).glob("*.py"))]
-    names = [file.stem for file in files if "@rule(" in file.read_text(encoding="utf-8")]
-    modules = filter(None, (reader.source(f"neural_rdm.residual.{name}") for name in names))
+    files = [(file, Path(folder)) for folder in folders or [] for file in sorted(Path(folder).rglob("*.py"))]
+    inner = [
+        file.relative_to(top).with_suffix("") for file, top in files if "@rule(" in file.read_text(encoding="utf-8")
+    ]
+    modules = filter(None, (reader.source(".".join(("neural_rdm.residual", *path.parts))) for path in inner))
     return {name: dotted for module in modules for name, dotted in module.decorated(_RULE)}
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from neural_rdm.core.arguments import Count
 from neural_rdm.residual.rivals.attention import attend
 from neural_rdm.residual.rivals.delta import BEGINS_ANEW
 from neural_rdm.residual.stack import Stack, Tensors
@@ -68,10 +69,8 @@ class BlockAttnRes(Unit):
     no_growth = "a new unit moves the borders of all later groups"
     no_supervision = "its units have no gates of their own"
 
-    def __init__(self, place: Place, *, group: int = 16) -> None:
+    def __init__(self, place: Place, *, group: Count = 16) -> None:
         super().__init__(place)
-        if group < 1:
-            raise ValueError(f"residual group={group} must be 1 or more: it counts the units whose outputs are summed")
         self.group = group
 
     @classmethod

@@ -16,8 +16,6 @@ class Copies(Stack):
 
     def __init__(self, n: int) -> None:
         super().__init__()
-        if n < 1:
-            raise ValueError(f"residual n={n} must be 1 or more: it counts the copies of the stream")
         self.n = n
 
     def open(self, z: Tensor) -> Tensors:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from neural_rdm.core.arguments import Count
 from neural_rdm.residual.rivals.attention import attend
 from neural_rdm.residual.rivals.delta import BEGINS_ANEW, OLD_SOURCES
 from neural_rdm.residual.stack import Stack, Tensors
@@ -72,10 +73,8 @@ class DAR(Unit):
     no_growth = OLD_SOURCES
     no_supervision = "its units write to a list, so that no gain leads from one to the next"
 
-    def __init__(self, place: Place, *, chunk: int = 1) -> None:
+    def __init__(self, place: Place, *, chunk: Count = 1) -> None:
         super().__init__(place)
-        if chunk < 1:
-            raise ValueError(f"residual chunk={chunk} must be 1 or more: it counts the units of a chunk")
         self.chunk, self.start = chunk, self.starts(chunk=chunk)
         if place.index:
             self.query = nn.Parameter(torch.zeros(place.dim))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from neural_rdm.core.arguments import Count
 from neural_rdm.residual.rivals.delta import BEGINS_ANEW, OLD_SOURCES
 from neural_rdm.residual.stack import Stack, Tensors
 from neural_rdm.residual.unit import Place, Unit, add_scaled, rule
@@ -43,10 +44,8 @@ class DenseFormer(Unit):
     no_growth = OLD_SOURCES
     no_supervision = "its units have no gates; its weights stand between blocks"
 
-    def __init__(self, place: Place, *, every: int = 1) -> None:
+    def __init__(self, place: Place, *, every: Count = 1) -> None:
         super().__init__(place)
-        if every < 1:
-            raise ValueError(f"residual every={every} must be 1 or more: it counts blocks")
         self.ends_block = place.role == "mlp"
         if self.ends_block and (place.block + 1) % every == 0:
             self.weights = nn.Parameter(self.own_output(place))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neural_rdm.core.arguments import Count
 from neural_rdm.residual.rivals.copies import Copies
 from neural_rdm.residual.stack import Stack, Tensors
 from neural_rdm.residual.unit import Place, Unit, add_scaled, rule
@@ -31,7 +32,7 @@ class HC(Unit):
     single = False
     no_supervision = "no law of its gain is known: a write reaches every later unit by its own weights"
 
-    def __init__(self, place: Place, *, n: int = 4, dynamic: bool = False) -> None:
+    def __init__(self, place: Place, *, n: Count = 4, dynamic: bool = False) -> None:
         super().__init__(place)
         self.n, self.dynamic = n, dynamic
         self.read_weight = nn.Parameter(self.first_read(place, n))

@@ -6,6 +6,7 @@ timm's `init_values` [F].
 
 from __future__ import annotations
 
+from neural_rdm.core.arguments import Positive
 from neural_rdm.residual.rules import Granularity, ReZero
 from neural_rdm.residual.unit import Place, rule
 
@@ -27,7 +28,7 @@ class LayerScale(ReZero):
         self,
         place: Place,
         *,
-        init: float | None = None,
+        init: Positive | None = None,
         granularity: Granularity = "channel",
         time_conditioned: bool = False,
     ) -> None:
