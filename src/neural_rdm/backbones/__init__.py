@@ -1,1 +1,1 @@
-"""Floor 2: the networks. Plain `nn.Module`s; their arguments bear the official names."""
+"""Floor 2: the networks, plain `nn.Module`s whose arguments bear the official names. Begin with `contract`."""
