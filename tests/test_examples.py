@@ -6,11 +6,15 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from neural_rdm.config.check import validate
+from neural_rdm.config.compose import compose_config
+from neural_rdm.core.errors import ConfigError
 from tests import processes
 from tests.helpers import ROOT
 
@@ -55,8 +59,29 @@ def test_a_rule_with_an_option_refuses_others_and_folds(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     run("train", "residual=damped", "residual.power=0.25", *SMALL, f"hydra.run.dir={folder}")
     run("convert", f"run={folder}", "to=official", f"hydra.run.dir={tmp_path / 'out'}", folders=False)
-    with pytest.raises(AssertionError, match=r"no option powers=1; its options are power"):
-        run("train", "residual=damped", "+residual.powers=1", *SMALL, f"hydra.run.dir={tmp_path / 'wrong'}")
+    with pytest.raises(AssertionError, match=r"residual\.powers\. Did you mean residual\.power\?"):
+        run("train", "residual=damped", "residual.powers=1", *SMALL, f"hydra.run.dir={tmp_path / 'wrong'}")
+
+
+def test_options_of_a_rule_of_ones_own_are_read_from_its_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(RULES)
+
+    def check(*overrides: str) -> Any:
+        composed = compose_config("train", list(overrides), [str(RULES / "configs")])
+        validate(composed.cfg, "train", composed.sources)
+        return composed.cfg.residual
+
+    assert check("residual=damped").power == 0.5
+    assert check("residual=pair") == {"_target_": "neural_rdm.residual.Residual", "rule": "pair.Pair", "gamma": 0.0}
+    for overrides, said in (
+        (["residual=damped", "residual.power=-1"], r"residual\.power=-1 must be at least 0"),
+        (["residual=damped", "residual.rule=damped_.Damped"], "The package has to be importable"),
+        (["residual=damped", "residual.rule=damped.Dampd"], r"Did you mean damped\.Damped\?"),
+        (["residual=pair", "gamma=0.35"], "how B scales its gain is not known"),
+        (["exp=digits_unet_gated", "residual=pair"], "stream is several tensors"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            check(*overrides)
 
 
 @pytest.mark.end_to_end

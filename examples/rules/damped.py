@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neural_rdm.core.arguments import NonNegative
 from neural_rdm.residual import Place, Unit, rule
 
 
@@ -19,18 +20,13 @@ class Damped(Unit):
 
     Args:
         power: how fast the writes decay over depth; 0 or more.
-
-    Raises:
-        ValueError: a power below 0.
     """
 
     start = "other"  # neither z + F(z) nor z
     no_growth = "how much a unit writes depends on its number"
 
-    def __init__(self, place: Place, *, power: float = 0.5) -> None:
+    def __init__(self, place: Place, *, power: NonNegative = 0.5) -> None:
         super().__init__(place)
-        if power < 0:
-            raise ValueError(f"residual power={power} must be 0 or more")
         self.factor = (1 + place.index) ** -power
 
     def write(self, z: Any, f: Tensor, g: Tensor | None = None, e: Tensor | None = None) -> Any:

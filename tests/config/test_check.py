@@ -238,10 +238,10 @@ def test_an_unknown_key_in_a_file_names_the_file(tmp_path: Path) -> None:
 
 
 def test_a_wrong_value_names_the_file_that_it_was_inherited_from(tmp_path: Path) -> None:
-    base = extra(tmp_path, "optimizer/base", "defaults: [adamw]\neps: -1\n")
+    base = extra(tmp_path, "optimizer/base", "defaults: [adamw]\nweight_decay: -1\n")
     extra(tmp_path, "optimizer/fast", "defaults: [base]\nlr: 1.0e-3\n")
     message = refusal("optimizer=fast", folders=(tmp_path,))
-    assert "optimizer.eps=-1 must be above 0" in message
+    assert "optimizer.weight_decay=-1 must be at least 0" in message
     assert str(base) in message
     assert str(config_dir() / "optimizer" / "adamw.yaml") in message
     assert "command line" not in message

@@ -55,9 +55,9 @@ def test_pixels_are_in_range_and_labels_may_be_absent():
 
 
 def test_settings_that_cannot_work_are_refused():
-    with pytest.raises(ConfigError, match=r"data\.shape=\[4, 4\]: give \[C,H,W\]"):
+    with pytest.raises(ConfigError, match=r"shape: \[4, 4\] is neither \[C,H,W\]"):
         Synthetic([4, 4], 10, 1)
-    with pytest.raises(ConfigError, match=r"data\.space=pixel: choose latents or pixels"):
+    with pytest.raises(ConfigError, match="space=pixel is not one of latents, pixels"):
         Synthetic([4, 4, 4], 10, 1, space="pixel")
-    with pytest.raises(ConfigError, match=r"data\.num_classes=-1 must be at least 1"):
+    with pytest.raises(ConfigError, match="num_classes=-1 must be at least 0"):
         Synthetic([4, 4, 4], -1, 1)

@@ -220,9 +220,9 @@ def test_what_cannot_be_measured_is_refused_before_training(real: Tensor, tmp_pa
         report.check(image, None, pixels=False)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="does not take clips"):
         report.check(clip, None, pixels=True)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="goes with metric"):
+    with pytest.raises(ConfigError, match="goes with frame_reference"):
         FeatureReport("efficientnet_lite0_video", "x", 9, frame_features="efficientnet_lite0")
-    with pytest.raises(ConfigError, match="network of images beside one of clips"):
+    with pytest.raises(ConfigError, match="measures the frames of clips"):
         FeatureReport("efficientnet_lite0", "x", 9, frame_features="efficientnet_lite0", frame_reference="y")
 
 

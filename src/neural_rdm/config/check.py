@@ -101,8 +101,8 @@ def _check_node(node: Any, key: str, sources: Sources) -> None:
     if signature is not None:
         _check_rule(node, key, sources)
         _check(node, signature, key, sources)
-    elif target.startswith("neural_rdm.") or not reader.has_module(target):
-        hint = nearest(target, targets(config_dir())) or " The package has to be importable."
+    elif target.startswith("neural_rdm.") or reader.is_missing(target):
+        hint = nearest(target, [*reader.beside(target), *targets(config_dir())]) or " The package has to be importable."
         raise refused(f"configuration key {key}._target_: no such class {target}.{hint}", f"{key}._target_", sources)
 
 
@@ -115,10 +115,11 @@ def _one_of(group: str) -> str:
 def _check_rule(node: DictConfig, key: str, sources: Sources) -> None:
     """A residual rule is one of this package's, or a class of another."""
     name = str(node.get("rule"))
-    if "rule" not in node or name in rules() or ("." in name and reader.has_module(name)):
+    if "rule" not in node or name in rules() or ("." in name and not reader.is_missing(name)):
         return
     if "." in name:
-        problem = f"configuration key {key}.rule={name}: there is no such class; the package has to be importable"
+        hint = nearest(name, reader.beside(name)) or " The package has to be importable."
+        problem = f"configuration key {key}.rule={name}: there is no such class.{hint}"
     else:
         problem = f"configuration key {key}.rule={name} is not one of {', '.join(rules())}.{nearest(name, rules())}"
     raise refused(problem, f"{key}.rule", sources)

@@ -162,9 +162,20 @@ def find(dotted: str) -> Found | None:
     return Found(module, statement) if module and statement is not None else None
 
 
-def has_module(dotted: str) -> bool:
-    """Whether there is a module for the class `package.module.Class` to be in."""
-    return spec(dotted.rpartition(".")[0]) is not None
+def is_missing(dotted: str) -> bool:
+    """Whether there is no class `package.module.Class` for certain: no module, or a module that does not mention it."""
+    where, _, name = dotted.rpartition(".")
+    module = source(where)
+    if module is None:
+        return spec(where) is None
+    return not {name, "*", "__getattr__"} & set(module.statements)
+
+
+def beside(dotted: str) -> list[str]:
+    """The classes of the module of `package.module.Class`."""
+    module = source(dotted.rpartition(".")[0])
+    found = module.statements.items() if module else ()
+    return [f"{module.name}.{name}" for name, node in found if module and isinstance(node, ast.ClassDef)]
 
 
 @functools.cache
