@@ -271,7 +271,7 @@ def test_containers_say_whether_they_are_exact(files: Path, tmp_path: Path) -> N
         "container": "npz", "codec": None, "pixel_format": "rgb24", "lossless": True,
     }  # fmt: skip
     gif = open_samples(files / "clips_folder").container
-    assert (gif.name, gif.lossless) == ("gif", False)
+    assert (gif.container, gif.lossless) == ("gif", False)
     assert open_samples(files / "images_folder").container.lossless
     assert open_samples(files / "frames", frames=True).container == open_samples(files / "images_folder").container
     for kind, options, lossless in (("jpg", {}, False), ("webp", {}, False), ("webp", {"lossless": True}, True)):
@@ -301,7 +301,7 @@ def test_the_exact_file_is_preferred_and_said_to_be(
     assert np.array_equal(x, CLIPS)
     assert "samples.npz is read in place of" in capsys.readouterr().out
     (folder / "0000000.gif").unlink()  # now they are other samples
-    assert open_samples(folder).container.name == "gif"
+    assert open_samples(folder).container.container == "gif"
 
 
 def test_an_exact_file_of_other_samples_is_not_taken(
@@ -309,7 +309,7 @@ def test_an_exact_file_of_other_samples_is_not_taken(
 ) -> None:
     shutil.copytree(files / "clips_folder", tmp_path / "samples")
     np.savez(tmp_path / "samples.npz", CLIPS[:, :, :4, :4])
-    assert open_samples(tmp_path / "samples").container.name == "gif"
+    assert open_samples(tmp_path / "samples").container.container == "gif"
     assert "samples.npz is not read in place of" in capsys.readouterr().out
     pytest.importorskip("av", reason="PyAV writes MP4s: the extra `mp4`")
     odd = CLIPS[:, :, :5, :7]  # an MP4 of these has even sides
@@ -317,12 +317,12 @@ def test_an_exact_file_of_other_samples_is_not_taken(
         (tmp_path / "mp4").mkdir(exist_ok=True)
         write_mp4(tmp_path / "mp4" / f"{i}.mp4", clip)
     np.savez(tmp_path / "mp4" / "samples.npz", odd)
-    assert open_samples(tmp_path / "mp4").container.name == "npz"
+    assert open_samples(tmp_path / "mp4").container.container == "npz"
 
 
 def test_a_job_with_both_says_which_is_read(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(files / "clips_folder", tmp_path / "samples_gif")
     shutil.copy(files / "clips.npz", tmp_path / "samples.npz")
     (tmp_path / "sampling.json").write_text("{}")
-    assert open_samples(tmp_path).container.name == "npz"
+    assert open_samples(tmp_path).container.container == "npz"
     assert "not samples_gif" in capsys.readouterr().out

@@ -128,6 +128,6 @@ def test_frames_in_two_formats_are_one_clip_of_each_frame_once(tmp_path: Path) -
             (tmp_path / "c").mkdir(exist_ok=True)
             frame.save(tmp_path / "c" / f"f{k}.{suffix}")
     samples = open_samples(tmp_path, frames=True)
-    assert (samples.container.name, samples.container.lossless) == ("png", True)
+    assert (samples.container.container, samples.container.lossless) == ("png", True)
     (x, _) = next(samples.batches(1))
     assert x[0, :, 0, 0, 0].tolist() == [20 * k for k in range(12)]

@@ -110,7 +110,7 @@ class ClipFiles(ClipSource):
         flip: bool = True,
         seed: int = 0,
     ) -> None:
-        self._paths = PackedStrings(paths)
+        self.paths = PackedStrings(paths)
         self.frames, self.broken, self.decoder = frames, broken, decoder
         self.readable = np.flatnonzero(frames)
         self.y = None if labels is None else torch.tensor(labels)
@@ -118,11 +118,11 @@ class ClipFiles(ClipSource):
         self.image_frames, self.random, self.flip, self.seed = image_frames, random, flip, seed
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self.paths)
 
     def path(self, index: int) -> str:
         """The video file or folder of frames `index`."""
-        return self._paths[index]
+        return self.paths[index]
 
     def open(self, index: int) -> Video:
         """The video `index`; close it again.

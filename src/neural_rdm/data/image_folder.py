@@ -144,16 +144,16 @@ class ImageFiles(Source):
         left_out: Sequence[BrokenSample] = (),
         folders: Sequence[str] | None = None,
     ) -> None:
-        self._paths, self._captions, self.y, self.captioned = paths, captions, y, captions is not None
+        self.paths, self._captions, self.y, self.captioned = paths, captions, y, captions is not None
         self.image_size, self.flip, self.random, self.seed = image_size, flip, random, seed
         self.left_out, self.folders = left_out, folders
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self.paths)
 
     def path(self, index: int) -> str:
         """Path of image `index`."""
-        return self._paths[index]
+        return self.paths[index]
 
     def captions(self, index: int) -> list[str]:
         """What is said of image `index`."""
