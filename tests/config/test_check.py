@@ -283,7 +283,7 @@ def test_a_class_of_another_package_is_checked_as_ours_are(tmp_path: Path, monke
     [
         (["backbone.dept=3"], ["unknown configuration key backbone.dept", "Did you mean backbone.depth?", "num_heads"]),
         (["bakbone=dit"], ["unknown configuration key bakbone", "Did you mean backbone?"]),
-        (["residual=gate"], ["residual=gate", "Did you mean gated?", "adaln, gated, resnet, rezero, skip"]),
+        (["residual=gate"], ["residual=gate", "Did you mean gated?", "resnet, rezero, sandwich, skip"]),
         (["exp=digit_gated"], ["exp=digit_gated", "Did you mean digits_gated?"]),
         (["metric=null"], ["metric=null", "digits", "~metric leaves it out"]),
         (["data=null"], ["data=null", "coco, digits, digits_text, digits_video, image_folder, imagenet"]),
