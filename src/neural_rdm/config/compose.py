@@ -54,8 +54,9 @@ def prepare_hydra() -> None:
                 apply([o for o in overrides if not o.is_hydra_override()], cfg)
             fill(cfg)
 
-        ConfigLoaderImpl._apply_overrides_to_config = staticmethod(filled)
-        ConfigLoaderImpl.neural_rdm = True
+        loader: Any = ConfigLoaderImpl
+        loader._apply_overrides_to_config = staticmethod(filled)
+        loader.neural_rdm = True
 
 
 def group_choices(hydra: Any) -> dict[str, str]:

@@ -109,9 +109,11 @@ class Module:
     def decorated(self, decorator: str) -> Iterator[tuple[str, str]]:
         """(text, dotted name) of every class at its top level under `@decorator(text)`."""
         for node in self.tree.body:
-            for call in node.decorator_list if isinstance(node, ast.ClassDef) else ():
+            if not isinstance(node, ast.ClassDef):
+                continue
+            for call in node.decorator_list:
                 if isinstance(call, ast.Call) and _origin(self, call.func) == decorator:
-                    yield ast.literal_eval(call.args[0]), f"{self.name}.{node.name}"  # type: ignore[union-attr]
+                    yield ast.literal_eval(call.args[0]), f"{self.name}.{node.name}"
 
 
 @functools.cache
@@ -159,7 +161,7 @@ def find(dotted: str) -> Found | None:
     statement = module and module.statements.get(name)
     if isinstance(statement, str):
         return find(statement) if statement != dotted else None
-    return Found(module, statement) if module and statement is not None else None
+    return Found(module, statement) if module and isinstance(statement, ast.AST) else None
 
 
 def is_missing(dotted: str) -> bool:
@@ -282,7 +284,7 @@ def _origin(module: Module, node: ast.AST) -> str | None:
 def _plain(module: Module, node: ast.AST) -> Any:
     """The plain value of an expression, or of the constant that it names."""
     try:
-        value = ast.literal_eval(node)  # type: ignore[arg-type]
+        value = ast.literal_eval(node)
         return [*value] if isinstance(value, tuple) else value
     except (ValueError, TypeError, SyntaxError, MemoryError):
         found = find(_origin(module, node) or "") if isinstance(node, (ast.Name, ast.Attribute)) else None

@@ -100,10 +100,10 @@ def fill(cfg: DictConfig, group: str = "") -> None:
         for name, argument in signature.arguments.items() if signature else ():
             if name not in set(cfg) and argument.default not in (REQUIRED, UNREAD):
                 cfg[name] = copy.deepcopy(argument.default)
-    for name in cfg:
-        child = cfg._get_node(name)
-        if isinstance(child, DictConfig) and (group or name != "hydra"):
-            fill(child, group or str(name))
+    for key in cfg:
+        child = cfg._get_node(key)
+        if isinstance(child, DictConfig) and (group or key != "hydra"):
+            fill(child, group or str(key))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -224,7 +224,7 @@ def checked(*constraints: Constraint) -> Callable[[T], T]:
 
     def wrap(target: T) -> T:
         is_class = isinstance(target, type)
-        build: Any = target.__init__ if is_class else target  # type: ignore[misc]
+        build: Any = target.__init__ if is_class else target
 
         @functools.cache
         def read() -> tuple[inspect.Signature, dict[str, Any], dict[str, Any]]:
@@ -255,7 +255,7 @@ def checked(*constraints: Constraint) -> Callable[[T], T]:
 
         if not is_class:
             return typing.cast("T", call)
-        target.__init__ = call  # type: ignore[misc]
+        target.__init__ = call  # type: ignore[method-assign]
         return target
 
     return wrap

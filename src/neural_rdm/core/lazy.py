@@ -43,7 +43,7 @@ class _Waiting(ModuleType):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")  # somebody only looks around
         with _lock:
             if self.__class__ is _Waiting:
-                self.__class__ = ModuleType
+                self.__class__ = ModuleType  # type: ignore[assignment]  # an ordinary module from here on
                 assert self.__spec__ is not None
                 assert isinstance(self.__spec__.loader, _Loader)
                 self.__spec__.loader.inner.exec_module(self)

@@ -32,8 +32,9 @@ def depth_mixing(model: nn.Module, run: Callable[[], Any]) -> Tensor:
         ValueError: a network in which layers of its own stand between the units and mix the channels of the stream.
     """
     found = [unit for _, unit in units(model)]
-    stack = getattr(model, "stack", None)
-    if not isinstance(stack, Stack) or any(getattr(b, "skip_linear", None) is not None for b in model.blocks):
+    stack: Any = getattr(model, "stack", None)
+    blocks: Any = getattr(model, "blocks", ())
+    if not isinstance(stack, Stack) or any(getattr(b, "skip_linear", None) is not None for b in blocks):
         raise ValueError(
             f"a {type(model).__name__} has no depth-mixing matrix: its long skips go through layers that mix channels"
         )

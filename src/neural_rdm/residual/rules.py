@@ -23,7 +23,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from neural_rdm.residual.unit import Place, Unit, add_scaled, rule
+from neural_rdm.residual.unit import Place, Start, Unit, add_scaled, rule
 
 Granularity = Literal["channel", "scalar"]
 BetaForm = Literal["additive", "linear"]
@@ -189,7 +189,7 @@ class ReZero(Gates):
 
     scales_branch = True
     alpha_start = 0.0
-    start = "identity"
+    start: Start = "identity"
 
     def write(self, z: Tensor, f: Tensor, g: Tensor | None = None, e: Tensor | None = None) -> Tensor:  # type: ignore[override]  # its stream is a tensor
         alpha = self.effective("alpha", e)

@@ -227,7 +227,7 @@ def fold_norms(net: nn.Module) -> None:
             if isinstance(child, nn.Conv2d):
                 conv = name
             elif isinstance(child, nn.BatchNorm2d) and conv is not None:
-                pair = parent.get_submodule(conv).double().eval(), child.double().eval()
+                pair: Any = parent.get_submodule(conv).double().eval(), child.double().eval()
                 setattr(parent, conv, torch.nn.utils.fuse_conv_bn_eval(*pair).float())
                 setattr(parent, name, child.get_submodule("act"))
                 conv = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from neural_rdm.core.arguments import Positive
 from neural_rdm.residual.rules import Granularity, ReZero
-from neural_rdm.residual.unit import Place, rule
+from neural_rdm.residual.unit import Place, Start, rule
 
 #: CaiT: (units, alpha's start) up to a depth of 18 and of 24 blocks of two units; 1e-6 beyond
 BY_DEPTH = ((36, 1e-1), (48, 1e-5))
@@ -22,7 +22,7 @@ class LayerScale(ReZero):
         init: alpha's start; None for the published one of this depth: 0.1 up to 36 units, 1e-5 up to 48, else 1e-6.
     """
 
-    start = "other"
+    start: Start = "other"
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from neural_rdm.residual.rivals.sandwich import rms_norm
-from neural_rdm.residual.unit import Place, Unit, rule
+from neural_rdm.residual.unit import Place, Start, Unit, rule
 
 
 @rule("mvsplit")
@@ -23,7 +23,7 @@ class MVSplit(Unit):
         beta: its start, for every channel; the source's default is 0.03, 1 adds what the plain rule would.
     """
 
-    start = "other"
+    start: Start = "other"
     adds_to_stream = False
     no_supervision = "the norm behind it cancels a common scale of its gates"
     no_growth = "its norm changes the stream whatever its gates are, so no new unit leaves the network's output alone"

@@ -23,7 +23,7 @@ class Sandwich(Unit):
             plain nor the identity).
     """
 
-    start = "identity"
+    start: Start = "identity"
     no_supervision = "the norm behind its branch cancels the branch's scale"
     has_alpha = True
 
