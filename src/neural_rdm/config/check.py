@@ -199,9 +199,8 @@ def _check_value(value: Any, kind: Any, key: str, sources: Sources) -> None:
     wrong = problem(key, plain(value), kind)
     if wrong is None:
         return None
-    numbers: list[Any] = [
-        n for n in (value if isinstance(value, ListConfig) else [value]) if isinstance(n, (bool, int, float))
-    ]
+    values: list[Any] = list(value) if isinstance(value, ListConfig) else [value]
+    numbers = [n for n in values if isinstance(n, (bool, int, float))]
     if text_of(kind) and numbers:
         last = key.rpartition(".")[2]
         problem_of_text = (
