@@ -65,7 +65,7 @@ def _make_part(cfg: DictConfig) -> Path | None:
     from neural_rdm.data.broken import printable
     from neural_rdm.data.subset import check_target, make_subset
 
-    if cfg.data.get("root") is None or not get_class(cfg.data._target_).files:
+    if cfg.data.get("root") is None or not getattr(get_class(cfg.data._target_), "files", False):
         raise DataError(
             f"subset: the samples of data={cfg.dataset} are no files of their own; data.limit=N uses fewer of them"
         )

@@ -226,7 +226,7 @@ def test_help_lists_the_groups_and_the_keys(tmp_path: Path) -> None:
     assert (result.returncode, said(result)) == (0, "")
     for word in (
         "python -m neural_rdm.train exp=digits_gated",
-        "residual: adaln, block_attnres, dar, delta, denseformer, gated, hc, ihc, layerscale, mvsplit, resnet, rezero, ",
+        "residual: adaln, block_attnres, dar, delta, denseformer, gated, hc, ihc, layerscale, mvsplit, resnet, ",
         "batch_size:",
     ):
         assert word in result.stdout

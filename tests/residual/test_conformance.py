@@ -227,16 +227,18 @@ def test_it_folds_exactly_or_says_why_not(rule: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("rule", RULES_HERE)
-def test_official_weights_come_through_it_unchanged(rule: str) -> None:
+def test_official_weights_come_through_it_unchanged(rule: str, capsys: pytest.CaptureFixture[str]) -> None:
     plain = network("dit", "resnet")
     if rule in NEVER_PLAIN:
-        with pytest.raises(CheckpointError, match="cannot be loaded: "):
+        with pytest.raises(CheckpointError, match=r"cannot be loaded: .* residual=gated can take it"):
             load_official(network("dit", rule), plain.state_dict())
         return
     net = load_official(moved(network("dit", rule)), plain.state_dict())
     if RULES[rule].plain_within:
         assert relative(net(**inputs(net)), plain(**inputs(net))) <= RULES[rule].plain_within
+        assert f"under residual={rule} the output of two random samples moves by" in capsys.readouterr().out
         return
+    assert capsys.readouterr().out == ""
     torch.testing.assert_close(net(**inputs(net)), plain(**inputs(net)), rtol=1e-12, atol=1e-12)
 
 

@@ -19,6 +19,8 @@ _VAL_SHARE = 0.2
 class TensorSet(Source):
     """Samples held in memory: `x` float32 [N, C, H, W] in [-1, 1] and `y` int64 [N]."""
 
+    y: Tensor
+
     def __init__(self, x: Tensor, y: Tensor) -> None:
         self.x, self.y = x, y
 

@@ -49,6 +49,7 @@ class CaptionedDigits(Source):
     """
 
     captioned = True
+    y: Tensor
 
     def __init__(self, x: Tensor, y: Tensor, phrasings: Sequence[str], random: bool, seed: int) -> None:
         self.x, self.y, self.phrasings, self.random, self.seed = x, y, tuple(phrasings), random, seed

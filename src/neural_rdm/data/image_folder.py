@@ -137,7 +137,7 @@ class ImageFiles(Source):
         paths: Sequence[str],
         image_size: int,
         y: Tensor | None = None,
-        captions: Sequence[list[str]] | None = None,
+        captions: Sequence[list[str]] | PackedLists | None = None,
         flip: bool = False,
         random: bool = False,
         seed: int = 0,

@@ -273,7 +273,9 @@ class UCF101(Clips):
     def listings(self) -> list[Listing]:
         """See `DataModule`."""
         found, lists = [], list_folder(self.root)
-        for part in _PARTS if lists is not None else ():
+        if lists is None:
+            return []
+        for part in _PARTS:
             if (file := lists / f"{part}list0{self.split}.txt").is_file():
                 lines = (line.split()[0] for line in list_lines(file))
                 found.append(self._listing(file, part, {Path(name).stem: name for name in lines}))

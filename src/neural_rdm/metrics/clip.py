@@ -45,7 +45,7 @@ class CLIPScore(MeanMetric):
         feature_space: which network the features are of; part of the metric's `name`.
     """
 
-    higher_is_better = True
+    higher_is_better = True  # type: ignore[assignment]  # the mean of anything has none
 
     def __init__(self, feature_space: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -57,7 +57,7 @@ class CLIPScore(MeanMetric):
         """The name to log under."""
         return f"clip_score_{self.feature_space}"
 
-    def update(self, image_features: Tensor, text_features: Tensor) -> None:
+    def update(self, image_features: Tensor, text_features: Tensor) -> None:  # type: ignore[override]  # pairs
         """Add pairs of features [B, E] of images and of their texts.
 
         Raises:

@@ -43,7 +43,7 @@ def fold(model: nn.Module) -> nn.Module:
     plain = copy.deepcopy(model)
     for last, scale, shift in changes:
         _apply(plain.get_submodule(last), scale, shift)
-    return _stripped(plain)
+    return without_gates(plain)
 
 
 def _gated_behind(model: nn.Module) -> set[nn.Module]:
@@ -81,8 +81,8 @@ def _apply(last: nn.Module, scale: Tensor | None, shift: Tensor | None) -> None:
         last.bias = nn.Parameter((added if bias is None else bias.double() + added).to(weight))
 
 
-def _stripped(model: nn.Module) -> nn.Module:
-    """Without its gates: plain units in our networks, diffusers' own classes in its."""
+def without_gates(model: nn.Module) -> nn.Module:
+    """The same layers, taken out of `model`, with plain units in our networks, diffusers' own classes in its."""
     plain = adapter_of(model).plain()
     residual = Residual("resnet")
     for module in list(plain.modules()):

@@ -6,6 +6,7 @@ they are set so that every unit computes `z + F(z)`, which leaves the network's 
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,10 +15,13 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from neural_rdm.backbones.contract import Backbone
 from neural_rdm.core.errors import CheckpointError
+from neural_rdm.core.ranks import is_first_rank
 from neural_rdm.core.weights import read_weights, unwrapped
-from neural_rdm.residual import gate_names, plain_state
+from neural_rdm.residual import gate_names, plain_state, units
 from neural_rdm.surgery.adapter import Adapter, Problems, State, adapter_of
+from neural_rdm.surgery.folding import without_gates
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -78,7 +82,30 @@ def load_official(model: Model, source: str | Path | State, reinit: Iterable[str
             hints.append("the file holds gates of another residual rule; choose the one that it was trained with")
         raise CheckpointError(_message(name, problems, own, found, hints))
     model.load_state_dict(state)
+    if any(unit.plain_within for _, unit in units(model)) and is_first_rank():
+        print(f"{name}: {_moved(model)}", flush=True)
     return model
+
+
+@torch.no_grad()
+def _moved(model: nn.Module) -> str:
+    """How far a rule that is plain up to the eps of norms moves the output of the plain network, in words."""
+    assert isinstance(model, Backbone)
+    plain, mode = without_gates(copy.deepcopy(model)).eval(), model.training
+    generator, kind = torch.Generator().manual_seed(0), next(model.parameters())
+    given: dict[str, Tensor] = {
+        "x": torch.randn(2, *model.input_shape, generator=generator),
+        "t": torch.tensor([100, 900]),
+    }
+    if model.num_classes:
+        given["y"] = torch.zeros(2, dtype=torch.long)
+    if model.context_dim is not None:
+        given["context"] = torch.randn(2, model.context_length or 4, model.context_dim, generator=generator)
+    given = {n: x.to(kind.device, kind.dtype if x.is_floating_point() else None) for n, x in given.items()}
+    ours, theirs = model.eval()(**given), plain(**given)
+    model.train(mode)
+    share = float((ours - theirs).norm() / theirs.norm().clamp(min=1e-12))
+    return f"under residual={model.residual.rule} the output of two random samples moves by {share:.1e} of its size"
 
 
 def _gates(adapter: Adapter[nn.Module], own: State, state: State, name: str) -> dict[str, Tensor]:
@@ -95,7 +122,7 @@ def _gates(adapter: Adapter[nn.Module], own: State, state: State, name: str) -> 
     try:
         plain = plain_state(adapter.model)
     except ValueError as error:
-        raise CheckpointError(f"{name} cannot be loaded: {error}") from error
+        raise CheckpointError(f"{name} cannot be loaded: {error}. residual=gated can take it") from error
     new = adapter.new_units(state)
     return {
         k: own[k] if k.rpartition(".")[0] in new else torch.as_tensor(plain[k]).to(own[k]).expand_as(own[k])

@@ -92,7 +92,7 @@ class Inception(FeatureNetwork):
             if name == "Mixed_7c":
                 break
         pool = x.mean((2, 3))
-        return {"pool": pool, "spatial": spatial, "logits": exact_linear(pool, self.net.fc.weight)}
+        return {"pool": pool, "spatial": spatial, "logits": exact_linear(pool, self.net.get_parameter("fc.weight"))}
 
 
 def resize_like_tensorflow_1(images: Tensor, size: int) -> Tensor:
