@@ -20,7 +20,7 @@ from neural_rdm.data.base import DataModule
 from neural_rdm.data.broken import BrokenSample, bad_allowed, printable
 from neural_rdm.data.class_files import ClassFiles, list_classes
 from neural_rdm.data.formats import FORMATS, check_range, depth_of, kind_of
-from neural_rdm.data.packed import PackedPaths
+from neural_rdm.data.packed import PackedLists, PackedPaths
 from neural_rdm.data.source import Source, from_bytes
 
 _ELONGATED = 32
