@@ -172,6 +172,7 @@ def test_what_the_files_leave_out_is_filled_in_and_can_be_typed_without_a_plus()
     ],
 )
 def test_python_callers_get_the_same_refusal(thing: Any, arguments: dict[str, Any], key: str, word: str) -> None:
+    assert KL("x", tile=True).tile  # `tiles` is a constant of the derived class
     with pytest.raises(ValueError, match=word) as caught:
         thing(**arguments)
     assert isinstance(caught.value, ConfigError)

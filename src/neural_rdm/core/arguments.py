@@ -227,7 +227,7 @@ def checked(*constraints: Constraint) -> Callable[[T], T]:
         build: Any = target.__init__ if is_class else target
 
         @functools.cache
-        def read() -> tuple[inspect.Signature, dict[str, Any], dict[str, Any]]:
+        def read() -> tuple[inspect.Signature, dict[str, Any], set[str]]:
             hints = typing.get_type_hints(target if dataclasses.is_dataclass(target) else build, include_extras=True)
             signature = inspect.signature(build)
             several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -235,12 +235,11 @@ def checked(*constraints: Constraint) -> Callable[[T], T]:
                 name: hints[name] for name, p in signature.parameters.items() if p.kind not in several and name in hints
             }
             looked_at = {name for constraint in constraints for name in inspect.signature(constraint).parameters}
-            constants = {name: getattr(target, name) for name in looked_at if is_class and hasattr(target, name)}
-            return signature, single, constants
+            return signature, single, looked_at
 
         @functools.wraps(build)
         def call(*args: Any, **kwargs: Any) -> Any:
-            signature, kinds, constants = read()
+            signature, kinds, looked_at = read()
             try:
                 bound = signature.bind(*args, **kwargs)
             except TypeError:
@@ -248,6 +247,8 @@ def checked(*constraints: Constraint) -> Callable[[T], T]:
             bound.apply_defaults()
             values = bound.arguments
             wrong = next(filter(None, (problem(name, values[name], kind) for name, kind in kinds.items())), None)
+            own = type(args[0]) if is_class else None  # a constant may be that of a derived class
+            constants = {name: getattr(own, name) for name in looked_at if own and hasattr(own, name)}
             wrong = wrong or broken(constraints, constants | values)
             if wrong is not None:
                 raise ArgumentError(wrong.at(""), key=wrong.key)
