@@ -30,11 +30,15 @@ def test_a_run_is_looked_at(run: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "5 samples, 2 units" in done.stdout
     paths = [tmp_path / line.strip() for line in done.stdout.split("wrote:\n")[1].splitlines()]
-    assert [p.name for p in paths] == ["depth.csv", "left_out.csv", "depth.json", "depth.png", "depth_samples.png"]
+    assert [p.name for p in paths] == [
+        "depth.csv", "left_out.csv", "depth.json", "depth.png", "depth_samples.png", "mixing.csv", "mixing.png"
+    ]  # fmt: skip
+    shares = [r for r in read(paths[5]) if r["reader"] == "output"]
+    assert [(r["t"], r["source"] == "input") for r in shares[::3]] == [("100", True), ("999", True)]
     assert paths[0].parent.parent == tmp_path / "outputs" / "lens" / "digits_gated"
     assert [(r["t"], r["units"]) for r in read(paths[0])] == [(t, str(n)) for t in ("100", "999") for n in range(3)]
     assert json.loads(paths[2].read_text())["samples"] == 5
-    assert all(Image.open(path).width > 100 for path in paths[3:])
+    assert all(Image.open(path).width > 100 for path in paths[3:] if path.suffix == ".png")
 
     whole = command(
         "lens", f"run={run}", "samples=5", "batch_size=5", "times=[0.1,1.0]", "hydra.run.dir=w", cwd=tmp_path

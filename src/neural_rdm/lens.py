@@ -29,7 +29,8 @@ DEPTHS_SHOWN = 12
 
 
 def lens(cfg: DictConfig, folder: Path) -> int:
-    """Write `depth.{csv,png}`, `left_out.csv` and, for an image network, `depth_samples.png`; return the exit code 0.
+    """Write `depth.{csv,png}`, `left_out.csv`, `depth_samples.png` and, where the network has a depth-mixing matrix,
+    `mixing.{csv,png}`; return the exit code 0.
 
     Raises:
         UserError: no usable run, or no data of it on this machine.
@@ -39,6 +40,7 @@ def lens(cfg: DictConfig, folder: Path) -> int:
     from neural_rdm.cli.runs import load_run
     from neural_rdm.core.progress import progress_bar
     from neural_rdm.reports.depth import plot_depth, write_depth
+    from neural_rdm.reports.mixing import plot_mixing, write_mixing
     from neural_rdm.residual import units
 
     run = load_run(Path(cfg.run), cfg.weights, cfg.accelerator, cfg.get("data"))
@@ -59,6 +61,10 @@ def lens(cfg: DictConfig, folder: Path) -> int:
     written = write_depth(folder, names, found, facts)
     written.append(plot_depth(folder / "depth.csv", folder / "left_out.csv", folder / "depth.png"))
     written += _pictures(run, found, folder / "depth_samples.png")
+    matrices = {level.t: level.mixing for level in found if level.mixing is not None}
+    if matrices:
+        written.append(write_mixing(folder / "mixing.csv", names, matrices))
+        written.append(plot_mixing(folder / "mixing.csv", folder / "mixing.png"))
     print("wrote:")
     print_paths(written)
     return 0
@@ -84,6 +90,7 @@ class Level:
     importance: list[float] = field(default_factory=list)  # the same to first order, by one backward pass, [N]
     # the predicted clean sample of the first sample at each depth, [N + 1, ...]; the last is the network's
     seen: list[Any] = field(default_factory=list)
+    mixing: Tensor | None = None  # the depth-mixing matrix of the first batch, [N + 1, N + 1], where there is one
 
 
 def _looking(
@@ -95,6 +102,7 @@ def _looking(
     from neural_rdm.core import seeding
     from neural_rdm.diffusion.process import split_output
     from neural_rdm.dynamics.lens import each_left_out, stopped_early
+    from neural_rdm.dynamics.mixing import depth_mixing, has_mixing
     from neural_rdm.dynamics.statistics import Statistics
 
     net, process = module.net, module.objective.process
@@ -128,6 +136,8 @@ def _looking(
             if first:
                 level.seen.append(x0[0].cpu())
             advance()
+        if first and has_mixing(net):
+            level.mixing = depth_mixing(net, run)
         whole = error(output)
         for unit, output in enumerate(each_left_out(net, run)):
             add(level.left_out, unit, (error(output) - whole).item())

@@ -185,11 +185,13 @@ def _check_value(value: Any, kind: Any, key: str, sources: Sources) -> None:
         if typing.get_origin(member) is dict and isinstance(value, DictConfig):
             for inner, child in value.items():
                 if isinstance(child, DictConfig) and "_target_" not in child:
-                    hint = nearest(str(inner), [str(other) for other in value if other != inner])
+                    name, others = str(inner), [str(other) for other in value if other != inner]
                     raise refused(
-                        f"configuration key {key}.{inner} has no `_target_`.{hint}", f"{key}.{inner}", sources
+                        f"configuration key {key}.{name} has no `_target_`.{nearest(name, others)}",
+                        f"{key}.{name}",
+                        sources,
                     )
-                _check_value(child, typing.get_args(member)[1], f"{key}.{inner}", sources)
+                _check_value(child, typing.get_args(member)[1], f"{key}.{inner!s}", sources)
             return None
         if dataclasses.is_dataclass(member) and isinstance(member, type) and isinstance(value, DictConfig):
             return _check(value, of_class(member), key, sources)

@@ -21,6 +21,16 @@ from neural_rdm.residual.rivals.attention import frozen_weights
 from neural_rdm.residual.stack import map_stream
 
 
+def has_mixing(model: nn.Module) -> bool:
+    """Whether the stream of a network runs from its first unit to its last through the residual rule alone: not where
+    long skips go through layers that mix channels (U-ViT), nor in a network without a stack (U-Net).
+    """
+    blocks: Any = getattr(model, "blocks", ())
+    return isinstance(getattr(model, "stack", None), Stack) and all(
+        getattr(block, "skip_linear", None) is None for block in blocks
+    )
+
+
 def depth_mixing(model: nn.Module, run: Callable[[], Any]) -> Tensor:
     """C [U + 1, U + 1] of a network with U units, float64 on the CPU: the mean over samples, tokens and channels.
 
@@ -32,9 +42,7 @@ def depth_mixing(model: nn.Module, run: Callable[[], Any]) -> Tensor:
         ValueError: a network in which layers of its own stand between the units and mix the channels of the stream.
     """
     found = [unit for _, unit in units(model)]
-    stack: Any = getattr(model, "stack", None)
-    blocks: Any = getattr(model, "blocks", ())
-    if not isinstance(stack, Stack) or any(getattr(b, "skip_linear", None) is not None for b in blocks):
+    if not has_mixing(model):
         raise ValueError(
             f"a {type(model).__name__} has no depth-mixing matrix: its long skips go through layers that mix channels"
         )
@@ -45,6 +53,7 @@ def depth_mixing(model: nn.Module, run: Callable[[], Any]) -> Tensor:
         setattr(module, name, method)
         replaced.append((module, name))
 
+    stack: Any = model.stack
     close = stack.close
     replace(stack, "open", lambda z, opened=stack.open: opened(seen.source(z)))
     replace(stack, "close", lambda stream, e=None: seen.reader(close(stream, e)))
