@@ -125,7 +125,7 @@ def test_mistakes_are_one_sentence(encoder: TextEncoder, tmp_path: Path) -> None
         TextEncoder(encoder.kind, str(tmp_path / "absent"), 16, 9).encode(["a"])
     with pytest.raises(ConfigError, match="not one of clip, t5, minilm"):
         TextEncoder("gpt", "x", 16)
-    with pytest.raises(ConfigError, match=r"condition\.path is not set"):
+    with pytest.raises(ConfigError, match="path: is not set"):
         TextEncoder("clip", None, 768)
 
 
