@@ -15,6 +15,7 @@
 What starts where, costs what and can do what stands in `docs/rules.md`, which the tests compare with the code.
 """
 
+from neural_rdm.residual import rules as _first  # noqa: F401  # the paper's five come first in every list
 from neural_rdm.residual.rivals import (
     block_attnres,
     dar,
