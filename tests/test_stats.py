@@ -16,7 +16,7 @@ from PIL import Image
 
 from neural_rdm.config.check import validate
 from neural_rdm.config.compose import compose_config
-from neural_rdm.config.primary import Stats
+from neural_rdm.config.primary import ClipFeatures, ImageFeatures
 from neural_rdm.core.errors import ConfigError, DataError
 from neural_rdm.metrics import frechet_distance
 from neural_rdm.metrics.networks import NETWORKS, feature_network
@@ -162,7 +162,7 @@ def test_nothing_to_measure_is_refused_before_torch_is_loaded(tmp_path: Path, im
 
 
 def test_every_feature_network_can_be_chosen() -> None:
-    assert set(typing.get_args(typing.get_type_hints(Stats)["features"])) == set(NETWORKS)
+    assert {*typing.get_args(ImageFeatures), *typing.get_args(ClipFeatures)} == set(NETWORKS)
 
 
 def test_samples_that_do_not_fit_are_refused(images: Path, tmp_path: Path) -> None:

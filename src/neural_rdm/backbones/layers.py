@@ -15,7 +15,8 @@ from typing import Any, Generic, Literal, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from timm.layers import Attention, GELUTanh, Mlp, PatchEmbed, SwiGLU
+from timm.layers import Attention, Mlp, PatchEmbed, SwiGLU
+from timm.layers.activations import GELUTanh
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
