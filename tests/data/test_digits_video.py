@@ -44,7 +44,7 @@ def test_one_frame_is_an_image_and_images_may_follow() -> None:
     assert sample["y"].shape == (4,)
     with pytest.raises(ConfigError, match="images follow clips"):
         DigitsVideo(num_frames=1, image_frames=3)
-    with pytest.raises(ConfigError, match="8 or more"):
+    with pytest.raises(ConfigError, match="image_size=7 must be at least 8"):
         DigitsVideo(image_size=7)
 
 
