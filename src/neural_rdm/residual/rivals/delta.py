@@ -19,7 +19,7 @@ OLD_SOURCES = "a new unit is one more source of all later ones, which moves thei
 
 
 class Sum(Stack):
-    """(h, z0, f_0, ..., f_{l-1}): the stream itself, and what it is the sum of."""
+    """(h, z0, ...): the stream itself, z0, and what the units keep of the past: here the outputs f_0, ..., f_{l-1}."""
 
     def open(self, z: Tensor) -> Tensors:
         """z as the sum, and as the first source."""
@@ -54,7 +54,7 @@ class Delta(Unit):
 
     @classmethod
     def make_stack(cls, place: Place, **options: object) -> Stack:
-        """The sum and its parts."""
+        """The stream and its parts."""
         return Sum()
 
     def read(self, z: Tensors, e: Tensor | None = None) -> Tensor:  # type: ignore[override]

@@ -10,25 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from neural_rdm.core.arguments import Count
-from neural_rdm.residual.rivals.delta import BEGINS_ANEW, OLD_SOURCES
+from neural_rdm.residual.rivals.delta import BEGINS_ANEW, OLD_SOURCES, Sum
 from neural_rdm.residual.stack import Stack, Tensors
 from neural_rdm.residual.unit import Place, Unit, add_scaled, rule
-
-
-class Averages(Stack):
-    """(z, x_0, x_1, ...): the stream, the input of the first block, and the outputs of all blocks before averaging."""
-
-    def open(self, z: Tensor) -> Tensors:
-        """z, and z as the first of the past."""
-        return z, z
-
-    def close(self, stream: Tensors, e: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        """The stream."""
-        return stream[0]
-
-    def add(self, stream: Tensors, x: Tensor) -> Tensors:  # type: ignore[override]
-        """To the stream; the past stays as it was."""
-        return stream[0] + x, *stream[1:]
 
 
 @rule("denseformer")
@@ -57,8 +41,8 @@ class DenseFormer(Unit):
 
     @classmethod
     def make_stack(cls, place: Place, **options: object) -> Stack:
-        """The stream and its past."""
-        return Averages()
+        """The stream, z0 and the outputs of all blocks before averaging."""
+        return Sum()
 
     def read(self, z: Tensors, e: Tensor | None = None) -> Tensor:  # type: ignore[override]
         return z[0]
