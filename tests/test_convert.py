@@ -71,6 +71,7 @@ def test_gates_that_do_not_fit_are_named(tmp_path: Path) -> None:
     assert "Traceback" not in output
 
 
+@pytest.mark.full
 def test_a_unet_leaves_for_stock_diffusers(tmp_path: Path) -> None:
     """Gates, trained away from their start, are folded; the class embedder goes beside the network."""
     diffusers = pytest.importorskip("diffusers", reason="U-Nets are diffusers'")
@@ -101,6 +102,7 @@ def test_a_unet_leaves_for_stock_diffusers(tmp_path: Path) -> None:
     assert "export it with to=diffusers" in output
 
 
+@pytest.mark.full
 def test_a_u_vit_leaves_under_official_names(tmp_path: Path) -> None:
     sizes: dict[str, Any] = {
         "img_size": 8, "patch_size": 4, "in_chans": 1, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 11

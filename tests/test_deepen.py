@@ -90,6 +90,7 @@ def test_other_operators_say_how_far_they_move_the_output(trained: Path) -> None
     assert moved["raw"] > 0
 
 
+@pytest.mark.full
 def test_a_learned_schedule_stays_as_it_is(tmp_path: Path) -> None:
     code, output = run("diffusion=learned", *BARE, "trainer.max_steps=3", "hydra.run.dir=run", cwd=tmp_path)
     assert code == 0, output

@@ -116,7 +116,9 @@ def test_a_real_kill_in_the_middle_of_a_shard(images: list[str], whole: Path, tm
     assert content(tmp_path) == content(whole)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.full)]
+)
 def test_a_signal_to_the_parent_alone_ends_all_and_the_same_command_goes_on(
     number: signal.Signals, code: int, images: list[str], whole: Path, tmp_path: Path
 ) -> None:

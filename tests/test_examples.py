@@ -38,6 +38,7 @@ def run(command: str, *arguments: str, folders: bool = True, package: Path = RUL
     return done.stdout + done.stderr
 
 
+@pytest.mark.full
 @pytest.mark.end_to_end
 def test_a_rule_of_two_streams_trains_resumes_samples_and_grows(tmp_path: Path) -> None:
     folder = tmp_path / "run"

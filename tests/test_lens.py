@@ -53,8 +53,8 @@ def test_a_run_is_looked_at(run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("exp=digits_video_gated", "backbone.depth=2"),
-        ("exp=digits_text_gated",),
+        pytest.param(("exp=digits_video_gated", "backbone.depth=2"), marks=pytest.mark.full),
+        pytest.param(("exp=digits_text_gated",), marks=pytest.mark.full),
         ("diffusion=flow", "sampler=heun", "sampler.steps=2"),
     ],
     ids=["clips", "text-unet", "flow"],

@@ -113,6 +113,7 @@ def test_a_sweep_trains_every_job_and_compares_them(tmp_path):
     assert "| 1: residual=resnet | digits_gated | resnet | none |" in done.stdout
 
 
+@pytest.mark.full
 @pytest.mark.end_to_end
 def test_a_killed_sweep_ends_its_job_and_goes_on(tmp_path):
     arguments = [

@@ -68,13 +68,26 @@ def test_a_machine_without_torchvision_is_left_alone(monkeypatch: pytest.MonkeyP
     assert shims._keep == []
 
 
+def test_made_permanent_again_it_stays(tmp_path: Path) -> None:
+    """A second `make setup` runs in a process where the first one's copy has declared the operators already."""
+    code = f"""
+import site, sysconfig
+sysconfig.get_path = lambda name: {str(tmp_path)!r}
+site.addsitedir({str(tmp_path)!r})
+from neural_rdm.core import shims
+print(shims.make_permanent() is not None)
+"""
+    first = run(code)
+    assert run(code) == first
+    assert bool(list(tmp_path.iterdir())) == (first == "True")
+
+
 def test_made_permanent_it_helps_whatever_is_imported_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The two files are written where the library is missing, stand alone, and go where it is there."""
     from neural_rdm.core import shims
 
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
-    monkeypatch.setattr(shims, "declare_torchvision_operators", lambda: None)
-    monkeypatch.setattr(shims, "_keep", ["a library"])
+    monkeypatch.setattr(shims, "declare_torchvision_operators", lambda: True)
     hook = shims.make_permanent()
     assert hook is not None
     assert sorted(p.suffix for p in tmp_path.iterdir()) == [".pth", ".py"]
@@ -82,6 +95,6 @@ def test_made_permanent_it_helps_whatever_is_imported_first(tmp_path: Path, monk
         f"import site, sys; site.addsitedir({str(tmp_path)!r}); print('neural_rdm' in sys.modules); import torchvision"
     )
     assert run(code) == "False"
-    monkeypatch.setattr(shims, "_keep", [])
+    monkeypatch.setattr(shims, "declare_torchvision_operators", lambda: False)
     assert shims.make_permanent() is None
     assert list(tmp_path.iterdir()) == []

@@ -188,7 +188,14 @@ def test_signals_to_all_processes_leave_the_workers_at_work(number):
     assert [int(batch["position"][0]) for batch in [*first, *islice(loader, 12)]] == list(range(0, 56, 4))
 
 
-@pytest.mark.parametrize("ending", ["raise ValueError('mine')", "os.kill(os.getpid(), signal.SIGINT)", "sys.exit(3)"])
+@pytest.mark.parametrize(
+    "ending",
+    [
+        pytest.param("raise ValueError('mine')", marks=pytest.mark.full),
+        "os.kill(os.getpid(), signal.SIGINT)",
+        pytest.param("sys.exit(3)", marks=pytest.mark.full),
+    ],
+)
 def test_workers_do_not_keep_a_process_from_ending(ending, tmp_path):
     code = (
         "import os, signal, sys, time\nfrom tests.data.test_base import *\n"

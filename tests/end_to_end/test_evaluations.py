@@ -40,6 +40,7 @@ def evaluations(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.full
 def test_two_processes_measure_what_one_measures(asked: tuple[str, ...], tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     for folder, more in ((one, ()), (two, ("strategy=ddp", "trainer.devices=2"))):

@@ -98,7 +98,9 @@ def test_a_run_may_be_resumed_on_another_number_of_processes(one_process: Path, 
     [
         pytest.param("residual=gated,resnet trainer.devices=2", marks=pytest.mark.full),
         pytest.param("trainer.devices=1,2", marks=pytest.mark.full),
-        "trainer.devices=2,1",  # nothing of the first job's second rank is left in the second job
+        pytest.param(
+            "trainer.devices=2,1", marks=pytest.mark.full
+        ),  # nothing of the first job's second rank is left in the second job
     ],
 )
 def test_multirun_makes_one_folder_a_job(sweep: str, tmp_path: Path) -> None:
@@ -122,6 +124,7 @@ def test_a_multirun_with_a_bad_value_is_refused_whole(tmp_path: Path) -> None:
     assert not (tmp_path / "sweep").exists()
 
 
+@pytest.mark.full
 def test_a_rank_without_validation_samples_does_not_hold_up_the_other(tmp_path: Path) -> None:
     small = (*BARE, "trainer.max_steps=3", "callbacks.validation.every_n_steps=3", "log_every_n_steps=1")
     code, output = run(

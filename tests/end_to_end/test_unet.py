@@ -56,6 +56,7 @@ def test_the_default_reaches_95_percent(tmp_path: Path) -> None:
     assert generated(tmp_path / "run")["frechet_pixels"] < 1.5
 
 
+@pytest.mark.full
 def test_the_official_recipe_on_pictures_with_a_measured_scale(tmp_path: Path) -> None:
     """LDM-4's experiment, small: a VQ autoencoder whose scale is measured when the run begins and kept on resume."""
     for name in ("cat", "dog"):
@@ -95,8 +96,9 @@ def supervised(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+@pytest.mark.full
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.full), "fsdp2"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_processes_train_what_one_trains(strategy: str, supervised: Path, tmp_path: Path) -> None:
     code, output = run(*SUPERVISED, f"strategy={strategy}", "trainer.devices=2", "hydra.run.dir=run", cwd=tmp_path)
     assert code == 0, output

@@ -456,6 +456,7 @@ def assert_ranks_the_first_stage_closer(every):
     assert frechet_distance(*moments["real"], *moments["real"]) < 1e-4 * near
 
 
+@pytest.mark.full
 def test_video_distance_ranks_generated_skies(offline):
     assert_ranks_the_first_stage_closer(every=11)
 

@@ -60,24 +60,30 @@ def make_permanent() -> Path | None:
     hook = module.with_suffix(".pth")
     for file in (hook, module):
         file.unlink(missing_ok=True)
-    declare_torchvision_operators()
-    if not _keep:
+    if not declare_torchvision_operators():
         return None
     shutil.copyfile(__file__, module)
     hook.write_text(f"import {module.stem}; {module.stem}.install()\n", encoding="utf-8")
     return hook
 
 
-def declare_torchvision_operators() -> None:
-    """Declare the operator schemas that torchvision's library would have brought, unless it brings them itself."""
+def declare_torchvision_operators() -> bool:
+    """Declare the operator schemas that torchvision's library would have brought, unless it brings them itself.
+
+    Returns:
+        Whether the library is there and does not load. (Whether anything was declared does not tell: where this module
+        is permanent, its copy in site-packages has been first.)
+    """
     import torch
 
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:
-        return
+        return False
+    loads = False
     for library in sorted(Path(spec.origin).parent.glob("_C*")):
         try:
             torch.ops.load_library(str(library))
+            loads = True
         except (OSError, RuntimeError):
             continue  # the case that this module is for
     missing = [name for name in _OPERATORS if not hasattr(torch.ops.torchvision, name)]
@@ -86,3 +92,4 @@ def declare_torchvision_operators() -> None:
         for name in missing:
             fragment.define(name + _SCHEMA)
         _keep.append(fragment)
+    return not loads

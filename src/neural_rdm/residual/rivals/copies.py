@@ -19,8 +19,8 @@ class Copies(Stack):
         self.n = n
 
     def open(self, z: Tensor) -> Tensors:
-        """n times z itself: no memory until a unit writes."""
-        return (z,) * self.n
+        """n views of z: no memory until a unit writes. (The same tensor n times is more than a compiler can follow.)"""
+        return tuple(z.view_as(z) for _ in range(self.n))
 
     def close(self, stream: Tensors, e: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """The copies' mean. Of equal ones it is exact where n is a power of two."""
