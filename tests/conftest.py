@@ -8,6 +8,8 @@ from pathlib import Path
 
 # Two test processes with two threads each on two cores spend their time waiting for one another.
 os.environ["OMP_NUM_THREADS"] = "1"
+# what scikit-learn sets when it is imported: a process that differs in it is no copy of `tests.processes`
+os.environ |= {"KMP_DUPLICATE_LIB_OK": "True", "KMP_INIT_AT_FORK": "FALSE"}
 # Commands that tests start keep their index of videos there; weights that were downloaded before are still found.
 cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 os.environ.setdefault("TORCH_HOME", str(cache / "torch"))
