@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.residual import BASE, FIVE, NETWORKS, interleaved, saved_bytes, step_time
 from neural_rdm.backbones.dit import DiT
 from neural_rdm.reports.tables import markdown_table
-from neural_rdm.residual import Residual, Stack, Unit, gate_names
+from neural_rdm.residual import Residual, Stack, Unit, gate_names, plain_state
 
 #: name -> the rule and its options: the paper's five, then the others from one tensor to a whole history
 CASES: dict[str, Residual] = {
@@ -39,7 +38,7 @@ def run() -> dict[str, Any]:
     shape, units = (batch, (arguments["input_size"] // 2) ** 2, arguments["hidden_size"]), 2 * arguments["depth"]
     step = step_time(arguments, batch)
     stacks = {name: Additions(residual, shape, units) for name, residual in CASES.items()}
-    times = interleaved({name: partial(stack.step) for name, stack in stacks.items()}, ROUNDS)
+    times = interleaved({name: stack.step for name, stack in stacks.items()}, ROUNDS)
     base_bytes = saved_bytes(BASE, bf16=False)
     rows = []
     for name, values in times.items():
@@ -154,7 +153,12 @@ class Operations(TorchDispatchMode):
 
 def operations(residual: Residual) -> int:
     """Floating-point operations of all additions of a DiT-XL/2 in a forward pass over one image."""
-    additions = Additions(residual, (1, 256, 1152), 56)
+    one, two = (_counted(residual, tokens) for tokens in (1, 2))
+    return one + 255 * (two - one)  # all but what the timestep asks for grows with the tokens
+
+
+def _counted(residual: Residual, tokens: int) -> int:
+    additions = Additions(residual, (1, tokens, 1152), 56)
     with torch.no_grad(), Operations() as counted:
         additions.forward(lambda h: h)
     return counted.count
@@ -201,10 +205,10 @@ def _yes(holds: bool) -> str:
 def _loads(units: nn.ModuleList) -> str:
     """How trained plain weights come through it."""
     try:
-        within = [unit.plain_within for unit in units if unit.plain_values() is not None]
+        plain_state(units)
     except ValueError:
         return "no"
-    return "unchanged" if not any(within) else "nearly"
+    return "nearly" if any(unit.plain_within for unit in units) else "unchanged"
 
 
 def _folds(residual: Residual) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -44,7 +45,7 @@ def test_a_copy_is_what_a_new_interpreter_is(option: str, tmp_path: Path) -> Non
     line = [sys.executable, option, "tell" if option == "-m" else TELL, "one", "two words"]
     more = {
         "start_new_session": option == "-m",
-        "env": {**processes._ENVIRONMENT, "PYTHONPATH": "/first:/second", "MASTER_PORT": "7"},
+        "env": {**os.environ, "PYTHONPATH": "/first:/second", "MASTER_PORT": "7"},
     }
     assert told(processes.Popen, line, tmp_path, **more) == told(subprocess.Popen, line, tmp_path, **more)
 

@@ -172,20 +172,9 @@ def _matched(net: nn.Module, deep: nn.Module, growth: Growth) -> list[tuple[str,
 
 def difference(net: Backbone, deep: Backbone) -> float:
     """The largest difference of both networks' outputs for two random inputs."""
-    import torch
+    from neural_rdm.surgery.outputs import outputs
 
-    from neural_rdm.core.seeding import normal
-
-    net.eval()
-    deep.eval()
-    x, t = normal(0, "deepen", [0, 1], net.input_shape), torch.tensor([20, 700])
-    condition: dict[str, Any] = {}
-    if net.num_classes:
-        condition["y"] = torch.tensor([0, net.num_classes - 1])
-    if net.context_dim is not None:
-        condition["context"] = normal(0, "deepen text", [0, 1], (net.context_length or 77, net.context_dim))
-    with torch.no_grad():
-        return (net(x, t, **condition) - deep(x, t, **condition)).abs().max().item()
+    return (outputs(net) - outputs(deep)).abs().max().item()
 
 
 def grown_optimizer(

@@ -20,7 +20,7 @@ from neural_rdm.cli.app import main, print_paths
 from neural_rdm.cli.datasets import docstring, official_of, where_to_get
 from neural_rdm.cli.findings import Findings
 from neural_rdm.config.check import config_dir
-from neural_rdm.core.errors import DataError, UserError
+from neural_rdm.core.errors import DataError, UserError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -99,7 +99,7 @@ def examine(cfg: DictConfig, part_of: Path | None = None) -> tuple[DataModule | 
         data = _built(cfg)
         data.setup()
     except UserError as error:
-        problem = str(error).splitlines()[0]
+        problem = first_line(error)
     known = official_of(cfg.data, cfg.dataset, None if data is None else data.class_names)
     found = Findings(cfg.dataset, None if known is None else known.name, None if root is None else str(root))
     found.usable, found.problem = problem is None, problem

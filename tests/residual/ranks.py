@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 
-def every_rule(rank: int, port: int, folder: str) -> None:
+def every_rule(rank: int, port: int, folder: Path) -> None:
     """Each rule's gradients on half of a batch a process, copied (DDP) and sharded (FSDP2), against the whole batch's:
     `RULE differs ...` lines go to `folder/RANK.txt`, which is empty where all agree.
     """
     import copy
     import os
     import warnings
-    from pathlib import Path
 
     import torch
     from torch import nn
@@ -68,5 +68,5 @@ def every_rule(rank: int, port: int, folder: str) -> None:
             for name in found.keys() & wanted.keys():
                 if not torch.allclose(found[name], wanted[name], rtol=tolerance, atol=1e-5 * tolerance**0.5):
                     wrong.append(f"{rule} differs in {name} under {kind}")
-    Path(folder, f"{rank}.txt").write_text("\n".join(wrong), encoding="utf-8")
+    (folder / f"{rank}.txt").write_text("\n".join(wrong), encoding="utf-8")
     torch.distributed.destroy_process_group()

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from neural_rdm.backbones.contract import Backbone
 from neural_rdm.config.resume import lasting
-from neural_rdm.core.errors import ConfigError, UserError
+from neural_rdm.core.errors import ConfigError, UserError, first_line
 from neural_rdm.core.provenance import config_hash
 from neural_rdm.data.base import DataModule
 from neural_rdm.data.latents import Clip, Latents, stored_tokens
@@ -56,7 +56,7 @@ def build(node: DictConfig, key: str, **extra: Any) -> Any:
         cause = error.__cause__ or error if isinstance(error, InstantiationException) else error
         if isinstance(cause, UserError):
             raise cause from error
-        raise ConfigError(f"configuration group {key}: {str(cause).splitlines()[0]}") from error
+        raise ConfigError(f"configuration group {key}: {first_line(cause)}") from error
 
 
 def network(cfg: DictConfig) -> Backbone:
@@ -235,8 +235,7 @@ def trainer(cfg: DictConfig, folder: Path, report: Report | None = None) -> pl.T
         return made
     except MisconfigurationException as error:
         raise ConfigError(
-            f"trainer.accelerator={options.accelerator}, trainer.devices={options.devices}: "
-            f"{str(error).splitlines()[0]}"
+            f"trainer.accelerator={options.accelerator}, trainer.devices={options.devices}: {first_line(error)}"
         ) from error
 
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from neural_rdm.config.check import as_plain, config_dir, leaves, validate
+from neural_rdm.config.check import as_plain, choices_of, leaves, validate
 from neural_rdm.config.compose import parse
 from neural_rdm.config.grammar import written
 from neural_rdm.config.sources import Sources
-from neural_rdm.core.errors import CheckpointError, ConfigError, UserError
+from neural_rdm.core.errors import CheckpointError, ConfigError, UserError, first_line
 from neural_rdm.core.extras import typed
 from neural_rdm.core.files import load_tensors
 from neural_rdm.core.listing import natural_order
@@ -63,7 +63,7 @@ def read_config(folder: Path) -> DictConfig:
     try:
         config = OmegaConf.load(path)
     except Exception as error:
-        raise CheckpointError(f"run={folder}: {path} cannot be read: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(f"run={folder}: {path} cannot be read: {first_line(error)}") from error
     if not isinstance(config, DictConfig):
         raise CheckpointError(f"run={folder}: {path} is not a run's configuration")
     check_config(folder, config)
@@ -105,7 +105,7 @@ def inherit(
         if group in given:
             continue
         if config.get(group) is None:
-            choices = ", ".join(f"{group}={p.stem}" for p in sorted((config_dir() / group).glob("*.yaml")))
+            choices = ", ".join(f"{group}={name}" for name in choices_of(group))
             raise ConfigError(f"run={folder} was trained with {group}=null; choose one of {choices}")
         values |= dict(leaves(as_plain(config[group]), group))
     values |= {key: OmegaConf.select(config, key) for key in keys}

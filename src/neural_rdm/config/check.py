@@ -18,7 +18,7 @@ from neural_rdm.config.reader import REQUIRED, Node, Signature
 from neural_rdm.config.schema import fill, of_class, of_node, plain, rules, targets, text_of
 from neural_rdm.config.sources import Sources, refused
 from neural_rdm.core.arguments import broken, members, nearest, problem
-from neural_rdm.core.errors import ConfigError
+from neural_rdm.core.errors import ConfigError, first_line
 
 
 def config_dir() -> Path:
@@ -34,6 +34,11 @@ def config_dir() -> Path:
     raise ConfigError(
         f"the configuration folder is missing: looked in {package / 'configs'} and {package.parents[1] / 'configs'}"
     )
+
+
+def choices_of(group: str) -> list[str]:
+    """The names that a group of the project can be given."""
+    return sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
 
 
 def flat_keys(cfg: Any, prefix: str = "") -> Iterator[str]:
@@ -70,7 +75,7 @@ def validate(cfg: DictConfig, command: str = "train", sources: Sources = Sources
         OmegaConf.resolve(cfg)
     except OmegaConfBaseException as error:
         key = _unresolved(cfg)
-        raise refused(f"configuration key {key}: {_first_line(error)}", key, sources) from error
+        raise refused(f"configuration key {key}: {first_line(error)}", key, sources) from error
     kind = primary.COMMANDS[command]
     _check(cfg, of_class(kind), "", sources)
     said = kind(**as_plain(cfg)).check() if hasattr(kind, "check") else None
@@ -108,7 +113,7 @@ def _check_node(node: Any, key: str, sources: Sources) -> None:
 
 def _one_of(group: str) -> str:
     """What to type for a group without a choice; nothing for other keys."""
-    choices = sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
+    choices = choices_of(group)
     return f"; pass {group}=NAME, one of {', '.join(choices)}" if choices else ""
 
 
@@ -211,10 +216,6 @@ def _check_value(value: Any, kind: Any, key: str, sources: Sources) -> None:
         )
         raise refused(problem_of_text, key, sources)
     raise refused(f"configuration key {wrong.at('')}", wrong.key, sources)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
 
 
 def as_plain(cfg: DictConfig | ListConfig) -> Any:

@@ -19,12 +19,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from neural_rdm.config import primary
-from neural_rdm.config.check import config_dir
+from neural_rdm.config.check import choices_of, config_dir
 from neural_rdm.config.grammar import as_typed, written
 from neural_rdm.config.schema import fill, of_class
 from neural_rdm.config.sources import Sources
 from neural_rdm.core.arguments import members, nearest
-from neural_rdm.core.errors import ConfigError
+from neural_rdm.core.errors import ConfigError, first_line
 
 #: `hydra/launcher=subprocess`; `module` is the command that runs one job
 LAUNCHER = {"_target_": "hydra_plugins.neural_rdm.SubprocessLauncher", "module": "neural_rdm.train"}
@@ -91,7 +91,7 @@ def parse(overrides: list[str]) -> list[Override]:
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except HydraException as error:
-        raise ConfigError(f"cannot read the argument: {str(error).splitlines()[0]}. {advice}") from error
+        raise ConfigError(f"cannot read the argument: {first_line(error)}. {advice}") from error
     nameless = [o.input_line for o in parsed if not o.key_or_group]
     if nameless:
         raise ConfigError(f"cannot read the argument: {nameless[0]!r} has no key. {advice}")
@@ -158,7 +158,7 @@ def _files(name: str, roots: list[Path]) -> list[Path]:
 def _check_choice(override: Override, config_name: str) -> None:
     """Refuse a group that is given null, a number or a dictionary, which Hydra answers with a traceback."""
     group = override.key_or_group
-    choices = sorted(p.stem for p in (config_dir() / group).glob("*.yaml"))
+    choices = choices_of(group)
     if choices and not override.is_delete() and not isinstance(override.value(), (str, list, Sweep)):
         argument = of_class(primary.COMMANDS[config_name]).arguments.get(group)
         without = f"; ~{group} leaves it out" if argument and type(None) in members(argument.kind) else ""
@@ -169,7 +169,7 @@ def _unknown_choice(error: MissingConfigException) -> ConfigError:
     group, _, choice = str(error.missing_cfg_file or "").rpartition("/")
     options = sorted(error.options or [])
     if not group:
-        return ConfigError(str(error).splitlines()[0])
+        return ConfigError(first_line(error))
     return ConfigError(
         f"{group}={choice}: no such choice.{nearest(choice, options)} "
         f"The choices, in {config_dir() / group}, are {', '.join(options)}"

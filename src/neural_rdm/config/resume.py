@@ -13,7 +13,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from neural_rdm.core.arguments import nearest
-from neural_rdm.core.errors import CheckpointError, ConfigError
+from neural_rdm.core.errors import CheckpointError, ConfigError, first_line
 from neural_rdm.core.provenance import FILE, check_config
 
 #: keys that may change on resume, because the trajectory does not depend on them (noise and data order are keyed by the
@@ -89,7 +89,7 @@ def _read(path: Path, load: Callable[[Path], Any]) -> Any:
     try:
         return load(path) if path.is_file() else None
     except Exception as error:
-        raise CheckpointError(f"resume: {path} cannot be read: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(f"resume: {path} cannot be read: {first_line(error)}") from error
 
 
 def _json(path: Path) -> Any:

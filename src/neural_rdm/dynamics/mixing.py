@@ -100,8 +100,7 @@ def _forward(unit: Unit, seen: _Seen) -> Callable[..., Stream]:
     ) -> Stream:
         u = seen.reader(unit.read(z, e))
         with torch.no_grad():
-            f = branch(u)
-            f = f if g is None else unit.spread(g, f) * f
+            f = unit.gated(branch(u), g)
         return unit.write(z if shortcut is None else map_stream(shortcut, z), seen.source(f), None, e)
 
     return forward

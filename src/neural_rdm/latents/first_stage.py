@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from neural_rdm.core import seeding
 from neural_rdm.core.arguments import Count, Positive, checked
-from neural_rdm.core.errors import CheckpointError
+from neural_rdm.core.errors import CheckpointError, first_line
 from neural_rdm.core.hub import from_hub
 from neural_rdm.latents import constraints
 
@@ -190,7 +190,7 @@ class Autoencoder:
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise CheckpointError(
-                f"first_stage.path={self.path}: cannot load the autoencoder ({str(error).splitlines()[0]}). "
+                f"first_stage.path={self.path}: cannot load the autoencoder ({first_line(error)}). "
                 "Pass a local folder in diffusers' layout or an official file with first_stage.path=..., or "
                 "data=synthetic to train without pictures."
             ) from error

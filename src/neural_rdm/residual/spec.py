@@ -8,7 +8,6 @@ from typing import Any, get_type_hints
 from neural_rdm.core.arguments import NonNegative, checked, nearest, problem
 from neural_rdm.core.errors import ArgumentError
 from neural_rdm.residual import rivals as _rivals  # noqa: F401  # the rules of this package have their names
-from neural_rdm.residual import rules as _registered  # noqa: F401
 from neural_rdm.residual.unit import RULES, Place, Stack, Unit
 
 

@@ -146,6 +146,10 @@ class Unit(nn.Module):
         z = self._tensor(z)
         return z + f if g is None else add_scaled(z, self.spread(g, z), f)
 
+    def gated(self, f: Tensor, g: Tensor | None) -> Tensor:
+        """The branch's output behind the block's own gate, where it has one: what `write` adds up."""
+        return f if g is None else self.spread(g, f) * f
+
     # -- one unit in a forward pass
 
     def forward(
@@ -193,7 +197,7 @@ class Unit(nn.Module):
         read = self.read(z, e)
         f = branch(read)
         if self.watched is not None and not isinstance(z, Tensor):
-            f = watch_write(f, f if g is None else self.spread(g, f) * f, read, *self.watched, self.channel_axis)
+            f = watch_write(f, self.gated(f, g), read, *self.watched, self.channel_axis)
         out = self.write(before, f, g, e)
         if self.watched is not None and isinstance(out, Tensor):
             assert isinstance(before, Tensor)

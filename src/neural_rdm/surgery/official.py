@@ -22,6 +22,7 @@ from neural_rdm.core.weights import read_weights, unwrapped
 from neural_rdm.residual import gate_names, plain_state, units
 from neural_rdm.surgery.adapter import Adapter, Problems, State, adapter_of
 from neural_rdm.surgery.folding import without_gates
+from neural_rdm.surgery.outputs import outputs
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -87,23 +88,12 @@ def load_official(model: Model, source: str | Path | State, reinit: Iterable[str
     return model
 
 
-@torch.no_grad()
 def _moved(model: nn.Module) -> str:
     """How far a rule that is plain up to the eps of norms moves the output of the plain network, in words."""
+    plain = without_gates(copy.deepcopy(model))
     assert isinstance(model, Backbone)
-    plain, mode = without_gates(copy.deepcopy(model)).eval(), model.training
-    generator, kind = torch.Generator().manual_seed(0), next(model.parameters())
-    given: dict[str, Tensor] = {
-        "x": torch.randn(2, *model.input_shape, generator=generator),
-        "t": torch.tensor([100, 900]),
-    }
-    if model.num_classes:
-        given["y"] = torch.zeros(2, dtype=torch.long)
-    if model.context_dim is not None:
-        given["context"] = torch.randn(2, model.context_length or 4, model.context_dim, generator=generator)
-    given = {n: x.to(kind.device, kind.dtype if x.is_floating_point() else None) for n, x in given.items()}
-    ours, theirs = model.eval()(**given), plain(**given)
-    model.train(mode)
+    assert isinstance(plain, Backbone)
+    ours, theirs = outputs(model), outputs(plain)
     share = float((ours - theirs).norm() / theirs.norm().clamp(min=1e-12))
     return f"under residual={model.residual.rule} the output of two random samples moves by {share:.1e} of its size"
 

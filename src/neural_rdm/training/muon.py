@@ -20,7 +20,7 @@ from neural_rdm.residual import gate_names, units
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 #: the last parts of a weight's name -> how many matrices stand in it, one above the other
-FUSED = {"qkv.weight": 3, "kv.weight": 2, "adaLN_modulation.1.weight": 6, "modulation.weight": 6}
+FUSED = {"qkv.weight": 3, "kv.weight": 2, "adaLN_modulation.1.weight": 6}
 
 
 def matrices(net: nn.Module) -> dict[str, int]:

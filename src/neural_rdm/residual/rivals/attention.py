@@ -16,10 +16,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neural_rdm.residual.rivals.sums import weighted_sum
+from neural_rdm.residual.stack import Stack, Tensors
+
 #: added to the mean square; small against a stream of order one, large against float32's smallest numbers
 EPS = 1e-6
 
 _frozen = False
+
+
+class Sources(Stack):
+    """(z0, ...): a list of tensors that every unit reads as their mean, and never as a running sum."""
+
+    def open(self, z: Tensor) -> Tensors:
+        """z is the first source."""
+        return (z,)
+
+    def add(self, stream: Tensors, x: Tensor) -> Tensors:  # type: ignore[override]
+        """To the first source."""
+        return stream[0] + x, *stream[1:]
+
+    def plain_values(self) -> dict[str, float | Tensor]:
+        """Every read is the plain mean."""
+        return {name: 0.0 for name, _ in self.named_parameters()}
 
 
 @contextmanager
@@ -51,7 +70,7 @@ def attend(query: Tensor, sources: Sequence[Tensor], scale: float = 1.0) -> Tens
     if _frozen:
         with torch.no_grad():
             weights = torch.stack([_logit(query, s, scale)[0] for s in sources], dim=-1).softmax(dim=-1)
-        return _weighted(weights, sources)
+        return weighted_sum(weights.to(sources[0].dtype).split(1, dim=-1), sources)
     return _Attend.apply(query, scale, *sources)
 
 
@@ -70,14 +89,6 @@ def _dots(x: Tensor, q: Tensor) -> Tensor:
     return torch.bmm(x.flatten(1, -2), q[:, :, None]).reshape(x.shape[:-1])
 
 
-def _weighted(weights: Tensor, sources: Sequence[Tensor]) -> Tensor:
-    weights = weights.to(sources[0].dtype)
-    out = weights[..., :1] * sources[0]
-    for i, source in enumerate(sources[1:], 1):
-        out = torch.addcmul(out, weights[..., i : i + 1], source)
-    return out
-
-
 class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, scale: float, *sources: Tensor) -> Tensor:
@@ -89,7 +100,7 @@ class _Attend(torch.autograd.Function):
             ctx.scale = scale
             narrow = weights.to(sources[0].dtype)
             out = narrow[..., :1] * sources[0]
-            for i, source in enumerate(sources[1:], 1):
+            for i, source in enumerate(sources[1:], 1):  # as `weighted_sum`, in place: nothing here is differentiated
                 out.addcmul_(narrow[..., i : i + 1], source)
             return out
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from neural_rdm.core.arguments import Count
-from neural_rdm.residual.rivals.attention import attend
+from neural_rdm.residual.rivals.attention import Sources, attend
 from neural_rdm.residual.rivals.delta import BEGINS_ANEW
 from neural_rdm.residual.stack import Stack, Tensors
 from neural_rdm.residual.unit import Place, Unit, rule
 
 
-class Sums(Stack):
+class Sums(Sources):
     """(z0, sum of group 1, sum of group 2, ...), the last of which is written to. It holds the queries of all units.
 
     Args:
@@ -37,21 +37,9 @@ class Sums(Stack):
         found: Tensor = getattr(self, name)
         return found
 
-    def open(self, z: Tensor) -> Tensors:
-        """z is the first source."""
-        return (z,)
-
     def close(self, stream: Tensors, e: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """Read as by a unit."""
         return attend(self.query("final"), stream)
-
-    def add(self, stream: Tensors, x: Tensor) -> Tensors:  # type: ignore[override]
-        """To the first source."""
-        return stream[0] + x, *stream[1:]
-
-    def plain_values(self) -> dict[str, float | Tensor]:
-        """Every read is the plain mean."""
-        return {name: 0.0 for name, _ in self.named_parameters()}
 
 
 @rule("block_attnres")
@@ -90,7 +78,7 @@ class BlockAttnRes(Unit):
         return attend(stack.query(self.place.role), z)
 
     def write(self, z: Tensors, f: Tensor, g: Tensor | None = None, e: Tensor | None = None) -> Tensors:  # type: ignore[override]
-        written = f if g is None else self.spread(g, f) * f
+        written = self.gated(f, g)
         if self.place.index % self.group == 0:  # the first of its group
             return *z, written
         return *z[:-1], z[-1] + written

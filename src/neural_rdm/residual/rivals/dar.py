@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from neural_rdm.core.arguments import Count
-from neural_rdm.residual.rivals.attention import attend
+from neural_rdm.residual.rivals.attention import Sources, attend
 from neural_rdm.residual.rivals.delta import BEGINS_ANEW, OLD_SOURCES
 from neural_rdm.residual.stack import Stack, Tensors
 from neural_rdm.residual.unit import Place, Start, Unit, rule
 
 
-class History(Stack):
+class History(Sources):
     """(z0, outputs ...): nothing is ever summed. It holds the last router, and what the timestep adds to every query.
 
     Args:
@@ -33,10 +33,6 @@ class History(Stack):
             self.time_weight = nn.Parameter(torch.zeros(place.dim, place.time_dim))
             self.time_bias = nn.Parameter(torch.zeros(place.dim))
 
-    def open(self, z: Tensor) -> Tensors:
-        """z is the first source."""
-        return (z,)
-
     def close(self, stream: Tensors, e: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """The last router's mean of all that is there."""
         return self.route(self.query, stream, e)
@@ -46,14 +42,6 @@ class History(Stack):
         if self.timed and e is not None:
             query = query + nn.functional.linear(e, self.time_weight, self.time_bias)
         return attend(query, sources, scale=query.shape[-1] ** -0.5)
-
-    def add(self, stream: Tensors, x: Tensor) -> Tensors:  # type: ignore[override]
-        """To the first source."""
-        return stream[0] + x, *stream[1:]
-
-    def plain_values(self) -> dict[str, float | Tensor]:
-        """Every router takes the plain mean."""
-        return {name: 0.0 for name, _ in self.named_parameters()}
 
 
 @rule("dar")
@@ -101,7 +89,7 @@ class DAR(Unit):
         return stack.route(self.query, self._kept(z), e)
 
     def write(self, z: Tensors, f: Tensor, g: Tensor | None = None, e: Tensor | None = None) -> Tensors:  # type: ignore[override]
-        return *self._kept(z), f if g is None else self.spread(g, f) * f
+        return *self._kept(z), self.gated(f, g)
 
     def _kept(self, z: Tensors) -> Tensors:
         """The sources once the chunk before this unit, if one ends there, is summarised by its last output."""

@@ -63,7 +63,7 @@ class Delta(Unit):
         return add_scaled(z[0], self.gamma, attend(self.query, z[1:]))
 
     def write(self, z: Tensors, f: Tensor, g: Tensor | None = None, e: Tensor | None = None) -> Tensors:  # type: ignore[override]
-        written = f if g is None else self.spread(g, f) * f
+        written = self.gated(f, g)
         return z[0] + written, *z[1:], written
 
     def plain_values(self) -> dict[str, float | Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from neural_rdm.core.arguments import Count
 from neural_rdm.residual.rivals.delta import BEGINS_ANEW, OLD_SOURCES, Sum
+from neural_rdm.residual.rivals.sums import weighted_sum
 from neural_rdm.residual.stack import Stack, Tensors
 from neural_rdm.residual.unit import Place, Unit, add_scaled, rule
 
@@ -54,10 +55,7 @@ class DenseFormer(Unit):
         past = (*z[1:], out)
         if not hasattr(self, "weights"):
             return out, *past
-        mean = self.weights[0] * past[0]
-        for weight, x in zip(self.weights[1:], past[1:], strict=True):
-            mean = torch.addcmul(mean, weight, x)
-        return mean, *past
+        return weighted_sum(self.weights, past), *past
 
     def plain_values(self) -> dict[str, float | Tensor]:
         """The block's own output alone."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from neural_rdm.core.arguments import Count
 from neural_rdm.residual.rivals.copies import Copies
+from neural_rdm.residual.rivals.sums import weighted_sum
 from neural_rdm.residual.stack import Stack, Tensors
 from neural_rdm.residual.unit import Place, Unit, add_scaled, rule
 
@@ -55,19 +56,19 @@ class HC(Unit):
     def read(self, z: Tensors, e: Tensor | None = None) -> Tensor:  # type: ignore[override]
         added = self._dynamic(z, slice(0, 1))
         weights = [a if d is None else a + d[0] for a, d in zip(self.read_weight, added, strict=True)]
-        return _combined(weights, z)
+        return weighted_sum(weights, z)
 
     def write(self, z: Tensors, f: Tensor, g: Tensor | None = None, e: Tensor | None = None) -> Tensors:  # type: ignore[override]
         added = self._dynamic(z, slice(1, None))
-        if g is not None and self.dynamic:  # weights of each token: the block's gate goes onto f once
-            f, g = self.spread(g, f) * f, None
+        if self.dynamic:  # weights of each token: the block's gate goes onto f once
+            f, g = self.gated(f, g), None
         copies = z if self.dynamic else _Mixed.apply(self.carry.T, *z)
         result = []
         for s in range(self.n):
             out, weight, extra = copies[s], self.write_weight[s], added[s]
             if extra is not None:
                 carried = [c + d[1 + s] for c, d in zip(self.carry[:, s], added, strict=True) if d is not None]
-                out, weight = _combined(carried, z), weight + extra[0]
+                out, weight = weighted_sum(carried, z), weight + extra[0]
             result.append(add_scaled(out, weight if g is None else self.spread(g * weight, out), f))
         return tuple(result)
 
@@ -111,11 +112,3 @@ class _Mixed(torch.autograd.Function):
         to_weight = rows @ torch.stack(copies).flatten(1).to(rows.dtype).T
         out = weight.T.to(rows.dtype) @ rows
         return to_weight.to(weight.dtype), *(row.view_as(copies[0]) for row in out)
-
-
-def _combined(weights: list[Tensor], z: Tensors) -> Tensor:
-    """`sum_s w_s X_s`; each w a number or [B, ..., 1]."""
-    out = weights[0] * z[0]
-    for weight, copy in zip(weights[1:], z[1:], strict=True):
-        out = torch.addcmul(out, weight, copy)
-    return out

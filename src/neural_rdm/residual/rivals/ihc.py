@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from neural_rdm.core.arguments import Count
 from neural_rdm.residual.rivals.copies import Copies
+from neural_rdm.residual.rivals.sums import weighted_sum
 from neural_rdm.residual.stack import Stack, Tensors
 from neural_rdm.residual.unit import Place, Unit, add_scaled, rule
 
@@ -47,10 +48,7 @@ class IHC(Unit):
         return Copies(n)
 
     def read(self, z: Tensors, e: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        out = self.spread(self.read_weight[0], z[0]) * z[0]
-        for copy, weight in zip(z[1:], self.read_weight[1:], strict=True):
-            out = torch.addcmul(out, self.spread(weight, copy), copy)
-        return out
+        return weighted_sum((self.spread(weight, z[0]) for weight in self.read_weight), z)
 
     def write(self, z: Tensors, f: Tensor, g: Tensor | None = None, e: Tensor | None = None) -> Tensors:  # type: ignore[override]
         weights = self.write_weight if g is None else g[None] * self.write_weight[:, None]
