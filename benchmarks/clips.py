@@ -24,10 +24,10 @@ from PIL import Image
 
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.core.progress import progress_bar
-from neural_rdm.data.clips import ClipFiles, find_videos
-from neural_rdm.data.decoders import DECODERS, check_decoder
-from neural_rdm.data.video_index import probe
-from neural_rdm.reports.samples import write_mp4
+from neural_rdm.data.videos.clips import ClipFiles, find_videos
+from neural_rdm.data.videos.index import probe
+from neural_rdm.media.decoders import DECODERS, check_decoder
+from neural_rdm.media.mp4 import write_mp4
 from neural_rdm.reports.tables import markdown_table
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

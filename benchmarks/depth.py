@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from benchmarks.residual import FIVE
 from neural_rdm.backbones.dit import DiT
 from neural_rdm.core.seeding import normal, uniform
-from neural_rdm.data.digits import Digits
+from neural_rdm.data.builtin.digits import Digits
 from neural_rdm.diffusion.objectives import DDPMObjective
 from neural_rdm.diffusion.process import DDPM
 from neural_rdm.dynamics.probe import probe

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from neural_rdm.core.seeding import generator
-from neural_rdm.data.digits import Digits
+from neural_rdm.data.builtin.digits import Digits
 from neural_rdm.metrics.digits import DigitsEvaluation
 from neural_rdm.metrics.frechet import frechet_distance, moments
 from neural_rdm.reports.tables import markdown_table

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from neural_rdm.backbones.dit import DiT
 from neural_rdm.core.files import write_atomically, write_text
 from neural_rdm.core.seeding import generator, normal, uniform
-from neural_rdm.data.digits import Digits, TensorSet
+from neural_rdm.data.builtin.digits import Digits, TensorSet
 from neural_rdm.diffusion.objectives import DDPMObjective
 from neural_rdm.diffusion.process import DDPM
 from neural_rdm.dynamics import probe, sensitivity_loss, stream_overlaps, supervise

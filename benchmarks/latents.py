@@ -21,10 +21,10 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from benchmarks.step import NETWORKS, Step
-from neural_rdm.cli import build
 from neural_rdm.config.compose import compose_config
 from neural_rdm.encode import encode, prepare
 from neural_rdm.reports.tables import markdown_table
+from neural_rdm.runs import build
 
 PICTURES, BATCH, ROUNDS, SIZE = 512, 64, 5, 256
 DTYPES = ("float16", "bfloat16", "float32")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from neural_rdm.data.image_folder import ImageFolder
+from neural_rdm.data.images.image_folder import ImageFolder
 from neural_rdm.reports.tables import markdown_table
 
 SIZES = {"as the crop": (256, 256), "as ImageNet's": (500, 375)}

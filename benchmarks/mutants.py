@@ -28,7 +28,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "neural_rdm"
-PARTS = ("residual/*.py", "dynamics/*.py", "diffusion/*.py", "training/ema.py", "core/*.py")
+PARTS = ("residual/*.py", "dynamics/*.py", "diffusion/*.py", "training/callbacks/ema.py", "core/*.py")
 LIMIT = 300  # seconds of CPU time: no file's tests need half of it
 UNREADABLE = " (cannot be imported)"
 

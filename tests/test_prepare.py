@@ -14,18 +14,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from neural_rdm.cli import build
 from neural_rdm.config.check import validate
 from neural_rdm.config.compose import compose_config
 from neural_rdm.core.errors import DataError
 from neural_rdm.data.base import DataModule
-from neural_rdm.data.captions import JourneyDB
-from neural_rdm.data.image_folder import ImageFolder
-from neural_rdm.data.video import UCF101, TaichiHD
+from neural_rdm.data.images.captions import JourneyDB
+from neural_rdm.data.images.image_folder import ImageFolder
+from neural_rdm.data.videos.datasets import UCF101, TaichiHD
 from neural_rdm.prepare import _experiments, examine, prepare
+from neural_rdm.runs import build
+from tests.data.images.test_captions import coco
 from tests.data.tars import jpeg, write_tar
-from tests.data.test_captions import coco
-from tests.data.test_video import frames
+from tests.data.videos.test_datasets import frames
 from tests.helpers import shared
 from tests.test_preview import _own_cache, composed  # noqa: F401  (a fixture)
 

@@ -13,17 +13,17 @@ import torch
 from omegaconf import DictConfig
 from PIL import Image
 
-from neural_rdm.cli import build
 from neural_rdm.cli.datasets import check_layout, docstring
 from neural_rdm.config.check import validate
 from neural_rdm.config.compose import compose_config
 from neural_rdm.core.errors import ConfigError, DataError
-from neural_rdm.core.layouts import drawn
+from neural_rdm.data.layouts import drawn
 from neural_rdm.data.sampler import StepBatchSampler
-from neural_rdm.data.video import UCF101
+from neural_rdm.data.videos.datasets import UCF101
 from neural_rdm.preview import gather, preview
-from tests.data.test_captions import coco
-from tests.data.test_video import frames
+from neural_rdm.runs import build
+from tests.data.images.test_captions import coco
+from tests.data.videos.test_datasets import frames
 from tests.test_sample import refused_without_torch
 
 
@@ -165,10 +165,10 @@ def test_it_needs_a_data_set_that_is_there_and_says_where_to_get_it(tmp_path: Pa
 
 
 def test_layouts_are_read_from_the_source_of_the_data_modules() -> None:
-    text = docstring("neural_rdm.data.video.UCF101")
+    text = docstring("neural_rdm.data.videos.datasets.UCF101")
     assert text
     assert (UCF101.__doc__ or "").startswith(text.splitlines()[0])
     assert "Args:" not in text
     assert text == drawn(UCF101.__doc__)
-    assert "see `Clips`" not in docstring("neural_rdm.data.video.TaichiHD")
+    assert "see `Clips`" not in docstring("neural_rdm.data.videos.datasets.TaichiHD")
     assert docstring("neural_rdm.data.nowhere.X") == docstring("no.such.module.X") == ""

@@ -16,9 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
-from neural_rdm.cli import build
 from neural_rdm.cli.app import Arguments, preflight
 from neural_rdm.config.compose import compose_config
+from neural_rdm.runs import build
 from tests.end_to_end.commands import TINY, run
 from tests.helpers import ROOT
 

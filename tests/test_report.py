@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neural_rdm.cli.runs import read_config
 from neural_rdm.config.compose import parse
 from neural_rdm.config.grammar import as_typed
 from neural_rdm.core.errors import CheckpointError, ConfigError, DataError
 from neural_rdm.report import prepare, select_runs
 from neural_rdm.reports.tables import write_comparison, write_metrics
+from neural_rdm.runs.load import read_config
 from tests.test_sample import command, refused_without_torch
 
 

@@ -21,17 +21,18 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from neural_rdm import DiT
-from neural_rdm.cli import build, runs
-from neural_rdm.cli.runs import LoadedRun, find_runs, inherit, load_run, read_config, written
 from neural_rdm.config.compose import compose_config, parse
+from neural_rdm.config.provenance import write_config
 from neural_rdm.core.errors import CheckpointError, ConfigError, DataError, UserError
 from neural_rdm.core.files import load_tensors, save_tensors
-from neural_rdm.core.provenance import write_config
-from neural_rdm.data.digits_text import DigitsText
-from neural_rdm.data.synthetic import Synthetic
-from neural_rdm.reports.samples import Parts
+from neural_rdm.data.builtin.digits_text import DigitsText
+from neural_rdm.data.builtin.synthetic import Synthetic
+from neural_rdm.evaluation import features
+from neural_rdm.evaluation.sample_parts import Parts
+from neural_rdm.runs import build
+from neural_rdm.runs import load as runs
+from neural_rdm.runs.load import LoadedRun, find_runs, inherit, load_run, read_config, written
 from neural_rdm.sample import _grids, _kept, _tell_prompts, choose_classes, sample
-from neural_rdm.training import features
 from tests import processes
 
 TINY = (

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from neural_rdm.cli.app import main, print_paths
-from neural_rdm.cli.runs import inherit
 from neural_rdm.core.files import write_atomically, write_text
+from neural_rdm.runs.load import inherit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
 
-    from neural_rdm.cli.runs import LoadedRun
+    from neural_rdm.runs.load import LoadedRun
 
 
 def convert(cfg: DictConfig, folder: Path) -> int:
@@ -32,9 +32,9 @@ def convert(cfg: DictConfig, folder: Path) -> int:
     Raises:
         UserError: no usable run, or gates that the other layout cannot express.
     """
-    from neural_rdm.cli import build
-    from neural_rdm.cli.runs import load_run
     from neural_rdm.diffusion.scheduler_config import scheduler_config
+    from neural_rdm.runs import build
+    from neural_rdm.runs.load import load_run
     from neural_rdm.surgery.adapter import adapter_of
     from neural_rdm.surgery.export import constructor, to_diffusers, to_official
 

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from neural_rdm.cli.app import main, print_paths
-from neural_rdm.cli.runs import newest, read_config
 from neural_rdm.config.compose import parse
 from neural_rdm.config.grammar import written
+from neural_rdm.config.provenance import KEY as KEY_OF_CONFIG
+from neural_rdm.config.provenance import check_checkpoint, config_hash, read_provenance, write_config, write_provenance
 from neural_rdm.core.errors import CheckpointError, ConfigError
 from neural_rdm.core.extras import typed
 from neural_rdm.core.files import link_atomically, load_tensors, save_tensors, write_text
-from neural_rdm.core.provenance import KEY as KEY_OF_CONFIG
-from neural_rdm.core.provenance import check_checkpoint, config_hash, read_provenance, write_config, write_provenance
+from neural_rdm.runs.load import newest, read_config
 
 if TYPE_CHECKING:
     from torch import nn
@@ -65,11 +65,11 @@ def deepen(cfg: DictConfig, folder: Path) -> int:
     """
     import torch
 
-    from neural_rdm.cli import build
+    from neural_rdm.runs import build
     from neural_rdm.surgery.adapter import adapter_of
     from neural_rdm.surgery.grow import depth_of, grown, grown_state, plan
-    from neural_rdm.training.checkpoints import newest_readable, path_of, sick, split_network
-    from neural_rdm.training.ema import KEY
+    from neural_rdm.training.callbacks.checkpoints import newest_readable, path_of, sick, split_network
+    from neural_rdm.training.callbacks.ema import KEY
     from neural_rdm.training.optim import freeze
 
     config, source = read_config(run_of(cfg.checkpoint)), Path(cfg.checkpoint)

@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from neural_rdm.cli.app import main, print_paths
-from neural_rdm.cli.runs import device_of
 from neural_rdm.cli.sharing import wait_for
 from neural_rdm.config.check import as_plain, leaves, validate
 from neural_rdm.config.compose import compose_config, parse
 from neural_rdm.config.grammar import written
 from neural_rdm.config.primary import Encode
 from neural_rdm.core.errors import ConfigError, DataError
-from neural_rdm.core.manifest import MANIFEST, REQUEST
+from neural_rdm.data.encoded.manifest import MANIFEST, REQUEST
+from neural_rdm.runs.load import device_of
 
 if TYPE_CHECKING:
     from neural_rdm.conditioning.text import TextEncoder
-    from neural_rdm.data.encoder import Encoder
+    from neural_rdm.data.encoded.encoder import Encoder
     from neural_rdm.data.source import Source
     from neural_rdm.latents.first_stage import Autoencoder
     from neural_rdm.latents.shards import Shards
@@ -50,10 +50,10 @@ def encode(cfg: DictConfig, folder: Path) -> int:
     Raises:
         UserError: data, first stage or text encoder cannot be read; the folder holds other latents; the disk is full.
     """
-    from neural_rdm.cli import build
-    from neural_rdm.data.encoder import Encoder
+    from neural_rdm.data.encoded.encoder import Encoder
     from neural_rdm.data.prompts import tell_too_long
     from neural_rdm.latents.shards import Shards
+    from neural_rdm.runs import build
 
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     build.quiet()
@@ -174,7 +174,7 @@ def _claim(folder: Path, request: dict[str, Any]) -> None:
     Raises:
         ConfigError: it holds latents of another request.
     """
-    from neural_rdm.reports.samples import claim
+    from neural_rdm.evaluation.sample_parts import claim
 
     try:
         claim(folder / REQUEST, request)
@@ -200,8 +200,8 @@ def _finish(
     from safetensors.torch import save
 
     from neural_rdm.core.files import sweep, write_atomically, write_text
-    from neural_rdm.data.encoder import list_broken
-    from neural_rdm.data.latents import TEXT_FILE
+    from neural_rdm.data.encoded.encoder import list_broken
+    from neural_rdm.data.encoded.latents import TEXT_FILE
     from neural_rdm.latents.shards import Shard
 
     written: list[Path] = []

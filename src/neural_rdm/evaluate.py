@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from neural_rdm.cli.app import main, print_paths
-from neural_rdm.cli.runs import inherit, read_config
 from neural_rdm.config.compose import parse
 from neural_rdm.core.errors import ConfigError, UserError
 from neural_rdm.core.files import write_text
 from neural_rdm.reports.runs import read_mapping
+from neural_rdm.runs.load import inherit, read_config
 
 if TYPE_CHECKING:
     from neural_rdm.diffusion.samplers import Sampler
-    from neural_rdm.training.measuring import Measured, Report
+    from neural_rdm.evaluation.measuring import Measured, Report
 
 
 def evaluate(cfg: DictConfig, folder: Path) -> int:
@@ -39,7 +39,7 @@ def evaluate(cfg: DictConfig, folder: Path) -> int:
     Raises:
         UserError: no usable run or samples, or a sampler or metric that does not fit them.
     """
-    from neural_rdm.cli import build
+    from neural_rdm.runs import build
 
     report: Report = build.build(cfg.metric, "metric")
     measure = _run if cfg.samples is None else _files
@@ -52,10 +52,10 @@ def evaluate(cfg: DictConfig, folder: Path) -> int:
 
 def _run(cfg: DictConfig, report: Report, folder: Path) -> list[Path]:
     """Measure what a run draws, under each of the settings that were asked for."""
-    from neural_rdm.cli import build
-    from neural_rdm.cli.runs import load_run
     from neural_rdm.reports.guidance import write_guidance
     from neural_rdm.reports.tables import write_metrics
+    from neural_rdm.runs import build
+    from neural_rdm.runs.load import load_run
 
     sampler: Sampler = build.build(cfg.sampler, "sampler")
     settings: list[dict[str, Any]] = []
@@ -85,10 +85,10 @@ def _run(cfg: DictConfig, report: Report, folder: Path) -> list[Path]:
 
 def _files(cfg: DictConfig, report: Report, folder: Path) -> list[Path]:
     """Measure samples on disk; what is beside them says how they were made."""
-    from neural_rdm.cli.runs import device_of
-    from neural_rdm.data.sample_files import open_samples
+    from neural_rdm.evaluation.features import FeatureReport
+    from neural_rdm.evaluation.sample_files import open_samples
     from neural_rdm.reports.tables import write_metrics
-    from neural_rdm.training.features import FeatureReport
+    from neural_rdm.runs.load import device_of
 
     if not isinstance(report, FeatureReport):
         raise ConfigError("samples= needs metric=images or metric=videos; the others measure a run: pass run=DIR")

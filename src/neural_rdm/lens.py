@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from neural_rdm.cli.app import main, print_paths
-from neural_rdm.cli.runs import inherit
+from neural_rdm.runs.load import inherit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
 
-    from neural_rdm.cli.runs import LoadedRun
     from neural_rdm.data.base import Batch
     from neural_rdm.diffusion.process import DDPM, Flow
+    from neural_rdm.runs.load import LoadedRun
     from neural_rdm.training.module import NeuralRDM
 
 DEPTHS_SHOWN = 12
@@ -36,12 +36,12 @@ def lens(cfg: DictConfig, folder: Path) -> int:
         UserError: no usable run, or no data of it on this machine.
     """
     from neural_rdm.backbones.contract import has_units
-    from neural_rdm.cli import build
-    from neural_rdm.cli.runs import load_run
     from neural_rdm.core.progress import progress_bar
     from neural_rdm.reports.depth import plot_depth, write_depth
     from neural_rdm.reports.mixing import plot_mixing, write_mixing
     from neural_rdm.residual import units
+    from neural_rdm.runs import build
+    from neural_rdm.runs.load import load_run
 
     run = load_run(Path(cfg.run), cfg.weights, cfg.accelerator, cfg.get("data"))
     has_units(run.net, "looked into (lens)")

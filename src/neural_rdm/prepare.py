@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from neural_rdm.data.base import DataModule, Listing
-    from neural_rdm.data.inspection import Looked
-    from neural_rdm.data.official_counts import Official
     from neural_rdm.data.source import Source
+    from neural_rdm.data.tools.inspection import Looked
+    from neural_rdm.data.tools.official_counts import Official
 
 PICTURES = 16
 CLIP_WORDS = 75  # a word is a token at least, and two tokens are the ends
@@ -62,8 +62,8 @@ def _make_part(cfg: DictConfig) -> Path | None:
     """Make the subset and choose it for `data.root`; returns the folder of the whole, None where it cannot be read."""
     from hydra.utils import get_class
 
-    from neural_rdm.data.broken import printable
-    from neural_rdm.data.subset import check_target, make_subset
+    from neural_rdm.core.errors import printable
+    from neural_rdm.data.tools.subset import check_target, make_subset
 
     if cfg.data.get("root") is None or not getattr(get_class(cfg.data._target_), "files", False):
         raise DataError(
@@ -89,7 +89,7 @@ def examine(cfg: DictConfig, part_of: Path | None = None) -> tuple[DataModule | 
         part_of: the folder of which this one is a small part: official numbers are then of no interest.
     """
     from neural_rdm.core.progress import progress_bar
-    from neural_rdm.data.inspection import disk_usage, look
+    from neural_rdm.data.tools.inspection import disk_usage, look
 
     where = cfg.data.get("root")
     root = None if where is None else _absolute(where)
@@ -134,7 +134,7 @@ def examine(cfg: DictConfig, part_of: Path | None = None) -> tuple[DataModule | 
 
 def _built(cfg: DictConfig) -> DataModule:
     """The data set as training would read it, all of it; not set up."""
-    from neural_rdm.cli import build
+    from neural_rdm.runs import build
 
     if "limit" in cfg.data:
         cfg.data.limit = None
@@ -198,7 +198,7 @@ def _classes(found: Findings, data: DataModule, known: Official | None) -> None:
 
 def _judge(found: Findings, looked: Looked, data: DictConfig) -> None:
     """What the samples that were decoded say: broken ones, black ones, sizes, lengths."""
-    from neural_rdm.data.inspection import DARK
+    from neural_rdm.data.tools.inspection import DARK
 
     found.facts["decoded"] = f"{looked.decoded} samples, {looked.failed} of them broken"
     found.broken = looked.broken
@@ -240,8 +240,8 @@ def _judge(found: Findings, looked: Looked, data: DictConfig) -> None:
 
 def _captions(found: Findings, sources: Mapping[str, Source], cfg: DictConfig) -> None:
     """How long captions are, how many say nothing, and how many a text encoder cuts."""
-    from neural_rdm.cli import build
     from neural_rdm.data.prompts import some_captions, too_long
+    from neural_rdm.runs import build
 
     text = build.text(cfg)
     for split, source in sources.items():

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from neural_rdm.data.base import DataModule
-    from neural_rdm.data.decoders import VideoInfo
+    from neural_rdm.media.decoders import VideoInfo
 
 CLIPS_PLAYED, CLIPS_IN_STRIPS = 16, 8  # a GIF or a picture of more clips is too large to look at
 COLUMNS = 8
@@ -32,8 +32,8 @@ def preview(cfg: DictConfig, folder: Path) -> int:
     Raises:
         UserError: the data set cannot be read, or has no such split.
     """
-    from neural_rdm.cli import build
     from neural_rdm.core.files import write_text
+    from neural_rdm.runs import build
 
     data: DataModule = build.build(cfg.data, "data")
     data.configure(cfg.seed)
@@ -77,8 +77,8 @@ def gather(data: DataModule, split: str, count: int) -> Seen:
     """
     import torch
 
-    from neural_rdm.data.broken import BrokenSample
-    from neural_rdm.data.inspection import spread
+    from neural_rdm.core.errors import BrokenSample
+    from neural_rdm.data.tools.inspection import spread
 
     data.num_workers = 0  # the order is the same, and the speed that of one process
     data.micro_steps, data.batch_size = 1, min(count, 8)
@@ -167,8 +167,8 @@ def describe(seen: Seen, data: DataModule) -> dict[str, Any]:
 
 def _first_video(data: DataModule) -> VideoInfo | None:
     """What the first training video that can be read is like; None where the clips are no files."""
-    from neural_rdm.data.broken import BrokenSample
-    from neural_rdm.data.inspection import video_info
+    from neural_rdm.core.errors import BrokenSample
+    from neural_rdm.data.tools.inspection import video_info
 
     source = data.train_set
     assert source is not None

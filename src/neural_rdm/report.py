@@ -13,7 +13,6 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from neural_rdm.cli.app import main, print_paths
-from neural_rdm.cli.runs import find_runs, newest
 from neural_rdm.config.compose import parse
 from neural_rdm.core.errors import DataError
 from neural_rdm.core.listing import natural_order
@@ -21,6 +20,7 @@ from neural_rdm.reports.efficiency import write_efficiency
 from neural_rdm.reports.own import own_runs
 from neural_rdm.reports.published import write_published
 from neural_rdm.reports.tables import write_comparison
+from neural_rdm.runs.load import find_runs, newest
 
 #: a folder with one of these can be compared; evaluated samples of unknown origin have no configuration
 FILES = ("config.yaml", "report/metrics.json")

@@ -17,16 +17,16 @@ import numpy as np
 from omegaconf import DictConfig
 
 from neural_rdm.cli.app import main, print_paths
-from neural_rdm.cli.runs import LoadedRun, inherit
 from neural_rdm.cli.sharing import wait_for
 from neural_rdm.core.errors import ConfigError, DataError
 from neural_rdm.core.files import write_text
+from neural_rdm.runs.load import LoadedRun, inherit
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from neural_rdm.diffusion.samplers import Sampler
-    from neural_rdm.reports.samples import Parts
+    from neural_rdm.evaluation.sample_parts import Parts
 
 DEFAULT_CLASSES = 10
 PROMPTS_TOLD = 5
@@ -50,9 +50,10 @@ def sample(cfg: DictConfig, folder: Path) -> int:
         UserError: no usable run, classes that the network does not have, files that do not fit its samples, or a
             sampler that does not fit it.
     """
-    from neural_rdm.cli import build
-    from neural_rdm.cli.runs import load_run
-    from neural_rdm.reports.samples import ROUNDING, Parts, balanced, check_kinds, claim, place, written
+    from neural_rdm.evaluation.sample_parts import Parts, balanced, check_kinds, claim, place, written
+    from neural_rdm.media.images import ROUNDING
+    from neural_rdm.runs import build
+    from neural_rdm.runs.load import load_run
 
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     run = load_run(Path(cfg.run), cfg.weights, cfg.accelerator, cfg.get("data"))
@@ -114,8 +115,8 @@ def _draw(
     progress: bool,
 ) -> None:
     """Draw and save the parts `mine`; so many at a time that the tokens of their texts fit into memory."""
-    from neural_rdm.training import features
-    from neural_rdm.training.sampling import condition_of
+    from neural_rdm.conditioning.conditions import condition_of
+    from neural_rdm.evaluation import features
 
     at_once = max(1, features.TEXTS // cfg.batch_size) if run.text is not None else max(1, len(mine))
     rest = iter(mine)
@@ -142,7 +143,7 @@ def _finish(
     kinds: Sequence[str],
 ) -> None:
     """Make files of all parts, delete these, and say where the files are."""
-    from neural_rdm.reports.samples import place, write_each, write_npz
+    from neural_rdm.evaluation.sample_parts import place, write_each, write_npz
 
     paths = []
     for kind in kinds:
@@ -233,7 +234,7 @@ def _tell_prompts(run: LoadedRun, prompts: list[str], count: int) -> None:
 
 def _kept(run: LoadedRun, x: Tensor) -> Tensor:
     """What is kept of a finished batch: bytes, channels last, on the CPU (latents: float32)."""
-    from neural_rdm.reports.samples import to_bytes
+    from neural_rdm.media.images import to_bytes
 
     if run.decode is not None:
         x = run.decode(x)

@@ -23,8 +23,8 @@ from neural_rdm.core.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from neural_rdm.data.real_samples import RealSamples
-    from neural_rdm.data.sample_files import SampleFiles
+    from neural_rdm.evaluation.real_samples import RealSamples
+    from neural_rdm.evaluation.sample_files import SampleFiles
     from neural_rdm.metrics.networks import FeatureNetwork
     from neural_rdm.metrics.statistics import Summary
 
@@ -56,10 +56,10 @@ def stats(cfg: DictConfig, folder: Path) -> int:
     Raises:
         UserError: data or weights that cannot be read, or samples that do not fit the network.
     """
-    from neural_rdm.cli.runs import device_of
     from neural_rdm.core.files import write_text
     from neural_rdm.metrics.networks import feature_network
     from neural_rdm.metrics.reference import write_reference
+    from neural_rdm.runs.load import device_of
 
     network = feature_network(cfg.features, cfg.features_path, cfg.features_sha256)
     network.to(device_of(cfg.accelerator))
@@ -103,7 +103,7 @@ def measure(
     import torch
 
     from neural_rdm.core.progress import progress_bar
-    from neural_rdm.data.real_samples import chosen
+    from neural_rdm.evaluation.real_samples import chosen
     from neural_rdm.metrics.statistics import Statistics
 
     positions = chosen(len(samples), cfg.count, cfg.seed, getattr(samples, "again", False))
@@ -144,9 +144,9 @@ def processes() -> Iterator[tuple[int, int]]:
 
 def _samples(cfg: DictConfig, folder: Path) -> RealSamples | SampleFiles:
     """The samples that were asked for, opened."""
-    from neural_rdm.cli import build
-    from neural_rdm.data.real_samples import RealSamples
-    from neural_rdm.data.sample_files import open_samples
+    from neural_rdm.evaluation.real_samples import RealSamples
+    from neural_rdm.evaluation.sample_files import open_samples
+    from neural_rdm.runs import build
 
     if cfg.samples is not None:
         return open_samples(cfg.samples, cfg.num_frames, cfg.frame_interval, cfg.frame_folders)
@@ -163,7 +163,7 @@ def _samples(cfg: DictConfig, folder: Path) -> RealSamples | SampleFiles:
 
 def _facts(cfg: DictConfig, samples: RealSamples | SampleFiles, summary: Summary, first: Tensor) -> dict[str, Any]:
     """What is worth knowing of the statistics years later."""
-    from neural_rdm.data.sample_files import SampleFiles
+    from neural_rdm.evaluation.sample_files import SampleFiles
 
     *frames, _, height, width = first.shape[1:]
     facts: dict[str, Any] = {"data": cfg.dataset}

@@ -15,14 +15,14 @@ from pathlib import Path
 
 from neural_rdm.cli.app import fail
 from neural_rdm.cli.jobs import SWEEP_DIR, environment
-from neural_rdm.cli.runs import find_runs
 from neural_rdm.config.compose import parse
 from neural_rdm.config.grammar import as_typed, written
 from neural_rdm.core.errors import ConfigError, UserError
 from neural_rdm.core.extras import typed
 from neural_rdm.core.signals import catch, give_back
-from neural_rdm.core.sweeps import FILE
 from neural_rdm.report import compare
+from neural_rdm.reports.sweeps import FILE
+from neural_rdm.runs.load import find_runs
 
 HELP = """Train one run for each combination of comma-separated values, then compare them.
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from neural_rdm.data.base import DataModule
+    from neural_rdm.evaluation.measuring import Report
     from neural_rdm.latents.first_stage import Autoencoder
-    from neural_rdm.training.measuring import Report
     from neural_rdm.training.module import NeuralRDM
 
 
@@ -41,16 +41,16 @@ def train(cfg: DictConfig, folder: Path) -> int:
     # Everything heavy is imported here, after the configuration has been checked.
     import torch
 
-    from neural_rdm.cli import build
+    from neural_rdm.config.provenance import check_checkpoint, read_provenance, write_config, write_provenance
     from neural_rdm.config.resume import lasting
     from neural_rdm.core.errors import ConfigError
     from neural_rdm.core.files import load_tensors
-    from neural_rdm.core.provenance import check_checkpoint, read_provenance, write_config, write_provenance
     from neural_rdm.core.records import truncate
     from neural_rdm.data.described import check_same, described
     from neural_rdm.data.prompts import tell_too_long
     from neural_rdm.latents.first_stage import Autoencoder
-    from neural_rdm.training.checkpoints import newest_readable
+    from neural_rdm.runs import build
+    from neural_rdm.training.callbacks.checkpoints import newest_readable
     from neural_rdm.training.launching import watched
 
     if cfg.trainer.num_threads is not None:
@@ -124,10 +124,10 @@ def _fit_and_report(
     report: Report | None,
 ) -> int:
     """Train, then write the report of a run that has done all its steps; return the exit code."""
-    from neural_rdm.cli import build
+    from neural_rdm.runs import build
+    from neural_rdm.runs.finish import finish
     from neural_rdm.training import parallel
-    from neural_rdm.training.evaluation import finish
-    from neural_rdm.training.guards import StopOnSignal
+    from neural_rdm.training.callbacks.guards import StopOnSignal
     from neural_rdm.training.held import callbacks_of
 
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
@@ -160,8 +160,8 @@ def _measure_scale(first_stage: Autoencoder, data: DataModule, cfg: DictConfig, 
     """Measure the scale of the latents on the first training batch, the same on every rank, and write it down: from now
     on it is a number of this run's configuration.
     """
+    from neural_rdm.config.provenance import write_config
     from neural_rdm.config.resume import lasting
-    from neural_rdm.core.provenance import write_config
     from neural_rdm.latents.first_stage import measured_scale
 
     x, positions = data.first_batch(most=64)
@@ -175,8 +175,8 @@ def _measure_scale(first_stage: Autoencoder, data: DataModule, cfg: DictConfig, 
 def _announce(cfg: DictConfig, net: nn.Module, samples: int, folder: Path, checkpoint: Path | None, step: int) -> None:
     if not is_first_rank():
         return
-    from neural_rdm.cli import build
     from neural_rdm.residual import gate_names
+    from neural_rdm.runs import build
 
     named, rule_names = list(net.named_parameters()), gate_names(net)
     total, gates = sum(p.numel() for _, p in named), sum(p.numel() for n, p in named if n in rule_names)

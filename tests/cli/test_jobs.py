@@ -17,7 +17,7 @@ import pytest
 from neural_rdm.cli.jobs import PARENT, State, claim, end_with_parent, enter, environment, objective, state
 from neural_rdm.cli.launcher import _wait, started
 from neural_rdm.core.errors import ConfigError
-from neural_rdm.core.sweeps import FILE
+from neural_rdm.reports.sweeps import FILE
 
 SWEEP = ["exp=digits_gated", "residual=gated,resnet", "hydra.job.name=x", "seed=1"]
 

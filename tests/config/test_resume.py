@@ -9,9 +9,9 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from neural_rdm.config.compose import compose_config, parse
+from neural_rdm.config.provenance import write_config
 from neural_rdm.config.resume import CHANGEABLE, Run, find_run, lasting, make_absolute, merge
 from neural_rdm.core.errors import CheckpointError, ConfigError
-from neural_rdm.core.provenance import write_config
 
 
 @lru_cache

@@ -18,7 +18,6 @@ from neural_rdm.backbones import constraints
 from neural_rdm.backbones.dit import DiT
 from neural_rdm.backbones.unet import UNet
 from neural_rdm.backbones.uvit import UViT
-from neural_rdm.cli import build
 from neural_rdm.config import primary
 from neural_rdm.config.check import config_dir, validate
 from neural_rdm.config.compose import Composed, compose_config
@@ -31,6 +30,7 @@ from neural_rdm.diffusion.samplers import Sampler
 from neural_rdm.latents.first_stage import KL, VQ
 from neural_rdm.metrics.networks import NETWORKS
 from neural_rdm.residual import RULES, Residual, units
+from neural_rdm.runs import build
 from neural_rdm.training.optim import Optimizer
 from tests.helpers import is_gate
 
@@ -150,7 +150,10 @@ def test_what_the_files_leave_out_is_filled_in_and_can_be_typed_without_a_plus()
     cfg = compose_config("train", ["backbone.norm=rms", "callbacks.ema.further=[0.9]"]).cfg
     assert (cfg.backbone.norm, cfg.backbone.mlp, cfg.residual.beta_form) == ("rms", "gelu", "additive")
     assert (cfg.callbacks.ema.further, cfg.callbacks.samples.every_n_steps) == ([0.9], 300)
-    added = ["+callbacks.more._target_=neural_rdm.training.sampling.SampleGrid", "+callbacks.more.per_class=2"]
+    added = [
+        "+callbacks.more._target_=neural_rdm.training.callbacks.sampling.SampleGrid",
+        "+callbacks.more.per_class=2",
+    ]
     assert composed(*added).cfg.callbacks.more.max_classes == 8
     for command in ("sample", "encode"):
         assert compose_config(command, ["sampler=ddim"] if command == "sample" else ["data=coco"]).cfg is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from neural_rdm.data import video_index
+from neural_rdm.data.videos import index as video_index
 
 
 @pytest.fixture(autouse=True)

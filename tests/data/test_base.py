@@ -15,14 +15,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from neural_rdm.core.errors import ConfigError
+from neural_rdm.core.errors import ConfigError, LoaderError
 from neural_rdm.core.seeding import uniform
 from neural_rdm.data import loader
 from neural_rdm.data.base import DataModule
-from neural_rdm.data.broken import LoaderError
-from neural_rdm.data.digits import Digits
+from neural_rdm.data.builtin.digits import Digits
+from neural_rdm.data.builtin.synthetic import Synthetic
 from neural_rdm.data.source import Source
-from neural_rdm.data.synthetic import Synthetic
 from tests import processes
 from tests.helpers import ROOT
 

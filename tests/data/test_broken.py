@@ -16,10 +16,10 @@ import pytest
 import torch
 from torch import nn
 
-from neural_rdm.core.errors import DataError
+from neural_rdm.core.errors import DataError, printable
 from neural_rdm.core.seeding import choice
 from neural_rdm.data.base import BrokenSample, DataModule
-from neural_rdm.data.broken import COLUMNS, FILE, BadSamples, bad_allowed, printable
+from neural_rdm.data.broken import COLUMNS, FILE, BadSamples, bad_allowed
 from neural_rdm.data.sampler import StepBatchSampler
 from neural_rdm.data.source import Source
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from neural_rdm.data.base import BrokenSample
-from neural_rdm.data.image_folder import load_pixels
+from neural_rdm.media.images import load_pixels
 
 
 def encoded(kind: str, mode: str = "RGB", **options: object) -> bytes:

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from neural_rdm.core.errors import ConfigError
+from neural_rdm.data.builtin.digits import Digits
 from neural_rdm.data.described import check_same, described
-from neural_rdm.data.digits import Digits
-from neural_rdm.data.image_folder import ImageFolder
+from neural_rdm.data.images.image_folder import ImageFolder
 
 
 def pictures(root: Path, *names: str) -> Path:

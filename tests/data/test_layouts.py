@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from neural_rdm.core.errors import DataError
-from neural_rdm.core.layouts import ImageTree, check_root, image_names
+from neural_rdm.data.layouts import ImageTree, check_root, image_names
 
 
 def touch(*paths: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_validation_split_must_fit(tmp_path):
 
 def test_the_check_needs_the_standard_library_only():
     code = (
-        "import sys; from neural_rdm.core.layouts import check_root; "
+        "import sys; from neural_rdm.data.layouts import check_root; "
         "print([m for m in ('torch', 'numpy', 'PIL', 'lightning') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

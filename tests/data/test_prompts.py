@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neural_rdm.data.broken import BrokenSample
+from neural_rdm.core.errors import BrokenSample
 from neural_rdm.data.prompts import blank, distinct, too_long
 
 words = st.lists(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=3), min_size=1, max_size=12)

@@ -15,15 +15,15 @@ import pytest
 from PIL import Image
 
 from neural_rdm.core.errors import DataError
-from neural_rdm.core.layouts import is_held_out
 from neural_rdm.data.base import DataModule
-from neural_rdm.data.captions import COCO, JourneyDB
-from neural_rdm.data.image_folder import ImageFolder
-from neural_rdm.data.imagenet import ImageNet
+from neural_rdm.data.builtin.synthetic import SyntheticSet
+from neural_rdm.data.images.captions import COCO, JourneyDB
+from neural_rdm.data.images.image_folder import ImageFolder
+from neural_rdm.data.images.imagenet import ImageNet
+from neural_rdm.data.layouts import is_held_out
 from neural_rdm.data.splits import refuse_shared
-from neural_rdm.data.synthetic import SyntheticSet
-from neural_rdm.data.tar_shards import TarShards
-from neural_rdm.data.video import UCF101, SkyTimelapse, TaichiHD
+from neural_rdm.data.tars.shards import TarShards
+from neural_rdm.data.videos.datasets import UCF101, SkyTimelapse, TaichiHD
 from tests.helpers import covering
 
 

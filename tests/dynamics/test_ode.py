@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from neural_rdm.diffusion.schedules import Cosine, Interpolant, Linear, ScaledLinear, Schedule
 from neural_rdm.dynamics.ode import GatedStack, GaussianData, gated_stack, pf_ode, recover_gates, schedule_of
-from neural_rdm.dynamics.schedules import Cosine, Interpolant, Linear, ScaledLinear, Schedule
 
 SCHEDULES = [Linear(), ScaledLinear(), Cosine(), Interpolant()]
 START, END = 0.9, 0.05

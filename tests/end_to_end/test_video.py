@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.data.test_captions import coco
-from tests.data.test_video import frames
+from tests.data.images.test_captions import coco
+from tests.data.videos.test_datasets import frames
 from tests.end_to_end.commands import BARE, checkpoint, run
 from tests.helpers import save_word_tokenizer
 

@@ -263,7 +263,7 @@ def test_real_weights_bring_real_images_back() -> None:
     images = sorted(shared("data/imagenet/sample1000_256").glob("*/*.JPEG"))[:12]
     stage = Tiny("taef2", channels=32)
     stage._vae = TAEF2(folder)
-    from neural_rdm.data.image_folder import adm_crop, read_rgb
+    from neural_rdm.media.images import adm_crop, read_rgb
 
     x = torch.stack([torch.from_numpy(adm_crop(read_rgb(str(p)), 256).copy()) for p in images])
     x = x.movedim(-1, 1).float() / 127.5 - 1

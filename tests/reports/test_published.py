@@ -134,7 +134,7 @@ def run(tmp_path):
         (folder / "report").mkdir(parents=True)
         config = {
             "choices": {"exp": "dit_xl_gated", "data": "imagenet"},
-            "data": {"_target_": "neural_rdm.data.image_folder.ImageFolder", "image_size": 256},
+            "data": {"_target_": "neural_rdm.data.images.image_folder.ImageFolder", "image_size": 256},
             "backbone": {"depth": 28, "num_classes": 1000},
             "sampler": {"cfg_scale": 1.0},
         }

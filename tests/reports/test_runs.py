@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from neural_rdm.core.sweeps import FILE
 from neural_rdm.reports.runs import labels, progress
+from neural_rdm.reports.sweeps import FILE
 
 
 def make(folder: Path, saved: tuple[int, ...] = (), **files: str) -> Path:

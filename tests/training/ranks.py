@@ -26,7 +26,7 @@ def two_ranks(rank: int, port: int, folder: Path) -> None:
     import torch
 
     from neural_rdm.training import parallel
-    from tests.training.test_supervision import gradients
+    from tests.training.callbacks.test_supervision import gradients
 
     for name, residual in product(("ddp", "fsdp2"), ("gated", "skip")):
         strategy = getattr(parallel, name)(devices=2)
@@ -45,10 +45,10 @@ def two_ranks_one_sick(rank: int, port: int, folder: Path) -> None:
 
     from neural_rdm.core.errors import UserError
     from neural_rdm.training import parallel
-    from neural_rdm.training.checkpoints import Checkpoints, path_of
-    from neural_rdm.training.ema import EMA
-    from neural_rdm.training.guards import FiniteSteps
-    from tests.training.test_guards import Poison
+    from neural_rdm.training.callbacks.checkpoints import Checkpoints, path_of
+    from neural_rdm.training.callbacks.ema import EMA
+    from neural_rdm.training.callbacks.guards import FiniteSteps
+    from tests.training.callbacks.test_guards import Poison
     from tests.training.trainer import fit, tiny_module
 
     for name in ("ddp", "fsdp2"):

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from neural_rdm.residual import units
-from neural_rdm.training.checkpoints import Checkpoints
-from neural_rdm.training.ema import EMA
+from neural_rdm.training.callbacks.checkpoints import Checkpoints
+from neural_rdm.training.callbacks.ema import EMA
 from neural_rdm.training.optim import freeze
 from tests.end_to_end.commands import differences
 from tests.helpers import FIVE, covering, is_gate

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from neural_rdm.backbones.dit import DiT
-from neural_rdm.data.digits import Digits
+from neural_rdm.data.builtin.digits import Digits
 from neural_rdm.diffusion.objectives import DDPMObjective, FlowObjective
 from neural_rdm.diffusion.process import DDPM, Flow
 from neural_rdm.diffusion.times import LearnedTimes

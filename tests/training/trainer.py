@@ -9,11 +9,11 @@ import lightning.pytorch as pl
 import torch
 
 from neural_rdm.backbones.dit import DiT
-from neural_rdm.data.digits import Digits
+from neural_rdm.data.builtin.digits import Digits
 from neural_rdm.diffusion.objectives import DDPMObjective
 from neural_rdm.diffusion.process import DDPM
 from neural_rdm.latents.first_stage import Identity
-from neural_rdm.training.checkpoints import StreamedCheckpointIO
+from neural_rdm.training.callbacks.checkpoints import StreamedCheckpointIO
 from neural_rdm.training.module import NeuralRDMF
 from neural_rdm.training.optim import Optimizer
 

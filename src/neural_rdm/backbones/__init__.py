@@ -1,1 +1,5 @@
-"""Floor 2: the networks, plain `nn.Module`s whose arguments bear the official names. Begin with `contract`."""
+"""Floor 2: the networks, plain modules of torch: `dit`, `latte`, `uvit`, `unet`.
+
+Whoever draws or trains asks `contract.Backbone` and never for a class by its name; a network of one's own is another
+subclass. Begin with `dit`: the shortest that has everything. Official weights and growth are in `surgery`.
+"""

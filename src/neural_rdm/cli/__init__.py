@@ -1,1 +1,4 @@
-"""Floor 6, beside the commands: how every command reads its arguments, refuses mistakes, resumes and launches jobs."""
+"""Floor 8: from arguments to a command: reading them, refusing, launching jobs of a sweep, stopping well.
+
+For the commands alone. Begin with `app.main`, which every command calls.
+"""

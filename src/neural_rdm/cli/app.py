@@ -21,7 +21,6 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from neural_rdm.cli.datasets import check_layout
-from neural_rdm.cli.folders import opened, refuse_used
 from neural_rdm.cli.jobs import SWEEP_DIR, claim, end_with_parent
 from neural_rdm.cli.launcher import register
 from neural_rdm.cli.stopping import Place, stoppable
@@ -29,13 +28,14 @@ from neural_rdm.config import resume
 from neural_rdm.config.check import config_dir, validate
 from neural_rdm.config.compose import Composed, compose_config, drop_unchosen, group_choices, parse
 from neural_rdm.config.grammar import as_typed, written
+from neural_rdm.config.provenance import write_config
 from neural_rdm.config.sources import Sources, refused
 from neural_rdm.core.errors import ConfigError, UserError, WriteError
 from neural_rdm.core.files import as_user_error, needs_another_folder
 from neural_rdm.core.locks import held
-from neural_rdm.core.manifest import check_manifest, read_manifest
-from neural_rdm.core.provenance import write_config
 from neural_rdm.core.ranks import is_first_rank
+from neural_rdm.data.encoded.manifest import check_manifest, read_manifest
+from neural_rdm.runs.folders import opened, refuse_used
 
 Job = Callable[[DictConfig, Path], int]
 #: (overrides, folders of --config-dir) -> overrides

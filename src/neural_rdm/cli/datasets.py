@@ -10,8 +10,8 @@ from omegaconf import DictConfig
 from neural_rdm.config import reader
 from neural_rdm.config.group_rules import for_classes
 from neural_rdm.core.errors import DataError
-from neural_rdm.core.layouts import CHECKS, ClassCount, check_folder, drawn, folders_in
-from neural_rdm.data.official_counts import Official, official
+from neural_rdm.data.layouts import CHECKS, ClassCount, check_folder, drawn, folders_in
+from neural_rdm.data.tools.official_counts import Official, official
 
 
 def check_layout(data: DictConfig, choice: str, backbone: DictConfig | None = None) -> None:

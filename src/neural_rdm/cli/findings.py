@@ -74,7 +74,7 @@ class Findings:
 
 def _printable(value: Any) -> Any:
     """Facts whose names can be written as UTF-8."""
-    from neural_rdm.data.broken import printable
+    from neural_rdm.core.errors import printable
 
     if isinstance(value, dict):
         return {_printable(key): _printable(entry) for key, entry in value.items()}

@@ -15,7 +15,7 @@ from typing import Any
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.core.files import write_text
 from neural_rdm.core.ranks import RANK_VARIABLES
-from neural_rdm.core.sweeps import FILE
+from neural_rdm.reports.sweeps import FILE
 
 SWEEP_DIR = "hydra.sweep.dir"
 PARENT = "NEURAL_RDM_PARENT"  # environment variable: the process whose end ends this one

@@ -11,9 +11,7 @@ from pathlib import Path
 from neural_rdm.core.extras import typed
 from neural_rdm.core.ranks import is_first_rank
 from neural_rdm.core.signals import Stopped, catch, give_back, stop
-
-#: commands that go on where they stopped when they are given the same folder again
-GOES_ON = {"sample": "the samples", "encode": "the shards"}
+from neural_rdm.runs.folders import GOES_ON
 
 
 @dataclass

@@ -102,7 +102,7 @@ class Train:
 
 @dataclass
 class OfRun:
-    """What every command asks that runs a trained network; `cli.runs.inherit` refuses a missing run."""
+    """What every command asks that runs a trained network; `runs.load.inherit` refuses a missing run."""
 
     run: str | None
     #: the run's experiment, which names the output folder; filled in, never typed

@@ -12,9 +12,9 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
+from neural_rdm.config.provenance import FILE, check_config
 from neural_rdm.core.arguments import nearest
 from neural_rdm.core.errors import CheckpointError, ConfigError, first_line
-from neural_rdm.core.provenance import FILE, check_config
 
 #: keys that may change on resume, because the trajectory does not depend on them (noise and data order are keyed by the
 #: position in the run, not by rank or worker)

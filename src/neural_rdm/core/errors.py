@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+
 
 class UserError(Exception):
     """A mistake that only the user can put right. The message says what is wrong, where, and what to type instead."""
@@ -47,3 +50,35 @@ class CheckpointError(UserError):
 def first_line(error: BaseException) -> str:
     """What an error says in its first line; its kind where it says nothing."""
     return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+class LoaderError(DataError):
+    """A mistake of the data that is found while they are read. It stays one plain message out of a loader's worker."""
+
+    def __init__(self, message: str) -> None:
+        # A worker's exception is made anew from the text of its whole traceback, which ends in "LoaderError: message".
+        super().__init__(message.rpartition(f"{type(self).__name__}: ")[2].strip())
+
+
+class BrokenSample(LoaderError):
+    """One sample that cannot be read; a `Source` raises it, `Keyed` (see `base`) deals with it.
+
+    Args:
+        reason: what is wrong, as the end of a sentence ("image file is truncated").
+        path: the file.
+        index: which sample is broken, where it is not the one that was asked for.
+    """
+
+    def __init__(self, reason: str, path: str | os.PathLike[str] = "", index: int | None = None) -> None:
+        plain = " ".join(reason.replace("\0", "").split())
+        self.reason = plain.encode("utf-8", "backslashreplace").decode("utf-8")
+        self.path, self.index = printable(path), index
+        super().__init__(f"cannot read {self.path}: {self.reason}" if self.path else reason)
+
+
+def printable(path: str | bytes | os.PathLike[str]) -> str:
+    r"""A path, or a text that holds one, that can be printed and written as UTF-8: bytes of another encoding become
+    \xNN, half characters \uNNNN.
+    """
+    text = re.sub(r"[\ud800-\udc7f\udd00-\udfff]", lambda half: f"\\u{ord(half[0]):x}", os.fsdecode(path))
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

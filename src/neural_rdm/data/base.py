@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from neural_rdm.core.arguments import Count, Fraction, Natural, checked
-from neural_rdm.core.errors import ConfigError, UserError
-from neural_rdm.core.layouts import check_folder, drawn
+from neural_rdm.core.errors import BrokenSample, ConfigError, LoaderError, UserError, printable
 from neural_rdm.core.ranks import is_first_rank
 from neural_rdm.core.seeding import choice
-from neural_rdm.data.broken import BadSamples, BrokenSample, LoaderError, printable
+from neural_rdm.data.broken import BadSamples
 from neural_rdm.data.described import other_classes
+from neural_rdm.data.layouts import check_folder, drawn
 from neural_rdm.data.loader import Loader
 from neural_rdm.data.prompts import distinct
 from neural_rdm.data.sampler import Draw, StepBatchSampler, shuffled, split_batch

@@ -8,8 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
+from neural_rdm.core.errors import BrokenSample
 from neural_rdm.core.seeding import keys
-from neural_rdm.data.broken import BrokenSample
 from neural_rdm.data.sampler import spread
 from neural_rdm.data.source import Source
 

@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from neural_rdm.core.errors import DataError
+from neural_rdm.core.errors import BrokenSample, DataError
 from neural_rdm.core.progress import progress_bar
 from neural_rdm.core.seeding import choice, uniform
-from neural_rdm.data.broken import BrokenSample
-from neural_rdm.data.frames import files_of
+from neural_rdm.media.frames import files_of
+from neural_rdm.media.images import to_bytes
 
 _STEP = 1000  # files that are compared from one look at the bar to the next
 
@@ -147,13 +146,3 @@ def _files(path: str) -> Iterator[tuple[str, int, int]]:
                 yield file, state.st_size, state.st_mtime_ns
             except OSError:  # a link that leads nowhere
                 yield file, -1, 0
-
-
-def to_bytes(x: Tensor) -> Tensor:
-    """Pixels of a data set as the bytes that they were made of: exact, since each is k / 127.5 - 1 of a byte k."""
-    return x.add(1).mul(127.5).round().to(torch.uint8)
-
-
-def from_bytes(x: Tensor) -> Tensor:
-    """Bytes -> float32 in [-1, 1], as the data sets make them."""
-    return x.to(torch.float32).div_(127.5).sub_(1)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from neural_rdm.core.errors import DataError
+from neural_rdm.core.errors import DataError, printable
 from neural_rdm.core.listing import Identity, identity
-from neural_rdm.data.broken import printable
 from neural_rdm.data.source import Source
 
 

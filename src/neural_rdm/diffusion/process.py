@@ -20,7 +20,7 @@ from torch import Tensor
 from neural_rdm.core import noise as tables
 from neural_rdm.core.arguments import Count, Fraction, checked
 from neural_rdm.diffusion import constraints
-from neural_rdm.dynamics.schedules import VP_SCHEDULES
+from neural_rdm.diffusion.schedules import VP_SCHEDULES
 
 
 @checked(constraints.betas_ascend)
@@ -32,7 +32,7 @@ class DDPM:
 
     Args:
         schedule: `linear` (DiT, Latte, ADM), `scaled_linear` (LDM, Stable Diffusion) or `cosine` (Improved DDPM); see
-            `dynamics.schedules`.
+            `diffusion.schedules`.
         num_timesteps: T.
         beta_start: the first beta; None for the schedule's own (`cosine` has none to choose).
         beta_end: the last beta.

@@ -1,5 +1,7 @@
-"""Floor 2: what the theory says about depth, made executable: schedules, their ODE as a stack of gated units, and the
-sensitivity of every residual unit.
+"""Floor 3: what the theory says about depth, made executable: a denoising ODE as a stack of gated units, how sensitive
+every unit is, the supervision of it, and what each unit hears of the others.
+
+For training and the lens. Begin with `probe` (sensitivity), then `supervision` and `ode` (the paper's Sec. 3).
 """
 
 from neural_rdm.dynamics.ode import GatedStack, GaussianData, gated_stack, pf_ode, recover_gates, schedule_of

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neural_rdm.dynamics.schedules import Schedule
+from neural_rdm.diffusion.schedules import Schedule
 from neural_rdm.residual import Residual
 
 Score = Callable[[Tensor, Tensor], Tensor]  # z [B, D], t [] -> grad log p_t(z) [B, D]

@@ -1,4 +1,8 @@
-"""Floor 2: metrics; every one a `torchmetrics.Metric`, its exact kernel beside it."""
+"""Floor 2: metrics, every one a `torchmetrics.Metric` with its exact kernel beside it as a function.
+
+For evaluations and for anybody's own arrays. Begin with `frechet`; `networks` has the features, `suite` all metrics of
+one network, `reference` the statistics of real samples on disk.
+"""
 
 from neural_rdm.metrics.clip import CLIPScore, clip_score
 from neural_rdm.metrics.frechet import FrechetDistance, frechet_distance

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.core.files import write_atomically
-from neural_rdm.core.gifs import save_gif
-from neural_rdm.reports.samples import to_bytes
+from neural_rdm.media.gifs import save_gif
+from neural_rdm.media.images import to_bytes
 
 MIN_TILE = 48  # pixels; a tile below this cannot be judged by eye
 GAP = 2

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from neural_rdm.core.records import read_rows
-from neural_rdm.core.sweeps import swept
+from neural_rdm.reports.sweeps import swept
 
 _CHECKPOINT = re.compile(r"step=(\d+)\.ckpt")
 

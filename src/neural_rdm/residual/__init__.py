@@ -1,4 +1,8 @@
-"""Floor 1: the residual rules. Start reading at `rules.py`: it holds the paper's equation; then `unit.py`."""
+"""Floor 1: one residual addition, the rules for it, and the stream that it is made in.
+
+For networks, and for whoever looks into them (`units`, `tap`). Begin with `rules`: it holds the paper's equation; then
+`unit`. The designs of others are in `rivals`; `gating` puts units into networks of diffusers.
+"""
 
 from neural_rdm.residual.spec import Plan, Residual
 from neural_rdm.residual.stack import Stack, Stream

@@ -12,6 +12,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
 from neural_rdm.backbones.contract import Backbone, blocks_of
+from neural_rdm.conditioning.conditions import encoded, null_condition
 from neural_rdm.conditioning.labels import drop_labels, dropout_mask
 from neural_rdm.core import seeding
 from neural_rdm.data.base import Batch
@@ -181,19 +182,3 @@ class NeuralRDMU(NeuralRDM):
 def module_class(net: Backbone) -> type[NeuralRDM]:
     """The module for a network: a U-shaped one says so in its attribute `u_shaped`."""
     return NeuralRDMU if net.u_shaped else NeuralRDMF
-
-
-def encoded(text: TextEncoder, captions: list[str], device: torch.device | str) -> dict[str, Tensor]:
-    """The arguments by which a network takes a text: `context` [B, L, E] and `context_mask` [B, L]."""
-    context, mask = text.encode(captions)
-    return {"context": context.to(device, non_blocking=True), "context_mask": mask.to(device, non_blocking=True)}
-
-
-def null_condition(net: Backbone, text: TextEncoder | None) -> dict[str, Tensor]:
-    """What stands for "no condition" in guidance, one row: the null class, the empty text; empty where the network was
-    never trained without its condition.
-    """
-    if not net.class_dropout_prob:
-        return {}
-    nothing = {} if net.null_class is None else {"y": torch.tensor([net.null_class])}
-    return nothing if text is None else nothing | encoded(text, [""], "cpu")

@@ -1,0 +1,1 @@
+"""Videos in folders: SkyTimelapse, Taichi-HD, UCF-101. Begin with `datasets`, then `clips`: frames -> a tensor."""

@@ -1,0 +1,54 @@
+"""What a run does after its last step: the final sample grid, the plots, and the numbers of its metric."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import lightning.pytorch as pl
+
+from neural_rdm.data.broken import FILE as BAD_SAMPLES
+from neural_rdm.diffusion.samplers import Sampler
+from neural_rdm.evaluation.measuring import Report
+from neural_rdm.reports.efficiency import plot_evaluations
+from neural_rdm.reports.figures import attempt
+from neural_rdm.reports.plots import plot_losses
+from neural_rdm.training.callbacks.ema import averaged
+from neural_rdm.training.callbacks.sampling import SampleGrid
+from neural_rdm.training.callbacks.sensitivity import SensitivityLog
+from neural_rdm.training.drawing import subject_of
+from neural_rdm.training.held import callbacks_of
+from neural_rdm.training.module import NeuralRDM
+
+if TYPE_CHECKING:
+    pass
+
+
+def finish(
+    trainer: pl.Trainer, module: NeuralRDM, sampler: Sampler, report: Report | None, folder: Path
+) -> tuple[dict[str, float], list[Path]]:
+    """Write everything that a person looks at after a run; returns its numbers and the paths. Every rank must call it.
+
+    Samples are drawn only where the run has a metric: a large network draws its previews at their own interval.
+    """
+    numbers: dict[str, float] = {}
+    paths: list[Path] = []
+    if report is not None:
+        with averaged(trainer, module.net) as weights:
+            subject = subject_of(trainer, module, sampler, weights, progress=True)
+            numbers, tables = report.write(subject, folder / "report")
+        for grid in callbacks_of(trainer, SampleGrid):
+            paths += grid.save(trainer, module, folder / "samples" / "final.png", progress=False)
+        paths += tables
+    if not trainer.is_global_zero:
+        return numbers, paths
+    for log in callbacks_of(trainer, SensitivityLog):
+        paths += log.finish()
+    if (folder / "metrics.csv").is_file():
+        paths += [
+            *attempt(lambda: plot_losses(folder / "metrics.csv", folder / "report" / "losses.png")),
+            folder / "metrics.csv",
+        ]
+    paths += [bad] if (bad := folder / BAD_SAMPLES).is_file() else []
+    paths += attempt(lambda: plot_evaluations(folder, folder / "report" / "evaluations.png"))
+    return numbers, paths

@@ -1,0 +1,118 @@
+"""The folder that a command writes to: for one job at a time, and never one that holds what another has made."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from neural_rdm.config.provenance import CONFIG, FILE, config_hash, read_provenance, write_provenance
+from neural_rdm.core.errors import CheckpointError, ConfigError, UserError
+from neural_rdm.core.extras import typed
+from neural_rdm.core.files import sweep
+from neural_rdm.core.locks import HOLDER, LEASED, LOCK, check_job, held
+from neural_rdm.core.ranks import is_first_rank
+
+#: commands that go on where they stopped when they are given the same folder again
+GOES_ON = {"sample": "the samples", "encode": "the shards"}
+#: commands that may be given again in their own folder: those that go on there compare what is asked for themselves
+_AGAIN = (*GOES_ON, "stats")
+#: what tells the command that has made a folder which does not say so itself
+_TRACES = (
+    (CONFIG, "train"),
+    ("checkpoints", "train"),
+    ("request.json", "encode"),
+    ("manifest.json", "encode"),
+    ("report/metrics.json", "evaluate"),
+    ("sampling.json", "sample"),
+)
+_OURS = {FILE, CONFIG, LOCK, LEASED, HOLDER}
+
+
+@contextlib.contextmanager
+def opened(folder: Path, command: str, cfg: DictConfig, resumes: bool = False) -> Iterator[None]:
+    """Use a folder, which exists, for what `command` does under `cfg`; one in which nothing came of it is removed.
+
+    The first process of a job holds the folder's lock, and sweeps what killed processes have left half written.
+
+    Args:
+        resumes: it goes on with a training run there.
+
+    Raises:
+        ConfigError: another process uses it, or it holds something else.
+        CheckpointError: it does not say what it holds as it should.
+    """
+    if not is_first_rank():
+        if command != "train":  # whose other ranks write nothing
+            check_job(folder)
+            refuse_used(folder, command, cfg)
+        yield
+        return
+    with held(folder, command):
+        if not resumes:
+            refuse_used(folder, command, cfg)
+        elif (folder / CONFIG).is_file() and not read_provenance(folder).get("configurations"):
+            raise CheckpointError(
+                f"{folder} has a {CONFIG}, but no {FILE} that says how the run began: it is not a run of train or "
+                "deepen (an evaluation has a configuration too), or that file was lost and has to be restored"
+            )
+        sweep(folder)
+        if not resumes or not read_provenance(folder):
+            # of a training run its own hashes follow: its configuration is not complete yet
+            write_provenance(folder, command=command, **({} if command == "train" else {"request": config_hash(cfg)}))
+        try:
+            yield
+        except UserError:
+            if not resumes:
+                _remove(folder, _OURS)
+            raise
+        finally:
+            _remove(folder, _OURS - {CONFIG})
+
+
+def refuse_used(folder: Path, command: str, cfg: DictConfig | None = None) -> None:
+    """Refuse a folder that holds what a command has made, unless it is this one, which goes on there.
+
+    Raises:
+        ConfigError: saying what it holds.
+    """
+    if folder.is_dir() and FILE in (there := set(os.listdir(folder))) and there <= _OURS - {CONFIG}:
+        return  # a command was killed there before anything came of it
+    maker = made_by(folder)
+    if maker is None:
+        parent = next((p for p in folder.absolute().parents[:3] if made_by(p) is not None), None)
+        if parent is None or set(os.listdir(folder)) <= _OURS:
+            return
+        raise ConfigError(
+            f"{folder} is a part of {parent}, which {made_by(parent)} has made; choose another hydra.run.dir"
+        )
+    if maker == command and command in _AGAIN:
+        asked = None if cfg is None or command != "stats" else config_hash(cfg)
+        if asked is None or read_provenance(folder).get("request", asked) == asked:
+            return
+    if command == "train" and maker in ("train", "deepen"):
+        raise ConfigError(
+            f"{folder} holds a run already: continue it with {typed('resume', folder)}, or choose another hydra.run.dir"
+        )
+    raise ConfigError(
+        f"{folder} holds what {maker} has made, and nothing is written over it: choose another hydra.run.dir, or "
+        "remove that folder"
+    )
+
+
+def made_by(folder: Path) -> str | None:
+    """The command that has made what is in a folder; None where none has."""
+    if (command := read_provenance(folder).get("command")) is not None:
+        return str(command)
+    return next((command for name, command in _TRACES if (folder / name).exists()), None)
+
+
+def _remove(folder: Path, names: set[str]) -> None:
+    """Remove a folder that holds nothing but these files."""
+    with contextlib.suppress(OSError):
+        if set(os.listdir(folder)) <= names:
+            shutil.rmtree(folder)

@@ -1,0 +1,344 @@
+"""A finished (or still growing) run as other commands use it: its configuration, its weights, and samples from them.
+
+Everything that needs torch is imported inside the functions: `inherit` runs in the preflight, before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from neural_rdm.config.check import as_plain, choices_of, leaves, validate
+from neural_rdm.config.compose import parse
+from neural_rdm.config.grammar import written
+from neural_rdm.config.provenance import check_checkpoint, check_config, read_provenance
+from neural_rdm.config.sources import Sources
+from neural_rdm.core.errors import CheckpointError, ConfigError, UserError, first_line
+from neural_rdm.core.extras import typed
+from neural_rdm.core.files import load_tensors
+from neural_rdm.core.listing import natural_order
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from neural_rdm.backbones.contract import Backbone
+    from neural_rdm.conditioning.text import TextEncoder
+    from neural_rdm.data.base import DataModule
+    from neural_rdm.diffusion.process import DDPM, Flow
+    from neural_rdm.diffusion.samplers import Sampler
+    from neural_rdm.evaluation.measuring import Subject
+
+
+def find_runs(folder: Path, files: Sequence[str] = ("config.yaml",)) -> list[Path]:
+    """`folder` itself if it is a run (it holds one of `files`), else the runs one, or else two, levels below it."""
+    for level in ("", "*/", "*/*/"):
+        if found := {path.parents[file.count("/")] for file in files for path in folder.glob(level + file)}:
+            return natural_order(found)
+    return []
+
+
+def read_config(folder: Path) -> DictConfig:
+    """The checked configuration of the run in `folder`; needs neither torch nor the data.
+
+    Raises:
+        ConfigError: there is no such folder, or its configuration does not fit this version of the project.
+        CheckpointError: the folder is not a run, its configuration is not as the run wrote it, or its training has
+            saved no checkpoint yet.
+    """
+    path = folder / "config.yaml"
+    if not folder.is_dir():
+        raise ConfigError(
+            f"run={folder}: no such folder ({folder.resolve()}). Pass the run folder that training printed."
+        )
+    if not path.is_file():
+        below = find_runs(folder)
+        hint = f" There are runs in it: run={below[-1]} is the last one." if below else ""
+        raise CheckpointError(f"run={folder}: not a run folder, it holds no config.yaml.{hint}")
+    try:
+        config = OmegaConf.load(path)
+    except Exception as error:
+        raise CheckpointError(f"run={folder}: {path} cannot be read: {first_line(error)}") from error
+    if not isinstance(config, DictConfig):
+        raise CheckpointError(f"run={folder}: {path} is not a run's configuration")
+    check_config(folder, config)
+    validate(config, "train", Sources((path,)))
+    if not any((folder / "checkpoints").glob("*.ckpt")):
+        raise CheckpointError(
+            f"run={folder}: no checkpoint in {folder / 'checkpoints'} yet; train on with {typed('resume', folder)}"
+        )
+    return config
+
+
+def inherit(
+    overrides: list[str], _: object = None, *, groups: Sequence[str] = (), keys: Sequence[str] = ()
+) -> list[str]:
+    """Put the run's own choices in front of a command's overrides.
+
+    Args:
+        overrides: `key=value` arguments; `run=` is among them, a folder or `last`.
+        groups: nodes that come from the run unless a choice (`sampler=dpm`) is typed; their keys can be overridden.
+        keys: single values that come from the run unless they are typed.
+
+    Returns:
+        The longer list. `run=last` is replaced by the folder, and `experiment` is the run's experiment.
+
+    Raises:
+        UserError: no usable run, more than one, or a group that the run has not and nobody chose.
+    """
+    parsed = parse(overrides)
+    runs = [o for o in parsed if o.key_or_group == "run"]
+    if not runs or runs[-1].value() is None:
+        raise ConfigError("which run? Pass run=DIR, a folder that training printed, or run=last for the newest one")
+    if runs[-1].is_sweep_override():
+        raise ConfigError("run= takes one folder; start the command once for each run")
+    folder = newest("run") if runs[-1].value() == "last" else Path(str(runs[-1].value()))
+    config = read_config(folder)
+    given = {o.key_or_group for o in parsed}
+    values: dict[str, Any] = {"experiment": (config.choices or {}).get("exp") or folder.resolve().name}
+    for group in groups:
+        if group in given:
+            continue
+        if config.get(group) is None:
+            choices = ", ".join(f"{group}={name}" for name in choices_of(group))
+            raise ConfigError(f"run={folder} was trained with {group}=null; choose one of {choices}")
+        values |= dict(leaves(as_plain(config[group]), group))
+    values |= {key: OmegaConf.select(config, key) for key in keys}
+    first = [f"++{key}={written(value)}" for key, value in values.items()]
+    rest = [text for text, o in zip(overrides, parsed, strict=True) if o.key_or_group != "run"]
+    return [*first, *rest, f"run={written(str(folder))}"]
+
+
+def newest(key: str) -> Path:
+    """The newest trained run, which `last` stands for.
+
+    Args:
+        key: where `last` was typed.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    root = Path("outputs/train")
+    runs = sorted((p.parents[1] for p in root.glob("*/*/checkpoints/last.ckpt")), key=lambda p: p.name)
+    if not runs:
+        raise ConfigError(f"{key}=last: there is no trained run below {root.resolve()} yet; pass {key}=DIR")
+    return runs[-1]
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run whose network is ready to sample.
+
+    Attributes:
+        folder: the run folder.
+        config: its configuration.
+        checkpoint: the file that was read.
+        step: optimizer steps behind it.
+        weights: "ema", "ema-DECAY" or "raw".
+        net: the network in eval mode, float32, on `device`.
+        process: the diffusion process that it was trained on.
+        data: its data module, not set up: the data need not be on this machine.
+        text: its text encoder, or None.
+        decode: latents [B, C, H, W] -> pixels, or None where the network works on the data as they are.
+        first_stage: its words in a protocol line.
+        device: where samples are drawn.
+    """
+
+    folder: Path
+    config: DictConfig
+    checkpoint: Path
+    step: int
+    weights: str
+    net: Backbone
+    process: DDPM | Flow
+    data: DataModule
+    text: TextEncoder | None
+    decode: Callable[[Tensor], Tensor] | None
+    first_stage: str
+    device: torch.device
+
+    @property
+    def pixels(self) -> bool:
+        """Whether samples are pixels in [-1, 1]; latents otherwise."""
+        return self.decode is not None or self.data.space == "pixels"
+
+    def draw(
+        self,
+        sampler: Sampler,
+        condition: dict[str, Tensor],
+        positions: int | Sequence[int],
+        seed: int,
+        batch_size: int,
+        finish: Callable[[Tensor], Tensor],
+        progress: bool = True,
+    ) -> Tensor:
+        """Draw samples with a progress bar; sample i depends on (seed, i) alone, as in training.
+
+        Args:
+            positions: the samples' numbers, or how many to draw (0, 1, ...).
+            condition: one row for each, see `diffusion.guidance.Condition`; empty for an unconditional network.
+            finish: makes the result of each batch [B, *shape] (float32, on `device`) that is kept.
+
+        Raises:
+            ConfigError: the sampler does not fit the network or its process.
+        """
+        from neural_rdm.conditioning.conditions import null_condition
+        from neural_rdm.diffusion.samplers import sample
+
+        try:
+            return sample(
+                self.net,
+                self.process,
+                sampler,
+                self.net.input_shape,
+                positions,
+                seed,
+                condition,
+                null_condition(self.net, self.text),
+                batch_size=batch_size,
+                device=self.device,
+                finish=finish,
+                progress=progress,
+            )
+        except ValueError as error:
+            raise ConfigError(f"these samples cannot be drawn: {error}") from error
+
+    def subject(self, sampler: Sampler, seed: int, batch_size: int) -> Subject:
+        """This run's samples, to be measured."""
+        from neural_rdm.evaluation.measuring import Subject, Use
+
+        def draws(sampler: Sampler, condition: dict[str, Tensor], positions: range, use: Use | None = None) -> Tensor:
+            start = 0
+
+            def finish(x: Tensor) -> Tensor:
+                nonlocal start
+                if use is None:
+                    return x.float().cpu()
+                use(x.float(), positions[start : start + len(x)])
+                start += len(x)
+                return x[:0].float().cpu()
+
+            return self.draw(sampler, condition, positions, seed, batch_size, finish)
+
+        return Subject(
+            net=self.net,
+            text=self.text,
+            data=self.data,
+            draws=draws,
+            sampler=sampler,
+            weights=self.weights,
+            step=self.step,
+            seed=seed,
+            decode=self.decode,
+            device=self.device,
+            first_stage=self.first_stage,
+        )
+
+    def facts(self, sampler: Sampler, **more: Any) -> dict[str, Any]:
+        """What a JSON file beside samples or numbers says of their origin."""
+        import dataclasses
+
+        origin = {
+            "run": str(self.folder),
+            "checkpoint": self.checkpoint.name,
+            "step": self.step,
+            "weights": self.weights,
+            "first_stage": self.first_stage,
+        }
+        return {**origin, "sampler": dataclasses.asdict(sampler), **more}
+
+
+def device_of(accelerator: str) -> torch.device:
+    """Where a command computes: "auto" is this process's GPU if there is one.
+
+    Raises:
+        ConfigError: accelerator=gpu without a GPU.
+    """
+    import torch
+
+    if accelerator == "gpu" and not torch.cuda.is_available():
+        raise ConfigError("accelerator=gpu: this machine has no GPU that torch can use; pass accelerator=cpu")
+    gpu = accelerator != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if gpu else torch.device("cpu")
+
+
+def load_run(
+    folder: Path, weights: str = "ema", accelerator: str = "auto", where: Mapping[str, Any] | None = None
+) -> LoadedRun:
+    """Build the network of a run and load its newest readable checkpoint.
+
+    Args:
+        weights: "ema" (the averages, and the raw values of what is not averaged), "ema-DECAY" for another of the run's
+            averages, or "raw".
+        accelerator: "auto" (a GPU if there is one), "cpu" or "gpu".
+        where: `root` and `latents`, where the run's data are now; None (or None each) for where they were.
+
+    Raises:
+        UserError: no usable run or checkpoint, weights of another network, or no GPU where one was asked for.
+    """
+    import torch
+
+    from neural_rdm.evaluation.measuring import words
+    from neural_rdm.runs import build
+    from neural_rdm.training.callbacks.checkpoints import newest_readable
+
+    config = read_config(folder)
+    build.quiet()
+    device = device_of(accelerator)
+    if config.trainer.num_threads is not None:
+        torch.set_num_threads(config.trainer.num_threads)
+    path = newest_readable(folder / "checkpoints")
+    if path is None:
+        raise CheckpointError(f"run={folder}: there is no checkpoint in {folder / 'checkpoints'}")
+    checkpoint = load_tensors(path)
+    check_checkpoint(folder, config, path, checkpoint)
+    for key, value in (where or {}).items():
+        if value is not None:
+            config.data[key] = value
+    net = build.network(config)
+    try:
+        net.load_state_dict(_weights(checkpoint, path, weights))
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not fit the network of {folder / 'config.yaml'}: {error}") from error
+    first_stage, data = build.build(config.first_stage, "first_stage"), _data(config, folder)
+    encodes = data.space != "latents" and first_stage.downsample > 1  # as runs.build.module decides it for training
+    return LoadedRun(
+        folder,
+        config,
+        path,
+        int(checkpoint["global_step"]),
+        weights,
+        net.to(device).eval().requires_grad_(False),
+        build.build(config.diffusion, "diffusion").process,
+        data,
+        build.text(config),
+        first_stage.decode if encodes else None,
+        words(first_stage),
+        device,
+    )
+
+
+def _data(config: DictConfig, folder: Path) -> DataModule:
+    from neural_rdm.runs import build
+
+    return build.data(config, read_provenance(folder).get("data"))
+
+
+def _weights(checkpoint: dict[str, Any], path: Path, weights: str) -> dict[str, Tensor]:
+    from neural_rdm.training.callbacks.checkpoints import split_network
+    from neural_rdm.training.callbacks.ema import choose
+
+    try:
+        state, _ = split_network(checkpoint["state_dict"])
+        if weights != "raw":
+            state |= choose(checkpoint, weights)
+    except UserError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} is not a checkpoint of neural_rdm.train: it has no {error}") from error
+    return state

@@ -1,0 +1,189 @@
+"""Checkpoints that survive a kill at any moment, and finding the newest one that can be read."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import CheckpointIO
+from lightning_utilities.core.apply_func import apply_to_collection
+
+from neural_rdm.config.provenance import KEY
+from neural_rdm.core.errors import CheckpointError
+from neural_rdm.core.files import link_atomically, load_tensors, save_tensors
+from neural_rdm.training import parallel
+from neural_rdm.training.callbacks.guards import FiniteSteps, last_saved
+from neural_rdm.training.callbacks.steps import Order
+from neural_rdm.training.held import callbacks_of
+
+log = logging.getLogger(__name__)
+_NAME = re.compile(r"step=(\d+)\.ckpt")
+
+
+class StreamedCheckpointIO(CheckpointIO):
+    """Writes a checkpoint straight to a temporary file beside its target, syncs and renames it.
+
+    Lightning's own writer assembles the whole file in memory and moves it from the temporary folder, which is not
+    atomic across file systems. Reading maps the file and never runs code from it.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write `checkpoint` to `path` atomically."""
+        save_tensors(path, checkpoint)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
+        """Read a checkpoint, tensors memory-mapped on the CPU.
+
+        Only the optimizer keeps the tensors that it is given instead of copying them: its state is copied here, so that
+        nothing depends on the file once training goes on.
+        """
+        checkpoint = load_tensors(path)
+        checkpoint["optimizer_states"] = apply_to_collection(
+            checkpoint.get("optimizer_states", []), torch.Tensor, torch.clone
+        )
+        return checkpoint
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Delete a checkpoint if it is there."""
+        Path(path).unlink(missing_ok=True)
+
+
+class Checkpoints(Checkpoint):
+    """Saves `checkpoints/step=N.ckpt` at intervals and at the end; `last.ckpt` is the newest one's second name.
+
+    Lightning runs checkpoint callbacks after all others, so a checkpoint holds, and comes after, everything that
+    belongs to its step: EMA update, metrics row, validation, samples.
+
+    Args:
+        folder: the run's `checkpoints` folder.
+        every_n_steps: optimizer steps between two checkpoints.
+        keep: how many step checkpoints stay.
+        config_hash: stands in every checkpoint, see `config.provenance.config_hash`; None for none.
+    """
+
+    order = Order.SAVE
+
+    def __init__(self, folder: Path, every_n_steps: int, keep: int, config_hash: str | None = None) -> None:
+        self.folder, self.every_n_steps, self.keep, self.config_hash = folder, every_n_steps, keep, config_hash
+        self._saved = -1
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A resumed run need not write again what it was started from."""
+        self._saved = (
+            trainer.global_step if trainer.global_step and path_of(self.folder, trainer.global_step).is_file() else -1
+        )
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Save at multiples of `every_n_steps`, and where the run is about to stop: after the epoch's end Lightning's
+        own counters would no longer be those of a step."""
+        if trainer.global_step > 0 and (trainer.should_stop or trainer.global_step % self.every_n_steps == 0):
+            self.save(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the last step."""
+        if trainer.global_step > 0:
+            self.save(trainer)
+
+    def save(self, trainer: pl.Trainer) -> None:
+        """Save this step unless it is saved already; every rank must call it."""
+        if trainer.global_step == self._saved:
+            return
+        for guard in callbacks_of(trainer, FiniteSteps):
+            guard.look(trainer, trainer.lightning_module)  # what it has not told yet must not be saved
+        self._saved = trainer.global_step
+        for logger in trainer.loggers:
+            logger.save()
+        path = path_of(self.folder, trainer.global_step)
+        trainer.save_checkpoint(path)
+        if trainer.is_global_zero:
+            link_atomically(path, self.folder / "last.ckpt")
+            steps = sorted(self.folder.glob("step=*.ckpt"))
+            # What lies after this step was passed over as damaged when the run was resumed; it must not count as kept.
+            kept = [p for p in steps if p <= path][-self.keep :]
+            for other in set(steps) - set(kept):
+                other.unlink()
+        trainer.strategy.barrier("checkpoint")
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Add the hash, and refuse to save weights, averages or moments that are not finite; all ranks agree.
+
+        Raises:
+            CheckpointError: some value is not finite. The checkpoints before stay as they are.
+        """
+        if self.config_hash is not None:
+            checkpoint[KEY] = self.config_hash
+        name = sick(checkpoint)
+        if parallel.sum_over_ranks(torch.tensor(float(name is not None), device=pl_module.device)):
+            saved = last_saved(trainer)
+            kept = f"The last checkpoint is that of step {saved}" if saved else "There is no checkpoint before it"
+            error = CheckpointError(
+                f"step {trainer.global_step} is not saved: it holds values that are not finite (first {name}). {kept}; "
+                "resuming would repeat this: start a new run with a lower optimizer.lr, with optimizer.clip=1.0 or "
+                "trainer.precision=32-true"
+            )
+            parallel.refuse(error)
+
+
+def sick(checkpoint: dict[str, Any]) -> str | None:
+    """The first tensor of a checkpoint's weights, averages or optimizer state that holds a value that is not finite,
+    by its keys; None where there is none.
+    """
+    found = [pair for key in ("state_dict", "ema", "optimizer_states") for pair in _tensors(checkpoint.get(key), key)]
+    norms = [torch.linalg.vector_norm(tensor, math.inf) for _, tensor in found]  # on a GPU nothing waits yet
+    return next((name for (name, _), norm in zip(found, norms, strict=True) if not norm.isfinite()), None)
+
+
+def _tensors(value: Any, where: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """The floating-point tensors in nested dicts and lists, with the keys that lead to them."""
+    if isinstance(value, torch.Tensor):
+        if value.is_floating_point() and value.numel():
+            yield where, value.detach()
+    elif isinstance(value, (dict, list, tuple)):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _tensors(part, f"{where}.{key}")
+
+
+def split_network(state: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A module's state dict as the network's own one, and what stands beside the network (a learned schedule)."""
+    prefix = "net."
+    network = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return network, {name: value for name, value in state.items() if not name.startswith(prefix)}
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """The name of the checkpoint of an optimizer step; names sort by step."""
+    return folder / f"step={step:09d}.ckpt"
+
+
+def newest_readable(folder: Path) -> Path | None:
+    """The newest undamaged checkpoint of a run whose values are all finite, or None where there is none at all.
+
+    Every byte is read and its checksum compared. All others are passed over with a warning, and left alone.
+
+    Raises:
+        CheckpointError: there are checkpoints, but none can be read.
+    """
+    found = sorted((p for p in folder.glob("step=*.ckpt") if _NAME.fullmatch(p.name)), reverse=True)
+    if (folder / "last.ckpt").is_file():
+        found.append(folder / "last.ckpt")
+    for path in found:
+        try:
+            if (name := sick(load_tensors(path, verify=True))) is None:
+                return path
+            problem = f"{path} holds values that are not finite (first {name})"
+        except CheckpointError as error:
+            problem = str(error).rstrip(".")
+        log.warning("%s. Falling back to the checkpoint before it.", problem)
+    if found:
+        raise CheckpointError(
+            f"none of the {len(found)} checkpoints in {folder} can be read and is finite; remove them to start again "
+            "from step 0"
+        )
+    return None
