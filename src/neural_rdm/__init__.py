@@ -17,12 +17,29 @@ _EXPORTS = {
     "Latte": "neural_rdm.backbones.latte",
     "UNet": "neural_rdm.backbones.unet",
     "UViT": "neural_rdm.backbones.uvit",
+    "data_module": "neural_rdm.runs.named",
     "fold": "neural_rdm.surgery.folding",
     "gate": "neural_rdm.residual.gating",
     "grow": "neural_rdm.surgery.grow",
+    "load_gated": "neural_rdm.residual.diffusers_blocks",
     "load_official": "neural_rdm.surgery.official",
+    "load_run": "neural_rdm.runs.load",
+    "rule": "neural_rdm.residual",
 }
-__all__ = ["DiT", "Latte", "UNet", "UViT", "fold", "gate", "grow", "load_official"]
+__all__ = [
+    "DiT",
+    "Latte",
+    "UNet",
+    "UViT",
+    "data_module",
+    "fold",
+    "gate",
+    "grow",
+    "load_gated",
+    "load_official",
+    "load_run",
+    "rule",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from neural_rdm.runs.load import LoadedRun
+    from neural_rdm.runs.loaded import LoadedRun
 
 
 def convert(cfg: DictConfig, folder: Path) -> int:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from neural_rdm.data.base import Batch
     from neural_rdm.diffusion.process import DDPM, Flow
-    from neural_rdm.runs.load import LoadedRun
+    from neural_rdm.runs.loaded import LoadedRun
     from neural_rdm.training.module import NeuralRDM
 
 DEPTHS_SHOWN = 12
@@ -47,7 +47,7 @@ def lens(cfg: DictConfig, folder: Path) -> int:
     has_units(run.net, "looked into (lens)")
     run.data.setup()
     module = build.module(run.config, run.data.space, begins=False, net=run.net).to(run.device).eval()
-    batches = _batches(run, cfg.samples, cfg.batch_size)
+    batches = run.batches(cfg.samples, cfg.batch_size)
     names = [name for name, _ in units(run.net)]
     count = sum(len(b["x"]) for b in batches)
     print(f"{count} samples, {len(names)} units, {run.checkpoint} (step {run.step}, {run.weights} weights)", flush=True)
@@ -150,23 +150,6 @@ def _looking(
         advance()
 
     return look
-
-
-def _batches(run: LoadedRun, samples: int, batch_size: int) -> list[Batch]:
-    """The first validation samples (of data without any, training samples) in batches, on the run's device."""
-    data = run.data
-    size = data.val_size or data.train_size
-    needed, batches = min(samples, size), []
-    data.batch_size, data.micro_steps = min(batch_size, needed), 1
-    for batch in data.val_dataloader() if data.val_size else data.train_dataloader():
-        good = batch["position"] < size if data.val_size else batch["position"] >= 0  # in the place of a broken sample
-        kept = [i for i, whole in enumerate(good.tolist()) if whole][:needed]
-        if kept:
-            batches.append({n: v[kept] if hasattr(v, "shape") else [v[i] for i in kept] for n, v in batch.items()})
-        needed -= len(kept)
-        if needed <= 0:
-            break
-    return [data.transfer_batch_to_device(batch, run.device, 0) for batch in batches]
 
 
 def _pictures(run: LoadedRun, found: list[Level], path: Path) -> list[Path]:

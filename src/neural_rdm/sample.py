@@ -20,13 +20,14 @@ from neural_rdm.cli.app import main, print_paths
 from neural_rdm.cli.sharing import wait_for
 from neural_rdm.core.errors import ConfigError, DataError
 from neural_rdm.core.files import write_text
-from neural_rdm.runs.load import LoadedRun, inherit
+from neural_rdm.runs.load import inherit
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from neural_rdm.diffusion.samplers import Sampler
     from neural_rdm.evaluation.sample_parts import Parts
+    from neural_rdm.runs.loaded import LoadedRun
 
 DEFAULT_CLASSES = 10
 PROMPTS_TOLD = 5

@@ -1,4 +1,4 @@
-"""A finished (or still growing) run as other commands use it: its configuration, its weights, and samples from them.
+"""Finding a finished (or still growing) run, and loading it: its configuration, and its weights.
 
 Everything that needs torch is imported inside the functions: `inherit` runs in the preflight, before torch is loaded.
 """
@@ -6,8 +6,7 @@ Everything that needs torch is imported inside the functions: `inherit` runs in 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,12 +26,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from neural_rdm.backbones.contract import Backbone
-    from neural_rdm.conditioning.text import TextEncoder
     from neural_rdm.data.base import DataModule
-    from neural_rdm.diffusion.process import DDPM, Flow
-    from neural_rdm.diffusion.samplers import Sampler
-    from neural_rdm.evaluation.measuring import Subject
+    from neural_rdm.runs.loaded import LoadedRun
 
 
 def find_runs(folder: Path, files: Sequence[str] = ("config.yaml",)) -> list[Path]:
@@ -130,129 +125,6 @@ def newest(key: str) -> Path:
     return runs[-1]
 
 
-@dataclass(frozen=True)
-class LoadedRun:
-    """A run whose network is ready to sample.
-
-    Attributes:
-        folder: the run folder.
-        config: its configuration.
-        checkpoint: the file that was read.
-        step: optimizer steps behind it.
-        weights: "ema", "ema-DECAY" or "raw".
-        net: the network in eval mode, float32, on `device`.
-        process: the diffusion process that it was trained on.
-        data: its data module, not set up: the data need not be on this machine.
-        text: its text encoder, or None.
-        decode: latents [B, C, H, W] -> pixels, or None where the network works on the data as they are.
-        first_stage: its words in a protocol line.
-        device: where samples are drawn.
-    """
-
-    folder: Path
-    config: DictConfig
-    checkpoint: Path
-    step: int
-    weights: str
-    net: Backbone
-    process: DDPM | Flow
-    data: DataModule
-    text: TextEncoder | None
-    decode: Callable[[Tensor], Tensor] | None
-    first_stage: str
-    device: torch.device
-
-    @property
-    def pixels(self) -> bool:
-        """Whether samples are pixels in [-1, 1]; latents otherwise."""
-        return self.decode is not None or self.data.space == "pixels"
-
-    def draw(
-        self,
-        sampler: Sampler,
-        condition: dict[str, Tensor],
-        positions: int | Sequence[int],
-        seed: int,
-        batch_size: int,
-        finish: Callable[[Tensor], Tensor],
-        progress: bool = True,
-    ) -> Tensor:
-        """Draw samples with a progress bar; sample i depends on (seed, i) alone, as in training.
-
-        Args:
-            positions: the samples' numbers, or how many to draw (0, 1, ...).
-            condition: one row for each, see `diffusion.guidance.Condition`; empty for an unconditional network.
-            finish: makes the result of each batch [B, *shape] (float32, on `device`) that is kept.
-
-        Raises:
-            ConfigError: the sampler does not fit the network or its process.
-        """
-        from neural_rdm.conditioning.conditions import null_condition
-        from neural_rdm.diffusion.samplers import sample
-
-        try:
-            return sample(
-                self.net,
-                self.process,
-                sampler,
-                self.net.input_shape,
-                positions,
-                seed,
-                condition,
-                null_condition(self.net, self.text),
-                batch_size=batch_size,
-                device=self.device,
-                finish=finish,
-                progress=progress,
-            )
-        except ValueError as error:
-            raise ConfigError(f"these samples cannot be drawn: {error}") from error
-
-    def subject(self, sampler: Sampler, seed: int, batch_size: int) -> Subject:
-        """This run's samples, to be measured."""
-        from neural_rdm.evaluation.measuring import Subject, Use
-
-        def draws(sampler: Sampler, condition: dict[str, Tensor], positions: range, use: Use | None = None) -> Tensor:
-            start = 0
-
-            def finish(x: Tensor) -> Tensor:
-                nonlocal start
-                if use is None:
-                    return x.float().cpu()
-                use(x.float(), positions[start : start + len(x)])
-                start += len(x)
-                return x[:0].float().cpu()
-
-            return self.draw(sampler, condition, positions, seed, batch_size, finish)
-
-        return Subject(
-            net=self.net,
-            text=self.text,
-            data=self.data,
-            draws=draws,
-            sampler=sampler,
-            weights=self.weights,
-            step=self.step,
-            seed=seed,
-            decode=self.decode,
-            device=self.device,
-            first_stage=self.first_stage,
-        )
-
-    def facts(self, sampler: Sampler, **more: Any) -> dict[str, Any]:
-        """What a JSON file beside samples or numbers says of their origin."""
-        import dataclasses
-
-        origin = {
-            "run": str(self.folder),
-            "checkpoint": self.checkpoint.name,
-            "step": self.step,
-            "weights": self.weights,
-            "first_stage": self.first_stage,
-        }
-        return {**origin, "sampler": dataclasses.asdict(sampler), **more}
-
-
 def device_of(accelerator: str) -> torch.device:
     """Where a command computes: "auto" is this process's GPU if there is one.
 
@@ -268,11 +140,12 @@ def device_of(accelerator: str) -> torch.device:
 
 
 def load_run(
-    folder: Path, weights: str = "ema", accelerator: str = "auto", where: Mapping[str, Any] | None = None
+    folder: str | Path, weights: str = "ema", accelerator: str = "auto", where: Mapping[str, Any] | None = None
 ) -> LoadedRun:
     """Build the network of a run and load its newest readable checkpoint.
 
     Args:
+        folder: the run's, or "last" for the newest below `outputs/train`.
         weights: "ema" (the averages, and the raw values of what is not averaged), "ema-DECAY" for another of the run's
             averages, or "raw".
         accelerator: "auto" (a GPU if there is one), "cpu" or "gpu".
@@ -285,8 +158,10 @@ def load_run(
 
     from neural_rdm.evaluation.measuring import words
     from neural_rdm.runs import build
+    from neural_rdm.runs.loaded import LoadedRun
     from neural_rdm.training.callbacks.checkpoints import newest_readable
 
+    folder = newest("run") if folder == "last" else Path(folder)
     config = read_config(folder)
     build.quiet()
     device = device_of(accelerator)

@@ -1,0 +1,105 @@
+"""A run in Python: its samples, numbers and sensitivities are those of the commands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import neural_rdm
+from neural_rdm.core.errors import UserError
+from neural_rdm.media.images import to_bytes
+from neural_rdm.residual import units
+from neural_rdm.runs.loaded import LoadedRun
+from tests.end_to_end.commands import TINY, run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained run with a metric."""
+    here = tmp_path_factory.mktemp("python")
+    more = (
+        "~callbacks.sensitivity",
+        "metric.per_class=2",
+        "sampler.steps=4",
+        "trainer.max_steps=4",
+        "hydra.run.dir=run",
+    )
+    code, output = run("exp=digits_gated", *TINY, *more, "hydra.run.dir=run", cwd=here)
+    assert code == 0, output
+    return here / "run"
+
+
+@pytest.fixture(scope="module")
+def loaded(folder: Path) -> LoadedRun:
+    return neural_rdm.load_run(str(folder), accelerator="cpu")
+
+
+def test_samples_are_those_of_the_command(folder: Path, loaded: LoadedRun, tmp_path: Path) -> None:
+    command = (f"run={folder}", "classes=[3,7]", "per_class=2", "accelerator=cpu", "hydra.run.dir=s")
+    code, output = run(*command, cwd=tmp_path, module="sample")
+    assert code == 0, output
+    written = np.load(tmp_path / "s" / "samples.npz")
+    drawn = loaded.sample(classes=[3, 3, 7, 7])
+    assert drawn.shape == (4, 1, 8, 8)
+    assert np.array_equal(to_bytes(drawn).movedim(1, -1).numpy(), written["arr_0"])
+    # any part of them is the same again, and another sampler is not
+    assert torch.equal(loaded.sample(classes=[3, 3]), drawn[:2])
+    assert not torch.equal(loaded.sample(classes=[3, 3], cfg_scale=4.0), drawn[:2])
+    assert loaded.sample(count=3, classes=[5]).shape[0] == 3
+    assert loaded.sample().shape[0] == loaded.net.num_classes
+
+
+def test_numbers_are_those_at_the_end_of_training(folder: Path, loaded: LoadedRun) -> None:
+    held = json.loads((folder / "report" / "metrics.json").read_text(encoding="utf-8"))
+    first = held["rows"][0] if "rows" in held else held
+    found = loaded.evaluate()
+    assert found["count"] == 20
+    for name, value in found.items():
+        assert first[name] == pytest.approx(value, rel=1e-4), name
+    assert loaded.evaluate(seed=1) != found
+
+
+def test_sensitivity_is_the_gradient_where_the_stream_enters_a_unit(loaded: LoadedRun) -> None:
+    """Against the definition: the gradient of the same loss in a tensor that is the stream, caught by hooks."""
+    from neural_rdm.runs import build
+
+    found = loaded.sensitivity(samples=16)
+    assert [row.name for row in found] == [name for name, _ in units(loaded.net)]
+    module = build.module(loaded.config, "pixels", begins=False, net=loaded.net).eval()
+    entered: list[Tensor] = []
+
+    def enter(_: object, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        z = arguments[0].detach().requires_grad_() if not entered else arguments[0]
+        z.retain_grad()
+        entered.append(z)
+        return z, *arguments[1:]
+
+    hooks = [unit.register_forward_pre_hook(enter) for _, unit in units(loaded.net)]
+    try:
+        (batch,) = loaded.batches(16, 16)
+        module.losses(batch, "val", drop=False)["loss"].mean().backward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    wanted = [float(z.grad.norm()) for z in entered if z.grad is not None]
+    assert [row.norm for row in found] == pytest.approx(wanted, rel=1e-4)
+    assert not any(p.requires_grad or p.grad is not None for p in loaded.net.parameters())
+
+
+def test_what_a_run_cannot_draw_is_said_in_one_sentence(loaded: LoadedRun, tmp_path: Path) -> None:
+    for wrong, said in (
+        ({"classes": [10]}, "this network has 10 classes"),
+        ({"prompts": ["a seven"]}, "reads no text"),
+        ({"sigma": 1.0}, "sampler: .*sigma"),
+        ({"steps": 0}, "steps"),
+        ({"count": 0}, "nothing to draw"),
+    ):
+        with pytest.raises(UserError, match=said):
+            loaded.sample(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="no such folder"):
+        neural_rdm.load_run(tmp_path / "none")
