@@ -6,46 +6,14 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
+from tests.architecture import COMMANDS, FILES, FLOORS, PACKAGE, TOP, floor, imports, room
 from tests.helpers import ROOT
 
-PACKAGE = ROOT / "src" / "neural_rdm"
-FLOORS = {
-    "core": 0, "config": 1, "media": 1, "residual": 1, "backbones": 2, "diffusion": 2, "metrics": 2, "conditioning": 3,
-    "dynamics": 3, "latents": 3, "surgery": 3, "data": 4, "reports": 4, "evaluation": 5, "training": 6, "runs": 7,
-    "cli": 8,
-}  # fmt: skip
-TOP = 9  # the commands
-COMMANDS = {p.stem for p in PACKAGE.glob("*.py")} - {"__init__"}
-FILES = sorted(PACKAGE.rglob("*.py"))
 #: may be absent on a training machine, so nothing imports them at the top of a module
 OPTIONAL = {"av", "decord", "deepspeed", "diffusers", "matplotlib", "sklearn", "torchcodec", "transformers", "wandb"}
-
-
-def room(file: Path) -> str:
-    """The folder of a file below the package; a command, at its root, is a room of the top floor by its own name."""
-    parts = file.relative_to(PACKAGE).parts
-    return parts[0] if len(parts) > 1 else file.stem
-
-
-def floor(name: str) -> int:
-    return TOP if name in COMMANDS else FLOORS[name]
-
-
-def imports(file: Path, top_only: bool = False) -> Iterator[tuple[int, str]]:
-    """(line, dotted module) of every import, those inside functions and under TYPE_CHECKING too unless `top_only`."""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    for node in tree.body if top_only else ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file}:{node.lineno} is a relative import"
-            yield node.lineno, node.module or ""
-            # `from neural_rdm import x` and `from neural_rdm.core import x` may import a module by that name
-            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
 
 
 def breaches(allowed: object, *libraries: str) -> list[str]:

@@ -1,0 +1,97 @@
+"""Rooms, floors and imports of the package, and the part of `docs/architecture.md` that is drawn from them.
+
+python -m tests.architecture      (writes it; `test_architecture_page` compares)
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.helpers import ROOT
+
+PACKAGE = ROOT / "src" / "neural_rdm"
+PAGE = ROOT / "docs" / "architecture.md"
+BEGIN, END = "<!-- rooms -->\n", "<!-- end of rooms -->"
+FLOORS = {
+    "core": 0, "config": 1, "media": 1, "residual": 1, "backbones": 2, "diffusion": 2, "metrics": 2, "conditioning": 3,
+    "dynamics": 3, "latents": 3, "surgery": 3, "data": 4, "reports": 4, "evaluation": 5, "training": 6, "runs": 7,
+    "cli": 8,
+}  # fmt: skip
+COMMANDS = {p.stem for p in PACKAGE.glob("*.py")} - {"__init__"}
+TOP = max(FLOORS.values()) + 1  # of the commands
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room(file: Path) -> str:
+    """The folder of a file below the package; a command, at its root, is a room of the top floor by its own name."""
+    parts = file.relative_to(PACKAGE).parts
+    return parts[0] if len(parts) > 1 else file.stem
+
+
+def floor(name: str) -> int:
+    """The floor of a room or a command."""
+    return TOP if name in COMMANDS else FLOORS[name]
+
+
+def imports(file: Path, top_only: bool = False) -> Iterator[tuple[int, str]]:
+    """(line, dotted module) of every import, those inside functions and under TYPE_CHECKING too unless `top_only`."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in tree.body if top_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}:{node.lineno} is a relative import"
+            yield node.lineno, node.module or ""
+            # `from neural_rdm import x` and `from neural_rdm.core import x` may import a module by that name
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def uses() -> dict[str, set[str]]:
+    """Room -> the rooms that it imports; all commands are one room, `commands`."""
+    found: dict[str, set[str]] = {name: set() for name in [*FLOORS, "commands"]}
+    for file in FILES:
+        here = room(file)
+        for _, module in imports(file):
+            parts = module.split(".")
+            if parts[0] == "neural_rdm" and len(parts) > 1 and parts[1] in FLOORS and here != "__init__":
+                found["commands" if here in COMMANDS else here].add(parts[1])
+    return {name: rooms - {name} for name, rooms in found.items()}
+
+
+def drawn() -> str:
+    """A diagram of the rooms with their imports, and a table of what each is for."""
+    found = uses()
+
+    def reached(start: str) -> set[str]:
+        return found[start] | {far for near in found[start] for far in reached(near)}
+
+    lines = ["```mermaid", "flowchart TD"]
+    for level in range(TOP, -1, -1):
+        names = sorted(n for n in found if (TOP if n == "commands" else FLOORS[n]) == level)
+        lines.append(f'  subgraph floor{level}["floor {level}"]')
+        lines += [f"    {name}" for name in names] + ["  end"]
+    for name in sorted(found, key=lambda n: (-(TOP if n == "commands" else FLOORS[n]), n)):
+        direct = found[name] - {far for near in found[name] for far in reached(near)}
+        lines += [f"  {name} --> {other}" for other in sorted(direct, key=lambda n: (-FLOORS[n], n))]
+    lines += ["```", "", "| floor | room | what it is for |", "|---|---|---|"]
+    folders = [p for p in sorted(PACKAGE.rglob("__init__.py")) if p.parent != PACKAGE]
+    for init in sorted(folders, key=lambda p: (FLOORS[room(p)], str(p))):
+        name = init.parent.relative_to(PACKAGE).as_posix()
+        doc = ast.get_docstring(ast.parse(init.read_text(encoding="utf-8"))) or ""
+        said = " ".join(doc.split("\n\n")[0].split()).removeprefix(f"Floor {FLOORS[room(init)]}: ")
+        lines.append(f"| {FLOORS[room(init)]} | `{name}/` | {said} |")
+    lines.append(f"| {TOP} | | the commands: {', '.join(f'`{c}`' for c in sorted(COMMANDS))} |")
+    return "\n".join(lines) + "\n"
+
+
+def written(page: str) -> str:
+    """The page with what is drawn in its place."""
+    head, rest = page.split(BEGIN)
+    return head + BEGIN + "\n" + drawn() + "\n" + END + rest.split(END)[1]
+
+
+if __name__ == "__main__":
+    PAGE.write_text(written(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    print(PAGE)
