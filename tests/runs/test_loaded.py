@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from neural_rdm.media.images import to_bytes
 from neural_rdm.residual import units
 from neural_rdm.runs.loaded import LoadedRun
 from tests.end_to_end.commands import TINY, run
+from tests.helpers import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +32,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "trainer.max_steps=4",
         "hydra.run.dir=run",
     )
-    code, output = run("exp=digits_gated", *TINY, *more, "hydra.run.dir=run", cwd=here)
+    code, output = run("exp=digits_gated", *TINY, *more, "hydra.run.dir=outputs/train/digits_gated/run", cwd=here)
     assert code == 0, output
-    return here / "run"
+    return here / "outputs" / "train" / "digits_gated" / "run"
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +92,18 @@ def test_sensitivity_is_the_gradient_where_the_stream_enters_a_unit(loaded: Load
     wanted = [float(z.grad.norm()) for z in entered if z.grad is not None]
     assert [row.norm for row in found] == pytest.approx(wanted, rel=1e-4)
     assert not any(p.requires_grad or p.grad is not None for p in loaded.net.parameters())
+
+
+def test_the_example_of_the_readme_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    example = next(block for block in re.findall(r"```python\n(.*?)```", readme, re.S) if "load_run" in block)
+    monkeypatch.chdir(folder.parents[3])
+    names: dict[str, Any] = {}
+    exec(example, names)
+    assert names["images"].shape == (2, 1, 8, 8)
+    assert names["numbers"].keys() >= {"accuracy", "count"}
+    assert len(names["gains"]) == 4
+    assert names["batch"]["x"].shape == (32, 1, 8, 8)
 
 
 def test_what_a_run_cannot_draw_is_said_in_one_sentence(loaded: LoadedRun, tmp_path: Path) -> None:
