@@ -55,7 +55,7 @@ def test_a_run_is_looked_at(run: Path, tmp_path: Path) -> None:
     [
         pytest.param(("exp=digits_video_gated", "backbone.depth=2"), marks=pytest.mark.full),
         pytest.param(("exp=digits_text_gated",), marks=pytest.mark.full),
-        ("diffusion=flow", "sampler=heun", "sampler.steps=2"),
+        pytest.param(("diffusion=flow", "sampler=heun", "sampler.steps=2"), marks=pytest.mark.full),
     ],
     ids=["clips", "text-unet", "flow"],
 )
@@ -71,6 +71,7 @@ def test_any_run_can_be_looked_at(overrides: tuple[str, ...], tmp_path: Path) ->
     assert (tmp_path / "lens" / "depth_samples.png").is_file()
 
 
+@pytest.mark.full
 def test_times_of_a_flow_are_real_numbers(tmp_path: Path) -> None:
     """With its noise known as 1, not 1000, whole timesteps would be 0 alone."""
     code, output = commands.run(

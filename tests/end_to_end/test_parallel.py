@@ -69,7 +69,7 @@ def two_processes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
     return folder / "run"
 
 
-@pytest.mark.parametrize("two_processes", ["ddp", "fsdp2"], indirect=True)
+@pytest.mark.parametrize("two_processes", [pytest.param("ddp", marks=pytest.mark.full), "fsdp2"], indirect=True)
 def test_two_processes_train_what_one_trains(two_processes: Path, one_process: Path) -> None:
     assert_close(one_process, two_processes, 2e-3)
     assert (two_processes / "samples" / "final.png").is_file()
@@ -134,6 +134,7 @@ def test_a_rank_without_validation_samples_does_not_hold_up_the_other(tmp_path: 
     assert "val/loss" in (tmp_path / "run" / "metrics.csv").read_text()
 
 
+@pytest.mark.full
 def test_sigterm_stops_both_processes_after_the_same_step(tmp_path: Path) -> None:
     options = (*RUN, "strategy=ddp", "trainer.devices=2", "trainer.max_steps=400", "hydra.run.dir=run")
     process = start(*options, cwd=tmp_path)

@@ -69,6 +69,7 @@ def test_killed_twice_and_resumed_is_bit_identical(reference: Path, tmp_path: Pa
     assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.full
 def test_killed_while_it_wrote_its_report(reference: Path, tmp_path: Path) -> None:
     """All steps are done and saved; only the samples, numbers and plots are missing."""
     shutil.copytree(reference, tmp_path / "run")
@@ -83,6 +84,7 @@ def test_killed_while_it_wrote_its_report(reference: Path, tmp_path: Path) -> No
     assert (tmp_path / "run" / "finished.json").read_text() == (reference / "finished.json").read_text()
 
 
+@pytest.mark.full
 def test_a_folder_without_config_starts_from_the_overrides(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     code, output = run(*BARE, "trainer.max_steps=2", "resume=run", cwd=tmp_path)

@@ -104,6 +104,7 @@ def test_pictures_are_encoded_and_previews_decoded(tmp_path: Path) -> None:
     assert not [k for k in checkpoint(tmp_path / "run")["state_dict"] if "vae" in k or not k.startswith("net.")]
 
 
+@pytest.mark.full
 def test_previews_of_latents_without_a_first_stage_say_so(tmp_path: Path) -> None:
     small = (
         "backbone.depth=1",
@@ -145,6 +146,7 @@ def test_every_rule_trains(residual: str, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "sensitivity" / "sensitivity.png").is_file()
 
 
+@pytest.mark.full
 def test_what_can_be_left_out(tmp_path: Path) -> None:
     tiny = [o for o in TINY if not o.startswith(("callbacks", "logger", "metric"))]
     code, output = run(

@@ -33,7 +33,13 @@ def generated(folder: Path) -> dict[str, float]:
 
 def test_the_default_learns_digits_in_twenty_seconds(tmp_path: Path) -> None:
     """An eighth of its steps: above chance (0.1) and above what the mean picture gets (0.1 again)."""
-    small = ("trainer.max_steps=100", "metric.per_class=10", "callbacks.sensitivity.every_n_steps=50")
+    small = (
+        "trainer.max_steps=100",
+        "metric.per_class=10",
+        "callbacks.sensitivity.every_n_steps=50",
+        "sampler.steps=10",
+    )
+    small += ("~callbacks.samples", "~callbacks.validation")
     code, output = run(EXP, *small, "hydra.run.dir=run", cwd=tmp_path)
     assert code == 0, output
     folder = tmp_path / "run"
@@ -107,6 +113,7 @@ def test_two_processes_train_what_one_trains(strategy: str, supervised: Path, tm
         assert float(list(csv.DictReader(file))[-1]["train/sens_loss"]) > 0
 
 
+@pytest.mark.full
 def test_a_resumed_run_ends_bit_identical(supervised: Path, tmp_path: Path) -> None:
     cut(supervised, tmp_path / "halves", 2)
     code, output = run("resume=halves", cwd=tmp_path)

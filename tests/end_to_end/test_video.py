@@ -75,6 +75,7 @@ def test_frame_folders_train_a_latte(tmp_path: Path, more: tuple[str, ...]) -> N
     assert checkpoint(tmp_path / "run")["global_step"] == 2
 
 
+@pytest.mark.full
 def test_captions_train_a_text_to_image_network(tmp_path: Path) -> None:
     coco(coco(tmp_path / "coco"), "val2017", 3)
     code, output = run(
