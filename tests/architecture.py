@@ -6,6 +6,7 @@ python -m tests.architecture      (writes it; `test_architecture_page` compares)
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,28 +62,33 @@ def uses() -> dict[str, set[str]]:
 
 
 def drawn() -> str:
-    """A diagram of the rooms with their imports, and a table of what each is for."""
+    """A table of what each room is for, and a diagram of their imports."""
     found = uses()
 
     def reached(start: str) -> set[str]:
         return found[start] | {far for near in found[start] for far in reached(near)}
 
-    lines = ["```mermaid", "flowchart TD"]
-    for level in range(TOP, -1, -1):
-        names = sorted(n for n in found if (TOP if n == "commands" else FLOORS[n]) == level)
-        lines.append(f'  subgraph floor{level}["floor {level}"]')
-        lines += [f"    {name}" for name in names] + ["  end"]
-    for name in sorted(found, key=lambda n: (-(TOP if n == "commands" else FLOORS[n]), n)):
-        direct = found[name] - {far for near in found[name] for far in reached(near)}
-        lines += [f"  {name} --> {other}" for other in sorted(direct, key=lambda n: (-FLOORS[n], n))]
-    lines += ["```", "", "| floor | room | what it is for |", "|---|---|---|"]
+    lines = ["| floor | room | what it is for | begin with |", "|---|---|---|---|"]
     folders = [p for p in sorted(PACKAGE.rglob("__init__.py")) if p.parent != PACKAGE]
     for init in sorted(folders, key=lambda p: (FLOORS[room(p)], str(p))):
         name = init.parent.relative_to(PACKAGE).as_posix()
-        doc = ast.get_docstring(ast.parse(init.read_text(encoding="utf-8"))) or ""
-        said = " ".join(doc.split("\n\n")[0].split()).removeprefix(f"Floor {FLOORS[room(init)]}: ")
-        lines.append(f"| {FLOORS[room(init)]} | `{name}/` | {said} |")
-    lines.append(f"| {TOP} | | the commands: {', '.join(f'`{c}`' for c in sorted(COMMANDS))} |")
+        doc = " ".join((ast.get_docstring(ast.parse(init.read_text(encoding="utf-8"))) or "").split())
+        said = re.split(r"\. ", doc.removeprefix(f"Floor {FLOORS[room(init)]}: ") + " ")[0].rstrip(".")
+        first = re.search(r"Begin with `(\w+)", doc)
+        begin = f"`{first[1]}.py`" if first else ""
+        lines.append(f"| {FLOORS[room(init)]} | `{name}/` | {said[0].upper()}{said[1:]} | {begin} |")
+    lines.append(f"| {TOP} | the commands | {', '.join(f'`{c}`' for c in sorted(COMMANDS))} | `train.py` |")
+    lines += [
+        "",
+        "Who imports whom today. What a longer way implies is not drawn, and nothing is forbidden by that.",
+    ]
+    lines += ["", "```mermaid", "flowchart TD"]
+    for name in sorted(found, key=lambda n: (-(TOP if n == "commands" else FLOORS[n]), n)):
+        direct = found[name] - {far for near in found[name] for far in reached(near)}
+        if direct:
+            others = " & ".join(sorted(direct, key=lambda n: (-FLOORS[n], n)))
+            lines.append(f"  {name} --> {others}")
+    lines.append("```")
     return "\n".join(lines) + "\n"
 
 

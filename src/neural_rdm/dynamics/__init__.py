@@ -1,5 +1,5 @@
 """Floor 3: what the theory says about depth, made executable: a denoising ODE as a stack of gated units, how sensitive
-every unit is, the supervision of it, and what each unit hears of the others.
+every unit is, the supervision of it, and how strongly units influence one another.
 
 For training and the lens. Begin with `probe` (sensitivity), then `supervision` and `ode` (the paper's Sec. 3).
 """

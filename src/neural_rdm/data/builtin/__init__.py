@@ -1,1 +1,1 @@
-"""Data sets that need no download: scikit-learn's digits as images, with captions and in motion; random samples."""
+"""Data sets that need no download: scikit-learn's digits as images, with captions, in motion. Begin with `digits`."""

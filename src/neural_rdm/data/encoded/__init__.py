@@ -1,1 +1,1 @@
-"""Latents of any data set, made once (`encoder`) and trained from (`latents`); `manifest` says what they depend on."""
+"""Latents of any data set, made once and trained from. Begin with `latents`; `manifest` says what they depend on."""

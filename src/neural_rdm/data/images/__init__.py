@@ -1,1 +1,1 @@
-"""Images in folders: class folders, ImageNet, and COCO and JourneyDB with captions. Begin with `image_folder`."""
+"""Images in class folders, ImageNet, and COCO and JourneyDB with captions. Begin with `image_folder`."""

@@ -1,1 +1,1 @@
-"""WebDataset shards, local or behind a URL, read by an index and not by a stream. Begin with `shards`."""
+"""WebDataset shards, local or behind a URL, read by an index and not as a stream. Begin with `shards`."""

@@ -1,1 +1,1 @@
-"""Videos in folders: SkyTimelapse, Taichi-HD, UCF-101. Begin with `datasets`, then `clips`: frames -> a tensor."""
+"""Videos in folders: SkyTimelapse, Taichi-HD, UCF-101. Begin with `datasets`; `clips` makes a tensor of frames."""

@@ -1,1 +1,1 @@
-"""Everything that happens around a step, one file each; `steps.ORDER` says who comes first. Begin with `steps`."""
+"""Everything that happens around a step, one file each; `steps.Order` says who comes first. Begin with `steps`."""
