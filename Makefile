@@ -19,9 +19,9 @@ runs :=
 
 # Which targets take which variables; a variable that every target of a command line would ignore is refused below.
 takes_exp := encode train sweep
-takes_run := sample evaluate lens
+takes_run := sample evaluate lens convert
 takes_runs := report
-takes_args := prepare preview encode stats train sweep sample evaluate lens report test test-full bench
+takes_args := prepare preview encode stats train sweep sample evaluate lens report deepen convert test test-full bench
 else_exp := a data set is chosen with args="data=NAME", and a run knows its experiment
 else_run := training goes on with make train args="resume=DIR", runs are compared with make report runs=DIR
 else_runs := one run is sampled, evaluated or looked into with run=DIR
@@ -47,7 +47,7 @@ keys := $(filter-out exp run runs args,$(filter $(addsuffix %,$(small)),$(.VARIA
 $(foreach name,$(keys),$(if $(call typed,$(name)),\
   $(error make knows no $(name)=: a key of the configuration goes into args="$(name)=$(value $(name))")))
 
-.PHONY: help setup prepare preview encode stats train sweep sample evaluate lens report test test-full lint bench clean
+.PHONY: help setup prepare preview encode stats train sweep sample evaluate lens report deepen convert test test-full lint bench clean
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ": .*## " } /^[a-z-]+:.*## / { sub(/:.*/, "", $$1); printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -84,6 +84,12 @@ lens: $(STAMP) ## what run=DIR would predict if it stopped at each of its units
 
 report: $(STAMP) ## the comparison of runs=DIR, or of a glob
 	$(PY) -m neural_rdm.report $(if $(runs),runs='$(value runs)' )$(ARGS)
+
+deepen: $(STAMP) ## a trained run made deeper, its output the same: args="checkpoint=DIR depth=56"
+	$(PY) -m neural_rdm.deepen $(ARGS)
+
+convert: $(STAMP) ## run=DIR in the layouts of the official code or of diffusers: args="to=diffusers"
+	$(PY) -m neural_rdm.convert $(if $(run),run='$(value run)' )$(ARGS)
 
 test: $(STAMP) ## the tests
 	$(PY) -m pytest -n 2 --dist loadfile -m "not full" $(ARGS)

@@ -20,7 +20,7 @@ FLOORS = {
     "dynamics": 3, "latents": 3, "surgery": 3, "data": 4, "reports": 4, "evaluation": 5, "training": 6, "runs": 7,
     "cli": 8,
 }  # fmt: skip
-COMMANDS = {p.stem for p in PACKAGE.glob("*.py")} - {"__init__"}
+COMMANDS = {p.stem for p in PACKAGE.glob("*.py")} - {"__init__", "__main__"}
 TOP = max(FLOORS.values()) + 1  # of the commands
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -33,7 +33,7 @@ def room(file: Path) -> str:
 
 def floor(name: str) -> int:
     """The floor of a room or a command."""
-    return TOP if name in COMMANDS else FLOORS[name]
+    return FLOORS.get(name, TOP)
 
 
 def imports(file: Path, top_only: bool = False) -> Iterator[tuple[int, str]]:
@@ -57,7 +57,7 @@ def uses() -> dict[str, set[str]]:
         for _, module in imports(file):
             parts = module.split(".")
             if parts[0] == "neural_rdm" and len(parts) > 1 and parts[1] in FLOORS and here != "__init__":
-                found["commands" if here in COMMANDS else here].add(parts[1])
+                found[here if here in FLOORS else "commands"].add(parts[1])
     return {name: rooms - {name} for name, rooms in found.items()}
 
 

@@ -170,7 +170,7 @@ def run(code: str) -> str:
     "module",
     ["", ".config.check", ".data.layouts", ".runs.folders", ".core.files", ".core.records", ".cli.app"]
     + [f".{file.parent.name}.constraints" for file in sorted(PACKAGE.glob("*/constraints.py"))]
-    + [f".{command}" for command in sorted(COMMANDS)],
+    + [f".{command}" for command in sorted({*COMMANDS, "__main__"})],
 )
 def test_what_runs_before_the_check_does_not_load_torch(module: str) -> None:
     heavy = ("torch", "lightning", "diffusers", "matplotlib")

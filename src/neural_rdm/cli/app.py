@@ -140,6 +140,8 @@ def _run(config_name: str, job: Job, prepare: Prepare | None, place: Place) -> N
                         cfg = resume.merge(run, cfg, parse(arguments.overrides))
                     elif is_first_rank():
                         write_config(folder, resume.lasting(cfg))
+                if "torch" not in sys.modules and is_first_rank():  # which takes seconds
+                    print("loading libraries ...", file=sys.stderr, flush=True)
                 code = job(cfg, folder)
         except (UserError, OSError) as caught:
             error = caught if isinstance(caught, UserError) else as_user_error(caught)
