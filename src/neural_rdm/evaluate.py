@@ -85,13 +85,10 @@ def _run(cfg: DictConfig, report: Report, folder: Path) -> list[Path]:
 
 def _files(cfg: DictConfig, report: Report, folder: Path) -> list[Path]:
     """Measure samples on disk; what is beside them says how they were made."""
-    from neural_rdm.evaluation.features import FeatureReport
     from neural_rdm.evaluation.sample_files import open_samples
     from neural_rdm.reports.tables import write_metrics
     from neural_rdm.runs.load import device_of
 
-    if not isinstance(report, FeatureReport):
-        raise ConfigError("samples= needs metric=images or metric=videos; the others measure a run: pass run=DIR")
     path = Path(cfg.samples)
     made, told = origin(path)
     files = open_samples(path, cfg.num_frames, cfg.frame_interval, cfg.frame_folders)

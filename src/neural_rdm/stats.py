@@ -172,9 +172,7 @@ def _facts(cfg: DictConfig, samples: RealSamples | SampleFiles, summary: Summary
         facts |= samples.container._asdict()
         interval = samples.frame_interval
     else:
-        files = {"root", "image_size"} <= set(cfg.data)  # others are made in the size that was asked for
-        crop = "short side to image_size, then its centre (ADM)" if files else "none"
-        facts |= {"source": cfg.data.get("root"), "split": cfg.split, "crop": crop}
+        facts |= {"source": cfg.data.get("root"), "split": cfg.split, "crop": samples.crop}
         interval = cfg.data.get("frame_interval", 1)
     facts |= {"image_size": [height, width], "dtype": "uint8", "flip": False}
     if frames:

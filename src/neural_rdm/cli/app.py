@@ -25,10 +25,11 @@ from neural_rdm.cli.jobs import SWEEP_DIR, claim, end_with_parent
 from neural_rdm.cli.launcher import register
 from neural_rdm.cli.stopping import Place, stoppable
 from neural_rdm.config import resume
-from neural_rdm.config.check import config_dir, validate
+from neural_rdm.config.check import as_plain, config_dir, validate
 from neural_rdm.config.compose import Composed, compose_config, drop_unchosen, group_choices, parse
 from neural_rdm.config.grammar import as_typed, written
 from neural_rdm.config.provenance import write_config
+from neural_rdm.config.schema import constants
 from neural_rdm.config.sources import Sources, refused
 from neural_rdm.core.errors import ConfigError, UserError, WriteError
 from neural_rdm.core.files import as_user_error, needs_another_folder
@@ -258,11 +259,12 @@ def _check(composed: Composed, config_name: str, resumed: bool = False) -> None:
     cfg = composed.cfg
     data, pretrained = cfg.get("data"), cfg.get("pretrained")
     if data is not None and data.get("source") == "latents":
-        check_manifest(read_manifest(data.latents), data, cfg.first_stage, cfg.condition)
+        reading = constants(data, "data").get("reading", ())
+        check_manifest(read_manifest(data.latents), as_plain(data), cfg.first_stage, cfg.condition, reading)
     elif data is not None and "root" in data and "_target_" in data:
         if data.root is None:
             raise refused("data.root has no value; pass data.root=DIR", "data.root", composed.sources)
-        check_layout(data, composed.choices.get("data", ""), cfg.get("backbone"))
+        check_layout(data, cfg.get("backbone"))
     if pretrained is not None and pretrained.path is not None and not resumed and not Path(pretrained.path).exists():
         raise ConfigError(
             f"pretrained.path={pretrained.path}: no such file or folder "

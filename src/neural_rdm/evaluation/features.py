@@ -211,14 +211,7 @@ class FeatureReport(Report):
     def rows_of_files(
         self, files: SampleFiles, batch_size: int, device: torch.device, told: str, facts: dict[str, Any] | None = None
     ) -> Measured:
-        """The numbers of samples on disk.
-
-        Args:
-            told, facts: what is known of their origin.
-
-        Raises:
-            UserError: samples of the other kind, or damaged ones.
-        """
+        """See `Report`."""
         if self.clip is not None:
             raise ConfigError("metric.clip needs the texts of the samples: pass run=DIR, or leave it out for samples=")
         if (files.kind == "clip") != self.clips:

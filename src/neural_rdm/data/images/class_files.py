@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from neural_rdm.core.errors import BrokenSample, printable
 from neural_rdm.core.listing import Identity, file_names, identity
-from neural_rdm.data.layouts import UNREAD_SUFFIXES
 from neural_rdm.data.packed import PackedPaths
-from neural_rdm.media.suffixes import is_image
+from neural_rdm.media.suffixes import UNREAD_SUFFIXES, is_image
 
 
 @dataclass
