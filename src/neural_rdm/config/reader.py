@@ -192,8 +192,9 @@ def signature(dotted: str) -> Signature | None:
     if not isinstance(node, ast.ClassDef):
         return None
     names = [origin_of(module, base) or "" for base in node.bases]
-    # what another package says is asked for only where the class itself says nothing
-    bases = [signature(name) for name in names if name.startswith("neural_rdm.") or _own(module, node, []) is None]
+    # what a third package says is asked for only where the class itself says nothing
+    packages = ("neural_rdm", module.name.partition(".")[0])
+    bases = [signature(n) for n in names if n.partition(".")[0] in packages or _own(module, node, []) is None]
     known = [base for base in bases if base is not None]
     constants = {name: value for base in reversed(known) for name, value in base.constants.items()}
     constants |= {name: value for name, value in _constants(module, node.body) if value is not UNREAD}
