@@ -186,8 +186,6 @@ def test_a_data_set_of_ones_own_is_encoded_and_trained_on_without_its_pictures(t
     root.rename(tmp_path / "away")
     network = ["exp=digits_gated", "backbone.num_classes=3", "backbone.in_channels=4", *SMALL]
     run("train", *network, *own, *latents, f"hydra.run.dir={out / 'run'}", package=DATA)
-    with pytest.raises(AssertionError, match=r"data\.image_size is 16 there, but 8 here"):
-        run("train", *network, *own, *latents, "data.image_size=8", "backbone.input_size=4", package=DATA)
     evaluation = ["metric=smoothness", "metric.count=3", "sampler.steps=2", f"hydra.run.dir={out / 'evaluate'}"]
     run("evaluate", f"run={out / 'run'}", *evaluation, package=METRICS)
     assert [row["name"] for row in read(out / "evaluate" / "report" / "metrics.json")["rows"]] == ["generated"]
@@ -211,7 +209,7 @@ def test_what_the_data_set_of_ones_own_lacks_is_said(tmp_path: Path, monkeypatch
     (root / "pictures" / "08.png").write_bytes(b"no picture")
     _, found = examine(composed(root))
     assert found.missing == ["pictures/07.png"]
-    assert "train: 23 of the 24 samples of the whole data set" in found.warnings
+    assert any(text.startswith("1 of 24 named in") for text in found.warnings)
     assert set(found.broken) == {str(root / "pictures" / name) for name in ("07.png", "08.png")}
     (root / "shapes.csv").write_text("file,split\n")
     assert examine(composed(root))[1].problem.startswith("data.root: ")  # type: ignore[union-attr]

@@ -103,7 +103,7 @@ def encode(cfg: DictConfig, folder: Path) -> int:
     return 0
 
 
-def prepare(overrides: list[str], folders: list[str] | None = None) -> list[str]:
+def complete(overrides: list[str], folders: list[str] | None = None) -> list[str]:
     """`exp=NAME`: put the data, first stage and text encoder of that experiment in place of its name.
 
     Raises:
@@ -237,4 +237,4 @@ def _finish(
 
 
 if __name__ == "__main__":
-    main("encode", encode, prepare)
+    main("encode", encode, complete)

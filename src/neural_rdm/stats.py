@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 SHOWN = 32  # samples in the picture; of clips a quarter of it, each with its frames in a row
 
 
-def prepare(overrides: list[str], _: object = None) -> list[str]:
+def complete(overrides: list[str], _: object = None) -> list[str]:
     """Name the output folder after what the statistics are of; refuse what is not there before torch is loaded.
 
     Raises:
@@ -196,4 +196,4 @@ def _picture(first: Tensor, path: Path) -> Path:
 
 
 if __name__ == "__main__":
-    main("stats", stats, prepare)
+    main("stats", stats, complete)

@@ -227,7 +227,7 @@ def drawn(docstring: str | None) -> str:
 
 def _tree(base: Path, train: Path | None, inner: str, num_classes: int | None, drawing: str) -> ImageTree:
     """The class folders of `train`, or of `base` without what is held out, and the validation split beside them."""
-    classes = _classes(train or base, inner, num_classes, drawing, whole=train is None)
+    classes = _classes(train or base, inner, num_classes, drawing, is_root=train is None)
     notes = [text] if (text := _no_classes(train or base, classes)) else []
     for folder in held_out(base):
         if not _for_tests(folder.name):
@@ -239,19 +239,19 @@ def _tree(base: Path, train: Path | None, inner: str, num_classes: int | None, d
     return ImageTree(train or base, None, classes, inner, notes=tuple(notes))
 
 
-def _classes(train: Path, inner: str, num_classes: int | None, drawing: str, whole: bool = False) -> list[str]:
+def _classes(train: Path, inner: str, num_classes: int | None, drawing: str, is_root: bool = False) -> list[str]:
     """The sorted class folders of `train`, some of which hold images, as many as there must be.
 
     A folder that is called as what is held out is a class only if it holds images.
 
     Args:
-        whole: `train` is the data set's folder itself: folders that are held out are no classes at all.
+        is_root: `train` is the data set's folder itself: folders that are held out are no classes at all.
     """
     classes = [
-        name for name in folders_in(train) if not is_held_out(name) or not (whole or _is_empty(train / name / inner))
+        name for name in folders_in(train) if not is_held_out(name) or not (is_root or _is_empty(train / name / inner))
     ]
     if not classes:
-        if whole and folders_in(train):
+        if is_root and folders_in(train):
             raise DataError(f"{nothing_to_train_on(train, 'class folders')}\n{drawing}")
         flat = first_image(train)
         found = f"images (such as {flat}) but no class folders" if flat else "no class folders and no images"

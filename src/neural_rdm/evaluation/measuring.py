@@ -122,7 +122,7 @@ class Report:
         raise NotImplementedError
 
     def rows_of_files(
-        self, files: SampleFiles, batch_size: int, device: torch.device, told: str, facts: dict[str, Any] | None = None
+        self, files: SampleFiles, batch_size: int, device: torch.device, line: str, facts: dict[str, Any] | None = None
     ) -> Measured:
         """The numbers of samples on disk, of which nobody knows what they should show; refused by default.
 
@@ -130,7 +130,7 @@ class Report:
             files: the samples.
             batch_size: how many are read at a time.
             device: where they are measured.
-            told, facts: what is known of their origin.
+            line, facts: what is known of their origin, as a sentence and as values.
 
         Raises:
             UserError: the report measures runs alone, samples of the other kind, or damaged ones.

@@ -112,12 +112,12 @@ class Clips(FolderModule):
         val = split_folder(self.root, self.VAL) or next(iter(others), None)
         if train is None and is_held_out(self.root.name):
             self.note(f"{self.root} is trained on, though it is called as what is held out is")
-        trained = self._found(train or self.root, whole=train is None, training=True)
+        trained = self._found(train or self.root, is_root=train is None, training=True)
         self._use(trained, [] if val is None else self._found(val))
 
-    def _found(self, folder: Path, whole: bool = False, training: bool = False) -> list[Path]:
+    def _found(self, folder: Path, is_root: bool = False, training: bool = False) -> list[Path]:
         """The videos below a folder; what is left out is said."""
-        videos, notes = find_videos(folder, whole, training)
+        videos, notes = find_videos(folder, is_root, training)
         self.note(*notes)
         return videos
 
