@@ -22,7 +22,7 @@ from PIL import Image
 
 from benchmarks.step import NETWORKS, Step
 from neural_rdm.config.compose import compose_config
-from neural_rdm.encode import encode, prepare
+from neural_rdm.encode import complete, encode
 from neural_rdm.reports.tables import markdown_table
 from neural_rdm.runs import build
 
@@ -114,7 +114,7 @@ def _autoencoder(folder: Path) -> None:
 
 
 def _composed(command: str, *overrides: str) -> Any:
-    cfg = compose_config(command, prepare(list(overrides)) if command == "encode" else list(overrides)).cfg
+    cfg = compose_config(command, complete(list(overrides)) if command == "encode" else list(overrides)).cfg
     OmegaConf.resolve(cfg)
     return cfg
 

@@ -116,7 +116,7 @@ def test_a_learned_schedule_stays_as_it_is(tmp_path: Path) -> None:
 def test_the_newest_run_can_be_named_last(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="checkpoint=last: there is no trained run"):
-        deepen.prepare(["checkpoint=last", "depth=4"])
+        deepen.complete(["checkpoint=last", "depth=4"])
     for name in ("b_exp/2026-01-01", "a_exp/2026-01-02"):
         folder = Path("outputs/train") / name / "checkpoints"
         folder.mkdir(parents=True)
@@ -124,6 +124,6 @@ def test_the_newest_run_can_be_named_last(tmp_path, monkeypatch):
     monkeypatch.setattr(
         deepen, "read_config", lambda folder: OmegaConf.create({"choices": {"exp": folder.parent.name}})
     )
-    assert deepen.prepare(["checkpoint=last", "depth=4"]) == [
+    assert deepen.complete(["checkpoint=last", "depth=4"]) == [
         "++experiment='a_exp'", "checkpoint=last", "depth=4", "checkpoint='outputs/train/a_exp/2026-01-02'",
     ]  # fmt: skip

@@ -14,7 +14,7 @@ from neural_rdm.cli.app import main
 from neural_rdm.core.errors import ConfigError, DataError, UserError
 from neural_rdm.data import source as source_module
 from neural_rdm.data.encoded import encoder
-from neural_rdm.encode import encode, prepare
+from neural_rdm.encode import complete, encode
 from neural_rdm.latents.shards import Shard
 from tests import processes
 from tests.data.encoding import clip_tree, composed, image_tree, make, picture, stage
@@ -151,7 +151,7 @@ def test_what_fails_before_it_begins_leaves_no_folder(
     own = (f"first_stage.path={tmp_path / 'absent'}", f"hydra.run.dir={tmp_path / 'run'}")
     monkeypatch.setattr("sys.argv", ["encode", *images, *own])
     with pytest.raises(SystemExit) as ended:
-        main("encode", encode, prepare)
+        main("encode", encode, complete)
     assert ended.value.code == 2
     assert "cannot load the autoencoder" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -289,7 +289,7 @@ def test_an_experiment_is_encoded_as_it_would_be_trained() -> None:
 def test_what_cannot_be_encoded_is_refused_at_once(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         composed("encode", *overrides)
-    assert prepare(["data=sky", "first_stage=kl_f8"])[0] == "experiment='sky'"
+    assert complete(["data=sky", "first_stage=kl_f8"])[0] == "experiment='sky'"
 
 
 def test_captions_need_data_that_have_them(images: list[str], tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from neural_rdm.config.compose import compose_config
 from neural_rdm.config.provenance import write_config
 from neural_rdm.core.errors import ConfigError, DataError
-from neural_rdm.evaluate import evaluate, origin, prepare
+from neural_rdm.evaluate import complete, evaluate, origin
 from neural_rdm.evaluation.digits import DigitsReport
 from neural_rdm.reports.figures import attempt
 from neural_rdm.reports.tables import compare_runs
@@ -38,7 +38,7 @@ def _threads():
 
 def evaluated(run, folder, *overrides):
     """The report of an evaluation in this process; `run` may be None."""
-    own = prepare([*([f"run={written(str(run))}"] if run else []), *overrides])
+    own = complete([*([f"run={written(str(run))}"] if run else []), *overrides])
     cfg = compose_config("evaluate", own).cfg
     OmegaConf.resolve(cfg)
     assert evaluate(cfg, folder) == 0

@@ -24,7 +24,7 @@ from neural_rdm.data.videos.datasets import UCF101, TaichiHD
 from neural_rdm.prepare import _experiments, examine, prepare
 from neural_rdm.runs import build
 from tests.data.images.test_captions import coco
-from tests.data.tars import jpeg, write_tar
+from tests.data.tar_files import jpeg, write_tar
 from tests.data.videos.test_datasets import frames
 from tests.helpers import shared
 from tests.test_preview import _own_cache, composed  # noqa: F401  (a fixture)

@@ -159,7 +159,7 @@ def test_it_needs_a_data_set_that_is_there_and_says_where_to_get_it(tmp_path: Pa
     assert "ROOT/**/ucfTrainTestlist/" in said
     assert "UCF-101, split 1 comes from https://www.crcv.ucf.edu" in said
     with pytest.raises(DataError, match=r"(?s)<wnid>.*ImageNet-1k .* comes from https://image-net\.org"):
-        check_layout(composed("preview", "data=imagenet", f"data.root={tmp_path}").data, "imagenet")
+        check_layout(composed("preview", "data=imagenet", f"data.root={tmp_path}").data)
     with pytest.raises(ConfigError, match=r"data\.source.*looks at pixels"):
         composed("preview", "data=ucf101", "data.source=latents")
 

@@ -21,7 +21,7 @@ from neural_rdm.core.errors import ConfigError, DataError
 from neural_rdm.metrics import frechet_distance
 from neural_rdm.metrics.networks import NETWORKS, feature_network
 from neural_rdm.metrics.reference import Reference, read_reference
-from neural_rdm.stats import prepare, stats
+from neural_rdm.stats import complete, stats
 from tests import processes
 from tests.helpers import shared
 from tests.test_sample import refused_without_torch
@@ -50,7 +50,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def made(folder: Path, *overrides: str, name: str = "efficientnet_lite0", out: str = "statistics") -> Reference:
     """Run the command in this process, and read what it wrote."""
-    composed = compose_config("stats", prepare([*OFFLINE, *overrides]))
+    composed = compose_config("stats", complete([*OFFLINE, *overrides]))
     validate(composed.cfg, "stats", composed.sources)
     assert stats(composed.cfg, folder) == 0
     return read_reference(folder / f"{out}.npz", feature_network(name))

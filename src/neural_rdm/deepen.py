@@ -40,7 +40,7 @@ def run_of(checkpoint: str) -> Path:
     return path.parent.parent if path.is_file() else path
 
 
-def prepare(overrides: list[str], _: object = None) -> list[str]:
+def complete(overrides: list[str], _: object = None) -> list[str]:
     """Name the output folder after the run's experiment; refuse what is no run before torch is loaded."""
     found = [str(o.value()) for o in parse(overrides) if o.key_or_group == "checkpoint"]
     if not found:
@@ -212,4 +212,4 @@ def grown_optimizer(
 
 
 if __name__ == "__main__":
-    main("deepen", deepen, prepare)
+    main("deepen", deepen, complete)

@@ -19,25 +19,20 @@ from neural_rdm.config.check import as_plain, leaves, validate
 from neural_rdm.config.compose import compose_config, parse
 from neural_rdm.config.grammar import written
 from neural_rdm.config.primary import Encode
+from neural_rdm.config.schema import constants
 from neural_rdm.core.errors import ConfigError, DataError
-from neural_rdm.data.encoded.manifest import MANIFEST, REQUEST
+from neural_rdm.data.encoded.manifest import MANIFEST, REQUEST, content
 from neural_rdm.runs.load import device_of
 
 if TYPE_CHECKING:
     from neural_rdm.conditioning.text import TextEncoder
+    from neural_rdm.data.base import DataModule
     from neural_rdm.data.encoded.encoder import Encoder
-    from neural_rdm.data.source import Source
     from neural_rdm.latents.first_stage import Autoencoder
     from neural_rdm.latents.shards import Shards
 
 IMAGES, VIDEOS = 256, 16  # samples of a shard: some ten megabytes of ImageNet, some fifty of UCF-101, in float16
 PROMPTS = 64  # of previews, whose tokens lie ready in one file; the shards hold those of all captions
-#: keys of `data` that change how it is read or drawn, and not what the latents are
-READING = (
-    *("root", "num_classes", "batch_size", "num_workers", "max_bad_fraction", "source", "latents"),
-    *("num_frames", "frame_interval", "image_frames"),  # all frames are encoded; clips of them are drawn in training
-    "shards_at_once",
-)
 
 
 def encode(cfg: DictConfig, folder: Path) -> int:
@@ -57,7 +52,7 @@ def encode(cfg: DictConfig, folder: Path) -> int:
 
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     build.quiet()
-    data = build.build(cfg.data, "data")
+    data: DataModule = build.build(cfg.data, "data")
     data.setup()
     stage: Autoencoder = build.build(cfg.first_stage, "first_stage")
     text: TextEncoder | None = None if cfg.condition is None else build.build(cfg.condition, "condition")
@@ -71,7 +66,7 @@ def encode(cfg: DictConfig, folder: Path) -> int:
     videos = any(source.frames is not None for source in sources.values())
     size = cfg.shard_size or (VIDEOS if videos else IMAGES)
     splits = {name: Shards(folder / name, counts[name], size) for name in sources if counts[name]}
-    request = _request(cfg, stage, sources, splits, size, show=rank == 0)
+    request = _request(cfg, data, stage, splits, size, show=rank == 0)
     _claim(folder, request)
     if (folder / MANIFEST).is_file() and not _missing(splits):
         print(f"{folder} is finished; nothing to do")
@@ -89,9 +84,9 @@ def encode(cfg: DictConfig, folder: Path) -> int:
         text,
         cfg.dtype,
         device_of(cfg.accelerator),
-        cfg.data.num_workers,
-        cfg.data.max_bad_fraction,
-        mirrored={"train"} if cfg.data.flip else set(),
+        data.num_workers,
+        data.max_bad_fraction,
+        mirrored={name for name in splits if name == "train" and sources[name].flip},
     )
     work = list(enumerate((name, number) for name, shards in splits.items() for number in shards.numbers))
     missing = set(_missing(splits))
@@ -108,7 +103,7 @@ def encode(cfg: DictConfig, folder: Path) -> int:
     return 0
 
 
-def prepare(overrides: list[str], folders: list[str] | None = None) -> list[str]:
+def complete(overrides: list[str], folders: list[str] | None = None) -> list[str]:
     """`exp=NAME`: put the data, first stage and text encoder of that experiment in place of its name.
 
     Raises:
@@ -143,12 +138,7 @@ def prepare(overrides: list[str], folders: list[str] | None = None) -> list[str]
 
 
 def _request(
-    cfg: DictConfig,
-    stage: Autoencoder,
-    sources: dict[str, Source],
-    splits: dict[str, Shards],
-    size: int,
-    show: bool,
+    cfg: DictConfig, data: DataModule, stage: Autoencoder, splits: dict[str, Shards], size: int, show: bool
 ) -> dict[str, Any]:
     """What decides every byte of the shards; two commands that differ in none of it may share a folder."""
     first_stage = as_plain(cfg.first_stage)
@@ -156,13 +146,13 @@ def _request(
     root = Path(os.path.abspath(os.path.expanduser(cfg.data.root)))
     return {
         "first_stage": {**first_stage, "kind": stage.kind, "sha256": stage.fingerprint()},
-        "data": {key: value for key, value in as_plain(cfg.data).items() if key not in READING},
+        "data": content(as_plain(cfg.data), constants(cfg.data, "data").get("reading", ())),
         "condition": condition and {key: value for key, value in condition.items() if key != "cache"},
-        "crop": "ADM: halved by box filter, bicubic, centre",
+        "crop": data.crop,
         "dtype": cfg.dtype,
         "shard_size": size,
         "source": {
-            name: {"samples": shards.count, "sha256": sources[name].fingerprint(root, shards.count, show)}
+            name: {"samples": shards.count, "sha256": data.sources[name].fingerprint(root, shards.count, show)}
             for name, shards in splits.items()
         },
     }
@@ -189,7 +179,7 @@ def _missing(splits: dict[str, Shards]) -> list[tuple[str, int]]:
 def _finish(
     folder: Path,
     cfg: DictConfig,
-    data: Any,
+    data: DataModule,
     request: dict[str, Any],
     splits: dict[str, Shards],
     encoder: Encoder,
@@ -228,14 +218,14 @@ def _finish(
     channels = int(cfg.first_stage.channels)
     if encoder.text is not None:
         tokens = encoder.tokens(["", *(prompts or [])])
-        content = save({"tokens": torch.cat(tokens), "token_ends": torch.tensor([len(t) for t in tokens]).cumsum(0)})
-        write_atomically(folder / TEXT_FILE, lambda file: file.write(content))
+        held = save({"tokens": torch.cat(tokens), "token_ends": torch.tensor([len(t) for t in tokens]).cumsum(0)})
+        write_atomically(folder / TEXT_FILE, lambda file: file.write(held))
         written.append(folder / TEXT_FILE)
     manifest = {
         **{key: value for key, value in request.items() if key != "source"},
         "moments": "mean and standard deviation" if cells[0] == 2 * channels else "values; they are not random",
         "shape": [channels, *cells[1:]],
-        "rows": "every frame of every video" if data.train_set.frames is not None else "images",
+        "rows": "every frame of every video" if data.sources["train"].frames is not None else "images",
         "root": str(cfg.data.root),
         "num_classes": data.num_classes,
         "class_names": data.class_names,
@@ -247,4 +237,4 @@ def _finish(
 
 
 if __name__ == "__main__":
-    main("encode", encode, prepare)
+    main("encode", encode, complete)

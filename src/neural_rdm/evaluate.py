@@ -85,23 +85,20 @@ def _run(cfg: DictConfig, report: Report, folder: Path) -> list[Path]:
 
 def _files(cfg: DictConfig, report: Report, folder: Path) -> list[Path]:
     """Measure samples on disk; what is beside them says how they were made."""
-    from neural_rdm.evaluation.features import FeatureReport
     from neural_rdm.evaluation.sample_files import open_samples
     from neural_rdm.reports.tables import write_metrics
     from neural_rdm.runs.load import device_of
 
-    if not isinstance(report, FeatureReport):
-        raise ConfigError("samples= needs metric=images or metric=videos; the others measure a run: pass run=DIR")
     path = Path(cfg.samples)
-    made, told = origin(path)
+    made, line = origin(path)
     files = open_samples(path, cfg.num_frames, cfg.frame_interval, cfg.frame_folders)
-    told = f"every {cfg.frame_interval}. frame; {told}" if cfg.frame_interval > 1 else told
+    line = f"every {cfg.frame_interval}. frame; {line}" if cfg.frame_interval > 1 else line
     sampler = made.get("sampler") or {}
     facts = {key: made[key] for key in ("weights", "step", "seed", "first_stage", "rounding") if key in made}
     facts |= {"sampler": sampler.get("name"), "sampler_steps": sampler.get("steps")} if sampler else {}
     facts |= {key: sampler[key] for key in ("cfg_scale", "channels", "interval") if key in sampler}
     paths = write_metrics(
-        folder / "report", *report.rows_of_files(files, cfg.batch_size, device_of(cfg.accelerator), told, facts)
+        folder / "report", *report.rows_of_files(files, cfg.batch_size, device_of(cfg.accelerator), line, facts)
     )
     try:  # with the configuration of the run that drew them, they stand in reports as an evaluation of that run does
         used = read_config(Path(made["run"])).copy()
@@ -116,18 +113,18 @@ def origin(samples: Path) -> tuple[dict[str, Any], str]:
     """How samples on disk were made: what the `sampling.json` in or beside them says, and that as a line."""
     for folder in (samples, samples.parent, samples.parent.parent):
         if (folder / "sampling.json").is_file() and (made := read_mapping(folder / "sampling.json")):
-            return made, "; ".join(f"{key} {_told(value)}" for key, value in made.items() if value is not None) + "."
+            return made, "; ".join(f"{key} {_as_text(value)}" for key, value in made.items() if value is not None) + "."
     return {}, "there is no sampling.json that says how they were made."
 
 
-def _told(value: Any) -> str:
+def _as_text(value: Any) -> str:
     if isinstance(value, dict):
-        return "(" + ", ".join(f"{key} {_told(inner)}" for key, inner in value.items()) + ")"
+        return "(" + ", ".join(f"{key} {_as_text(inner)}" for key, inner in value.items()) + ")"
     text = str(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def prepare(overrides: list[str], _: object = None) -> list[str]:
+def complete(overrides: list[str], _: object = None) -> list[str]:
     """A run's own sampler, metric and seed; samples on disk need none of them but a metric.
 
     Raises:
@@ -154,4 +151,4 @@ def prepare(overrides: list[str], _: object = None) -> list[str]:
 
 
 if __name__ == "__main__":
-    main("evaluate", evaluate, prepare)
+    main("evaluate", evaluate, complete)

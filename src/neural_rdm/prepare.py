@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import shlex
 import statistics
 import sys
 from pathlib import Path
@@ -20,15 +21,16 @@ from neural_rdm.cli.app import main, print_paths
 from neural_rdm.cli.datasets import docstring, official_of, where_to_get
 from neural_rdm.cli.findings import Findings
 from neural_rdm.config.check import config_dir
+from neural_rdm.config.compose import further_folders
 from neural_rdm.core.errors import DataError, UserError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from neural_rdm.data.base import DataModule, Listing
+    from neural_rdm.data.official import Official
     from neural_rdm.data.source import Source
     from neural_rdm.data.tools.inspection import Looked
-    from neural_rdm.data.tools.official_counts import Official
 
 PICTURES = 16
 CLIP_WORDS = 75  # a word is a token at least, and two tokens are the ends
@@ -100,7 +102,7 @@ def examine(cfg: DictConfig, part_of: Path | None = None) -> tuple[DataModule | 
         data.setup()
     except UserError as error:
         problem = first_line(error)
-    known = official_of(cfg.data, cfg.dataset, None if data is None else data.class_names)
+    known = official_of(cfg.data, None if data is None else data.num_classes)
     found = Findings(cfg.dataset, None if known is None else known.name, None if root is None else str(root))
     found.usable, found.problem = problem is None, problem
     found.layout = None if problem is None else docstring(str(cfg.data._target_))
@@ -124,11 +126,11 @@ def examine(cfg: DictConfig, part_of: Path | None = None) -> tuple[DataModule | 
         found.warnings += data.notes
         _classes(found, data, known if part_of is None else None)
         with progress_bar("decoding", sum(min(cfg.decode, len(s)) for s in sources.values()), "samples") as advance:
-            looked = look(sources.values(), cfg.decode, cfg.seed, advance, cfg.data.get("decoder", "decord"))
+            looked = look(sources.values(), cfg.decode, cfg.seed, advance)
         _judge(found, looked, cfg.data)
         if data.prompts(1) is not None:
             _captions(found, sources, cfg)
-    _advise(found, known, root, "" if data is None else data.experiment)
+    _advise(found, known, root, cfg.data, "" if data is None else data.experiment)
     return data, found
 
 
@@ -230,11 +232,12 @@ def _judge(found: Findings, looked: Looked, data: DictConfig) -> None:
             found.facts["frames a second"] = _range(round(fps, 2) for fps in looked.fps)
         found.facts["shortest clip"] = min(looked.frames)[1]
         found.facts["longest clip"] = max(looked.frames)[1]
-        needed = (data.get("num_frames", 1) - 1) * data.get("frame_interval", 1) + 1
+        interval = data.get("frame_interval", 1)
+        needed = (data.get("num_frames", 1) - 1) * interval + 1
         if short := sum(length < needed for length in lengths):
             found.warnings.append(
                 f"{short} of {len(lengths)} clips have fewer than the {needed} frames that data.num_frames="
-                f"{data.num_frames} and data.frame_interval={data.frame_interval} span; their interval shrinks"
+                f"{data.num_frames} and data.frame_interval={interval} span; their interval shrinks"
             )
 
 
@@ -266,7 +269,7 @@ def _captions(found: Findings, sources: Mapping[str, Source], cfg: DictConfig) -
             )
 
 
-def _advise(found: Findings, known: Official | None, root: Path | None, experiment: str) -> None:
+def _advise(found: Findings, known: Official | None, root: Path | None, data: DictConfig, experiment: str) -> None:
     """Where to get what is missing, and the next command."""
     incomplete = any(row["official"] is not None and row["found"] < row["official"] for row in found.splits)
     if known is not None and root is not None and (incomplete or found.missing or not found.usable):
@@ -275,25 +278,29 @@ def _advise(found: Findings, known: Official | None, root: Path | None, experime
     given = "" if root is None else f" data.root={root}"
     if re.search(r"[^\w./~-]", given.partition("=")[2]):
         given = f" data.root=\"'{root}'\""
-    choice = f"data={found.data}{given}"
+    folders = further_folders()
+    options = "".join(f" --config-dir {shlex.quote(folder)}" for folder in folders)
+    choice = f"{options} data={found.data}{given}"
     if not found.usable:
-        found.advice.append(f"then again: `python -m neural_rdm.prepare {choice}`")
+        found.advice.append(f"then again: `python -m neural_rdm.prepare{choice}`")
         return
-    found.advice.append(f"look at it: `python -m neural_rdm.preview {choice}`")
-    if experiment:
-        chosen = experiment.format(classes=found.facts.get("classes"))
-        found.advice.append(f"train: `python -m neural_rdm.train {chosen}{given}`")
-    elif experiments := _experiments(found.data):
-        if found.data == "imagenet" and (classes := found.facts.get("classes")) != 1000:
+    found.advice.append(f"look at it: `python -m neural_rdm.preview{choice}`")
+    classes = found.facts.get("classes")
+    if experiments := _experiments(found.data, folders):
+        whole = official_of(data)  # which the experiments are written for
+        if whole is not None and whole.classes not in (None, classes):
             given += f" backbone.num_classes={classes}"
-        found.advice.append(f"train: `python -m neural_rdm.train exp={experiments[0]}{given}` ({len(experiments)} "
-                            f"experiments use it: {', '.join(experiments)})")  # fmt: skip
+        all_of_them = f"({len(experiments)} experiments use it: {', '.join(experiments)})"
+        found.advice.append(f"train: `python -m neural_rdm.train{options} exp={experiments[0]}{given}` {all_of_them}")
+    elif experiment:
+        chosen = experiment.format(classes=classes)
+        found.advice.append(f"train: `python -m neural_rdm.train{options} {chosen}{given}`")
 
 
-def _experiments(choice: str) -> list[str]:
-    """The experiments that choose this data set."""
+def _experiments(choice: str, folders: Sequence[str] = ()) -> list[str]:
+    """The experiments that choose this data set, here or in further folders of configurations."""
     line = re.compile(rf"(?m)^\s*- override /?data: {re.escape(choice)}\s*$")
-    files = sorted((config_dir() / "exp").glob("*.yaml"))
+    files = [file for folder in (config_dir(), *folders) for file in sorted(Path(folder, "exp").glob("*.yaml"))]
     return [file.stem for file in files if line.search(file.read_text(encoding="utf-8"))]
 
 

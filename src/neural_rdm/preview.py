@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from neural_rdm.data.base import DataModule
-    from neural_rdm.media.decoders import VideoInfo
+    from neural_rdm.media.video import VideoInfo
 
 CLIPS_PLAYED, CLIPS_IN_STRIPS = 16, 8  # a GIF or a picture of more clips is too large to look at
 COLUMNS = 8
@@ -78,7 +78,7 @@ def gather(data: DataModule, split: str, count: int) -> Seen:
     import torch
 
     from neural_rdm.core.errors import BrokenSample
-    from neural_rdm.data.tools.inspection import spread
+    from neural_rdm.data.sampler import spread
 
     data.num_workers = 0  # the order is the same, and the speed that of one process
     data.micro_steps, data.batch_size = 1, min(count, 8)
@@ -166,17 +166,15 @@ def describe(seen: Seen, data: DataModule) -> dict[str, Any]:
 
 
 def _first_video(data: DataModule) -> VideoInfo | None:
-    """What the first training video that can be read is like; None where the clips are no files."""
+    """What the first training video that can be read is like; None where the clips are no video files."""
     from neural_rdm.core.errors import BrokenSample
-    from neural_rdm.data.tools.inspection import video_info
 
     source = data.train_set
     assert source is not None
     for index in range(len(source)):
         if index not in source.broken:
             try:
-                path = source.path(index)
-                return None if path is None else video_info(path, getattr(data, "decoder", "decord"))
+                return source.info(index)
             except BrokenSample:  # since its index was made
                 continue
     return None

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 SHOWN = 32  # samples in the picture; of clips a quarter of it, each with its frames in a row
 
 
-def prepare(overrides: list[str], _: object = None) -> list[str]:
+def complete(overrides: list[str], _: object = None) -> list[str]:
     """Name the output folder after what the statistics are of; refuse what is not there before torch is loaded.
 
     Raises:
@@ -172,9 +172,7 @@ def _facts(cfg: DictConfig, samples: RealSamples | SampleFiles, summary: Summary
         facts |= samples.container._asdict()
         interval = samples.frame_interval
     else:
-        files = {"root", "image_size"} <= set(cfg.data)  # others are made in the size that was asked for
-        crop = "short side to image_size, then its centre (ADM)" if files else "none"
-        facts |= {"source": cfg.data.get("root"), "split": cfg.split, "crop": crop}
+        facts |= {"source": cfg.data.get("root"), "split": cfg.split, "crop": samples.crop}
         interval = cfg.data.get("frame_interval", 1)
     facts |= {"image_size": [height, width], "dtype": "uint8", "flip": False}
     if frames:
@@ -198,4 +196,4 @@ def _picture(first: Tensor, path: Path) -> Path:
 
 
 if __name__ == "__main__":
-    main("stats", stats, prepare)
+    main("stats", stats, complete)

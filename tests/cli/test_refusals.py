@@ -213,7 +213,7 @@ def test_folders_of_configurations_are_read_by_commands_that_look_at_data(
     choice = ["data=mine"] if name != "encode" else ["exp=mine", f"data.root={tmp_path / 'images'}"]
     monkeypatch.setattr(sys, "argv", [name, "--config-dir", str(tmp_path), *choice])
     module, seen = importlib.import_module(f"neural_rdm.{name}"), []
-    hook = {"encode": getattr(module, "prepare", None), "stats": getattr(module, "prepare", None)}.get(name)
+    hook = {"encode": getattr(module, "complete", None), "stats": getattr(module, "complete", None)}.get(name)
     monkeypatch.setattr(app, "check_layout", lambda *_: None)
     with pytest.raises(SystemExit) as stop:
         app.main(name, lambda cfg, folder: seen.append(cfg) or 0, hook)

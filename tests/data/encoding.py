@@ -12,7 +12,7 @@ from PIL import Image
 
 from neural_rdm.config.check import validate
 from neural_rdm.config.compose import compose_config
-from neural_rdm.encode import encode, prepare
+from neural_rdm.encode import complete, encode
 
 SIZE = 16
 
@@ -60,7 +60,7 @@ def caption_tree(root: Path) -> Path:
 
 def composed(command: str, *overrides: str) -> DictConfig:
     """A checked, resolved configuration."""
-    result = compose_config(command, prepare(list(overrides)) if command == "encode" else list(overrides))
+    result = compose_config(command, complete(list(overrides)) if command == "encode" else list(overrides))
     validate(result.cfg, command, result.sources)
     OmegaConf.resolve(result.cfg)
     return result.cfg

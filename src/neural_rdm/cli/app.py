@@ -25,10 +25,11 @@ from neural_rdm.cli.jobs import SWEEP_DIR, claim, end_with_parent
 from neural_rdm.cli.launcher import register
 from neural_rdm.cli.stopping import Place, stoppable
 from neural_rdm.config import resume
-from neural_rdm.config.check import config_dir, validate
+from neural_rdm.config.check import as_plain, config_dir, validate
 from neural_rdm.config.compose import Composed, compose_config, drop_unchosen, group_choices, parse
 from neural_rdm.config.grammar import as_typed, written
 from neural_rdm.config.provenance import write_config
+from neural_rdm.config.schema import constants
 from neural_rdm.config.sources import Sources, refused
 from neural_rdm.core.errors import ConfigError, UserError, WriteError
 from neural_rdm.core.files import as_user_error, needs_another_folder
@@ -39,7 +40,7 @@ from neural_rdm.runs.folders import opened, refuse_used
 
 Job = Callable[[DictConfig, Path], int]
 #: (overrides, folders of --config-dir) -> overrides
-Prepare = Callable[[list[str], list[str]], list[str]]
+Complete = Callable[[list[str], list[str]], list[str]]
 
 
 @dataclass
@@ -93,11 +94,11 @@ class Arguments:
         return cls(flags, overrides, multirun, informs, [known.config_dir] if known.config_dir else [])
 
 
-def main(config_name: str, job: Job, prepare: Prepare | None = None) -> None:
+def main(config_name: str, job: Job, complete: Complete | None = None) -> None:
     """Run `job(cfg, run_folder)` under the command line's configuration and exit with what it returns.
 
     Args:
-        prepare: rewrites the overrides first, for example with what an earlier run decided; its mistakes are
+        complete: rewrites the overrides first, for example with what an earlier run decided; its mistakes are
             UserErrors.
 
     Exit codes: 0 done, 2 a mistake that the user can put right, 143, 130 or 129 stopped by SIGTERM, Ctrl-C or a closed
@@ -105,10 +106,10 @@ def main(config_name: str, job: Job, prepare: Prepare | None = None) -> None:
     """
     place = Place(config_name)
     with stoppable(place):
-        _run(config_name, job, prepare, place)
+        _run(config_name, job, complete, place)
 
 
-def _run(config_name: str, job: Job, prepare: Prepare | None, place: Place) -> None:
+def _run(config_name: str, job: Job, complete: Complete | None, place: Place) -> None:
     register()
     end_with_parent()
     run: resume.Run | None = None
@@ -116,7 +117,7 @@ def _run(config_name: str, job: Job, prepare: Prepare | None, place: Place) -> N
         arguments = Arguments.parse(sys.argv[1:])
         arguments.overrides = as_typed(arguments.overrides, config_name, arguments.folders)
         if not arguments.informs:
-            run = preflight(config_name, arguments, prepare)
+            run = preflight(config_name, arguments, complete)
     except UserError as error:
         fail(error)
     if run is not None and is_finished(run, arguments):
@@ -156,14 +157,14 @@ def _run(config_name: str, job: Job, prepare: Prepare | None, place: Place) -> N
     hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(task)()
 
 
-def preflight(config_name: str, arguments: Arguments, prepare: Prepare | None = None) -> resume.Run | None:
+def preflight(config_name: str, arguments: Arguments, complete: Complete | None = None) -> resume.Run | None:
     """Check everything that can be checked without torch; for `resume=`, find the run and repeat its choices.
 
     Raises:
         UserError: a mistake, in one clear message.
     """
-    if prepare is not None:
-        arguments.overrides = prepare(arguments.overrides, arguments.folders)
+    if complete is not None:
+        arguments.overrides = complete(arguments.overrides, arguments.folders)
     parsed = parse(arguments.overrides)
     _one_folder_for_all_ranks(parsed)
     asked = [o for o in parsed if o.key_or_group == "resume" and o.value() is not None]
@@ -260,11 +261,12 @@ def _check(composed: Composed, config_name: str, resumed: bool = False) -> None:
     cfg = composed.cfg
     data, pretrained = cfg.get("data"), cfg.get("pretrained")
     if data is not None and data.get("source") == "latents":
-        check_manifest(read_manifest(data.latents), data, cfg.first_stage, cfg.condition)
+        reading = constants(data, "data").get("reading", ())
+        check_manifest(read_manifest(data.latents), as_plain(data), cfg.first_stage, cfg.condition, reading)
     elif data is not None and "root" in data and "_target_" in data:
         if data.root is None:
             raise refused("data.root has no value; pass data.root=DIR", "data.root", composed.sources)
-        check_layout(data, composed.choices.get("data", ""), cfg.get("backbone"))
+        check_layout(data, cfg.get("backbone"))
     if pretrained is not None and pretrained.path is not None and not resumed and not Path(pretrained.path).exists():
         raise ConfigError(
             f"pretrained.path={pretrained.path}: no such file or folder "

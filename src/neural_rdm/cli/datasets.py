@@ -3,52 +3,53 @@
 from __future__ import annotations
 
 import ast
-from pathlib import Path
 
 from omegaconf import DictConfig
 
-from neural_rdm.config import reader
+from neural_rdm.config import reader, stated
+from neural_rdm.config.check import as_plain
 from neural_rdm.config.group_rules import for_classes
+from neural_rdm.config.schema import constants
 from neural_rdm.core.errors import DataError
-from neural_rdm.data.layouts import CHECKS, ClassCount, check_folder, drawn, folders_in
-from neural_rdm.data.tools.official_counts import Official, official
+from neural_rdm.data.layouts import ClassCount, check_folder, drawn
+from neural_rdm.data.official import Official, official
 
 
-def check_layout(data: DictConfig, choice: str, backbone: DictConfig | None = None) -> None:
-    """Check the folder of a data set.
+def check_layout(data: DictConfig, backbone: DictConfig | None = None) -> None:
+    """Check the folder of a data set, by the function that its class states (`DataModule.check`) where it does.
 
     Args:
         data: its configuration, with a `root`.
-        choice: its name in the group `data`.
         backbone: the network for it, where there is one: `data.num_classes` follows its number of classes.
 
     Raises:
         DataError: no such folder, or another number of classes, with the layout and where users get the data set.
     """
     target = str(data._target_)
+    check = stated.function(target, "check")
     try:
-        if (check := CHECKS.get(target.rpartition(".")[2])) is not None:
-            check(data.root, data.get("num_classes") or None)
-        else:
+        if check is None:
             check_folder(data.root, docstring(target))
+        else:
+            stated.call(check, as_plain(data))
     except ClassCount as error:
         first, _, rest = str(error).partition("\n")
         network = "" if backbone is None else f"{for_classes(backbone, error.found)} "
         advice = f"For these folders pass {network}data.num_classes={error.found}."
         raise DataError(f"{first} {advice}\n{rest}") from error
     except DataError as error:
-        raise DataError(f"{error}\n{where_to_get(official_of(data, choice))}".rstrip()) from error
+        raise DataError(f"{error}\n{where_to_get(official_of(data))}".rstrip()) from error
 
 
-def official_of(data: DictConfig, choice: str, classes: list[str] | None = None) -> Official | None:
-    """The data set that a configuration node speaks of; None for one of the user's own."""
-    root = Path(str(data.get("root") or "")).expanduser()
-    try:
-        folders = frozenset(folders_in(root)) if data.get("root") and root.is_dir() else frozenset()
-    except DataError:  # it cannot be read, which whoever reads it says
-        folders = frozenset()
-    kind = str(data._target_).rpartition(".")[2]
-    return official(choice, kind, data.get("split"), folders, classes)
+def official_of(data: DictConfig, classes: int | None = None) -> Official | None:
+    """What the class of a data set states of the whole of it; None where it states nothing.
+
+    Args:
+        data: its configuration.
+        classes: how many it has, where that is known.
+    """
+    found = {} if classes is None else {"num_classes": classes}
+    return official(constants(data, "data").get("official"), as_plain(data) | found)
 
 
 def where_to_get(known: Official | None) -> str:

@@ -59,6 +59,13 @@ def prepare_hydra() -> None:
         loader.neural_rdm = True
 
 
+def further_folders() -> list[str]:
+    """The folders of `--config-dir` that Hydra runs with; none outside of its jobs."""
+    running = HydraConfig.instance().cfg
+    sources = [] if running is None else running.hydra.runtime.config_sources
+    return [source.path for source in sources if source.provider == "command-line"]
+
+
 def group_choices(hydra: Any) -> dict[str, str]:
     """The choice of each of the project's groups, from Hydra's own node; groups without a choice are left out."""
     return {k: str(v) for k, v in hydra.runtime.choices.items() if not k.startswith("hydra/") and v is not None}

@@ -112,7 +112,7 @@ class Module:
             if not isinstance(node, ast.ClassDef):
                 continue
             for call in node.decorator_list:
-                if isinstance(call, ast.Call) and _origin(self, call.func) == decorator:
+                if isinstance(call, ast.Call) and origin_of(self, call.func) == decorator:
                     yield ast.literal_eval(call.args[0]), f"{self.name}.{node.name}"
 
 
@@ -191,9 +191,10 @@ def signature(dotted: str) -> Signature | None:
         return _of_function(module, node, tuple(_constraints(module, node)))
     if not isinstance(node, ast.ClassDef):
         return None
-    names = [_origin(module, base) or "" for base in node.bases]
-    # what another package says is asked for only where the class itself says nothing
-    bases = [signature(name) for name in names if name.startswith("neural_rdm.") or _own(module, node, []) is None]
+    names = [origin_of(module, base) or "" for base in node.bases]
+    # what a third package says is asked for only where the class itself says nothing
+    packages = ("neural_rdm", module.name.partition(".")[0])
+    bases = [signature(n) for n in names if n.partition(".")[0] in packages or _own(module, node, []) is None]
     known = [base for base in bases if base is not None]
     constants = {name: value for base in reversed(known) for name, value in base.constants.items()}
     constants |= {name: value for name, value in _constants(module, node.body) if value is not UNREAD}
@@ -260,15 +261,15 @@ def _constants(module: Module, body: list[ast.stmt]) -> Iterator[tuple[str, Any]
 def _constraints(module: Module, node: ast.ClassDef | ast.FunctionDef) -> Iterator[Constraint]:
     """Those of this package, whose rooms keep them in modules without torch; others are asked when it is built."""
     for decorator in node.decorator_list:
-        if isinstance(decorator, ast.Call) and _origin(module, decorator.func) == _CHECKED:
+        if isinstance(decorator, ast.Call) and origin_of(module, decorator.func) == _CHECKED:
             for constraint in decorator.args:
-                found = find(_origin(module, constraint) or "")
+                found = find(origin_of(module, constraint) or "")
                 if found is not None and found.name.startswith("neural_rdm."):
                     where, _, name = found.name.rpartition(".")
                     yield getattr(import_module(where), name)
 
 
-def _origin(module: Module, node: ast.AST) -> str | None:
+def origin_of(module: Module, node: ast.AST) -> str | None:
     """The dotted name that an expression is in its own module."""
     if isinstance(node, ast.Subscript):  # a generic base class
         node = node.value
@@ -287,7 +288,7 @@ def _plain(module: Module, node: ast.AST) -> Any:
         value = ast.literal_eval(node)
         return [*value] if isinstance(value, tuple) else value
     except (ValueError, TypeError, SyntaxError, MemoryError):
-        found = find(_origin(module, node) or "") if isinstance(node, (ast.Name, ast.Attribute)) else None
+        found = find(origin_of(module, node) or "") if isinstance(node, (ast.Name, ast.Attribute)) else None
         return UNREAD if found is None or found.statement is node else _plain(*found)
 
 
@@ -303,7 +304,7 @@ def _kind(module: Module, node: ast.AST) -> Any:
         case ast.Subscript(value=value, slice=inner):
             return _subscripted(module, _kind(module, value), inner.elts if isinstance(inner, ast.Tuple) else [inner])
         case ast.Name() | ast.Attribute():
-            return _named(_origin(module, node))
+            return _named(origin_of(module, node))
         case _:
             return Any
 
@@ -328,7 +329,7 @@ def _subscripted(module: Module, base: Any, inner: list[ast.expr]) -> Any:
 def _metadata(module: Module, node: ast.expr) -> Any:
     """What `Annotated` adds, where it is of `core.arguments`."""
     call = node if isinstance(node, ast.Call) else None
-    origin = _origin(module, call.func if call else node) or ""
+    origin = origin_of(module, call.func if call else node) or ""
     if origin.rpartition(".")[0] != "neural_rdm.core.arguments":
         return None
     named: Callable[..., Any] = getattr(import_module("neural_rdm.core.arguments"), origin.rpartition(".")[2])

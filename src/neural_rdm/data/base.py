@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
@@ -19,7 +19,6 @@ from neural_rdm.core.ranks import is_first_rank
 from neural_rdm.core.seeding import choice
 from neural_rdm.data.broken import BadSamples
 from neural_rdm.data.described import other_classes
-from neural_rdm.data.layouts import check_folder, drawn
 from neural_rdm.data.loader import Loader
 from neural_rdm.data.prompts import distinct
 from neural_rdm.data.sampler import Draw, StepBatchSampler, shuffled, split_batch
@@ -125,6 +124,18 @@ class DataModule(LightningDataModule):
     """Names in label order, where there are any."""
     files: bool = True
     """Whether the samples are files below `data.root`, of which a small part can be made."""
+    crop: str = "none"
+    """How a picture of any size becomes one of `sample_shape`, in words for statistics and latents."""
+
+    # What a class states for the commands, which read it from the source before torch is loaded.
+    reading: Sequence[str] = ()
+    """Its own keys that change how samples are read or drawn, and not what a sample is: latents made under other values
+    are the same. Every other key counts (see `data.encoded.manifest`)."""
+    official: Mapping[str, Any] | None = None
+    """The whole data set as its site describes it (see `data.official`), as a literal."""
+    check: Callable[..., Any] | None = None
+    """Looks at the folder: a function of a module without torch, whose parameters bear the names of keys, and which
+    raises a DataError. None: the folder has to be there."""
     experiment: str = ""
     """Overrides with which an experiment of other data trains on these, where no experiment chooses them by itself."""
 
@@ -316,21 +327,3 @@ class DataModule(LightningDataModule):
         if workers > 0:
             samples.bad.share_memory()
         return Loader(samples, workers, persistent_workers=workers > 0, pin_memory=torch.cuda.is_available(), **order)
-
-
-class FolderModule(DataModule):
-    """A data module of a folder whose layout is drawn in the docstring of its class. It is looked at when it is set up:
-    sampling needs no data.
-    """
-
-    root: Path
-
-    @property
-    def layout(self) -> str:
-        """What the folder should hold, for messages."""
-        return drawn(type(self).__doc__)
-
-    def setup(self, stage: str | None = None) -> None:
-        """Check the folder, then load the data sets unless they are loaded; may be called without a Trainer."""
-        self.root = check_folder(self.root, self.layout)
-        super().setup(stage)

@@ -144,7 +144,7 @@ def check_root(root: str | os.PathLike[str] | None, num_classes: int | None = No
 
     Args:
         root: the folder; `~` is expanded and a relative path starts at the working directory.
-        num_classes: how many class folders there must be, None for any number.
+        num_classes: how many class folders there must be, None or 0 for any number.
 
     Raises:
         DataError: no such folder, no class folders, no images, another number of classes, or a `val` folder whose
@@ -166,7 +166,7 @@ def check_imagenet(root: str | os.PathLike[str] | None, num_classes: int | None 
 
     Args:
         root: the folder; `~` is expanded and a relative path starts at the working directory.
-        num_classes: how many classes there must be, None for any number.
+        num_classes: how many classes there must be, None or 0 for any number.
 
     Raises:
         DataError: none of these layouts, another number of classes, or a flat `val` without a list of its labels.
@@ -227,7 +227,7 @@ def drawn(docstring: str | None) -> str:
 
 def _tree(base: Path, train: Path | None, inner: str, num_classes: int | None, drawing: str) -> ImageTree:
     """The class folders of `train`, or of `base` without what is held out, and the validation split beside them."""
-    classes = _classes(train or base, inner, num_classes, drawing, whole=train is None)
+    classes = _classes(train or base, inner, num_classes, drawing, is_root=train is None)
     notes = [text] if (text := _no_classes(train or base, classes)) else []
     for folder in held_out(base):
         if not _for_tests(folder.name):
@@ -239,19 +239,19 @@ def _tree(base: Path, train: Path | None, inner: str, num_classes: int | None, d
     return ImageTree(train or base, None, classes, inner, notes=tuple(notes))
 
 
-def _classes(train: Path, inner: str, num_classes: int | None, drawing: str, whole: bool = False) -> list[str]:
+def _classes(train: Path, inner: str, num_classes: int | None, drawing: str, is_root: bool = False) -> list[str]:
     """The sorted class folders of `train`, some of which hold images, as many as there must be.
 
     A folder that is called as what is held out is a class only if it holds images.
 
     Args:
-        whole: `train` is the data set's folder itself: folders that are held out are no classes at all.
+        is_root: `train` is the data set's folder itself: folders that are held out are no classes at all.
     """
     classes = [
-        name for name in folders_in(train) if not is_held_out(name) or not (whole or _is_empty(train / name / inner))
+        name for name in folders_in(train) if not is_held_out(name) or not (is_root or _is_empty(train / name / inner))
     ]
     if not classes:
-        if whole and folders_in(train):
+        if is_root and folders_in(train):
             raise DataError(f"{nothing_to_train_on(train, 'class folders')}\n{drawing}")
         flat = first_image(train)
         found = f"images (such as {flat}) but no class folders" if flat else "no class folders and no images"
@@ -262,7 +262,7 @@ def _classes(train: Path, inner: str, num_classes: int | None, drawing: str, who
             f"data.root: no image directly in any of the {len(classes)} folders of {train} (the first is "
             f"{classes[0]!r}; endings read: {' '.join(sorted(IMAGE_SUFFIXES))}).\n{drawing}"
         )
-    if num_classes is not None and num_classes != len(classes):
+    if num_classes and num_classes != len(classes):
         raise ClassCount(
             f"data.root: {len(classes)} class folders in {train}, but data.num_classes={num_classes}, which "
             "is the network's number of classes unless it is set. Pass the folder of the right data set with data.root"
@@ -314,7 +314,3 @@ def folders_in(folder: Path) -> list[str]:
             return sorted(entry.name for entry in entries if not is_hidden(entry.name) and entry.is_dir())
     except OSError as error:
         raise unreadable(folder, error) from error
-
-
-#: what finds the splits and classes of a folder of images, by the name of the data module
-CHECKS = {"ImageFolder": check_root, "ImageNet": check_imagenet}

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from neural_rdm.core.errors import BrokenSample, DataError
@@ -19,6 +20,7 @@ from neural_rdm.core.progress import progress_bar
 from neural_rdm.core.seeding import choice, uniform
 from neural_rdm.media.frames import files_of
 from neural_rdm.media.images import to_bytes
+from neural_rdm.media.video import VideoInfo
 
 _STEP = 1000  # files that are compared from one look at the bar to the next
 
@@ -66,6 +68,20 @@ class Source:
     def name(self, index: int) -> str | None:
         """What sample `index` is called, below the folder of its data set; None for samples that are made."""
         return self.path(index)
+
+    def info(self, index: int) -> VideoInfo | None:
+        """What the file that is sample `index` is like, by default where it is an image; None where nothing says so.
+
+        Raises:
+            BrokenSample: it cannot be read.
+        """
+        if (path := self.path(index)) is None:
+            return None
+        try:
+            with Image.open(path) as image:
+                return VideoInfo(1, 0, *image.size)
+        except OSError:
+            return None
 
     def origins(self) -> Iterator[str]:
         """The files, or folders of frames, that the samples are read from."""

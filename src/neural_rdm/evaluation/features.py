@@ -202,23 +202,16 @@ class FeatureReport(Report):
             if subject.text is not None:
                 subject.text.remember(subject.data.tokens([str(text) for text in texts]))
             subject.draw(condition_of(texts, subject.text), part, use)
-        told = f"{subject.protocol(f'{self.count} {how}')} Rounding: {ROUNDING}."
+        line = f"{subject.protocol(f'{self.count} {how}')} Rounding: {ROUNDING}."
         facts = {**subject.facts(), "rounding": ROUNDING, "count": self.count}
         if subject.text is not None and shown is not None:
             facts["captions"] = len(set(shown))  # the others are the same once more
-        return self._measured(told, facts)
+        return self._measured(line, facts)
 
     def rows_of_files(
-        self, files: SampleFiles, batch_size: int, device: torch.device, told: str, facts: dict[str, Any] | None = None
+        self, files: SampleFiles, batch_size: int, device: torch.device, line: str, facts: dict[str, Any] | None = None
     ) -> Measured:
-        """The numbers of samples on disk.
-
-        Args:
-            told, facts: what is known of their origin.
-
-        Raises:
-            UserError: samples of the other kind, or damaged ones.
-        """
+        """See `Report`."""
         if self.clip is not None:
             raise ConfigError("metric.clip needs the texts of the samples: pass run=DIR, or leave it out for samples=")
         if (files.kind == "clip") != self.clips:
@@ -234,9 +227,9 @@ class FeatureReport(Report):
         kept, mark = files.container, {} if files.container.lossless else {"container": str(files.container)}
         how = f"sha256 {files.fingerprint[:8]}; kept as {kept}"
         how += "" if kept.lossless else ", whose loss is a part of these numbers"
-        told = f"{len(files)} samples{classes} of {files.path} ({how}): {told}"
+        line = f"{len(files)} samples{classes} of {files.path} ({how}): {line}"
         facts = {**(facts or {}), "count": len(files), "samples_hash": files.fingerprint, **kept._asdict()}
-        return self._measured(told, facts, mark)
+        return self._measured(line, facts, mark)
 
     def _shown(self, subject: Subject) -> tuple[Sequence[int | str] | None, str]:
         """What each sample shows, and the words for it."""
@@ -271,8 +264,8 @@ class FeatureReport(Report):
             model, score = self._pairs
             score.update(*model(samples, texts))
 
-    def _measured(self, told: str, facts: dict[str, Any], mark: Mapping[str, str] | None = None) -> Measured:
-        """The row, the protocol and the facts of the samples that were added, which `told` and `facts` describe; `mark`
+    def _measured(self, line: str, facts: dict[str, Any], mark: Mapping[str, str] | None = None) -> Measured:
+        """The row, the protocol and the facts of the samples that were added, which `line` and `facts` describe; `mark`
         stands in the row, for tables that show no protocol.
         """
         row: dict[str, Any] = {"name": GENERATED, **(mark or {})}
@@ -290,4 +283,4 @@ class FeatureReport(Report):
             lines.append(f"CLIP score: {model.name} (weights {model.weights_hash[:8]}), times 100.")
         facts = facts | held[0].evaluation.facts
         facts |= {f"{name}_frames": value for each in held[1:] for name, value in each.evaluation.facts.items()}
-        return [row], " ".join([*lines, told]), facts
+        return [row], " ".join([*lines, line]), facts

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from neural_rdm.backbones.contract import Backbone
+from neural_rdm.core.errors import ConfigError
 from neural_rdm.data.base import DataModule
 from neural_rdm.diffusion.samplers import Sampler
 from neural_rdm.latents.first_stage import Autoencoder, Identity
@@ -18,6 +19,7 @@ from neural_rdm.reports.tables import write_metrics
 
 if TYPE_CHECKING:
     from neural_rdm.conditioning.text import TextEncoder
+    from neural_rdm.evaluation.sample_files import SampleFiles
 
 #: use(x, positions): a batch of finished samples (latents or pixels, float32, where they were drawn) and their numbers
 Use = Callable[[Tensor, range], None]
@@ -118,6 +120,22 @@ class Report:
         write may return none.
         """
         raise NotImplementedError
+
+    def rows_of_files(
+        self, files: SampleFiles, batch_size: int, device: torch.device, line: str, facts: dict[str, Any] | None = None
+    ) -> Measured:
+        """The numbers of samples on disk, of which nobody knows what they should show; refused by default.
+
+        Args:
+            files: the samples.
+            batch_size: how many are read at a time.
+            device: where they are measured.
+            line, facts: what is known of their origin, as a sentence and as values.
+
+        Raises:
+            UserError: the report measures runs alone, samples of the other kind, or damaged ones.
+        """
+        raise ConfigError("samples= needs metric=images or metric=videos; the others measure a run: pass run=DIR")
 
     def write(self, subject: Subject, folder: Path) -> tuple[dict[str, float], list[Path]]:
         """Measure, and write `metrics.{md,csv,json}` into `folder`. Every rank must call it.

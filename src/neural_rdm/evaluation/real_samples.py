@@ -26,6 +26,9 @@ class RealSamples:
     anywhere, keyed by (seed, position), so that there may be more positions than videos; those of a validation split
     are the middle of each video. A sample that cannot be read is left out, printed, and listed in `bad_samples.csv`.
 
+    Attributes:
+        crop: how they were cut to their size (see `DataModule`).
+
     Args:
         data: set up; its `seed`, `limit`, `num_workers`, `max_bad_fraction` and `report_folder` hold.
         split: "train" or "val".
@@ -47,7 +50,7 @@ class RealSamples:
         self.kind = "clip" if frames else "image"
         self.again = self.kind == "clip" and source.random
         self.labels = None if (labels := source.labels()) is None else labels[: self.size]
-        self.num_workers = data.num_workers
+        self.num_workers, self.crop = data.num_workers, data.crop
         self.bad = data.bad_samples(split)
 
     def __len__(self) -> int:

@@ -114,6 +114,8 @@ def adm_crop(image: Image.Image, size: int) -> NDArray[np.uint8]:
     return np.asarray(image)[top : top + size, left : left + size]
 
 
+#: what `adm_crop` does, in words
+CROP = "short side to image_size, then its centre (ADM)"
 ROUNDING = "uint8: 127.5 * x + 128, clamped to [0, 255] and truncated (DiT)"
 
 

@@ -119,10 +119,12 @@ def data(cfg: DictConfig, held: Mapping[str, Any] | None = None) -> DataModule:
             node.latents,
             build(cfg.first_stage, "first_stage"),
             node.batch_size,
-            node.num_workers,
-            node.limit,
-            node.flip,
-            Clip(node.num_frames, node.frame_interval, node.image_frames) if "num_frames" in node else None,
+            node.get("num_workers", 0),
+            node.get("limit"),
+            node.get("flip"),
+            Clip(node.num_frames, node.get("frame_interval", 1), node.get("image_frames", 0))
+            if "num_frames" in node
+            else None,
             None if cfg.condition is None else cfg.condition.max_length,
         )
     elif held is not None and "root" in node:

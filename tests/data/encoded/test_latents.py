@@ -16,7 +16,7 @@ from neural_rdm.core.errors import CheckpointError, ConfigError, DataError
 from neural_rdm.latents.shards import Shard
 from neural_rdm.runs import build
 from tests.data.encoding import caption_tree, clip_tree, composed, image_tree, make, picture, stage
-from tests.data.tars import jpeg, write_shards, write_tar
+from tests.data.tar_files import jpeg, write_shards, write_tar
 from tests.helpers import save_word_tokenizer
 from tests.latents.test_first_stage import tiny_autoencoder, tiny_vq
 

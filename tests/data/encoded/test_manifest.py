@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from neural_rdm.core.errors import ConfigError
-from neural_rdm.data.encoded.manifest import check_manifest, read_manifest
+from neural_rdm.data.encoded.manifest import check_manifest, content, read_manifest
 
 DATA: dict[str, Any] = {"_target_": "a.ImageNet", "image_size": 256, "flip": True, "limit": None, "latents": "DIR"}
 STAGE: dict[str, Any] = {"_target_": "a.KL", "channels": 4, "downsample": 8, "path": "vae", "scale": 0.18}
@@ -44,8 +44,10 @@ def test_every_field_that_decides_what_latents_are(group: str, key: str, value: 
 
 
 def test_what_does_not_matter_is_not_asked() -> None:
-    manifest = {"data": DATA, "first_stage": STAGE, "condition": None}
-    check_manifest(manifest, {**DATA, "batch_size": 3, "flip": False, "limit": 7}, {**STAGE, "scale": None}, TEXT)
+    manifest = {"data": content(DATA, []), "first_stage": STAGE, "condition": None}
+    here = {**DATA, "batch_size": 3, "flip": False, "limit": 7, "num_frames": 9}
+    check_manifest(manifest, here, {**STAGE, "scale": None}, TEXT, ["num_frames"])
+    refused("data.num_frames", "null", 9, manifest, here, STAGE, None)  # a class that does not say so of its key
     check_manifest({**manifest, "condition": TEXT}, DATA, STAGE, None)
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from neural_rdm.core.errors import DataError
 from neural_rdm.data.tars.index import ABSENT, BAD, IMAGE, JSON, TEXT, Table, read_index, read_indices, split_name
-from tests.data.tars import write_shards, write_tar
+from tests.data.tar_files import write_shards, write_tar
 
 
 def keys(table: Table) -> list[bytes]:

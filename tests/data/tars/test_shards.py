@@ -21,7 +21,7 @@ from neural_rdm.core.errors import BrokenSample, ConfigError, DataError
 from neural_rdm.data.base import DataModule
 from neural_rdm.data.images.captions import COCO
 from neural_rdm.data.tars.shards import MAX_IMAGE, MAX_TEXT, TarShards, shuffled_by_shards
-from tests.data.tars import jpeg, write_shards, write_tar
+from tests.data.tar_files import jpeg, write_shards, write_tar
 from tests.helpers import shared
 
 

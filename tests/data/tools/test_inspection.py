@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,8 +14,6 @@ from neural_rdm.data.images.image_folder import ImageFolder
 from neural_rdm.data.sampler import spread
 from neural_rdm.data.source import Source
 from neural_rdm.data.tools.inspection import disk_usage, look
-from neural_rdm.data.tools.official_counts import COUNTS, official
-from tests.helpers import shared
 
 
 @given(st.integers(0, 10**7), st.integers(0, 200), st.integers(0, 99))
@@ -71,33 +68,3 @@ def test_disk_usage_follows_links_once(tmp_path: Path) -> None:
     (tmp_path / "set" / "loop").symlink_to(tmp_path / "set")
     (tmp_path / "set" / "dangling").symlink_to(tmp_path / "nowhere")
     assert disk_usage(tmp_path / "set") == (2, 8)
-
-
-@pytest.mark.parametrize("split", [1, 2, 3])
-def test_the_official_numbers_of_ucf101_are_those_of_its_lists(split: int) -> None:
-    lists = shared("data/ucf101/ucfTrainTestlist")
-    known = COUNTS[f"ucf101_{split}"]
-    for part, number in (("train", known.train), ("test", known.val)):
-        assert len((lists / f"{part}list0{split}.txt").read_text().splitlines()) == number
-    assert len((lists / "classInd.txt").read_text().split()) == 2 * (known.classes or 0)
-    assert (known.train or 0) + (known.val or 0) == 13_320
-
-
-def test_the_official_numbers_of_taichi_and_coco_are_those_of_their_tables() -> None:
-    table = shared("data/taichi/taichi-metadata.csv").read_text().splitlines()[1:]
-    assert sum(line.endswith(",train") for line in table) == COUNTS["taichi"].train
-    assert sum(line.endswith(",test") for line in table) == COUNTS["taichi"].val
-    whole = shared("data/coco/annotations/captions_val2017_full5000.json").read_text()
-    assert whole.count('"file_name"') == COUNTS["coco2017"].val
-
-
-def test_which_data_set_a_configuration_speaks_of() -> None:
-    wnids = [f"n{i:08d}" for i in range(1000)]
-    assert official("imagenet") is COUNTS["imagenet"]
-    assert official("imagenet", classes=wnids[:200]) is COUNTS["tiny_imagenet"]
-    assert official("image_folder", classes=wnids) is None  # of the user's own, whatever their names
-    assert official("image_folder", classes=["cat", "dog"]) is None
-    assert official("ucf101", "UCF101", split=3) is COUNTS["ucf101_3"]
-    assert official("coco", "COCO", folders=frozenset({"train2014"})) is COUNTS["coco2014"]
-    assert official("coco", "COCO", folders=frozenset({"train2014", "train2017"})) is COUNTS["coco2017"]
-    assert official("digits", "Digits") is None

@@ -36,8 +36,8 @@ def videos(*paths: Path) -> None:
         path.write_bytes(b"video %d" % number)
 
 
-def found(top: Path, whole: bool = False) -> list[str]:
-    return [path.relative_to(top).as_posix() for path in find_videos(top, whole)[0]]
+def found(top: Path, is_root: bool = False) -> list[str]:
+    return [path.relative_to(top).as_posix() for path in find_videos(top, is_root)[0]]
 
 
 def test_what_lies_beside_videos_is_no_video(tmp_path: Path) -> None:
@@ -78,11 +78,11 @@ def test_stills_beside_folders_of_frames_are_no_video(tmp_path: Path) -> None:
     picture(tmp_path / "still1.png")
     picture(tmp_path / "still2.png")
     picture(tmp_path / "b" / "b_1.png")  # a thumbnail of the clip beside it
-    assert found(tmp_path) == found(tmp_path, whole=True) == ["a", "b/b_1"]
+    assert found(tmp_path) == found(tmp_path, is_root=True) == ["a", "b/b_1"]
     shutil.rmtree(tmp_path / "a")
     shutil.rmtree(tmp_path / "b")
     assert found(tmp_path) == ["."]  # a folder of a split may be one clip
-    assert found(tmp_path, whole=True) == []  # a data set is not
+    assert found(tmp_path, is_root=True) == []  # a data set is not
 
 
 def test_stills_alone_at_the_root_are_not_trained_on(tmp_path: Path) -> None:

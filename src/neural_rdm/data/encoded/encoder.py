@@ -47,7 +47,7 @@ class Raw:
     broken: tuple[str, str] | None = None
 
 
-class Whole(Dataset[Raw]):
+class Unaugmented(Dataset[Raw]):
     """The samples of a source by index, without augmentation: an image once, a video with all of its frames."""
 
     def __init__(self, source: Source) -> None:
@@ -118,7 +118,8 @@ class Encoder:
         left = [shards.indices(number) for number in numbers]
         ahead = None if self.num_workers == 0 else 16 if source.frames is None else 1
         order = [i for indices in left for i in indices]
-        items = iter(Loader(Whole(source), self.num_workers, batch_size=None, sampler=order, prefetch_factor=ahead))
+        plain = Unaugmented(source)
+        items = iter(Loader(plain, self.num_workers, batch_size=None, sampler=order, prefetch_factor=ahead))
         bar = progress_bar(f"encoding {split}", sum(map(len, left)), "samples") if show else nullcontext(lambda: None)
         with bar as advance:
             for number, indices in zip(numbers, left, strict=True):

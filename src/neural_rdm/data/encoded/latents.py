@@ -127,7 +127,7 @@ class Latents(DataModule):
         folder: see above.
         first_stage: of the run; its weights must be those that made the latents.
         batch_size, num_workers, limit: see `DataModule`.
-        flip: draw the mirrored copy of half of the training samples.
+        flip: draw the mirrored copy of half of the training samples; None where there is one.
         clip: which frames of a video are a sample; None where the data are images.
         length: tokens of a caption, where the network reads a text; None for no text.
 
@@ -144,7 +144,7 @@ class Latents(DataModule):
         batch_size: int,
         num_workers: int = 0,
         limit: int | None = None,
-        flip: bool = False,
+        flip: bool | None = None,
         clip: Clip | None = None,
         length: int | None = None,
     ) -> None:
@@ -172,7 +172,8 @@ class Latents(DataModule):
         splits: Mapping[str, Any] = self.manifest["splits"]
         for name, split in splits.items():
             shards, digest = ShardedSet(self.folder / name, split["counts"]), split["source"]["sha256"]
-            samples = LatentSet(shards, name == "train", self.flip, self.seed, self.clip, self.length, digest)
+            flip = split["flipped"] if self.flip is None else self.flip
+            samples = LatentSet(shards, name == "train", flip, self.seed, self.clip, self.length, digest)
             setattr(self, f"{name}_set", samples)
 
     def _compare(self) -> None:

@@ -5,7 +5,7 @@ asks before torch is loaded.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,11 @@ REQUEST = "request.json"
 #: written when the last shard is there
 MANIFEST = "manifest.json"
 
-#: keys of a data set that change what its latents are; others (workers, batches, clips drawn of whole videos) do not
-CONTENT = ("_target_", "image_size", "split", "caption_key")
+#: keys of every data set that change how samples are read, and not what one is; its class adds its own
+#: (`DataModule.reading`), and every other key counts
+READING = ("root", "source", "latents", "batch_size", "num_workers", "max_bad_fraction")
+#: what need not be the same, if there is more of it: mirrored copies, and samples
+_ENOUGH = ("flip", "limit")
 #: keys of a first stage that say which kind of latents these are; its weights are compared by `sha256`
 STAGE = ("_target_", "channels", "downsample")
 TEXT = ("kind", "path", "dim", "max_length", "keep_padding")
@@ -53,22 +56,35 @@ def read_manifest(folder: str | Path | None) -> dict[str, Any]:
     return dict(found)
 
 
+def content(data: Mapping[str, Any], reading: Iterable[str]) -> dict[str, Any]:
+    """The keys of a data set's node, and their values, that change what a sample of it is.
+
+    Args:
+        reading: those of its class that do not (`DataModule.reading`).
+    """
+    return {key: value for key, value in data.items() if key not in {*READING, *reading}}
+
+
 def check_manifest(
     manifest: Mapping[str, Any],
     data: Mapping[str, Any],
     first_stage: Mapping[str, Any],
     condition: Mapping[str, Any] | None,
+    reading: Iterable[str] = (),
 ) -> None:
     """Refuse latents that are not the experiment's.
 
     Args:
         manifest: see `read_manifest`.
         data, first_stage, condition: the experiment's nodes.
+        reading: see `content`.
 
     Raises:
         ConfigError: naming the first field that differs, and both values.
     """
-    groups = [("data", CONTENT, data), ("first_stage", STAGE, first_stage)]
+    keys = [key for key in {**content(data, reading), **manifest["data"]} if key not in _ENOUGH]
+    groups: list[tuple[str, Iterable[str], Mapping[str, Any]]]
+    groups = [("data", keys, data), ("first_stage", STAGE, first_stage)]
     if condition is not None and manifest["condition"] is not None:
         groups.append(("condition", TEXT, condition))
     pairs = [

@@ -11,13 +11,15 @@ from typing import Any, NamedTuple
 from neural_rdm.core.arguments import Count, Fraction, Natural, checked
 from neural_rdm.core.errors import BrokenSample, DataError
 from neural_rdm.core.listing import file_names
-from neural_rdm.data.base import FolderModule, Listing
+from neural_rdm.data.base import Listing
 from neural_rdm.data.broken import bad_allowed
+from neural_rdm.data.folder import FolderModule
 from neural_rdm.data.images.image_folder import ImageFiles
 from neural_rdm.data.images.midjourney import without_flags
 from neural_rdm.data.layouts import TRAIN_NAMES, drawn, held_out, split_folder
 from neural_rdm.data.packed import PackedLists, PackedStrings
 from neural_rdm.data.prompts import blank
+from neural_rdm.media.images import CROP
 
 
 @checked()
@@ -32,6 +34,8 @@ class Captioned(FolderModule):
     The other arguments: see `DataModule`.
     """
 
+    crop = CROP
+
     def __init__(
         self,
         root: str | os.PathLike[str] | None,
@@ -42,8 +46,7 @@ class Captioned(FolderModule):
         limit: Count | None = None,
         max_bad_fraction: Fraction = 0.01,
     ) -> None:
-        super().__init__(batch_size, num_workers, limit, max_bad_fraction)
-        self.root = Path(os.path.expanduser(root or ""))  # looked at by `setup`: sampling needs no data
+        super().__init__(root, batch_size, num_workers, limit, max_bad_fraction)
         self.image_size, self.flip = image_size, flip
         self.sample_shape = (3, image_size, image_size)
 
@@ -141,6 +144,37 @@ class COCO(Captioned):
     """
 
     NEEDS = "neither train2017 nor train2014"
+    # 2014 as TensorFlow Datasets' coco_captions counts them (82,783, and 5,000 + 5,000 + 30,504 of the validation set);
+    # 2017 as the Hub's copy of the captions does (AKCIT/coco2017-captioning)
+    official = {
+        "where": "https://cocodataset.org/#download",
+        "versions": [
+            {
+                "name": "COCO 2017",
+                "train": 118_287,
+                "val": 5_000,
+                "commands": [
+                    "curl -LO http://images.cocodataset.org/zips/train2017.zip && unzip -q train2017.zip -d {root}",
+                    "curl -LO http://images.cocodataset.org/zips/val2017.zip && unzip -q val2017.zip -d {root}",
+                    "curl -LO http://images.cocodataset.org/annotations/annotations_trainval2017.zip && "
+                    "unzip -q annotations_trainval2017.zip -d {root}",
+                ],
+                "when": {"folder": "train2017"},
+            },
+            {
+                "name": "COCO 2014",
+                "train": 82_783,
+                "val": 40_504,
+                "commands": [
+                    "curl -LO http://images.cocodataset.org/zips/train2014.zip && unzip -q train2014.zip -d {root}",
+                    "curl -LO http://images.cocodataset.org/zips/val2014.zip && unzip -q val2014.zip -d {root}",
+                    "curl -LO http://images.cocodataset.org/annotations/annotations_trainval2014.zip && "
+                    "unzip -q annotations_trainval2014.zip -d {root}",
+                ],
+                "when": {"folder": "train2014"},
+            },
+        ],
+    }
 
     @staticmethod
     def splits(root: Path) -> dict[str, tuple[Path, Path]]:
@@ -198,6 +232,14 @@ class JourneyDB(Captioned):
 
     NEEDS = "no train/*.jsonl"
     experiment = "exp=dit_xl_gated_t2i data=journeydb"
+    # labelled images, Table 1 of https://journeydb.github.io (its text says 235,156 of the validation set)
+    official = {
+        "name": "JourneyDB",
+        "where": "https://huggingface.co/datasets/JourneyDB/JourneyDB, after agreeing to its terms: data/train and "
+        "data/valid; unpack the archives where they lie",
+        "train": 4_189_737,
+        "val": 234_156,
+    }
 
     @staticmethod
     def splits(root: Path) -> dict[str, tuple[Path, Path]]:

@@ -18,7 +18,7 @@ from neural_rdm.data.images.class_files import ClassFiles, list_classes
 from neural_rdm.data.layouts import ImageTree, check_root
 from neural_rdm.data.packed import PackedLists, PackedPaths
 from neural_rdm.data.source import Source
-from neural_rdm.media.images import load_pixels
+from neural_rdm.media.images import CROP, load_pixels
 
 
 class ImageFiles(Source):
@@ -99,6 +99,11 @@ class ImageFolder(DataModule):
         DataError: the folder is not such a tree (see `neural_rdm.data.layouts`).
     """
 
+    reading = ("num_classes",)
+    crop = CROP
+    experiment = "exp=dit_s_gated data=image_folder backbone.num_classes={classes}"
+    check: Callable[[str | os.PathLike[str] | None, int | None], ImageTree] = staticmethod(check_root)
+
     def __init__(
         self,
         root: str | os.PathLike[str] | None,
@@ -111,7 +116,7 @@ class ImageFolder(DataModule):
         max_bad_fraction: Fraction = 0.01,
     ) -> None:
         super().__init__(batch_size, num_workers, limit, max_bad_fraction)
-        self.root, self._expected = root, num_classes or None  # 0: an unconditional network takes any folders
+        self.root, self._expected = root, num_classes  # 0: an unconditional network takes any folders
         self.flip = flip
         self.sample_shape = (3, image_size, image_size)
         self.tree: ImageTree | None = None
@@ -122,10 +127,6 @@ class ImageFolder(DataModule):
         tree = self.tree = self.check(self.root, self._expected)
         self.class_names, self.num_classes = list(map(printable, tree.classes)), len(tree.classes)
         return tree
-
-    experiment = "exp=dit_s_gated data=image_folder backbone.num_classes={classes}"
-    check: Callable[[str | os.PathLike[str] | None, int | None], ImageTree] = staticmethod(check_root)
-    """Finds the splits and classes of a folder."""
 
     def load_datasets(self) -> None:
         """List the files of both splits; images are decoded when they are drawn.

@@ -35,6 +35,33 @@ class ImageNet(ImageFolder):
 
     experiment = ""
     check = staticmethod(check_imagenet)
+    official = {
+        "versions": [
+            # as TensorFlow Models counts them (slim/datasets/imagenet.py)
+            {
+                "name": "ImageNet-1k (ILSVRC 2012)",
+                "where": "https://image-net.org/download.php, after registration: ILSVRC2012_img_train.tar and "
+                "ILSVRC2012_img_val.tar; or https://www.kaggle.com/c/imagenet-object-localization-challenge",
+                "train": 1_281_167,
+                "val": 50_000,
+                "classes": 1000,
+                "when": {"num_classes": 1000},
+            },
+            # 500 training and 50 validation images of each of 200 classes (Le and Yang 2015)
+            {
+                "name": "Tiny-ImageNet",
+                "where": "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+                "train": 100_000,
+                "val": 10_000,
+                "classes": 200,
+                "commands": [
+                    "curl -LO http://cs231n.stanford.edu/tiny-imagenet-200.zip && "
+                    "unzip -q tiny-imagenet-200.zip -d {root}"
+                ],
+                "when": {"num_classes": 200},
+            },
+        ]
+    }
 
     def load_datasets(self) -> None:
         """List the files of both splits; images are decoded when they are drawn.

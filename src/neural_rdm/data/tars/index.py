@@ -65,11 +65,11 @@ def read_indices(root: Path, shards: Sequence[Path], label: str) -> tuple[Table,
             sweep(root / KEPT, deep=False)
         elif not kept:
             print(f"{printable(root)} cannot be written: its shards will be indexed anew the next time", flush=True)
-    whole = [table for table in tables if table is not None]
-    counts = np.cumsum([len(table.labels) for table in whole], dtype=np.int64)
-    shifts = np.cumsum([0, *(len(table.names) for table in whole[:-1])])
-    ends = np.concatenate([table.ends + shift for table, shift in zip(whole, shifts, strict=True)])
-    members, labels, names = (np.concatenate([table[i] for table in whole]) for i in range(3))
+    present = [table for table in tables if table is not None]
+    counts = np.cumsum([len(table.labels) for table in present], dtype=np.int64)
+    shifts = np.cumsum([0, *(len(table.names) for table in present[:-1])])
+    ends = np.concatenate([table.ends + shift for table, shift in zip(present, shifts, strict=True)])
+    members, labels, names = (np.concatenate([table[i] for table in present]) for i in range(3))
     return Table(members, labels, names, ends), counts
 
 

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from neural_rdm.core.arguments import Count, Fraction, Natural, checked
 from neural_rdm.core.errors import BrokenSample, ConfigError, DataError, printable
 from neural_rdm.core.seeding import generator
-from neural_rdm.data.base import FolderModule
 from neural_rdm.data.described import SPLITS
+from neural_rdm.data.folder import FolderModule
 from neural_rdm.data.prompts import blank
 from neural_rdm.data.source import Source, stamp
 from neural_rdm.data.tars.index import ABSENT, IMAGE, IMAGES, JSON, TEXT, read_indices
 from neural_rdm.data.tars.paths import find_shards, without_held_out
-from neural_rdm.media.images import load_pixels
+from neural_rdm.media.images import CROP, load_pixels
 
 MAX_IMAGE = 1 << 28  # bytes of an encoded image
 MAX_TEXT = 1 << 20  # bytes of a text or a JSON
@@ -188,6 +188,8 @@ class TarShards(FolderModule):
     """
 
     files = False
+    reading = ("num_classes", "shards_at_once")
+    crop = CROP
     train_set: TarImages | None = None
     val_set: TarImages | None = None
 
@@ -206,8 +208,7 @@ class TarShards(FolderModule):
         limit: Count | None = None,
         max_bad_fraction: Fraction = 0.01,
     ) -> None:
-        super().__init__(batch_size, num_workers, limit, max_bad_fraction)
-        self.root = Path(os.path.expanduser(root or ""))  # looked at by `setup`: sampling needs no data
+        super().__init__(root, batch_size, num_workers, limit, max_bad_fraction)
         self.patterns = {"train": train, "val": val}
         self.caption_key, self.image_size, self.flip = caption_key, image_size, flip
         self.num_classes, self.shards_at_once = num_classes, shards_at_once

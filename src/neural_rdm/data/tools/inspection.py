@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-
-from PIL import Image
 
 from neural_rdm.core.errors import BrokenSample, printable
 from neural_rdm.core.listing import Identity, walk
 from neural_rdm.data.sampler import spread
 from neural_rdm.data.source import Source
-from neural_rdm.media.decoders import VideoInfo, open_video
 
 DARK = 31  #: of 255; a picture without a brighter pixel is all but black
 
@@ -26,7 +22,7 @@ class Looked:
         decoded: how many were tried, broken ones too.
         failed: how many of these do not decode.
         broken: {path, printable: reason} of these, and of all clips that the index of the videos knows to be broken.
-        sizes: (width, height) in pixels of each file that was tried, of a clip of its first frame.
+        sizes: (width, height) in pixels of each file that was tried and says so, of a clip of its first frame.
         fps: frames a second of each that says so.
         dark: samples without a value above `DARK`.
         frames: (number of frames, path) of each clip of the whole set.
@@ -41,15 +37,9 @@ class Looked:
     dark: list[str] = field(default_factory=list)
 
 
-def look(
-    sources: Iterable[Source],
-    count: int,
-    seed: int,
-    advance: Callable[[], None] = lambda: None,
-    decoder: str = "decord",
-) -> Looked:
+def look(sources: Iterable[Source], count: int, seed: int, advance: Callable[[], None] = lambda: None) -> Looked:
     """Decode `count` samples of each split, spread over it, through the data set's own `load`. `advance` is called
-    after each; `decoder` reads the length and the size of video files.
+    after each.
     """
     looked = Looked()
     for source in sources:
@@ -63,33 +53,14 @@ def look(
                 x = source.load(index, index)["x"]
                 if x.max() <= DARK / 127.5 - 1:
                     looked.dark.append(printable(path or f"sample {index}"))
-                if path is not None:
-                    _measure(path, decoder, looked)
+                if (info := source.info(index)) is not None:
+                    looked.sizes.append((info.width, info.height))
+                    looked.fps += [info.fps] if info.fps else []
             except BrokenSample as error:
                 looked.failed += 1
                 looked.broken[error.path or printable(path or f"sample {index}")] = error.reason
             advance()
     return looked
-
-
-def _measure(path: str, decoder: str, looked: Looked) -> None:
-    """Add the size of an image, or the size of a clip and its frames a second."""
-    try:
-        with Image.open(path) as image:
-            looked.sizes.append(image.size)
-        return
-    except OSError:  # no image: a video, or a folder of frames
-        pass
-    info = video_info(path, decoder)
-    looked.sizes.append((info.width, info.height))
-    if info.fps:
-        looked.fps.append(info.fps)
-
-
-def video_info(path: str, decoder: str) -> VideoInfo:
-    """Length, frames a second and size of a video file or a folder of frames; a BrokenSample where it is none."""
-    with contextlib.closing(open_video(path, decoder)) as video:
-        return video.info()
 
 
 def disk_usage(root: str | os.PathLike[str], advance: Callable[[], None] = lambda: None) -> tuple[int, int]:

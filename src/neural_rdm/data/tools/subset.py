@@ -60,18 +60,18 @@ def make_subset(data: DataModule, root: Path, target: Path, count: int, copy: bo
         there = [Path(path).relative_to(root).as_posix() for path in paths if path is not None and os.path.exists(path)]
         sizes[name] = len(there)
         kept += there
-    with _whole_or_not_at_all(target) as place:
+    with _all_or_nothing(target) as unfinished:
         for file, text in data.part_of_lists(kept):
-            (target_file := place / file.relative_to(root)).parent.mkdir(parents=True, exist_ok=True)
+            (target_file := unfinished / file.relative_to(root)).parent.mkdir(parents=True, exist_ok=True)
             target_file.write_text(text, encoding="utf-8", newline="\n")
         with progress_bar("copying" if copy else "linking", len(kept), "samples") as advance:
             for path in kept:
                 for file in map(Path, files_of(root / path)):  # below a folder there may be other clips
-                    _put(file, place / file.relative_to(root), copy)
+                    _put(file, unfinished / file.relative_to(root), copy)
                 advance()
         samples = {root / path for path in kept} | {(root / path).parent for path in kept}
         for file in _extras(root, samples):
-            if not (extra := place / file.relative_to(root)).exists():
+            if not (extra := unfinished / file.relative_to(root)).exists():
                 _put(file, extra, copy=True)
     return sizes
 
@@ -87,20 +87,20 @@ def check_target(root: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def _whole_or_not_at_all(target: Path) -> Iterator[Path]:
+def _all_or_nothing(target: Path) -> Iterator[Path]:
     """A folder beside `target` that takes its name when all is in it; otherwise nothing of it stays."""
-    place = temporary_name(target)
+    unfinished = temporary_name(target)
     try:
-        place.mkdir(parents=True)
-        yield place
+        unfinished.mkdir(parents=True)
+        yield unfinished
         if target.exists():
             target.rmdir()  # it is empty
-        place.rename(target)
+        unfinished.rename(target)
     except OSError as error:
         advice = "Choose another subset_dir, or pass copy=true where links cannot be made."
         raise UserError(f"{printable(cannot_write(target, error))} {advice}") from error
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _extras(root: Path, samples: set[Path]) -> Iterator[Path]:
@@ -115,9 +115,9 @@ def _extras(root: Path, samples: set[Path]) -> Iterator[Path]:
                 yield file
 
 
-def _put(file: Path, place: Path, copy: bool) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
+def _put(file: Path, target: Path, copy: bool) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
     if copy:
-        shutil.copyfile(file, place)
+        shutil.copyfile(file, target)
     else:
-        place.symlink_to(file.resolve())
+        target.symlink_to(file.resolve())

@@ -18,6 +18,7 @@ from neural_rdm.data.packed import PackedStrings
 from neural_rdm.data.source import Source
 from neural_rdm.media.decoders import Video, open_video
 from neural_rdm.media.images import adm_crop, from_bytes
+from neural_rdm.media.video import VideoInfo
 
 
 def frame_numbers(length: int, num_frames: int, frame_interval: int, u: float) -> NDArray[np.int64]:
@@ -133,6 +134,11 @@ class ClipFiles(ClipSource):
         if index in self.broken:
             raise BrokenSample(self.broken[index], self.path(index), index)
         return open_video(self.path(index), self.decoder)
+
+    def info(self, index: int) -> VideoInfo:
+        """Length, frames a second and size of the video `index`."""
+        with contextlib.closing(self.open(index)) as video:
+            return video.info()
 
     def raw(self, index: int) -> Tensor:
         """Every frame of a video, cropped, uint8 [T, 3, S, S]."""

@@ -13,12 +13,14 @@ from neural_rdm.core.arguments import Count, Fraction, Natural, between, checked
 from neural_rdm.core.errors import DataError
 from neural_rdm.core.ranks import is_first_rank
 from neural_rdm.data import constraints
-from neural_rdm.data.base import FolderModule, Listing
+from neural_rdm.data.base import Listing
+from neural_rdm.data.folder import FolderModule
 from neural_rdm.data.layouts import TRAIN_NAMES, held_out, is_held_out, nothing_to_train_on, split_folder
 from neural_rdm.data.videos.clips import ClipFiles
 from neural_rdm.data.videos.files import by_name, clip_name, find_candidates, find_videos
 from neural_rdm.data.videos.index import index_videos
 from neural_rdm.data.videos.lists import class_numbers, clip_rows, clip_table, list_folder, list_lines
+from neural_rdm.media.images import CROP
 
 #: part of a list -> its split
 _PARTS = {"train": "train", "test": "val"}
@@ -46,6 +48,9 @@ class Clips(FolderModule):
     ConfigError where the decoder is not installed.
     """
 
+    reading = ("num_frames", "frame_interval", "image_frames")  # all frames are encoded; training draws clips of them
+    crop = CROP
+
     def __init__(
         self,
         root: str | os.PathLike[str] | None,
@@ -60,8 +65,7 @@ class Clips(FolderModule):
         decoder: Literal["decord", "pyav", "torchcodec"] = "decord",
         max_bad_fraction: Fraction = 0.01,
     ) -> None:
-        super().__init__(batch_size, num_workers, limit, max_bad_fraction=max_bad_fraction)
-        self.root = Path(os.path.expanduser(root or ""))  # looked at by `setup`: sampling needs no data
+        super().__init__(root, batch_size, num_workers, limit, max_bad_fraction)
         self.image_size, self.num_frames, self.frame_interval = image_size, num_frames, frame_interval
         self.flip, self.image_frames, self.decoder = flip, image_frames, decoder
         frames, image = num_frames + image_frames, (3, image_size, image_size)
@@ -108,12 +112,12 @@ class Clips(FolderModule):
         val = split_folder(self.root, self.VAL) or next(iter(others), None)
         if train is None and is_held_out(self.root.name):
             self.note(f"{self.root} is trained on, though it is called as what is held out is")
-        trained = self._found(train or self.root, whole=train is None, training=True)
+        trained = self._found(train or self.root, is_root=train is None, training=True)
         self._use(trained, [] if val is None else self._found(val))
 
-    def _found(self, folder: Path, whole: bool = False, training: bool = False) -> list[Path]:
+    def _found(self, folder: Path, is_root: bool = False, training: bool = False) -> list[Path]:
         """The videos below a folder; what is left out is said."""
-        videos, notes = find_videos(folder, whole, training)
+        videos, notes = find_videos(folder, is_root, training)
         self.note(*notes)
         return videos
 
@@ -154,6 +158,12 @@ class SkyTimelapse(Clips):
 
     TRAIN = ("sky_train",)
     VAL = ("sky_test",)
+    # Xiong et al. 2018; no source found for how many clip folders the archive holds
+    official = {
+        "name": "SkyTimelapse",
+        "where": "https://github.com/weixiong-ur/mdgan (its README links the archive); unpack sky_train and sky_test "
+        "into the folder",
+    }
 
 
 class TaichiHD(Clips):
@@ -170,6 +180,15 @@ class TaichiHD(Clips):
     """
 
     experiment = "exp=latte_s_gated data=taichi"
+    # the rows of taichi-metadata.csv in the first-order-model repository, by its column `partition`; videos that have
+    # left YouTube since then cannot be had any more
+    official = {
+        "name": "Taichi-HD",
+        "where": "https://github.com/AliaksandrSiarohin/first-order-model, folder data/taichi-loading: its "
+        "load_videos.py fetches the videos of taichi-metadata.csv and cuts the clips; --out_folder is data.root",
+        "train": 3_049,
+        "val": 285,
+    }
 
     def load_datasets(self) -> None:
         """List the videos by folder, or else by the table of clips."""
@@ -224,6 +243,17 @@ class UCF101(Clips):
 
     num_classes = 101
     experiment = "exp=latte_s_gated data=ucf101 backbone.extras=class optimizer.clip_after=100000"
+    official = {
+        "where": "https://www.crcv.ucf.edu/data/UCF101.php (UCF101.rar and UCF101TrainTestSplits-RecognitionTask.zip, "
+        "both into the folder)",
+        "classes": 101,
+        "commands": ["unrar x UCF101.rar {root}/", "unzip -q UCF101TrainTestSplits-RecognitionTask.zip -d {root}"],
+        "versions": [  # the lines of the official lists
+            {"name": "UCF-101, split 1", "train": 9_537, "val": 3_783, "when": {"split": 1}},
+            {"name": "UCF-101, split 2", "train": 9_586, "val": 3_734, "when": {"split": 2}},
+            {"name": "UCF-101, split 3", "train": 9_624, "val": 3_696, "when": {"split": 3}},
+        ],
+    }
 
     def __init__(
         self,

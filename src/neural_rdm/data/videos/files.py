@@ -52,28 +52,28 @@ class Candidates:
         return texts
 
 
-def find_candidates(top: Path, whole: bool = False, training: bool = False) -> Candidates:
+def find_candidates(top: Path, is_root: bool = False, training: bool = False) -> Candidates:
     """Look for videos below `top`.
 
     No video is a picture beside a video file or of the name of a folder beside it (a thumbnail), optical flow, a still
     beside folders of frames, and the folder `top` itself where there is anything else.
 
     Args:
-        whole: `top` holds the whole data set, and is trained on: pictures directly in it are stills.
+        is_root: `top` is the folder of the data set itself, and is trained on: pictures directly in it are stills.
         training: the videos are trained on: what is held out is not entered.
     """
     found = Candidates(top)
     videos: list[Path] = []
     for directory, folders, names in walk(top):
         here = Path(directory)
-        _leave_out(found, here, folders, whole or training)
+        _leave_out(found, here, folders, is_root or training)
         inside = [here / name for name in names if is_video(name)]
         videos += inside
         _take_frames(found, here, [name for name in names if is_image(name)], folders, bool(inside))
     found.files, again = each_once(videos)
     if again:
         found.passed["second names of video files left out"] = again
-    if top in found.folders and (whole or found.files or len(found.folders) > 1):
+    if top in found.folders and (is_root or found.files or len(found.folders) > 1):
         found.folders.remove(top)
         found.passed["folder of loose stills is no video"].append(top)
     _leave_thumbnails(found)
@@ -142,7 +142,7 @@ def _stems(folder: Path) -> set[str]:
         return {os.path.splitext(entry.name)[0].casefold() for entry in entries if is_image(entry.name)}
 
 
-def find_videos(top: Path, whole: bool = False, training: bool = False) -> tuple[list[Path], list[str]]:
+def find_videos(top: Path, is_root: bool = False, training: bool = False) -> tuple[list[Path], list[str]]:
     """The videos below a folder (see `find_candidates`) in natural order, each once, and what a user should know of
     them.
 
@@ -152,7 +152,7 @@ def find_videos(top: Path, whole: bool = False, training: bool = False) -> tuple
     Raises:
         DataError: a video is there as two files of different formats, or a clip of Taichi-HD in two places.
     """
-    found = find_candidates(top, whole, training)
+    found = find_candidates(top, is_root, training)
     places: dict[tuple[Path, str], list[Path]] = defaultdict(list)
     for path in found.files:
         places[path.parent, clip_name(path)].append(path)
