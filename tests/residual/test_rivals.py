@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from neural_rdm import DiT
 from neural_rdm.residual import RULES, Residual, Unit, gate_names
 from neural_rdm.residual.rivals.attention import attend, frozen_weights, logits_of
+from neural_rdm.residual.rivals.hc import _Written
+from neural_rdm.residual.rivals.norms import rms_norm
 from tests.residual.test_conformance import RIVALS
 
 Array = NDArray[np.float64]
@@ -296,6 +298,26 @@ def test_copies_are_not_rounded_by_autocast() -> None:
         after = toy.units[0](stream, lambda h: torch.zeros_like(h))
     exact = toy.units[0](stream, lambda h: torch.zeros_like(h))
     assert all(torch.equal(a, b) for a, b in zip(after, exact, strict=True))
+
+
+@pytest.mark.parametrize("gate", [(1, 1, 1), (B, 1, D)], ids=["no gate", "gate"])
+def test_hyper_connections_write_with_the_gradient_of_their_formula(gate: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    given = [torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 2), (2, *gate), (B, N, D))]
+    copies = [torch.randn(B, N, D, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    assert torch.autograd.gradcheck(_Written.apply, (*given, *copies))
+
+
+@pytest.mark.parametrize("channel_axis", [-1, 1])
+def test_a_norm_behind_a_branch_has_the_gradient_of_its_formula(channel_axis: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(B, D, N, D, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(D, dtype=torch.float64, requires_grad=True)
+    for w in (weight, None):
+        assert torch.autograd.gradcheck(lambda x, w=w: rms_norm(x, channel_axis, w), x)
+    assert torch.autograd.gradcheck(lambda w: rms_norm(x.detach(), channel_axis, w), weight)
+    exact = torch.nn.functional.rms_norm(x.movedim(channel_axis, -1), (D,), weight, EPS)
+    torch.testing.assert_close(rms_norm(x, channel_axis, weight), exact.movedim(-1, channel_axis), rtol=1e-12, atol=0)
 
 
 def test_frozen_weights_leave_the_mean_and_cut_the_gradient_through_them() -> None:
