@@ -30,9 +30,9 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, inverse = ctx.saved_tensors
-        grad, to_weight = grad.to(inverse.dtype), None
-        if weight is not None:
-            to_weight = (grad * x).mul_(inverse).sum(dim=tuple(range(x.ndim - 1))).to(weight.dtype)
-            grad = grad * weight
-        along = torch.linalg.vecdot(grad, x.to(grad.dtype)).unsqueeze(-1) / x.shape[-1]
-        return (grad * inverse).addcmul_(x, along * inverse.pow(3), value=-1).to(x.dtype), to_weight, None
+        normed = (grad * x).mul_(inverse)  # times the gradient, entry by entry
+        along = normed.sum(dim=-1) if weight is None else normed @ weight.to(normed.dtype)
+        to_x = (grad if weight is None else grad * weight) * inverse
+        to_x.addcmul_(x, along.unsqueeze(-1) * inverse.square() / x.shape[-1], value=-1)
+        to_weight = None if weight is None else normed.sum(dim=tuple(range(x.ndim - 1))).to(weight.dtype)
+        return to_x.to(x.dtype), to_weight, None
