@@ -30,9 +30,10 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, inverse = ctx.saved_tensors
+        grad = grad.to(inverse.dtype)
         normed = (grad * x).mul_(inverse)  # times the gradient, entry by entry
         along = normed.sum(dim=-1) if weight is None else normed @ weight.to(normed.dtype)
-        to_x = (grad if weight is None else grad * weight) * inverse
+        to_x = grad * inverse if weight is None else (grad * weight).mul_(inverse)
         to_x.addcmul_(x, along.unsqueeze(-1) * inverse.square() / x.shape[-1], value=-1)
         to_weight = None if weight is None else normed.sum(dim=tuple(range(x.ndim - 1))).to(weight.dtype)
         return to_x.to(x.dtype), to_weight, None
