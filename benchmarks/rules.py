@@ -2,7 +2,8 @@
 
 A whole training step is too noisy (2 to 4 %) to show what a rule costs. So the residual additions of a network are run
 by themselves, all of them in their order, with a branch of one operation; the time over `resnet` is given as a share of
-the network's training step, measured in the same run. `table()` needs no time: it fills `docs/rules.md`.
+the network's training step, measured in the same run. `costs()`, and `table()`, which needs no time, fill
+`docs/rules.md`.
 """
 
 from __future__ import annotations
@@ -88,6 +89,22 @@ def run() -> dict[str, Any]:
         "rules": rows,
         "table": table(),
     }
+
+
+def costs(result: dict[str, Any]) -> list[dict[str, str]]:
+    """The measurements as `docs/rules.md` shows them, from the plain values of `run`."""
+    return [
+        {
+            "rule": f"`{row['rule']}`",
+            "time": f"{row['share_of_step']:+.1%}",
+            "at best": f"{row['share_of_minima']:+.1%}",
+            "goal": "" if row["goal"] is None else f"{row['goal']:.0%}",
+            "kept for backward": f"{row['saved_bytes_over_resnet']:+.1%}",
+            "peak memory": f"{row['peak_bytes_over_resnet']:+.1%}",
+            "stream": f"{row['state_bytes'] / 2**20:.2f} MiB",
+        }
+        for row in result["rules"]
+    ]
 
 
 def peak_bytes(arguments: dict[str, Any], batch: int) -> int:

@@ -32,7 +32,8 @@ class _RMSNorm(torch.autograd.Function):
         x, weight, inverse = ctx.saved_tensors
         grad = grad.to(inverse.dtype)
         normed = (grad * x).mul_(inverse)  # times the gradient, entry by entry
-        along = normed.sum(dim=-1) if weight is None else normed @ weight.to(normed.dtype)
+        with torch.autocast(x.device.type, enabled=False):  # which would round the products
+            along = normed.sum(dim=-1) if weight is None else normed @ weight.to(normed.dtype)
         to_x = grad * inverse if weight is None else (grad * weight).mul_(inverse)
         to_x.addcmul_(x, along.unsqueeze(-1) * inverse.square() / x.shape[-1], value=-1)
         to_weight = None if weight is None else normed.sum(dim=tuple(range(x.ndim - 1))).to(weight.dtype)
