@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -121,7 +121,12 @@ def _one_unit(unit: Unit, z: Tensor, gate: Tensor, grad: Tensor) -> None:
 
 
 def step_time(arguments: dict[str, Any], batch: int) -> float:
-    """Milliseconds of a training step (forward, backward, fused AdamW) of the gated network, probe off."""
+    """Milliseconds of a training step of the gated network, probe off."""
+    return statistics.median(interleaved({"step": training_step(arguments, batch)}, STEPS // 2)["step"])
+
+
+def training_step(arguments: dict[str, Any], batch: int) -> Callable[[], None]:
+    """Forward, backward and fused AdamW of a DiT; the gated one, where the arguments name no other rule."""
     net = DiT(**arguments)
     process, optimizer = DDPM(), torch.optim.AdamW(net.parameters(), lr=1e-4, weight_decay=0.0, fused=True)
     x = torch.randn(batch, net.in_channels, net.input_size, net.input_size)
@@ -135,32 +140,39 @@ def step_time(arguments: dict[str, Any], batch: int) -> float:
         optimizer.step()
         optimizer.zero_grad()
 
-    return statistics.median(interleaved({"step": step}, STEPS // 2)["step"])
+    return step
 
 
 def saved_bytes(rule: str | Residual, bf16: bool) -> int:
-    """Bytes that the blocks of DiT-S/2 keep for the backward pass at batch 2, weights not counted.
-
-    Storages are counted once each, however many saved tensors look into them.
-    """
+    """Bytes that the blocks of DiT-S/2 keep for the backward pass at batch 2, weights not counted."""
     torch.manual_seed(0)
     net = DiT(**NETWORKS["DiT-S/2"][0], residual=rule)
     z, c, e = (torch.randn(shape, requires_grad=True) for shape in ((2, 256, 384), (2, 384), (2, 384)))
-    owned = {p.untyped_storage().data_ptr() for p in net.parameters()}
-    kept: dict[int, int] = {}
 
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in owned:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with (
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-        torch.autocast("cpu", torch.bfloat16, bf16),
-    ):
+    def forward() -> None:
         stream = net.stack.open(z)
         for block in net.blocks:
             stream = block(stream, c, e)
         net.stack.close(stream, e)
-    return sum(kept.values())
+
+    with torch.autocast("cpu", torch.bfloat16, bf16):
+        return kept_bytes(forward, net.parameters())
+
+
+def kept_bytes(forward: Callable[[], Any], weights: Iterable[Tensor]) -> int:
+    """Bytes that a forward pass keeps for backward, those of the weights not counted.
+
+    Storages are counted once each, however many saved tensors look into them.
+    """
+    owned = {weight.untyped_storage().data_ptr() for weight in weights}
+    kept: dict[int, tuple[int, Tensor]] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in owned:
+            kept[storage.data_ptr()] = storage.nbytes(), tensor.detach()  # alive, or another could take its place
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        forward()
+    return sum(size for size, _ in kept.values())

@@ -1,24 +1,28 @@
-"""What every residual rule costs over `resnet`: time, operations, kept activations, and the stream itself.
+"""What every residual rule costs over `resnet`: time, operations, kept activations, peak memory, the stream itself.
 
 A whole training step is too noisy (2 to 4 %) to show what a rule costs. So the residual additions of a network are run
 by themselves, all of them in their order, with a branch of one operation; the time over `resnet` is given as a share of
-the network's training step, measured in the same run. `table()` needs no time: it fills `docs/rules.md`.
+the network's training step, measured in the same run. `costs()`, and `table()`, which needs no time, fill
+`docs/rules.md`.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.residual import BASE, FIVE, NETWORKS, interleaved, saved_bytes, step_time
+from benchmarks.residual import BASE, FIVE, NETWORKS, interleaved, saved_bytes, training_step
 from neural_rdm.backbones.dit import DiT
 from neural_rdm.reports.tables import markdown_table
 from neural_rdm.residual import Residual, Stack, Unit, gate_names, plain_state
+from neural_rdm.residual.stack import Noted, tensors_of
 
 #: name -> the rule and its options: the paper's five, then the others from one tensor to a whole history
 CASES: dict[str, Residual] = {
@@ -27,7 +31,14 @@ CASES: dict[str, Residual] = {
     **{rule: Residual(rule) for rule in ("denseformer", "block_attnres", "delta", "dar")},
     "dar chunk=4": Residual("dar", chunk=4),
 }
+#: the most that a rule's additions may take over those of `resnet`, as a share of the network's training step
+GOALS = {
+    **dict.fromkeys(("gated", "adaln", "skip", "rezero", "layerscale", "sandwich", "mvsplit"), 0.02),
+    **dict.fromkeys(("ihc", "hc", "delta", "dar"), 0.15),
+    **dict.fromkeys(("block_attnres", "dar chunk=4"), 0.10),
+}
 ROUNDS = 9
+STEP = "a training step"
 XL = {"input_size": 32, "patch_size": 2, "hidden_size": 1152, "depth": 28, "num_heads": 16}
 
 
@@ -36,38 +47,75 @@ def run() -> dict[str, Any]:
     torch.manual_seed(0)
     arguments, batch = NETWORKS["DiT-S/2"]
     shape, units = (batch, (arguments["input_size"] // 2) ** 2, arguments["hidden_size"]), 2 * arguments["depth"]
-    step = step_time(arguments, batch)
     stacks = {name: Additions(residual, shape, units) for name, residual in CASES.items()}
-    times = interleaved({name: stack.step for name, stack in stacks.items()}, ROUNDS)
-    base_bytes = saved_bytes(BASE, bf16=False)
+    cases = {STEP: training_step(arguments, batch), **{name: stack.step for name, stack in stacks.items()}}
+    times = interleaved(cases, ROUNDS)
+    peaks = {name: peak_bytes(arguments | {"residual": residual}, batch) for name, residual in CASES.items()}
+    kept = {name: saved_bytes(residual, bf16=False) for name, residual in CASES.items()}
     rows = []
-    for name, values in times.items():
-        extra = statistics.median(v - base for v, base in zip(values, times[BASE], strict=True))
+    for name in CASES:
+        extra = [v - base for v, base in zip(times[name], times[BASE], strict=True)]
         rows.append(
             {
                 "rule": name,
-                "additions_ms": statistics.median(values),
-                "extra_ms": extra,
-                "share_of_step": extra / step,
-                "saved_bytes_over_resnet": saved_bytes(CASES[name], bf16=False) / base_bytes - 1,
-                "stream_tensors": stacks[name].widest,
+                "additions_ms": statistics.median(times[name]),
+                "extra_ms": statistics.median(extra),
+                "share_of_step": statistics.median(v / step for v, step in zip(extra, times[STEP], strict=True)),
+                "share_of_minima": (min(times[name]) - min(times[BASE])) / min(times[STEP]),
+                "goal": GOALS.get(name),
+                "saved_bytes_over_resnet": kept[name] / kept[BASE] - 1,
+                "peak_bytes_over_resnet": peaks[name] / peaks[BASE] - 1,
+                "state_bytes": stacks[name].state_bytes,
+                "state_tensors": stacks[name].widest,
             }
         )
+    step = statistics.median(times[STEP])
     print(f"DiT-S/2, batch {batch}, a training step {step:.0f} ms; its {units} additions by themselves:\n")
     print(markdown_table(rows))
     return {
         "method": (
             "all residual additions of DiT-S/2 in their order, forward and backward, branch = sigmoid, with the "
-            "block's gate; rules interleaved A B C ... C B A, medians over rounds of differences paired in a round; "
-            "share_of_step: over one training step of the gated network in the same run; saved bytes: what the blocks "
-            "of the whole network keep for backward"
+            "block's gate; rules and a training step of the gated network interleaved A B C ... C B A; share_of_step: "
+            "median over rounds of (rule - resnet) / step, paired in a round; share_of_minima: the same of the fastest "
+            "of each; saved bytes: what the blocks of the whole network keep for backward; peak: the most that tensors "
+            "took at once in forward and backward of the whole network, weights not counted, by the allocator's "
+            "events; state: the stream where it is widest, notes included"
         ),
         "shape": list(shape),
         "units": units,
         "step_ms": step,
+        "resnet_saved_bytes": kept[BASE],
+        "resnet_peak_bytes": peaks[BASE],
         "rules": rows,
         "table": table(),
     }
+
+
+def costs(result: dict[str, Any]) -> list[dict[str, str]]:
+    """The measurements as `docs/rules.md` shows them, from the plain values of `run`."""
+    return [
+        {
+            "rule": f"`{row['rule']}`",
+            "time": f"{row['share_of_step']:+.1%}",
+            "at best": f"{row['share_of_minima']:+.1%}",
+            "goal": "" if row["goal"] is None else f"{row['goal']:.0%}",
+            "kept for backward": f"{row['saved_bytes_over_resnet']:+.1%}",
+            "peak memory": f"{row['peak_bytes_over_resnet']:+.1%}",
+            "stream": f"{row['state_bytes'] / 2**20:.2f} MiB",
+        }
+        for row in result["rules"]
+    ]
+
+
+def peak_bytes(arguments: dict[str, Any], batch: int) -> int:
+    """The most bytes that tensors take at once in forward and backward of a DiT, above its weights and inputs."""
+    torch.manual_seed(0)
+    net = DiT(**arguments)
+    x, t, y = torch.randn(batch, *net.input_shape), torch.randint(0, 1000, (batch,)), torch.zeros(batch).long()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        net(x, t, y).square().mean().backward()
+    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return max(accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
 
 
 class Additions:
@@ -83,15 +131,17 @@ class Additions:
         self.stack: Stack = plan.stack
         self.z, self.grad = torch.randn(shape, requires_grad=True), torch.randn(shape)
         self.gate, self.e = torch.randn(shape[0], shape[2], requires_grad=True), torch.randn(shape[0], shape[2])
-        self.widest = 1
+        self.widest = self.state_bytes = 0
 
     def forward(self, branch: Callable[[Tensor], Tensor] = torch.sigmoid) -> Tensor:
         """z behind all units."""
         stream = self.stack.open(self.z)
         for unit in self.units:
             stream = unit(stream, branch, self.gate, self.e)
-            if not isinstance(stream, Tensor):
-                self.widest = max(self.widest, len({id(z) for z in stream}))
+            tensors = {id(z): z for z in tensors_of(stream)}
+            notes = stream.notes if isinstance(stream, Noted) else ()
+            self.widest = max(self.widest, len(tensors))
+            self.state_bytes = max(self.state_bytes, sum(z.nbytes for z in (*tensors.values(), *notes)))
         return self.stack.close(stream, self.e)
 
     def step(self) -> None:
@@ -130,6 +180,7 @@ class Operations(TorchDispatchMode):
         "unbind",
         "permute",
         "copy_",
+        "_unsafe_view",
     )
     READ = ("sum", "mean", "linalg_vector_norm", "_softmax", "_fused_rms_norm")
 

@@ -21,6 +21,7 @@ from neural_rdm.dynamics import probe, sensitivities
 from neural_rdm.dynamics.lens import stopped_early
 from neural_rdm.dynamics.statistics import Statistics
 from neural_rdm.residual import RULES, Residual, Stack, Unit, gate_names, make_plain, units
+from neural_rdm.residual.stack import map_stream, tensors_of
 from neural_rdm.training.optim import Optimizer
 from tests.residual import two_streams  # registers its rules
 
@@ -137,12 +138,11 @@ def test_measuring_changes_nothing_and_the_rows_are_autograds(rule: str, kind: s
 
     def keep(name: str) -> Callable[..., Any]:
         def hook(_: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
-            stream = given[0] if isinstance(given[0], tuple) else (given[0],)
-            own = tuple(z.view_as(z) for z in stream)
-            for z in own:
+            own = map_stream(lambda z: z.view_as(z), given[0])
+            entries[name] = tensors_of(own)
+            for z in entries[name]:
                 z.retain_grad()
-            entries[name] = own
-            return (own if isinstance(given[0], tuple) else own[0], *given[1:])
+            return own, *given[1:]
 
         return hook
 

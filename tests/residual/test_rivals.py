@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from neural_rdm import DiT
 from neural_rdm.residual import RULES, Residual, Unit, gate_names
-from neural_rdm.residual.rivals.attention import attend, frozen_weights
+from neural_rdm.residual.rivals.attention import attend, frozen_weights, logits_of
+from neural_rdm.residual.rivals.hc import _Written
+from neural_rdm.residual.rivals.norms import rms_norm
 from tests.residual.test_conformance import RIVALS
 
 Array = NDArray[np.float64]
@@ -151,7 +153,7 @@ def delta(toy: Toy, options: dict[str, Any]) -> Array:
     def one(b: int, z: Array) -> Array:
         h, sources = z, [z]
         for i in range(UNITS):
-            u = h if i == 0 else h + toy.value(i, "gamma") * depth_mean(toy.value(i, "query"), sources)
+            u = h if i == 0 else h + toy.value(i, "gamma") * depth_mean(toy.shared("query")[i - 1], sources)
             sources.append(toy.branch(i, b, u))
             h = h + sources[-1]
         return h
@@ -168,7 +170,7 @@ def dar(toy: Toy, options: dict[str, Any]) -> Array:
         for i in range(UNITS + 1):  # the last router's turn is UNITS
             current = (min(i, UNITS - 1)) // chunk * chunk  # the first unit of the chunk that is not summarised yet
             seen = [z, *(outputs[k] for k in range(chunk - 1, current, chunk)), *outputs[current:]]
-            query = toy.shared("query") if i == UNITS else toy.value(i, "query") if i else np.zeros(D)
+            query = toy.shared("query")[i - 1] if i else np.zeros(D)
             u = depth_mean(query + by_time, seen, D**-0.5)
             if i < UNITS:
                 outputs.append(toy.branch(i, b, u))
@@ -260,23 +262,29 @@ def test_the_parameters_are_as_many_as_the_sources_say(rule: str, options: dict[
     assert sum(parameters[name].numel() for name in gate_names(net)) == expected
 
 
-@pytest.mark.parametrize("query", [(D,), (B, D)], ids=["one query", "one a sample"])
-def test_attention_over_depth_has_the_gradient_of_its_formula(query: tuple[int, ...]) -> None:
+def mean(queries: Tensor, sources: list[Tensor], router: int = 0) -> Tensor:
+    """What one of the routers reads."""
+    logits = torch.stack([logits_of(source, queries, 0.7) for source in sources], dim=-1)
+    return attend(logits[..., router, :].softmax(dim=-1), sources)
+
+
+@pytest.mark.parametrize("queries", [(2, D), (B, 2, D)], ids=["the same for all", "one a sample"])
+def test_attention_over_depth_has_the_gradient_of_its_formula(queries: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    q = torch.randn(query, dtype=torch.float64, requires_grad=True)
+    q = torch.randn(queries, dtype=torch.float64, requires_grad=True)
     sources = [torch.randn(B, N, D, dtype=torch.float64, requires_grad=True) for _ in range(3)]
-    assert torch.autograd.gradcheck(lambda q, *s: attend(q, s, 0.7), (q, *sources))
+    assert torch.autograd.gradcheck(lambda q, *s: mean(q, list(s), router=1), (q, *sources))
     rows = [s.detach().transpose(0, 1) for s in sources]  # as Latte hands them on: not contiguous
-    if q.ndim == 1:
-        torch.testing.assert_close(attend(q, rows), attend(q, sources).transpose(0, 1))
+    if q.ndim == 2:
+        torch.testing.assert_close(mean(q, rows), mean(q, sources).transpose(0, 1))
 
 
 def test_attention_over_depth_in_half_precision_weighs_in_single() -> None:
     torch.manual_seed(0)
-    q, sources = 3 * torch.randn(D), [torch.randn(B, N, D) for _ in range(4)]
-    exact = attend(q, [s.bfloat16().float() for s in sources])
+    q, sources = 3 * torch.randn(1, D), [torch.randn(B, N, D) for _ in range(4)]
+    exact = mean(q, [s.bfloat16().float() for s in sources])
     with torch.autocast("cpu", torch.bfloat16):
-        out = attend(q, [s.bfloat16() for s in sources])
+        out = mean(q, [s.bfloat16() for s in sources])
     assert out.dtype == torch.bfloat16
     torch.testing.assert_close(out.float(), exact, rtol=0.02, atol=0.02)
 
@@ -292,13 +300,33 @@ def test_copies_are_not_rounded_by_autocast() -> None:
     assert all(torch.equal(a, b) for a, b in zip(after, exact, strict=True))
 
 
+@pytest.mark.parametrize("gate", [(1, 1, 1), (B, 1, D)], ids=["no gate", "gate"])
+def test_hyper_connections_write_with_the_gradient_of_their_formula(gate: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    given = [torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((2, 2), (2, *gate), (B, N, D))]
+    copies = [torch.randn(B, N, D, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    assert torch.autograd.gradcheck(_Written.apply, (*given, *copies))
+
+
+@pytest.mark.parametrize("channel_axis", [-1, 1])
+def test_a_norm_behind_a_branch_has_the_gradient_of_its_formula(channel_axis: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(B, D, N, D, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(D, dtype=torch.float64, requires_grad=True)
+    for w in (weight, None):
+        assert torch.autograd.gradcheck(lambda x, w=w: rms_norm(x, channel_axis, w), x)
+    assert torch.autograd.gradcheck(lambda w: rms_norm(x.detach(), channel_axis, w), weight)
+    exact = torch.nn.functional.rms_norm(x.movedim(channel_axis, -1), (D,), weight, EPS)
+    torch.testing.assert_close(rms_norm(x, channel_axis, weight), exact.movedim(-1, channel_axis), rtol=1e-12, atol=0)
+
+
 def test_frozen_weights_leave_the_mean_and_cut_the_gradient_through_them() -> None:
     torch.manual_seed(0)
-    q = torch.randn(D, dtype=torch.float64, requires_grad=True)
+    q = torch.randn(1, D, dtype=torch.float64, requires_grad=True)
     sources = [torch.randn(B, N, D, dtype=torch.float64, requires_grad=True) for _ in range(3)]
     with frozen_weights():
-        out = attend(q, sources)
-    torch.testing.assert_close(out, attend(q, sources))
+        out = mean(q, sources)
+    torch.testing.assert_close(out, mean(q, sources))
     share = torch.autograd.grad(out.sum(), sources)
     torch.testing.assert_close(sum(share), torch.ones_like(out))
     assert torch.autograd.grad(out.sum(), q, allow_unused=True) == (None,)

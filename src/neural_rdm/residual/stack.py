@@ -1,17 +1,37 @@
 """The stream that runs through a network's residual units, and the stack that opens and closes it.
 
-The stream is a tensor, or a tuple of them where a rule keeps several copies or a history.
+The stream is a tensor, or a tuple of them where a rule keeps several copies or a history; see `Noted` as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias, Union
+from typing import NamedTuple, TypeAlias, Union
 
 from torch import Tensor, nn
 
 Tensors: TypeAlias = tuple[Tensor, ...]
-Stream: TypeAlias = Union[Tensor, Tensors]  # noqa: UP007 (evaluated by Python 3.10)
+
+
+class Noted(NamedTuple):
+    """A stream of several tensors, and what was worked out from them once for all later units.
+
+    The notes are no part of the stream: whatever maps its tensors (a reshape, a probe's tap) leaves the notes behind,
+    and who needs them works them out from the new tensors.
+    """
+
+    tensors: Tensors
+    notes: Tensors
+
+
+Stream: TypeAlias = Union[Tensor, Tensors, Noted]  # noqa: UP007 (evaluated by Python 3.10)
+
+
+def tensors_of(stream: Stream) -> Tensors:
+    """The tensors of a stream, without notes."""
+    if isinstance(stream, Tensor):
+        return (stream,)
+    return stream.tensors if isinstance(stream, Noted) else stream
 
 
 class Stack(nn.Module):
@@ -54,9 +74,11 @@ def map_stream(fn: Callable[..., Tensor], *streams: Stream) -> Stream:
     """`fn` of every tensor of a stream, or of the corresponding tensors of several; see `Stack.map`."""
     if isinstance(streams[0], Tensor):
         return fn(*streams)
-    if len({len(stream) for stream in streams}) > 1:
+    parts = [tensors_of(stream) for stream in streams]
+    counts = [len(part) for part in parts]
+    if len(set(counts)) > 1:
         raise ValueError(
-            f"streams of {' and '.join(str(len(s)) for s in streams)} tensors do not go together: this residual rule "
-            "keeps a history, which cannot be joined with a part of the stream that its units passed by"
+            f"streams of {' and '.join(map(str, counts))} tensors do not go together: this residual rule keeps a "
+            "history, which cannot be joined with a part of the stream that its units passed by"
         )
-    return tuple(fn(*tensors) for tensors in zip(*streams, strict=True))
+    return tuple(fn(*tensors) for tensors in zip(*parts, strict=True))

@@ -4,7 +4,7 @@
     out     = sum_i softmax_i(logit) s_i
 
 Each token weighs its sources for itself. Nothing is stacked: a [units, B, N, D] copy for every unit that reads would
-cost half a training step. Backward keeps references to the sources, and one number a token and source.
+cost half a training step. Backward keeps references to the sources, and one number a token, source and router.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from neural_rdm.residual.rivals.sums import weighted_sum
-from neural_rdm.residual.stack import Stack, Tensors
+from neural_rdm.residual.stack import Noted, Stack, Stream, Tensors, tensors_of
 
 #: added to the mean square; small against a stream of order one, large against float32's smallest numbers
 EPS = 1e-6
@@ -32,9 +32,10 @@ class Sources(Stack):
         """z is the first source."""
         return (z,)
 
-    def add(self, stream: Tensors, x: Tensor) -> Tensors:  # type: ignore[override]
+    def add(self, stream: Stream, x: Tensor) -> Tensors:
         """To the first source."""
-        return stream[0] + x, *stream[1:]
+        first, *others = tensors_of(stream)
+        return first + x, *others
 
     def plain_values(self) -> dict[str, float | Tensor]:
         """Every read is the plain mean."""
@@ -54,77 +55,109 @@ def frozen_weights() -> Iterator[None]:
         _frozen = before
 
 
-def attend(query: Tensor, sources: Sequence[Tensor], scale: float = 1.0) -> Tensor:
-    """The mean of the sources, each token's own weights.
+def attend(weights: Tensor, sources: Sequence[Tensor], onto: Tensor | None = None) -> Tensor:
+    """The sum of the sources by each token's own weights.
 
     Args:
-        query: [D], or [B, D] with one for each row of the sources.
-        sources: at least one tensor [B, ..., D].
+        weights: [B, ..., K].
+        sources: K tensors [B, ..., D].
+        onto: [B, ..., D], which the sum is added to.
+
+    Returns:
+        [B, ..., D], of the type of `onto` or of the first source.
+    """
+    out = weighted_sum(weights.split(1, dim=-1), sources, onto)
+    return out.to((sources[0] if onto is None else onto).dtype)
+
+
+def logits_of(source: Tensor, queries: Tensor, scale: float = 1.0) -> Tensor:
+    """What L routers give a source: `scale * <q, s> / rms(s)`, in float32 at least.
+
+    Args:
+        source: [B, ..., D].
+        queries: [L, D], or [B, L, D] with its own for each row of the source.
         scale: of the logits.
 
     Returns:
-        [B, ..., D], of the sources' type.
+        [B, ..., L].
     """
-    if len(sources) == 1:
-        return sources[0]
     if _frozen:
-        with torch.no_grad():
-            weights = torch.stack([_logit(query, s, scale)[0] for s in sources], dim=-1).softmax(dim=-1)
-        return weighted_sum(weights.to(sources[0].dtype).split(1, dim=-1), sources)
-    return _Attend.apply(query, scale, *sources)
+        source, queries = source.detach(), queries.detach()
+    return _Logits.apply(source, queries, scale)
 
 
-def _logit(query: Tensor, source: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """(logit, 1 / rms) of every token [B, ...], in float32 at least."""
-    wide = torch.promote_types(source.dtype, torch.float32)
-    square = torch.linalg.vector_norm(source, dim=-1, dtype=wide).square() / source.shape[-1]
-    inverse = (square + EPS).rsqrt()
-    return scale * inverse * _dots(source.to(wide), query.to(wide)), inverse
+class Routers(Stack):
+    """A stream of sources, and the queries [L, D] of all routers that look at them: a row each.
+
+    When a unit has written a source, one matrix product works out what all routers give it. The notes of the stream
+    are these queries and the logits [B, ..., K, L].
+
+    Args:
+        dim: D.
+        count: L.
+        scale: of the logits.
+    """
+
+    def __init__(self, dim: int, count: int, scale: float = 1.0) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.zeros(count, dim))
+        self.scale = scale
+
+    def queries(self, e: Tensor | None) -> Tensor:
+        """[L, D], or [B, L, D] at the timestep embedding e [B, E]."""
+        return self.query
+
+    def sources(self, tensors: Tensors) -> Tensors:
+        """Which tensors of the stream are looked at: here all."""
+        return tensors
+
+    def seen(self, stream: Stream, e: Tensor | None) -> Noted:
+        """The stream with its notes, worked out now where it has none."""
+        if isinstance(stream, Noted):
+            return stream
+        queries, tensors = self.queries(e), tensors_of(stream)
+        logits = [logits_of(source, queries, self.scale) for source in self.sources(tensors)]
+        return Noted(tensors, (queries, torch.stack(logits, dim=-2)))
+
+    def weights(self, stream: Stream, router: int, e: Tensor | None) -> Tensor:
+        """[B, ..., K]: what a router gives the sources, which adds up to 1."""
+        return self.seen(stream, e).notes[1][..., router].softmax(dim=-1)
+
+    def written(self, before: Stream, tensors: Tensors, e: Tensor | None) -> Noted:
+        """The stream of `tensors`, the last of which is a new source beside those `before`."""
+        queries, logits = self.seen(before, e).notes
+        new = logits_of(tensors[-1], queries, self.scale)
+        return Noted(tensors, (queries, torch.cat([logits, new.unsqueeze(-2)], dim=-2)))
+
+    def plain_values(self) -> dict[str, float | Tensor]:
+        """Every router takes the plain mean."""
+        return {name: 0.0 for name, _ in self.named_parameters()}
 
 
-def _dots(x: Tensor, q: Tensor) -> Tensor:
-    """<q, x> over the last axis: x [B, ..., D], q [D] or [B, D]."""
-    if q.ndim == 1:
-        return x @ q
-    return torch.bmm(x.flatten(1, -2), q[:, :, None]).reshape(x.shape[:-1])
+class _Logits(torch.autograd.Function):
+    """By hand, since autograd would keep a float32 copy of a source in half precision."""
 
-
-class _Attend(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, query: Tensor, scale: float, *sources: Tensor) -> Tensor:
-        with torch.autocast(query.device.type, enabled=False):  # which would round the logits
-            logits, inverses = zip(*(_logit(query, s, scale) for s in sources), strict=True)
-            logit, inverse = torch.stack(logits, dim=-1), torch.stack(inverses, dim=-1)
-            weights = logit.softmax(dim=-1)
-            ctx.save_for_backward(query, logit, inverse, *sources)
-            ctx.scale = scale
-            narrow = weights.to(sources[0].dtype)
-            out = narrow[..., :1] * sources[0]
-            for i, source in enumerate(sources[1:], 1):  # as `weighted_sum`, in place: nothing here is differentiated
-                out.addcmul_(narrow[..., i : i + 1], source)
-            return out
+    def forward(ctx: Any, source: Tensor, queries: Tensor, scale: float) -> Tensor:
+        with torch.autocast(source.device.type, enabled=False):  # which would round the logits
+            wide = torch.promote_types(source.dtype, torch.float32)
+            square = torch.linalg.vector_norm(source, dim=-1, keepdim=True, dtype=wide).square() / source.shape[-1]
+            inverse = (square + EPS).rsqrt()
+            rows = source.to(wide).flatten(queries.ndim - 2, -2)
+            dots = rows @ queries.to(wide).mT
+            logits = dots.view(*source.shape[:-1], -1) * (scale * inverse)
+        ctx.save_for_backward(source, queries, logits, inverse)
+        ctx.scale = scale
+        return logits
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query, logit, inverse, *sources = ctx.saved_tensors
-        scale, dim = ctx.scale, query.shape[-1]
-        with torch.autocast(query.device.type, enabled=False):
-            weights = logit.softmax(dim=-1)
-            wide = [s.to(logit.dtype) for s in sources]
-            grad = grad.to(logit.dtype)
-            along = torch.stack([torch.linalg.vecdot(grad, s) for s in wide], dim=-1)
-            pull = weights * (along - (weights * along).sum(dim=-1, keepdim=True))  # gradient of the logits
-            to_query = scale * pull * inverse
-            shrink = -pull * logit * inverse.square() / dim
-            row = query.to(logit.dtype)
-            row = row if row.ndim == 1 else row.reshape(len(row), *[1] * (grad.ndim - 2), dim)
-            grads, grad_query = [], torch.zeros_like(query, dtype=logit.dtype)
-            for i, source in enumerate(wide):
-                each = grad * weights[..., i : i + 1]
-                each.addcmul_(source, shrink[..., i : i + 1]).addcmul_(to_query[..., i : i + 1], row)
-                grads.append(each.to(sources[i].dtype))
-                if query.ndim == 1:
-                    grad_query += to_query[..., i].flatten() @ source.flatten(0, -2)
-                else:
-                    grad_query += torch.bmm(to_query[..., i].flatten(1)[:, None], source.flatten(1, -2))[:, 0]
-        return grad_query.to(query.dtype), None, *grads
+        source, queries, logits, inverse = ctx.saved_tensors
+        with torch.autocast(source.device.type, enabled=False):
+            rows = source.to(logits.dtype)
+            # of <q, s>, and of the rms
+            to_dots = (grad * (ctx.scale * inverse)).flatten(queries.ndim - 2, -2)
+            to_rms = (grad * logits).sum(dim=-1, keepdim=True) * inverse.square() / -source.shape[-1]
+            to_source = (to_dots @ queries.to(logits.dtype)).view(rows.shape).addcmul_(to_rms, rows)
+            to_queries = to_dots.mT @ rows.flatten(queries.ndim - 2, -2)
+        return to_source.to(source.dtype), to_queries.to(queries.dtype), None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from neural_rdm.core.arguments import Count
-from neural_rdm.residual.rivals.attention import Sources, attend
+from neural_rdm.residual.rivals.attention import Sources, attend, logits_of
 from neural_rdm.residual.rivals.delta import BEGINS_ANEW
 from neural_rdm.residual.stack import Stack, Tensors
 from neural_rdm.residual.unit import Place, Unit, rule
@@ -39,7 +39,13 @@ class Sums(Sources):
 
     def close(self, stream: Tensors, e: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """Read as by a unit."""
-        return attend(self.query("final"), stream)
+        return self.read("final", stream)
+
+    def read(self, role: str, sums: Tensors) -> Tensor:
+        """The mean of the sums by the weights of a role."""
+        query = self.query(role)[None]
+        logits = torch.cat([logits_of(s, query) for s in sums], dim=-1)
+        return attend(logits.softmax(dim=-1), sums)
 
 
 @rule("block_attnres")
@@ -75,7 +81,7 @@ class BlockAttnRes(Unit):
     def read(self, z: Tensors, e: Tensor | None = None) -> Tensor:  # type: ignore[override]
         stack = self._stack[0]
         assert isinstance(stack, Sums)
-        return attend(stack.query(self.place.role), z)
+        return stack.read(self.place.role, z)
 
     def write(self, z: Tensors, f: Tensor, g: Tensor | None = None, e: Tensor | None = None) -> Tensors:  # type: ignore[override]
         written = self.gated(f, g)

@@ -12,36 +12,36 @@ import torch
 from torch import Tensor, nn
 
 from neural_rdm.core.arguments import Count
-from neural_rdm.residual.rivals.attention import Sources, attend
+from neural_rdm.residual.rivals.attention import Routers, Sources, attend
 from neural_rdm.residual.rivals.delta import BEGINS_ANEW, OLD_SOURCES
-from neural_rdm.residual.stack import Stack, Tensors
+from neural_rdm.residual.stack import Noted, Stack, Stream, tensors_of
 from neural_rdm.residual.unit import Place, Start, Unit, rule
 
 
-class History(Sources):
-    """(z0, outputs ...): nothing is ever summed. It holds the last router, and what the timestep adds to every query.
+class History(Sources, Routers):
+    """(z0, outputs ...): nothing is ever summed. It holds the queries w of all units but 0, of the last router behind
+    them, and what the timestep adds to every query.
 
     Args:
         place: width, number of units and width of the timestep embedding.
     """
 
     def __init__(self, place: Place) -> None:
-        super().__init__()
-        self.query = nn.Parameter(torch.zeros(place.dim))
+        super().__init__(place.dim, place.count, scale=place.dim**-0.5)
         self.timed = place.time_dim is not None
         if place.time_dim is not None:
             self.time_weight = nn.Parameter(torch.zeros(place.dim, place.time_dim))
             self.time_bias = nn.Parameter(torch.zeros(place.dim))
 
-    def close(self, stream: Tensors, e: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        """The last router's mean of all that is there."""
-        return self.route(self.query, stream, e)
+    def queries(self, e: Tensor | None) -> Tensor:
+        """[L, D], or with the timestep [B, L, D]."""
+        if not self.timed or e is None:
+            return self.query
+        return self.query + nn.functional.linear(e, self.time_weight, self.time_bias)[:, None]
 
-    def route(self, query: Tensor, sources: Tensors, e: Tensor | None) -> Tensor:
-        """The mean of the sources by a router's query [D] and the timestep embedding e [B, E]."""
-        if self.timed and e is not None:
-            query = query + nn.functional.linear(e, self.time_weight, self.time_bias)
-        return attend(query, sources, scale=query.shape[-1] ** -0.5)
+    def close(self, stream: Stream, e: Tensor | None = None) -> Tensor:
+        """The last router's mean of all that is there."""
+        return attend(self.weights(stream, -1, e), tensors_of(stream))
 
 
 @rule("dar")
@@ -64,8 +64,6 @@ class DAR(Unit):
     def __init__(self, place: Place, *, chunk: Count = 1) -> None:
         super().__init__(place)
         self.chunk, self.start = chunk, self.starts(chunk=chunk)
-        if place.index:
-            self.query = nn.Parameter(torch.zeros(place.dim))
 
     @classmethod
     def starts(cls, *, chunk: int = 1, **options: object) -> Start:
@@ -78,24 +76,30 @@ class DAR(Unit):
         return History(place)
 
     def join(self, stack: Stack) -> None:
-        """The stack holds what the timestep adds to every router."""
+        """The stack holds the queries of all routers."""
+        assert isinstance(stack, History)
         self._stack = (stack,)  # in a tuple, or its parameters would be this unit's as well
 
-    def read(self, z: Tensors, e: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def read(self, z: Stream, e: Tensor | None = None) -> Tensor:
         if not self.place.index:
-            return z[0]
-        stack = self._stack[0]
-        assert isinstance(stack, History)
-        return stack.route(self.query, self._kept(z), e)
+            return tensors_of(z)[0]
+        kept = self._kept(z)
+        return attend(self._stack[0].weights(kept, self.place.index - 1, e), tensors_of(kept))
 
-    def write(self, z: Tensors, f: Tensor, g: Tensor | None = None, e: Tensor | None = None) -> Tensors:  # type: ignore[override]
-        return *self._kept(z), self.gated(f, g)
+    def write(self, z: Stream, f: Tensor, g: Tensor | None = None, e: Tensor | None = None) -> Noted:
+        kept = self._kept(z)
+        return self._stack[0].written(kept, (*tensors_of(kept), self.gated(f, g)), e)
 
-    def _kept(self, z: Tensors) -> Tensors:
+    def _kept(self, z: Stream) -> Stream:
         """The sources once the chunk before this unit, if one ends there, is summarised by its last output."""
         if self.chunk == 1 or not self.place.index or self.place.index % self.chunk:
             return z
-        return *z[: -self.chunk], z[-1]
+        sources, size = tensors_of(z), self.chunk
+        kept = (*sources[:-size], sources[-1])
+        if not isinstance(z, Noted):
+            return kept
+        queries, logits = z.notes
+        return Noted(kept, (queries, torch.cat([logits[..., :-size, :], logits[..., -1:, :]], dim=-2)))
 
     def plain_values(self) -> dict[str, float | Tensor]:
         """Its router takes the plain mean.

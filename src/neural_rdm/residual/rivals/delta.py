@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from neural_rdm.residual.rivals.attention import attend
-from neural_rdm.residual.stack import Stack, Tensors
-from neural_rdm.residual.unit import Place, Unit, add_scaled, rule
+from neural_rdm.residual.rivals.attention import Routers, attend
+from neural_rdm.residual.stack import Noted, Stack, Stream, Tensors, tensors_of
+from neural_rdm.residual.unit import Place, Unit, rule
 
 BEGINS_ANEW = "what its units look back at would begin anew behind every long skip"
 OLD_SOURCES = "a new unit is one more source of all later ones, which moves their weights"
@@ -22,21 +22,30 @@ class Sum(Stack):
     """(h, z0, ...): the stream itself, z0, and what the units keep of the past: here the outputs f_0, ..., f_{l-1}."""
 
     def open(self, z: Tensor) -> Tensors:
-        """z as the sum, and as the first source."""
+        """z as the sum, and as the first of the past."""
         return z, z
 
-    def close(self, stream: Tensors, e: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def close(self, stream: Stream, e: Tensor | None = None) -> Tensor:
         """The sum."""
-        return stream[0]
+        return tensors_of(stream)[0]
 
-    def add(self, stream: Tensors, x: Tensor) -> Tensors:  # type: ignore[override]
+    def add(self, stream: Stream, x: Tensor) -> Tensors:
         """x goes into the sum; it is nobody's output."""
-        return stream[0] + x, *stream[1:]
+        h, *past = tensors_of(stream)
+        return h + x, *past
+
+
+class SumAndRouters(Sum, Routers):
+    """Its units look back at all but the sum."""
+
+    def sources(self, tensors: Tensors) -> Tensors:
+        """z0 and the outputs."""
+        return tensors[1:]
 
 
 @rule("delta")
 class Delta(Unit):
-    """`h + f`, whose branch reads `h + gamma * attend(w, sources)`.
+    """`h + f`, whose branch reads `h + gamma * sum_i a_i f_i`.
 
     Unit 0 has no parameters: it would look back at its own input alone.
     """
@@ -50,22 +59,29 @@ class Delta(Unit):
         super().__init__(place)
         if place.index:
             self.gamma = nn.Parameter(torch.zeros(1))
-            self.query = nn.Parameter(torch.zeros(place.dim))
 
     @classmethod
     def make_stack(cls, place: Place, **options: object) -> Stack:
-        """The stream and its parts."""
-        return Sum()
+        """The stream, its parts, and the queries."""
+        return SumAndRouters(place.dim, place.count - 1)
 
-    def read(self, z: Tensors, e: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def join(self, stack: Stack) -> None:
+        """The stack holds the query of this unit."""
+        assert isinstance(stack, SumAndRouters)
+        self._stack = (stack,)  # in a tuple, or its parameters would be this unit's as well
+
+    def read(self, z: Stream, e: Tensor | None = None) -> Tensor:
+        h, *outputs = tensors_of(z)
         if not self.place.index:
-            return z[0]
-        return add_scaled(z[0], self.gamma, attend(self.query, z[1:]))
+            return h
+        weights = self._stack[0].weights(z, self.place.index - 1, e)
+        return attend(self.gamma * weights, outputs, onto=h)
 
-    def write(self, z: Tensors, f: Tensor, g: Tensor | None = None, e: Tensor | None = None) -> Tensors:  # type: ignore[override]
+    def write(self, z: Stream, f: Tensor, g: Tensor | None = None, e: Tensor | None = None) -> Noted:
+        h, *outputs = tensors_of(z)
         written = self.gated(f, g)
-        return z[0] + written, *z[1:], written
+        return self._stack[0].written(z, (h + written, *outputs, written), e)
 
     def plain_values(self) -> dict[str, float | Tensor]:
-        """gamma 0, which hides the query; that is put at 0, where it starts."""
+        """gamma 0."""
         return {name: 0.0 for name, _ in self.named_parameters()}

@@ -15,7 +15,7 @@ from neural_rdm.core.arguments import Count
 from neural_rdm.residual.rivals.copies import Copies
 from neural_rdm.residual.rivals.sums import weighted_sum
 from neural_rdm.residual.stack import Stack, Tensors
-from neural_rdm.residual.unit import Place, Unit, add_scaled, rule
+from neural_rdm.residual.unit import Place, Unit, rule
 
 
 @rule("hc")
@@ -54,30 +54,25 @@ class HC(Unit):
         return Copies(n)
 
     def read(self, z: Tensors, e: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        added = self._dynamic(z, slice(0, 1))
-        weights = [a if d is None else a + d[0] for a, d in zip(self.read_weight, added, strict=True)]
+        weights = list(self.read_weight)
+        if self.dynamic:
+            weights = [a + d[0] for a, d in zip(weights, self._dynamic(z, slice(0, 1)), strict=True)]
         return weighted_sum(weights, z)
 
     def write(self, z: Tensors, f: Tensor, g: Tensor | None = None, e: Tensor | None = None) -> Tensors:  # type: ignore[override]
+        if not self.dynamic:
+            weights = [b if g is None else self.spread(g * b, f) for b in self.write_weight]
+            return _Written.apply(self.carry, torch.stack(weights), f, *z)
+        f = self.gated(f, g)  # the weights are each token's own: the block's gate goes onto f once
         added = self._dynamic(z, slice(1, None))
-        if self.dynamic:  # weights of each token: the block's gate goes onto f once
-            f, g = self.gated(f, g), None
-        copies = z if self.dynamic else _Mixed.apply(self.carry.T, *z)
-        result = []
-        for s in range(self.n):
-            out, weight, extra = copies[s], self.write_weight[s], added[s]
-            if extra is not None:
-                carried = [c + d[1 + s] for c, d in zip(self.carry[:, s], added, strict=True) if d is not None]
-                out, weight = weighted_sum(carried, z), weight + extra[0]
-            result.append(add_scaled(out, weight if g is None else self.spread(g * weight, out), f))
-        return tuple(result)
+        columns = [[c + d[1 + s] for c, d in zip(self.carry[:, s], added, strict=True)] for s in range(self.n)]
+        weights = [b + d[0] for b, d in zip(self.write_weight, added, strict=True)]
+        return tuple(weighted_sum([*c, b], [*z, f]) for c, b in zip(columns, weights, strict=True))
 
-    def _dynamic(self, z: Tensors, part: slice) -> list[list[Tensor] | None]:
+    def _dynamic(self, z: Tensors, part: slice) -> list[list[Tensor]]:
         """What each copy's tokens add to the weights, each [B, ..., 1]: its read weight (column 0 of `dynamic_weight`),
         its write weight (1), its row of the carry (the rest).
         """
-        if not self.dynamic:
-            return [None] * self.n
         scale = torch.cat([self.dynamic_scale[:2], self.dynamic_scale[2:].expand(self.n)])[part]
         weight = self.dynamic_weight[:, part]
         normed = (nn.functional.rms_norm(copy, copy.shape[-1:], eps=1e-6) for copy in z)
@@ -95,20 +90,20 @@ class HC(Unit):
         return {**self.plain_values(), "write_weight": 0.0}
 
 
-class _Mixed(torch.autograd.Function):
-    """Copies X_s -> sum_r W[s, r] X_r as one matrix product, which keeps for backward what is there already."""
+class _Written(torch.autograd.Function):
+    """X_s = sum_r C[r, s] X_r + B_s f. By hand, since autograd forms a product of the stream's size for the gradient of
+    every entry of C. It keeps what is there already.
+    """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, *copies: Tensor) -> Tensors:
-        ctx.save_for_backward(weight, *copies)
-        with torch.autocast(weight.device.type, enabled=False):  # which would round the stream itself
-            out = weight.to(copies[0].dtype) @ torch.stack(copies).flatten(1)
-        return tuple(row.view_as(copies[0]) for row in out)
+    def forward(ctx: Any, carry: Tensor, weights: Tensor, f: Tensor, *copies: Tensor) -> Tensors:
+        ctx.save_for_backward(carry, weights, f, *copies)
+        return tuple(weighted_sum([*c, b], [*copies, f]) for c, b in zip(carry.T, weights, strict=True))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
-        weight, *copies = ctx.saved_tensors
-        rows = torch.stack(grads).flatten(1)
-        to_weight = rows @ torch.stack(copies).flatten(1).to(rows.dtype).T
-        out = weight.T.to(rows.dtype) @ rows
-        return to_weight.to(weight.dtype), *(row.view_as(copies[0]) for row in out)
+        carry, weights, f, *copies = ctx.saved_tensors
+        to_carry = [torch.stack([torch.dot(x.reshape(-1).to(g.dtype), g.reshape(-1)) for g in grads]) for x in copies]
+        to_weights = torch.stack([(g * f).sum_to_size(weights[0].shape) for g in grads])
+        to_copies = (weighted_sum(row, grads) for row in carry)
+        return torch.stack(to_carry), to_weights, weighted_sum(weights, grads).to(f.dtype), *to_copies

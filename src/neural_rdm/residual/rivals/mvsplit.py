@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from neural_rdm.residual.rivals.sandwich import rms_norm
+from neural_rdm.residual.rivals.norms import rms_norm
 from neural_rdm.residual.unit import Place, Start, Unit, rule
 
 
@@ -39,7 +39,8 @@ class MVSplit(Unit):
         axes = tuple(range(1, z.ndim - 1) if self.channel_axis == -1 else range(2, z.ndim))
         alpha, beta = self.spread(self.alpha, z), self.spread(self.beta, z)
         gate = self.spread(g, z) if g is not None else None
-        f_mean, z_mean = f.mean(dim=axes, keepdim=True), z.mean(dim=axes, keepdim=True)
+        # not `mean`, whose gradient is a tensor of the stream's size; that of a sum is a view
+        f_mean, z_mean = (x.sum(dim=axes, keepdim=True) / (x[0].numel() // self.dim_out) for x in (f, z))
         f_mean = f_mean if gate is None else gate * f_mean
         # beta * g * f and then what is the same for all tokens of a row: two passes over the stream instead of four
         common = (alpha - beta) * f_mean - alpha * z_mean

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from neural_rdm.residual.rivals.norms import rms_norm
 from neural_rdm.residual.unit import Place, Start, Unit, add_scaled, rule
 
 
@@ -64,10 +65,3 @@ class Sandwich(Unit):
             ValueError: always.
         """
         raise ValueError("the norm behind its branch divides by the output's size, which no affine layer does")
-
-
-def rms_norm(x: Tensor, channel_axis: int, weight: Tensor | None = None, eps: float = 1e-6) -> Tensor:
-    """`weight * x / sqrt(mean of squares over channels + eps)`; channels [D] on the axis -1 or 1."""
-    if channel_axis == -1:
-        return nn.functional.rms_norm(x, x.shape[-1:], weight, eps)
-    return nn.functional.rms_norm(x.movedim(1, -1), (x.shape[1],), weight, eps).movedim(-1, 1)
