@@ -161,6 +161,6 @@ def saved_bytes(rule: str | Residual, bf16: bool) -> int:
     ):
         stream = net.stack.open(z)
         for block in net.blocks:
-            stream = block(stream, c, e)
+            stream, _ = block(stream, c, e)
         net.stack.close(stream, e)
     return sum(kept.values())

@@ -29,6 +29,7 @@ __all__ = [
     "LabelEmbedder",
     "PatchEmbed",
     "Registers",
+    "SelfAttention",
     "Shift",
     "Style",
     "TimestepEmbedder",
@@ -110,12 +111,18 @@ class Style:
         kind = nn.LayerNorm if self.norm == "layer" else nn.RMSNorm
         return kind(dim, elementwise_affine=False, eps=1e-6)
 
-    def attention_layer(self, dim: int, num_heads: int, grid: tuple[int, ...]) -> Attention:
-        """Self-attention over the tokens of a `grid` ((side, side) or (frames,)) behind the register tokens."""
-        kind: type[Attention] = Attention if self.positions == "sincos" else RotaryAttention
+    def attention_layer(self, dim: int, num_heads: int, grid: tuple[int, ...], mixes: bool | None = None) -> Attention:
+        """Self-attention over the tokens of a `grid` ((side, side) or (frames,)) behind the register tokens.
+
+        Args:
+            mixes: None without value residual; with it, whether this one mixes its values, or is the first.
+        """
+        kind: type[Attention] = Attention if mixes is None else SelfAttention
+        if self.positions == "rope":
+            kind = RotaryAttention
         if self.attention != "auto":
             kind = type(f"{kind.__name__}_{self.attention}", (_Pinned, kind), {"backend": _BACKENDS[self.attention]})
-        options: dict[str, Any] = {"qkv_bias": True}
+        options: dict[str, Any] = {"qkv_bias": True} | ({} if mixes is None else {"mixes": mixes})
         if self.qk_norm:
             options |= {"qk_norm": True, "norm_layer": nn.LayerNorm if self.norm == "layer" else nn.RMSNorm}
         if self.positions == "rope":
@@ -142,12 +149,43 @@ class _Pinned(nn.Module):
 
     backend: SDPBackend
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *values: list[Tensor]) -> Tensor:
         with sdpa_kernel(self.backend):
-            return super().forward(x)
+            return super().forward(x, *values)
 
 
-class RotaryAttention(Attention):
+class SelfAttention(Attention):
+    """timm's attention, opened for what stands between its projections: queries and keys that are turned, values that
+    are mixed with those of the first attention.
+
+    Args:
+        mixes: it mixes its values, by a learned weight that starts at 0 (see `options.Options.value_residual`).
+    """
+
+    def __init__(self, dim: int, num_heads: int, mixes: bool = False, **options: Any) -> None:
+        super().__init__(dim, num_heads=num_heads, **options)
+        if mixes:
+            self.value_lambda = nn.Parameter(torch.zeros(1))  # FSDP2 shards no tensor without a dimension
+
+    def forward(self, x: Tensor, values: list[Tensor] | None = None) -> Tensor:  # type: ignore[override]  # no mask
+        """x [B, N, D] -> [B, N, D]. `values` holds those of the first attention [B, heads, N, head_dim]; an empty list
+        is given this one's, which is then the first; None: values are not mixed.
+        """
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
+        q, k = self.turn(self.q_norm(q)), self.turn(self.k_norm(k))
+        if values:
+            v = v + self.value_lambda.to(v.dtype) * (values[0] - v)
+        elif values is not None:
+            values.append(v)
+        out = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+    def turn(self, x: Tensor) -> Tensor:
+        """Queries or keys [B, heads, N, head_dim] as they are compared."""
+        return x
+
+
+class RotaryAttention(SelfAttention):
     """Self-attention whose queries and keys are turned by their place, so that scores depend on distances (RoFormer).
 
     Each axis of the grid turns an equal share of every head's channels, in pairs.
@@ -174,13 +212,6 @@ class RotaryAttention(Attention):
         angles = torch.cat([angles.new_zeros(unturned, angles.shape[1]), angles])
         self.register_buffer("cos", angles.cos().float(), persistent=False)
         self.register_buffer("sin", angles.sin().float(), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # no mask, nothing causal
-        """x [B, N, D] -> [B, N, D]."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
-        q, k = self.turn(self.q_norm(q)), self.turn(self.k_norm(k))
-        out = nn.functional.scaled_dot_product_attention(q, k, v)
-        return self.proj(out.transpose(1, 2).flatten(2))
 
     def turn(self, x: Tensor) -> Tensor:
         """Turn [B, heads, N, head_dim]: channel i and i + head_dim/2 are one pair."""
