@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from neural_rdm.backbones import constraints
+from neural_rdm.backbones.attention import CrossAttention
 from neural_rdm.backbones.contract import Backbone, LastLayers
 from neural_rdm.backbones.layers import (
     MLP,
     Blocks,
-    CrossAttention,
     FinalLayer,
     Kernel,
     LabelEmbedder,

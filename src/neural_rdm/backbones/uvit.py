@@ -15,8 +15,9 @@ from timm.layers import Attention, Mlp
 from torch import Tensor, nn
 
 from neural_rdm.backbones import constraints
+from neural_rdm.backbones.attention import SelfAttention
 from neural_rdm.backbones.contract import Backbone, LastLayers
-from neural_rdm.backbones.layers import Blocks, PatchEmbed, SelfAttention, frequencies, linear_layers, unpatchify, waves
+from neural_rdm.backbones.layers import Blocks, PatchEmbed, frequencies, linear_layers, unpatchify, waves
 from neural_rdm.backbones.options import Options, Skip, Skips, draws, joined, thinned
 from neural_rdm.core.arguments import Count, Fraction, Positive, at_least, checked
 from neural_rdm.residual import Plan, Residual, Stream
