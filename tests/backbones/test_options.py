@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import dataclasses
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from neural_rdm import DiT, Latte, UNet, UViT
 from neural_rdm.backbones.contract import Backbone
-from neural_rdm.backbones.options import added, draws, keyed
+from neural_rdm.backbones.options import Options, added, draws, keyed, option_of
+from neural_rdm.cli import build as builder
+from neural_rdm.config.check import validate
+from neural_rdm.config.compose import compose_config
+from neural_rdm.core.errors import ConfigError
 from neural_rdm.dynamics import probe
 from neural_rdm.dynamics.lens import each_left_out, stopped_early
 from neural_rdm.dynamics.mixing import depth_mixing, has_mixing
 from neural_rdm.residual import gate_names, units
+from tests.helpers import ROOT
+from tests.training.trainer import fit
 
 Array = NDArray[np.float64]
 SIZES: dict[str, Any] = {
@@ -266,13 +276,27 @@ def test_values_and_long_skips_start_plain_to_the_last_bit_and_on_the_same_body(
     assert not torch.equal(network(kind, rule, **chosen)(**given), net.double()(**given))
 
 
-def test_parameters_at_full_size() -> None:
+def test_the_page_says_what_they_start_as_cost_and_go_with() -> None:
+    page = (ROOT / "docs" / "rules.md").read_text(encoding="utf-8").partition("## Beside any rule")[2]
+    lines = [[cell.strip() for cell in line.split("|")[2:6]] for line in page.splitlines() if "`backbone." in line[:60]]
+    rows = {key.strip("`").removeprefix("backbone.").partition("="): rest for key, *rest in lines if "=" in key}
+    assert [name for name, _, _ in rows] == [field.name for field in dataclasses.fields(Options)]
     with torch.device("meta"):
         net = DiT.named("DiT-XL/2", **EVERY)
     own = {name: parameter.numel() for name, parameter in net.named_parameters() if name in added(net)}
-    assert sum(count for name, count in own.items() if name.endswith("value_lambda")) == 27
-    assert sum(count for name, count in own.items() if "skip_linear" in name) == 14 * (2 * 1152 + 1) * 1152
-    assert sum(own.values()) == 27 + 37_175_040
+    kinds = {"DiT": NETWORKS["dit"], "Latte": NETWORKS["latte"], "U-ViT": NETWORKS["uvit"], "U-Net": unet}
+    for (name, _, value), (start, parameters, where) in rows.items():
+        chosen = {name: yaml.safe_load(value)}
+        plain, fresh = network("dit"), network("dit", at_start=True, **chosen)
+        fresh.load_state_dict(plain.state_dict(), strict=False)
+        assert torch.equal(fresh(**inputs(fresh)), plain(**inputs(plain))) == (start == "plain")
+        assert sum(count for key, count in own.items() if option_of(key) == name) == int(parameters.replace(",", ""))
+        found = []
+        for kind, build in kinds.items():
+            with contextlib.suppress(ValueError):
+                build(**chosen)
+                found.append(kind)
+        assert ", ".join(found) == where
     # of the four attentions of a Latte two are the first of their kind; a U-ViT of depth 4 has five blocks
     assert [len(added(network(kind, value_residual=True))) for kind in ("latte", "uvit")] == [2, 4]
 
@@ -422,7 +446,7 @@ def unet(**chosen: Any) -> UNet:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: NETWORKS["dit"](residual="delta", **SKIPS), r"long_skip=0\.5 with residual='delta': what its units look"),
+        (lambda: NETWORKS["dit"](residual="delta", **SKIPS), r"long_skip=0\.5 with residual='delta': what its"),
         (lambda: NETWORKS["uvit"](**SKIPS), r"long_skip=0\.5 is for networks without .* its own, skip"),
         (lambda: Latte(**SIZES, depth=4, num_frames=1, **SKIPS), "num_frames=1 leaves those out; pass long_skip"),
         (lambda: NETWORKS["dit"](long_skip=0.0), r"long_skip=0\.0 must be above 0"),
@@ -436,3 +460,34 @@ def unet(**chosen: Any) -> UNet:
 def test_what_cannot_be_is_refused_with_its_reason(build: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+# -- in a run
+
+
+def composed(*overrides: str) -> Any:
+    found = compose_config("train", [*overrides, "~metric"], [])
+    validate(found.cfg, "train", found.sources)
+    return found.cfg
+
+
+def test_a_run_with_all_options_does_not_depend_on_how_its_batches_are_split(tmp_path: Path) -> None:
+    chosen = [f"backbone.{name}={str(value).lower()}" for name, value in EVERY.items()]
+    cfg = composed(*chosen, "backbone.depth=2", "backbone.hidden_size=16", "backbone.num_heads=2")
+    weights = []
+    for accumulate in (1, 2):
+        module = builder.module(cfg, "pixels")
+        assert module.net.options == Options(**EVERY)
+        torch.manual_seed(accumulate)  # which draws nothing
+        fit(module, tmp_path, steps=2, accumulate=accumulate, batch_size=8)
+        weights.append(torch.cat([p.detach().flatten() for p in module.net.parameters()]))
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-6)
+
+
+def test_the_preflight_refuses_with_the_same_sentences() -> None:
+    for overrides, message in (
+        (["exp=digits_unet_gated", "backbone.lns=true"], r"backbone\.lns=True cannot be had in a U-Net"),
+        (["backbone.long_skip=-1"], r"backbone\.long_skip=-1.* must be above 0"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            composed(*overrides)
