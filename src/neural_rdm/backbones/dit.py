@@ -127,7 +127,7 @@ class DiTBlock(nn.Module):
         """
         e, drawn = repeated(e, repeat), None if drawn is None else repeated(drawn, repeat)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = repeated(self.adaLN_modulation(c), repeat).chunk(6, dim=1)
-        held = [] if values is None else [values]
+        held: list[Tensor] = [] if values is None else [values]
 
         def attend(h: Tensor) -> Tensor:
             h = modulate(self.norm_scale(self.attn_norm(h)), shift_a, scale_a)
@@ -310,7 +310,8 @@ class DiT(Backbone):
         e = self.t_embedder(t)
         c = nn.functional.silu(e if y is None else e + self.y_embedder(y))
         modulation, text = self.modulation(c), None if context is None else (context, mask)
-        stream, values, skips = self.stack.open(z), None, self._skips()
+        stream, skips = self.stack.open(z), self._skips()
+        values: Tensor | None = None
         for block, drawn in zip(self.blocks, draws(self, self.blocks, len(x), x.device), strict=True):
             stream, values = block(stream, modulation, e, text, 1, values, skips.take(block), drawn)
             skips.keep(stream)

@@ -8,7 +8,7 @@ each exists and what it costs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -192,7 +192,7 @@ def keyed(seed: int, positions: ArrayLike | Tensor) -> Iterator[None]:
         _KEYS.reset(token)
 
 
-def draws(net: nn.Module, blocks: Collection[nn.Module], rows: int, device: torch.device) -> list[Tensor | None]:
+def draws(net: nn.Module, blocks: Iterable[nn.Module], rows: int, device: torch.device) -> list[Tensor | None]:
     """For each block what the output of its units' branches is multiplied by, [rows, units of the block]: 0 where a
     branch is left out, else 1 / (1 - rate); None where there is nothing to draw.
 
@@ -207,7 +207,7 @@ def draws(net: nn.Module, blocks: Collection[nn.Module], rows: int, device: torc
     """
     rate = options_of(net).stochastic_depth
     if rate == 0 or not net.training:
-        return [None] * len(blocks)
+        return [None for _ in blocks]
     sizes = [sum(isinstance(module, Unit) for module in block.modules()) for block in blocks]
     count, key = sum(sizes), _KEYS.get()
     if key is None:

@@ -75,7 +75,7 @@ class UViTBlock(nn.Module):
         """The stream, of tensors [B, N, D], behind this block, and the values of the first attention; e = timestep
         embedding [B, D], the others as in `dit.DiTBlock`.
         """
-        held = [] if values is None else [values]
+        held: list[Tensor] = [] if values is None else [values]
 
         def attend(h: Tensor) -> Tensor:
             h = self.norm_scale(self.norm1(h))
@@ -223,7 +223,8 @@ class UViT(Backbone):
             tokens.insert(0, self.label_emb(y)[:, None])
         if context is not None:
             tokens.insert(1, self.context_embed(context))
-        stream, values = self.stack.open(torch.cat(tokens, dim=1) + self.pos_embed), None
+        stream = self.stack.open(torch.cat(tokens, dim=1) + self.pos_embed)
+        values: Tensor | None = None
         skips = Skips(self.stack, sum(block.skip_linear is not None for block in self.out_blocks))
         for block, drawn in zip(self.blocks, draws(self, self.blocks, len(x), x.device), strict=True):
             stream, values = block(stream, e, values, skips.take(block), drawn)

@@ -97,10 +97,8 @@ def _moved(model: nn.Module) -> str | None:
     if not near and not scaled:
         return None
     assert isinstance(model, Backbone)
-    plain = copy.deepcopy(model)
-    if near:
-        plain = without_gates(plain)
-        assert isinstance(plain, Backbone)
+    plain = without_gates(copy.deepcopy(model)) if near else copy.deepcopy(model)
+    assert isinstance(plain, Backbone)
     without_scales(plain)
     causes = [f"residual={model.residual.rule}"] * near + ["backbone.lns=true"] * scaled
     ours, theirs = outputs(model), outputs(plain)
