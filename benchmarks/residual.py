@@ -152,7 +152,7 @@ def saved_bytes(rule: str | Residual, bf16: bool) -> int:
     def forward() -> None:
         stream = net.stack.open(z)
         for block in net.blocks:
-            stream = block(stream, c, e)
+            stream, _ = block(stream, c, e)
         net.stack.close(stream, e)
 
     with torch.autocast("cpu", torch.bfloat16, bf16):

@@ -36,11 +36,11 @@ PEAK_BATCH = 4
 class Official(DiTBlock):
     """A block with the official arithmetic."""
 
-    def forward(self, z: Tensor, c: Tensor, e: Tensor, *_: Any) -> Tensor:
+    def forward(self, z: Tensor, c: Tensor, e: Tensor, *_: Any) -> tuple[Tensor, None]:
         modulation = self.adaLN_modulation(nn.functional.silu(c)).chunk(6, dim=1)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (m.unsqueeze(1) for m in modulation)
         z = z + gate_a * self.attn(self.attn_norm(z) * (1 + scale_a) + shift_a)
-        return z + gate_m * self.mlp(self.mlp_norm(z) * (1 + scale_m) + shift_m)
+        return z + gate_m * self.mlp(self.mlp_norm(z) * (1 + scale_m) + shift_m), None
 
 
 class Step:

@@ -137,7 +137,7 @@ def test_blocks_are_in_run_order_and_skips_pair_the_ends() -> None:
     seen: list[Tensor] = []
     made: list[Tensor] = []
     for block in net.in_blocks:
-        block.register_forward_hook(lambda m, given, out: made.append(out))
+        block.register_forward_hook(lambda m, given, out: made.append(out[0]))
     for block in net.out_blocks:
         block.skip_linear.register_forward_pre_hook(lambda m, given: seen.append(given[0][..., TINY["embed_dim"] :]))
     net(*inputs(net)[:3])

@@ -7,8 +7,9 @@ from typing import Any
 
 
 def every_rule(rank: int, port: int, folder: Path) -> None:
-    """Each rule's gradients on half of a batch a process, copied (DDP) and sharded (FSDP2), against the whole batch's:
-    `RULE differs ...` lines go to `folder/RANK.txt`, which is empty where all agree.
+    """Each rule's gradients, and those of the options that go beside one, on half of a batch a process, copied (DDP)
+    and sharded (FSDP2), against the whole batch's: `RULE differs ...` lines go to `folder/RANK.txt`, which is empty
+    where all agree.
     """
     import copy
     import os
@@ -18,8 +19,10 @@ def every_rule(rank: int, port: int, folder: Path) -> None:
     from torch import nn
     from torch.nn.parallel import DistributedDataParallel
 
+    from neural_rdm.backbones.options import keyed
     from neural_rdm.training import parallel
     from neural_rdm.training.optim import Optimizer
+    from tests.backbones import test_options as beside
     from tests.residual.test_conformance import RULES_HERE, moved, network
 
     torch.set_num_threads(1)
@@ -35,7 +38,8 @@ def every_rule(rank: int, port: int, folder: Path) -> None:
     own, all_of_it = slice(2 * rank, 2 * rank + 2), slice(None)
 
     def gradients(net: nn.Module, part: slice) -> dict[str, torch.Tensor]:
-        net(x[part], t[part], y[part]).square().mean().backward()
+        with keyed(0, torch.arange(4)[part]):
+            net(x[part], t[part], y[part]).square().mean().backward()
         named = net.named_parameters()
         return {n.removeprefix("module."): parallel.full(p.grad).clone() for n, p in named if p.grad is not None}
 
@@ -53,8 +57,9 @@ def every_rule(rank: int, port: int, folder: Path) -> None:
         return fully_shard(net)
 
     wrong = []
-    for rule in RULES_HERE:
-        whole = moved(network("dit", rule))
+    bodies = {rule: moved(network("dit", rule)) for rule in RULES_HERE}
+    bodies |= {f"{kind} with options": beside.network(kind, **beside.options(kind)).train() for kind in ("dit", "uvit")}
+    for rule, whole in bodies.items():
         halves = {"DDP": DistributedDataParallel(copy.deepcopy(whole)), "FSDP2": sharded(copy.deepcopy(whole))}
         cases = [(kind, gradients(net, own)) for kind, net in halves.items()]
         expected = gradients(copy.deepcopy(whole), all_of_it)

@@ -48,6 +48,14 @@ def turns_taken(depth: int) -> Problem | None:
     return Problem("depth", f"{depth} is odd; spatial and temporal blocks take turns: pass {depth + 1}")
 
 
+def clips_have_skips(num_frames: int, long_skip: float | None) -> Problem | None:
+    """Latte: a network of images has the spatial blocks of one of clips, and only one end of each long skip."""
+    if num_frames > 1 or long_skip is None:
+        return None
+    says = "joins a spatial and a temporal block, and num_frames=1 leaves those out; pass {at}long_skip=null"
+    return Problem("long_skip", says, long_skip)
+
+
 def own_text(extras: str | int, context_dim: int | None) -> Problem | None:
     """Latte: `extras=text` reads CLIP's tokens as the official network does."""
     if extras not in ("text", 78) or context_dim is None:
@@ -120,6 +128,31 @@ def one_text(clip_dim: int | None, num_clip_token: int | None, num_classes: int)
     if clip_dim is not None and num_classes > 0:
         return Problem("num_classes", f"{num_classes} and clip_dim={clip_dim}: labels or a text, not both; pass -1")
     return None
+
+
+def own_skips(long_skip: float | None) -> Problem | None:
+    """U-ViT: it has long skips."""
+    if long_skip is None:
+        return None
+    return Problem("long_skip", "is for networks without long skips; a U-ViT has its own, {at}skip", long_skip)
+
+
+#: what a U-Net cannot have, and why
+_NOT_IN_UNETS = {
+    "value_residual": "its attentions stand on levels of different widths and sizes, so no first one's values fit",
+    "long_skip": "a U-Net has its own long skips",
+    "lns": "its branches begin with group norms of maps, for which LayerNorm scaling is not defined",
+    "stochastic_depth": "its blocks are of diffusers, which hand no draw to their units; there is {at}dropout",
+}
+
+
+def no_options_beside_rules(
+    value_residual: bool, long_skip: float | None, lns: bool, stochastic_depth: float
+) -> Problem | None:
+    """U-Net: the options beside the residual rule are those of transformers."""
+    asked = {"value_residual": value_residual, "long_skip": long_skip, "lns": lns, "stochastic_depth": stochastic_depth}
+    key = next((key for key, value in asked.items() if value), None)
+    return None if key is None else Problem(key, f"cannot be had in a U-Net: {_NOT_IN_UNETS[key]}", asked[key])
 
 
 def null_row(num_classes: int, class_dropout_prob: float) -> Problem | None:

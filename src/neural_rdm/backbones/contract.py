@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
+from neural_rdm.backbones.options import Options
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.residual import Residual, Unit
 
@@ -34,6 +35,7 @@ class Backbone(nn.Module):
         context_dim: width of the tokens of the text that it reads; None for no text.
         context_length: how many tokens a text has; None for any number.
         learn_sigma: whether it predicts the variance too, in a second half of its output's channels.
+        options: what it does beside its residual rule, see `options.Options`; a network need not have any.
         u_shaped: whether long skips join its blocks: Neural-RDM-U.
         sizes: the published networks by name, as arguments of the constructor.
         patches: the patch sizes of each of them, where names have the form NETWORK-SIZE/PATCH.
@@ -46,6 +48,7 @@ class Backbone(nn.Module):
     context_dim: int | None = None
     context_length: int | None = None
     learn_sigma: bool = False
+    options: Options
     u_shaped: ClassVar[bool] = False
     sizes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     patches: ClassVar[tuple[int, ...]] = ()

@@ -6,17 +6,17 @@ one `Unit` each, so any of the paper's five rules applies and a state dict is th
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from neural_rdm.backbones import constraints
+from neural_rdm.backbones.attention import CrossAttention
 from neural_rdm.backbones.contract import Backbone, LastLayers
 from neural_rdm.backbones.layers import (
     MLP,
     Blocks,
-    CrossAttention,
     FinalLayer,
     Kernel,
     LabelEmbedder,
@@ -33,6 +33,7 @@ from neural_rdm.backbones.layers import (
     sincos_2d,
     unpatchify,
 )
+from neural_rdm.backbones.options import LongSkip, Options, Skip, Skips, draws, joined, thinned
 from neural_rdm.core.arguments import Count, Fraction, Natural, Positive, checked
 from neural_rdm.residual import Plan, Residual, Stream
 
@@ -58,6 +59,9 @@ class DiTBlock(nn.Module):
         gate_init: start of the adaLN gates.
         context_dim: width of the text's tokens, or None.
         shared: the network makes the modulation of all blocks, and each only shifts it (adaLN-single).
+        options: what goes beside the residual rule.
+        first: its attention is the first of its kind, whose values the others mix in.
+        joins: a long skip ends in it.
     """
 
     #: the units whose branch it multiplies by a gate of its own
@@ -75,10 +79,14 @@ class DiTBlock(nn.Module):
         context_dim: int | None = None,
         style: Style = Style(),  # noqa: B008 (frozen)
         shared: bool = False,
+        options: Options = Options(),  # noqa: B008 (frozen)
+        first: bool = False,
+        joins: bool = False,
     ) -> None:
         super().__init__()
+        self.mixes_values, self.norm_scale = options.value_residual, options.norm_scale(number)
         self.attn_norm = style.norm_layer(hidden_size)
-        self.attn = style.attention_layer(hidden_size, num_heads, grid)
+        self.attn = style.attention_layer(hidden_size, num_heads, grid, not first if options.value_residual else None)
         self.attn_unit = plan.unit("attn", number)
         if context_dim is not None:
             self.cross_norm = style.norm_layer(hidden_size)
@@ -91,10 +99,21 @@ class DiTBlock(nn.Module):
         # once.
         last = Shift(6 * hidden_size) if shared else nn.Linear(hidden_size, 6 * hidden_size)
         self.adaLN_modulation = nn.Sequential(nn.Identity(), last)
+        self.skip_linear = LongSkip(hidden_size) if joins else None
         self.gate_init, self.closed = gate_init, plan.residual.closes_branch
 
-    def forward(self, z: Stream, c: Tensor, e: Tensor, text: Text | None = None, repeat: int = 1) -> Stream:
-        """The stream, of tensors [B * repeat, N, D], behind this block.
+    def forward(
+        self,
+        z: Stream,
+        c: Tensor,
+        e: Tensor,
+        text: Text | None = None,
+        repeat: int = 1,
+        values: Tensor | None = None,
+        skip: Skip | None = None,
+        drawn: Tensor | None = None,
+    ) -> tuple[Stream, Tensor | None]:
+        """The stream, of tensors [B * repeat, N, D], behind this block, and the values of the first attention.
 
         Args:
             z: the stream in front of it.
@@ -102,13 +121,31 @@ class DiTBlock(nn.Module):
             e: timestep embedding [B, D].
             text: context [B, L, E] and its mask.
             repeat: rows of the stream that belong to one of c and e, in a row: the frames of a clip, say.
+            values: of the first attention [B * repeat, heads, N, head_dim], behind it; None without value residual.
+            skip: what a long skip joins to the stream.
+            drawn: for stochastic depth, see `options.draws` [B, units].
         """
-        e = repeated(e, repeat)
+        e, drawn = repeated(e, repeat), None if drawn is None else repeated(drawn, repeat)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = repeated(self.adaLN_modulation(c), repeat).chunk(6, dim=1)
-        z = self.attn_unit(z, lambda h: self.attn(modulate(self.attn_norm(h), shift_a, scale_a)), gate_a, e)
+        held: list[Tensor] = [] if values is None else [values]
+
+        def attend(h: Tensor) -> Tensor:
+            h = modulate(self.norm_scale(self.attn_norm(h)), shift_a, scale_a)
+            return thinned(self.attn(h, held) if self.mixes_values else self.attn(h), drawn, 0)
+
+        def read_text(h: Tensor) -> Tensor:
+            assert text is not None
+            return thinned(self.cross_attn(self.norm_scale(self.cross_norm(h)), *text), drawn, 1)
+
+        def transform(h: Tensor) -> Tensor:
+            return thinned(self.mlp(modulate(self.norm_scale(self.mlp_norm(h)), shift_m, scale_m)), drawn, -1)
+
+        if skip is not None and self.skip_linear is not None:
+            z = joined(z, skip, self.skip_linear)
+        z = self.attn_unit(z, attend, gate_a, e)
         if text is not None:
-            z = self.cross_unit(z, lambda h: self.cross_attn(self.cross_norm(h), *text), None, e)
-        return self.mlp_unit(z, lambda h: self.mlp(modulate(self.mlp_norm(h), shift_m, scale_m)), gate_m, e)
+            z = self.cross_unit(z, read_text, None, e)
+        return self.mlp_unit(z, transform, gate_m, e), held[0] if held else None
 
     @property
     def adaLN_bias(self) -> Tensor:
@@ -157,12 +194,16 @@ class DiT(Backbone):
         adaln: `block`, or `single`: one modulation network for all blocks, which only shift it (PixArt); saves a fifth
             of the parameters.
         qk_norm, norm, mlp, positions, register_tokens, attention: see `layers.Style`.
+        value_residual, long_skip, lns, stochastic_depth: see `options.Options`.
 
     Raises:
-        ValueError: sizes that do not divide, an unknown rule or option, two zero factors in series.
+        ValueError: sizes that do not divide, an unknown rule or option, two zero factors in series, long skips under a
+            rule that cannot have them.
     """
 
     blocks: Blocks[DiTBlock]
+    #: kinds of self-attention, in turns: each begins with a first one, whose values the others mix in
+    kinds: ClassVar[int] = 1
     sizes = DIT_SIZES
     patches = (2, 4, 8)
 
@@ -189,9 +230,15 @@ class DiT(Backbone):
         positions: Positions = "sincos",
         register_tokens: Natural = 0,
         attention: Kernel = "auto",
+        value_residual: bool = False,
+        long_skip: Positive | None = None,
+        lns: bool = False,
+        stochastic_depth: Fraction = 0.0,
     ) -> None:
         super().__init__()
         residual = Residual.of(residual)
+        self.options = Options(value_residual, long_skip, lns, stochastic_depth)
+        self.options.check(residual)
         self.input_size, self.patch_size, self.in_channels = input_size, patch_size, in_channels
         self.input_shape = in_channels, input_size, input_size
         self.hidden_size, self.depth, self.num_heads, self.mlp_ratio = hidden_size, depth, num_heads, mlp_ratio
@@ -221,12 +268,19 @@ class DiT(Backbone):
         return Blocks(self._block(plan, i, (self.side, self.side), self.context_dim) for i in range(depth))
 
     def _block(self, plan: Plan, number: int, grid: tuple[int, ...], context_dim: int | None) -> DiTBlock:
-        sizes = self.hidden_size, self.num_heads, self.mlp_ratio
-        return DiTBlock(*sizes, plan, number, self.gate_init, grid, context_dim, self.style, self.shared)
+        sizes, style = (self.hidden_size, self.num_heads, self.mlp_ratio), (self.style, self.shared, self.options)
+        joins = self.options.long_skip is not None and number >= self.depth - self.depth // 2
+        return DiTBlock(*sizes, plan, number, self.gate_init, grid, context_dim, *style, number < self.kinds, joins)
+
+    def _skips(self) -> Skips:
+        k = self.options.long_skip
+        return Skips(self.stack, 0) if k is None else Skips(self.stack, self.depth // 2, k)
 
     def initialize_weights(self) -> None:
         """The official initialisation: Xavier linears, N(0, 0.02) embedders, zeros where the output must start at 0."""
         for layer in linear_layers(self):
+            if isinstance(layer, LongSkip):
+                continue
             nn.init.xavier_uniform_(layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
@@ -256,8 +310,10 @@ class DiT(Backbone):
         e = self.t_embedder(t)
         c = nn.functional.silu(e if y is None else e + self.y_embedder(y))
         modulation, text = self.modulation(c), None if context is None else (context, mask)
-        stream = self.stack.open(z)
-        for block in self.blocks:
-            stream = block(stream, modulation, e, text)
+        stream, skips = self.stack.open(z), self._skips()
+        values: Tensor | None = None
+        for block, drawn in zip(self.blocks, draws(self, self.blocks, len(x), x.device), strict=True):
+            stream, values = block(stream, modulation, e, text, 1, values, skips.take(block), drawn)
+            skips.keep(stream)
         z = self.stack.close(stream, e)[:, self.style.register_tokens :]
         return unpatchify(self.final_layer(z, c), self.patch_size, self.out_channels)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from neural_rdm.backbones import constraints
 from neural_rdm.backbones.dit import DiT, DiTBlock
 from neural_rdm.backbones.layers import MLP, Blocks, Kernel, Norm, Positions, repeated, sincos_1d, unpatchify
+from neural_rdm.backbones.options import draws
 from neural_rdm.core.arguments import Count, Fraction, Natural, Positive, checked
 from neural_rdm.residual import Plan, Residual
 
@@ -23,7 +24,7 @@ EXTRAS = {"unconditional": 1, "class": 2, "text": 78}
 CLIP_TOKENS, CLIP_DIM = 77, 768  # of the text that `extras="text"` reads
 
 
-@checked(constraints.turns_taken, constraints.own_text)
+@checked(constraints.turns_taken, constraints.own_text, constraints.clips_have_skips)
 class Latte(DiT):
     """Diffusion transformer for square clips, or for images with `num_frames=1`.
 
@@ -37,11 +38,14 @@ class Latte(DiT):
         depth: blocks, even: half of them spatial, half temporal.
         context_dim: width of the tokens of a text that every spatial block attends to; None for none.
 
-    The other arguments are DiT's.
+    The other arguments are DiT's. Values are mixed with those of the first spatial attention in spatial blocks, of the
+    first temporal one in temporal blocks; long skips join a spatial and a temporal block each, frame by frame.
 
     Raises:
-        ValueError: as DiT; an odd depth, an unknown `extras`, or two texts.
+        ValueError: as DiT; an odd depth, an unknown `extras`, two texts, or long skips without the temporal blocks.
     """
+
+    kinds = 2
 
     def __init__(
         self,
@@ -68,6 +72,10 @@ class Latte(DiT):
         positions: Positions = "sincos",
         register_tokens: Natural = 0,
         attention: Kernel = "auto",
+        value_residual: bool = False,
+        long_skip: Positive | None = None,
+        lns: bool = False,
+        stochastic_depth: Fraction = 0.0,
     ) -> None:
         self.num_frames, self.extras = num_frames, EXTRAS.get(str(extras), extras)
         super().__init__(
@@ -91,6 +99,10 @@ class Latte(DiT):
             positions=positions,
             register_tokens=register_tokens,
             attention=attention,
+            value_residual=value_residual,
+            long_skip=long_skip,
+            lns=lns,
+            stochastic_depth=stochastic_depth,
         )
         if num_frames > 1:
             self.input_shape = num_frames, *self.input_shape
@@ -139,22 +151,34 @@ class Latte(DiT):
         modulation, temporal = self.modulation(each), self.modulation(clip)
         text = None if context is None or self.extras == 78 else (context, mask)
 
-        stack, stream, places = self.stack, self.stack.open(z), z.shape[1]
-        for name, block in self.blocks.named_children():
-            if int(name) % 2 == 0:
+        stack, stream, places, skips = self.stack, self.stack.open(z), z.shape[1], self._skips()
+        values: list[Tensor | None] = [None, None]  # of the first spatial attention, and of the first temporal one
+
+        def each_place(s: Tensor) -> Tensor:  # of clips: [(B frames), N, D] -> [(B N), F, D]
+            return s.unflatten(0, (batch, frames))[:, : self.num_frames].transpose(1, 2).flatten(0, 1)
+
+        blocks = list(self.blocks.named_children())
+        for (name, block), drawn in zip(blocks, draws(self, self.blocks, batch, x.device), strict=True):
+            kind, skip = int(name) % 2, skips.take(block)
+            if kind == 0:
                 once = c.ndim == 2  # one condition for all frames of a clip; else each has its row already
-                stream = block(stream, modulation, e if once else repeated(e, frames), text, frames if once else 1)
+                if not once:
+                    drawn = None if drawn is None else repeated(drawn, frames)
+                each_e, repeat = (e, frames) if once else (repeated(e, frames), 1)
+                stream, values[0] = block(stream, modulation, each_e, text, repeat, values[0], skip, drawn)
+                skips.keep(stream)
                 continue
-            stream = stack.map(lambda s: s.unflatten(0, (batch, frames)), stream)
-            images = stack.map(lambda s: s[:, self.num_frames :], stream)
-            stream = stack.map(lambda s: s[:, : self.num_frames].transpose(1, 2).flatten(0, 1), stream)  # [(B N), F, D]
+            images = stack.map(lambda s: s.unflatten(0, (batch, frames))[:, self.num_frames :], stream)
+            stream = stack.map(each_place, stream)
             if name == "1":
                 stream = stack.add(stream, self.temp_embed)
-            stream = block(stream, temporal, e, None, places)
+            skip = None if skip is None else (stack, each_place(skip[1]))
+            stream, values[1] = block(stream, temporal, e, None, places, values[1], skip, drawn)
             stream = stack.map(lambda s: s.unflatten(0, (batch, -1)).transpose(1, 2), stream)
             if frames > self.num_frames:
                 stream = stack.map(lambda s, i: torch.cat([s, i], dim=1), stream, images)
             stream = stack.map(lambda s: s.flatten(0, 1), stream)
+            skips.keep(stream)
         z = stack.close(stream, repeated(e, frames))[:, self.style.register_tokens :]
         patches = self.final_layer(z, repeated(each, len(z) // len(each)))
         return unpatchify(patches, self.patch_size, self.out_channels).reshape(*x.shape[:-3], -1, *x.shape[-2:])

@@ -18,13 +18,12 @@ from numpy.typing import NDArray
 from timm.layers import Attention, Mlp, PatchEmbed, SwiGLU
 from timm.layers.activations import GELUTanh
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from neural_rdm.backbones.attention import BACKENDS, Pinned, RotaryAttention, SelfAttention
 from neural_rdm.core.arguments import Natural, checked
 
 __all__ = [
     "Blocks",
-    "CrossAttention",
     "FinalLayer",
     "LabelEmbedder",
     "PatchEmbed",
@@ -110,12 +109,18 @@ class Style:
         kind = nn.LayerNorm if self.norm == "layer" else nn.RMSNorm
         return kind(dim, elementwise_affine=False, eps=1e-6)
 
-    def attention_layer(self, dim: int, num_heads: int, grid: tuple[int, ...]) -> Attention:
-        """Self-attention over the tokens of a `grid` ((side, side) or (frames,)) behind the register tokens."""
-        kind: type[Attention] = Attention if self.positions == "sincos" else RotaryAttention
+    def attention_layer(self, dim: int, num_heads: int, grid: tuple[int, ...], mixes: bool | None = None) -> Attention:
+        """Self-attention over the tokens of a `grid` ((side, side) or (frames,)) behind the register tokens.
+
+        Args:
+            mixes: None without value residual; with it, whether this one mixes its values, or is the first.
+        """
+        kind: type[Attention] = Attention if mixes is None else SelfAttention
+        if self.positions == "rope":
+            kind = RotaryAttention
         if self.attention != "auto":
-            kind = type(f"{kind.__name__}_{self.attention}", (_Pinned, kind), {"backend": _BACKENDS[self.attention]})
-        options: dict[str, Any] = {"qkv_bias": True}
+            kind = type(f"{kind.__name__}_{self.attention}", (Pinned, kind), {"backend": BACKENDS[self.attention]})
+        options: dict[str, Any] = {"qkv_bias": True} | ({} if mixes is None else {"mixes": mixes})
         if self.qk_norm:
             options |= {"qk_norm": True, "norm_layer": nn.LayerNorm if self.norm == "layer" else nn.RMSNorm}
         if self.positions == "rope":
@@ -127,92 +132,6 @@ class Style:
         if self.mlp == "swiglu":
             return SwiGLU(dim, int(hidden * 2 / 3), align_to=8)
         return Mlp(dim, hidden, act_layer=GELUTanh)
-
-
-_BACKENDS = {
-    "math": SDPBackend.MATH,
-    "flash": SDPBackend.FLASH_ATTENTION,
-    "efficient": SDPBackend.EFFICIENT_ATTENTION,
-    "cudnn": SDPBackend.CUDNN_ATTENTION,
-}
-
-
-class _Pinned(nn.Module):
-    """Mixed into an attention layer: its kernel is `backend`."""
-
-    backend: SDPBackend
-
-    def forward(self, x: Tensor) -> Tensor:
-        with sdpa_kernel(self.backend):
-            return super().forward(x)
-
-
-class RotaryAttention(Attention):
-    """Self-attention whose queries and keys are turned by their place, so that scores depend on distances (RoFormer).
-
-    Each axis of the grid turns an equal share of every head's channels, in pairs.
-
-    Args:
-        grid: tokens along each axis, last axis fastest.
-        unturned: tokens in front that have no place.
-
-    Raises:
-        ValueError: the channels of a head do not split into pairs for each axis.
-    """
-
-    cos: Tensor
-    sin: Tensor
-
-    def __init__(self, dim: int, num_heads: int, grid: tuple[int, ...], unturned: int = 0, **options: Any) -> None:
-        super().__init__(dim, num_heads=num_heads, **options)
-        pairs, rest = divmod(dim // num_heads, 2 * len(grid))
-        if rest:
-            raise ValueError(f"positions=rope needs channels of a head, {dim // num_heads}, in {2 * len(grid)}s")
-        frequencies = 10000.0 ** (-torch.arange(pairs, dtype=torch.float64, device="cpu") / pairs)
-        axes = torch.meshgrid(*(torch.arange(n, dtype=torch.float64, device="cpu") for n in grid), indexing="ij")
-        angles = torch.cat([axis.flatten()[:, None] * frequencies for axis in axes], dim=1)  # [N, head_dim / 2]
-        angles = torch.cat([angles.new_zeros(unturned, angles.shape[1]), angles])
-        self.register_buffer("cos", angles.cos().float(), persistent=False)
-        self.register_buffer("sin", angles.sin().float(), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # no mask, nothing causal
-        """x [B, N, D] -> [B, N, D]."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
-        q, k = self.turn(self.q_norm(q)), self.turn(self.k_norm(k))
-        out = nn.functional.scaled_dot_product_attention(q, k, v)
-        return self.proj(out.transpose(1, 2).flatten(2))
-
-    def turn(self, x: Tensor) -> Tensor:
-        """Turn [B, heads, N, head_dim]: channel i and i + head_dim/2 are one pair."""
-        a, b = x.float().chunk(2, dim=-1)
-        return torch.cat([a * self.cos - b * self.sin, a * self.sin + b * self.cos], dim=-1).to(x.dtype)
-
-
-class CrossAttention(nn.Module):
-    """Tokens attend to a text: [R, N, D] and context [B, L, E] -> [R, N, D], R a multiple of B (the frames of a clip).
-
-    Its last projection starts at zero, so that adding it to trained weights changes nothing.
-    """
-
-    def __init__(self, dim: int, context_dim: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.q = nn.Linear(dim, dim)
-        self.kv = nn.Linear(context_dim, 2 * dim)
-        self.proj = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
-        """mask: bool [B, L], True for a token of the text; a text without any contributes nothing."""
-        batch = len(context)
-        q = self.q(x).reshape(batch, -1, self.num_heads, x.shape[-1] // self.num_heads).transpose(1, 2)
-        k, v = self.kv(context).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        if mask is None:
-            mask = torch.ones(context.shape[:2], dtype=torch.bool, device=x.device)
-        some = mask.any(dim=1, keepdim=True)
-        # softmax over no token at all is NaN: such a text attends to its padding, and is then multiplied by 0
-        out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=(mask | ~some)[:, None, None])
-        out = out.transpose(1, 2).flatten(2) * some[..., None]
-        return self.proj(out.reshape(x.shape))
 
 
 class Registers(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from neural_rdm.backbones import constraints
 from neural_rdm.backbones.contract import Backbone
-from neural_rdm.core.arguments import Count, Fraction, checked
+from neural_rdm.core.arguments import Count, Fraction, Positive, checked
 from neural_rdm.residual import Residual, Unit
 from neural_rdm.residual.gating import gate
 
@@ -46,7 +46,7 @@ UNETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@checked(constraints.levels_fit, constraints.one_condition)
+@checked(constraints.levels_fit, constraints.one_condition, constraints.no_options_beside_rules)
 class UNet(Backbone):
     """U-Net for square images or latents.
 
@@ -74,6 +74,7 @@ class UNet(Backbone):
         norm_num_groups: groups of every group norm.
         use_new_attention_order: how official files of bare attention order queries, keys and values: for each head in
             turn, or (true: ADM's 64 x 64 model) all queries first. It matters to loading alone: no file tells.
+        value_residual, long_skip, lns, stochastic_depth: options of transformers, refused here, each with its reason.
 
     Raises:
         ValueError: sizes that do not fit, options that the two networks do not have together.
@@ -110,6 +111,10 @@ class UNet(Backbone):
         class_dropout_prob: Fraction = 0.0,
         norm_num_groups: Count = 32,
         use_new_attention_order: bool = False,
+        value_residual: bool = False,
+        long_skip: Positive | None = None,
+        lns: bool = False,
+        stochastic_depth: Fraction = 0.0,
     ) -> None:
         super().__init__()
         residual = Residual.of(residual)

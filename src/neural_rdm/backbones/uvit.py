@@ -15,8 +15,10 @@ from timm.layers import Attention, Mlp
 from torch import Tensor, nn
 
 from neural_rdm.backbones import constraints
+from neural_rdm.backbones.attention import SelfAttention
 from neural_rdm.backbones.contract import Backbone, LastLayers
 from neural_rdm.backbones.layers import Blocks, PatchEmbed, frequencies, linear_layers, unpatchify, waves
+from neural_rdm.backbones.options import Options, Skip, Skips, draws, joined, thinned
 from neural_rdm.core.arguments import Count, Fraction, Positive, at_least, checked
 from neural_rdm.residual import Plan, Residual, Stream
 
@@ -34,11 +36,23 @@ class UViTBlock(nn.Module):
     """Two residual units, attention and MLP; a block of the second half first mixes its skip into the stream."""
 
     def __init__(
-        self, dim: int, num_heads: int, mlp_ratio: float, qkv_bias: bool, skip: bool, plan: Plan, number: int
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float,
+        qkv_bias: bool,
+        skip: bool,
+        plan: Plan,
+        number: int,
+        options: Options,
     ) -> None:
         super().__init__()
+        self.mixes_values, self.norm_scale = options.value_residual, options.norm_scale(number)
         self.norm1 = nn.LayerNorm(dim)
-        self.attn = Attention(dim, num_heads=num_heads, qkv_bias=qkv_bias)
+        if options.value_residual:
+            self.attn: Attention = SelfAttention(dim, num_heads, mixes=number > 0, qkv_bias=qkv_bias)
+        else:
+            self.attn = Attention(dim, num_heads=num_heads, qkv_bias=qkv_bias)
         self.attn_unit = plan.unit("attn", number)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
@@ -50,17 +64,41 @@ class UViTBlock(nn.Module):
         assert self.skip_linear is not None
         return self.skip_linear(torch.cat([z, skip], dim=-1))
 
-    def forward(self, z: Stream, e: Tensor) -> Stream:
-        """The stream, of tensors [B, N, D], behind this block; e = timestep embedding [B, D]."""
-        z = self.attn_unit(z, lambda h: self.attn(self.norm1(h)), None, e)
-        return self.mlp_unit(z, lambda h: self.mlp(self.norm2(h)), None, e)
+    def forward(
+        self,
+        z: Stream,
+        e: Tensor,
+        values: Tensor | None = None,
+        skip: Skip | None = None,
+        drawn: Tensor | None = None,
+    ) -> tuple[Stream, Tensor | None]:
+        """The stream, of tensors [B, N, D], behind this block, and the values of the first attention; e = timestep
+        embedding [B, D], the others as in `dit.DiTBlock`.
+        """
+        held: list[Tensor] = [] if values is None else [values]
+
+        def attend(h: Tensor) -> Tensor:
+            h = self.norm_scale(self.norm1(h))
+            return thinned(self.attn(h, held) if self.mixes_values else self.attn(h), drawn, 0)
+
+        if skip is not None:
+            z = joined(z, skip, self.mixed)
+        z = self.attn_unit(z, attend, None, e)
+        z = self.mlp_unit(z, lambda h: thinned(self.mlp(self.norm_scale(self.norm2(h))), drawn, 1), None, e)
+        return z, held[0] if held else None
 
     def last_layers(self) -> LastLayers:
         """Every unit, in run order, with the last affine layer of its branch."""
         return [(self.attn_unit, self.attn.proj), (self.mlp_unit, self.mlp.fc2)]
 
 
-@checked(constraints.tokens_fit, constraints.pairs_of_blocks, constraints.one_text, constraints.null_row)
+@checked(
+    constraints.tokens_fit,
+    constraints.pairs_of_blocks,
+    constraints.one_text,
+    constraints.null_row,
+    constraints.own_skips,
+)
 class UViT(Backbone):
     """U-ViT for square images or latents: unconditional, with class labels, or with a text (`clip_dim`).
 
@@ -83,6 +121,8 @@ class UViT(Backbone):
         class_dropout_prob: the rate at which it is trained without its condition; above 0 the last row of the label
             table is the null class. The dropout itself belongs to the training step (`conditioning.labels`).
         residual: the residual rule, by name or as a `Residual`.
+        value_residual, lns, stochastic_depth: see `options.Options`.
+        long_skip: refused: `skip` is this network's own.
 
     Raises:
         ValueError: sizes that do not divide, labels together with a text, an unknown rule.
@@ -111,9 +151,14 @@ class UViT(Backbone):
         *,
         class_dropout_prob: Fraction = 0.1,
         residual: str | Residual = "gated",
+        value_residual: bool = False,
+        long_skip: Positive | None = None,
+        lns: bool = False,
+        stochastic_depth: Fraction = 0.0,
     ) -> None:
         super().__init__()
         residual = Residual.of(residual)
+        self.options = Options(value_residual, long_skip, lns, stochastic_depth)
         self.img_size, self.patch_size, self.in_chans, self.out_channels = img_size, patch_size, in_chans, in_chans
         self.input_shape = in_chans, img_size, img_size
         self.embed_dim, self.depth, self.num_heads, self.mlp_ratio = embed_dim, depth, num_heads, mlp_ratio
@@ -142,7 +187,7 @@ class UViT(Backbone):
         plan = residual.plan(2 * (2 * half + 1), embed_dim, time_dim=embed_dim)
 
         def block(number: int, skip: bool = False) -> UViTBlock:
-            return UViTBlock(embed_dim, num_heads, mlp_ratio, qkv_bias, skip, plan, number)
+            return UViTBlock(embed_dim, num_heads, mlp_ratio, qkv_bias, skip, plan, number, self.options)
 
         self.stack = plan.stack
         self.in_blocks: Blocks[UViTBlock] = Blocks(block(i) for i in range(half))
@@ -154,7 +199,7 @@ class UViT(Backbone):
         self.initialize_weights()
 
     @property
-    def blocks(self) -> list[nn.Module]:
+    def blocks(self) -> list[UViTBlock]:
         """Every block, in run order."""
         return [*self.in_blocks, self.mid_block, *self.out_blocks]
 
@@ -178,14 +223,11 @@ class UViT(Backbone):
             tokens.insert(0, self.label_emb(y)[:, None])
         if context is not None:
             tokens.insert(1, self.context_embed(context))
-        stream, skips = self.stack.open(torch.cat(tokens, dim=1) + self.pos_embed), []
-        for block in self.in_blocks:
-            stream = block(stream, e)
-            skips.append(self.stack.close(stream))
-        stream = self.mid_block(stream, e)
-        for block in self.out_blocks:
-            if block.skip_linear is not None:
-                stream = self.stack.open(block.mixed(self.stack.close(stream), skips.pop()))
-            stream = block(stream, e)
+        stream = self.stack.open(torch.cat(tokens, dim=1) + self.pos_embed)
+        values: Tensor | None = None
+        skips = Skips(self.stack, sum(block.skip_linear is not None for block in self.out_blocks))
+        for block, drawn in zip(self.blocks, draws(self, self.blocks, len(x), x.device), strict=True):
+            stream, values = block(stream, e, values, skips.take(block), drawn)
+            skips.keep(stream)
         patches = self.decoder_pred(self.norm(self.stack.close(stream, e)))[:, self.extras :]
         return self.final_layer(unpatchify(patches, self.patch_size, self.in_chans))

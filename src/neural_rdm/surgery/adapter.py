@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from torch import Tensor, nn
 
 from neural_rdm.backbones.contract import Backbone
+from neural_rdm.backbones.options import added, options_of
 from neural_rdm.core.errors import CheckpointError
 from neural_rdm.residual import Residual, Unit
 from neural_rdm.surgery.tables import fitted
@@ -68,6 +69,8 @@ class Adapter(Generic[Net]):
 
     def __init__(self, model: Net) -> None:
         self.model = model
+        if self.no_official is None and (option := options_of(model).changes) is not None:
+            self.no_official = f"the official network has no {option}"
 
     # -- growth, see `grow`
 
@@ -145,8 +148,11 @@ class Adapter(Generic[Net]):
         return {name: unit for name, unit, last in found if last is not None and f"{last}.weight" not in state}
 
     def idle(self, state: State) -> set[str]:
-        """The keys of new branches that contribute nothing as they stand, so that a file need not know them."""
-        return set()
+        """The keys of new branches, and of options of the network, that contribute nothing as they stand, so that a
+        file need not know them.
+        """
+        own = self.model.state_dict()
+        return {key for key in added(self.model) if key not in state and not own[key].any()}
 
     def hints(self, problems: Problems, own: State, found: State) -> list[str]:
         """What probably happened, in the words of the configuration, where a file does not fit.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from neural_rdm.backbones.dit import DiT
 from neural_rdm.backbones.layers import linear_layers
+from neural_rdm.backbones.options import option_of
 from neural_rdm.residual import gate_names
 from neural_rdm.surgery.adapter import NOT_IN_DIFFUSERS, Adapter, Problems, State, adapts, depth_in
 
@@ -55,7 +56,7 @@ class TransformerAdapter(Adapter[Transformer], Generic[Transformer]):
         super().__init__(model)
         gates = gate_names(model)
         new = (k for k in model.state_dict() if k not in gates and not _NEW.isdisjoint(k.split(".")))
-        if (key := next(new, None)) is not None:
+        if self.no_official is None and (key := next(new, None)) is not None:
             self.no_official = f"the official network has no {key}, only the default options"
 
     def no_growth(self, placement: str, operator: str) -> str | None:
@@ -83,8 +84,8 @@ class TransformerAdapter(Adapter[Transformer], Generic[Transformer]):
         return super().to_ours(state, name)
 
     def idle(self, state: State) -> set[str]:
-        """New cross-attention whose last projection, or whose gate, is zero."""
-        own, idle = self.model.state_dict(), set()
+        """Also new cross-attention whose last projection, or whose gate, is zero."""
+        own, idle = self.model.state_dict(), super().idle(state)
         for name, unit in self.new_units(state).items():
             if not name.endswith("cross_unit"):
                 continue
@@ -132,6 +133,8 @@ class TransformerAdapter(Adapter[Transformer], Generic[Transformer]):
                 "another resolution: pass pretrained.reinit=[pos_embed] to interpolate the position table, or set "
                 "backbone.input_size"
             )
+        for option in sorted({option for key in unexpected if (option := option_of(key))}):
+            hints.append(f"the file was trained with backbone.{option}: set it as the file's run did")
         if "temp_embed" in unexpected:
             hints.append("a file of clips for a network of images: use backbone=latte with backbone.num_frames=1")
         if any("cross_attn" in k for k in missing) or any(k.startswith("registers.") for k in missing):

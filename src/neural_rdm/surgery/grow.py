@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from neural_rdm.backbones.contract import blocks_of, has_units
+from neural_rdm.backbones.options import NO_GROWTH, options_of
 from neural_rdm.residual import Residual, Unit, gate_names, units
 from neural_rdm.surgery.adapter import Adapter, adapter_of, last_layers
 
@@ -98,7 +99,8 @@ def plan(model: nn.Module, depth: int, placement: str = "interleave", operator: 
         if value not in choices:
             raise ValueError(f"{key}={value} is not one of {', '.join(choices)}")
     adapter, name = adapter_of(model), type(model).__name__
-    if (reason := adapter.no_growth(placement, operator)) is not None:
+    option = options_of(model).changes
+    if (reason := adapter.no_growth(placement, operator) or NO_GROWTH.get(option or "")) is not None:
         raise ValueError(f"{name} cannot be grown: {reason}")
     step, old = adapter.step * len(adapter.lists), depth_of(model)
     if depth <= old or (depth - old) % step:

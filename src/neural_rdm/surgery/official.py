@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from neural_rdm.backbones.contract import Backbone
+from neural_rdm.backbones.options import options_of, without_scales
 from neural_rdm.core.errors import CheckpointError
 from neural_rdm.core.ranks import is_first_rank
 from neural_rdm.core.weights import read_weights, unwrapped
@@ -83,19 +84,26 @@ def load_official(model: Model, source: str | Path | State, reinit: Iterable[str
             hints.append("the file holds gates of another residual rule; choose the one that it was trained with")
         raise CheckpointError(_message(name, problems, own, found, hints))
     model.load_state_dict(state)
-    if any(unit.plain_within for _, unit in units(model)) and is_first_rank():
-        print(f"{name}: {_moved(model)}", flush=True)
+    if is_first_rank() and (said := _moved(model)) is not None:
+        print(f"{name}: {said}", flush=True)
     return model
 
 
-def _moved(model: nn.Module) -> str:
-    """How far a rule that is plain up to the eps of norms moves the output of the plain network, in words."""
-    plain = without_gates(copy.deepcopy(model))
+def _moved(model: nn.Module) -> str | None:
+    """How far the output moves from what the file was trained for, in words: under a rule that is plain up to the eps
+    of norms, and under scaled norms, which have no parameters that could undo them. None where nothing moves.
+    """
+    near, scaled = any(unit.plain_within for _, unit in units(model)), options_of(model).lns
+    if not near and not scaled:
+        return None
     assert isinstance(model, Backbone)
+    plain = without_gates(copy.deepcopy(model)) if near else copy.deepcopy(model)
     assert isinstance(plain, Backbone)
+    without_scales(plain)
+    causes = [f"residual={model.residual.rule}"] * near + ["backbone.lns=true"] * scaled
     ours, theirs = outputs(model), outputs(plain)
     share = float((ours - theirs).norm() / theirs.norm().clamp(min=1e-12))
-    return f"under residual={model.residual.rule} the output of two random samples moves by {share:.1e} of its size"
+    return f"under {' and '.join(causes)} the output of two random samples moves by {share:.1e} of its size"
 
 
 def _gates(adapter: Adapter[nn.Module], own: State, state: State, name: str) -> dict[str, Tensor]:

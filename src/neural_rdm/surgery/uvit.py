@@ -99,6 +99,8 @@ class UViTAdapter(Adapter[UViT]):
         }.items():
             if key in missing | unexpected | misshaped:
                 hints.append(f"{key} differs: set backbone.{option} as the file's")
+        if any(k.endswith("value_lambda") for k in unexpected):
+            hints.append("the file was trained with backbone.value_residual: set it as the file's run did")
         if any(k.endswith("qkv.bias") for k in missing | unexpected):
             hints.append("the bias of queries, keys and values differs: set backbone.qkv_bias")
         return hints

@@ -12,6 +12,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
 from neural_rdm.backbones.contract import Backbone, blocks_of
+from neural_rdm.backbones.options import keyed
 from neural_rdm.conditioning.conditions import encoded, null_condition
 from neural_rdm.conditioning.labels import drop_labels, dropout_mask
 from neural_rdm.core import seeding
@@ -92,7 +93,9 @@ class NeuralRDM(pl.LightningModule):
         if self.on_times is not None:
             self.on_times(t)
         xt = self.objective.process.q_sample(x, t, noise)
-        return self.objective.loss(self.net(xt, t, **self.condition(batch, drop)), x, xt, t, noise)
+        with keyed(self.seed, position):  # stochastic depth
+            out = self.net(xt, t, **self.condition(batch, drop))
+        return self.objective.loss(out, x, xt, t, noise)
 
     def condition(self, batch: Batch, drop: bool) -> dict[str, Tensor]:
         """What the network is shown beside x and t; when `drop`, nothing at all for some of the samples.
