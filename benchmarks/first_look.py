@@ -1,0 +1,246 @@
+"""Every residual rule on the digits at two depths: a short sweep of learning rates each, then three seeds at the best.
+
+Each finished run is a line of `results/first_look.csv`, on disk before the next one begins: killed and started again,
+the study goes on with what is not there. Runs share data, noise, timesteps and the draws of their initial weights
+within a seed.
+"""
+
+from __future__ import annotations
+
+import csv
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from neural_rdm.cli import build
+from neural_rdm.config.compose import compose_config
+from neural_rdm.core.errors import UserError
+from neural_rdm.core.files import write_text
+from neural_rdm.data.base import DataModule
+from neural_rdm.reports.tables import csv_text
+from neural_rdm.training.ema import averaged
+from neural_rdm.training.guards import StopOnSignal
+from neural_rdm.training.held import callbacks_of
+from neural_rdm.training.measuring import subject_of
+from neural_rdm.training.module import NeuralRDM
+
+RUNS = Path(__file__).parent / "results" / "first_look.csv"
+#: the rules in the order in which they run: the paper's five first, then from one tensor to a whole history
+RULES = (
+    "resnet", "gated", "adaln", "skip", "rezero", "layerscale", "sandwich", "mvsplit", "ihc", "hc", "denseformer",
+    "block_attnres", "delta", "dar",
+)  # fmt: skip
+UNITS = (12, 48)
+RATES = (1e-3, 3e-3, 1e-2)
+SEEDS = (0, 1, 2)
+SWEEP_SEED = 100  # of no run that is compared
+SWEEP_STEPS, STEPS = 100, 300
+VAL_DRAWS, VAL_SEED = 4, 1_000  # timesteps and noises of every held-out digit, the same for every run
+SETTINGS = (
+    "exp=digits_gated",
+    "backbone.hidden_size=32",
+    "data.batch_size=48",
+    "optimizer.warmup_steps=20",
+    "sampler.steps=10",
+    "sampler.cfg_scale=1.0",
+    "metric.per_class=25",
+    "checkpoint.every_n_steps=1000000",
+    "~logger",
+)
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row of the study: its name, and the overrides that make it."""
+
+    name: str
+    overrides: tuple[str, ...]
+
+
+CASES = [Case(rule, (f"residual={rule}",)) for rule in RULES]
+SLOW = ("delta", "dar")  # at many units
+#: depths and cases, one part behind the other
+PARTS = (
+    (UNITS[0], CASES),
+    (UNITS[1], [case for case in CASES if case.name not in SLOW]),
+    (UNITS[1], [case for case in CASES if case.name in SLOW]),
+)
+
+
+def run() -> Row:
+    """Do what is not done yet, printing each run as it ends; the runs as plain values."""
+    rows = read()
+    began, done = time.monotonic(), 0.0
+    for units, cases in PARTS:
+        for case, stage, lr, seed in jobs(rows, units, cases):
+            if any(same(row, units, case, stage, lr, seed) for row in rows):
+                continue
+            rows.append(train(units, case, stage, lr, seed))
+            write_text(RUNS, csv_text(rows))
+            done += work(units, case, stage)
+            minutes = left(rows) * (time.monotonic() - began) / done / 60
+            print(f"[{len(rows)} done, about {minutes:.0f} minutes left] {shown(rows[-1])}", flush=True)
+    return {"runs": rows}
+
+
+def work(units: int, case: Case, stage: str) -> float:
+    """About how long a run takes, in units of its own: attention over depth grows with the square of the depth."""
+    steps = STEPS if stage == "run" else SWEEP_STEPS
+    return steps * units * (1 + units / 12 if case.name in SLOW else 1.5)
+
+
+def left(rows: list[Row]) -> float:
+    """The work of the runs that are not done."""
+    stages = [*(("sweep", SWEEP_SEED, lr) for lr in RATES), *(("run", seed, 0.0) for seed in SEEDS)]
+    done = {(r["units"], r["case"], r["stage"], r["seed"], r["lr"] if r["stage"] == "sweep" else 0.0) for r in rows}
+    return sum(
+        work(units, case, stage)
+        for units, cases in PARTS
+        for case in cases
+        for stage, seed, lr in stages
+        if (units, case.name, stage, seed, lr) not in done
+    )
+
+
+def jobs(rows: list[Row], units: int, cases: list[Case]) -> Iterator[tuple[Case, str, float, int]]:
+    """Case, stage, learning rate and seed of every run of a part, in order: those of the sweep tell the others'."""
+    for case in cases:
+        for lr in RATES:
+            yield case, "sweep", lr, SWEEP_SEED
+    for seed in SEEDS:
+        for case in cases:
+            yield case, "run", best_rate(rows, units, case.name), seed
+
+
+def best_rate(rows: Iterable[Row], units: int, name: str) -> float:
+    """The learning rate of the lowest validation loss in a case's sweep; a run that broke counts as the worst."""
+    swept = [row for row in rows if (row["units"], row["case"], row["stage"]) == (units, name, "sweep")]
+    return float(min(swept, key=lambda row: float("inf") if row["val_loss"] is None else row["val_loss"])["lr"])
+
+
+def same(row: Row, units: int, case: Case, stage: str, lr: float, seed: int) -> bool:
+    """Whether a row is the run of these settings."""
+    return tuple(row[key] for key in ("units", "case", "stage", "lr", "seed")) == (units, case.name, stage, lr, seed)
+
+
+def configuration(units: int, case: Case, stage: str, lr: float, seed: int) -> DictConfig:
+    """The run's configuration, without the callbacks that only log."""
+    steps = STEPS if stage == "run" else SWEEP_STEPS
+    sizes = f"backbone.depth={units // 2}", f"trainer.max_steps={steps}", f"optimizer.lr={lr}", f"seed={seed}"
+    cfg = compose_config("train", [*SETTINGS, *case.overrides, *sizes]).cfg
+    cfg.callbacks = {"ema": cfg.callbacks.ema}
+    return cfg
+
+
+def train(units: int, case: Case, stage: str, lr: float, seed: int) -> Row:
+    """Train one network and measure it: its own row, with empty numbers and `broken` where its loss was not finite.
+
+    Raises:
+        SystemExit: a signal asks to stop; the run is begun anew next time.
+    """
+    cfg = configuration(units, case, stage, lr, seed)
+    data = build.data(cfg)
+    data.setup()
+    module = build.module(cfg, data.space)
+    row: Row = {"units": units, "case": case.name, "stage": stage, "lr": lr, "seed": seed}
+    row |= {"steps": cfg.trainer.max_steps, "parameters": sum(p.numel() for p in module.net.parameters())}
+    numbers: Row = dict.fromkeys(("val_loss", "val_mse", "frechet_pixels", "accuracy", "train_loss", "step_ms"))
+    broken = ""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = build.trainer(cfg, Path(folder))
+        clock = Clock(module)
+        try:
+            trainer.fit(module, datamodule=data)
+        except UserError as error:
+            broken = str(error).splitlines()[0]
+        (stop,) = callbacks_of(trainer, StopOnSignal)
+        if stop.received:
+            raise SystemExit(stop.exit_code)
+        if not broken:
+            numbers |= {"train_loss": clock.loss(), "step_ms": clock.step_ms()}
+            with averaged(trainer, module.net):
+                numbers |= validate(module, data)
+                if stage == "run":
+                    report = build.build(cfg.metric, "metric")
+                    found = report.rows(
+                        subject_of(trainer, module, build.build(cfg.sampler, "sampler"), "ema", progress=False)
+                    )[0][0]
+                    numbers |= {key: found[key] for key in ("frechet_pixels", "accuracy")}
+    return row | numbers | {"broken": broken, "commit": commit()}
+
+
+class Clock:
+    """Losses and CPU seconds of the training steps of a module."""
+
+    def __init__(self, module: NeuralRDM) -> None:
+        self.losses: list[float] = []
+        self.at: list[float] = []
+        step = module.training_step
+
+        def timed(batch: Any, batch_idx: int) -> Any:
+            self.at.append(time.process_time())
+            result = step(batch, batch_idx)
+            self.losses.append(result["loss"].item())
+            return result
+
+        module.training_step = timed  # type: ignore[method-assign]
+
+    def loss(self) -> float:
+        """The mean training loss of the last tenth of the steps."""
+        return statistics.fmean(self.losses[-(len(self.losses) // 10) :])
+
+    def step_ms(self) -> float:
+        """Milliseconds of CPU time from the beginning of a step to that of the next, the median."""
+        return 1e3 * statistics.median(b - a for a, b in zip(self.at, self.at[1:], strict=False))
+
+
+@torch.no_grad()
+def validate(module: NeuralRDM, data: DataModule) -> Row:
+    """The mean losses of all held-out digits at the same timesteps and under the same noise for every run."""
+    module.eval()
+    own, module.seed = module.seed, VAL_SEED
+    batches = list(data.val_dataloader())
+    whole: Any = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
+    parts = [module.losses(whole, f"first look {draw}", drop=False) for draw in range(VAL_DRAWS)]
+    module.seed = own
+    return {f"val_{key}": torch.cat([part[key] for part in parts]).double().mean().item() for key in ("loss", "mse")}
+
+
+def read() -> list[Row]:
+    """The runs that are done, numbers as numbers."""
+    if not RUNS.is_file():
+        return []
+    with RUNS.open(newline="", encoding="utf-8") as file:
+        return [{key: _value(key, text) for key, text in row.items()} for row in csv.DictReader(file)]
+
+
+def _value(key: str, text: str) -> Any:
+    if key in ("case", "stage", "broken", "commit"):
+        return text
+    if key in ("units", "seed", "steps", "parameters"):
+        return int(text)
+    return float(text) if text else None
+
+
+def shown(row: Row) -> str:
+    """A run in one line."""
+    names = ("val_loss", "frechet_pixels", "accuracy", "step_ms")
+    numbers = ", ".join(f"{name} {row[name]:.4g}" for name in names if row[name] is not None)
+    return f"{row['units']} units, {row['case']}, {row['stage']}, lr {row['lr']:g}, seed {row['seed']}: " + (
+        row["broken"] or numbers
+    )
+
+
+def commit() -> str:
+    """The commit of this code; `+` behind it where files differ from it."""
+    line = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--dirty=+"]
+    return subprocess.run(line, capture_output=True, text=True, check=False).stdout.strip()
