@@ -24,8 +24,9 @@ from PIL import Image
 
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.core.progress import progress_bar
-from neural_rdm.data.clips import ClipFiles, find_videos
+from neural_rdm.data.clips import ClipFiles
 from neural_rdm.data.decoders import DECODERS, check_decoder
+from neural_rdm.data.video_files import find_videos
 from neural_rdm.data.video_index import probe
 from neural_rdm.reports.samples import write_mp4
 from neural_rdm.reports.tables import markdown_table

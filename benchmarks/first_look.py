@@ -40,6 +40,7 @@ RULES = (
 )  # fmt: skip
 UNITS = (12, 48)
 RATES = (1e-3, 3e-3, 1e-2)
+FURTHER = {1e-2: 3e-2, 3e-2: 1e-1, 1e-3: 3e-4, 3e-4: 1e-4}  # where the best is at an edge of the grid: what is beyond
 SEEDS = (0, 1, 2)
 SWEEP_SEED = 100  # of no run that is compared
 SWEEP_STEPS, STEPS = 100, 300
@@ -114,8 +115,12 @@ def left(rows: list[Row]) -> float:
 def jobs(rows: list[Row], units: int, cases: list[Case]) -> Iterator[tuple[Case, str, float, int]]:
     """Case, stage, learning rate and seed of every run of a part, in order: those of the sweep tell the others'."""
     for case in cases:
-        for lr in RATES:
+        grid = list(RATES)
+        for lr in grid:  # it grows
             yield case, "sweep", lr, SWEEP_SEED
+            beyond = FURTHER.get(best_rate(rows, units, case.name))
+            if lr == grid[-1] and beyond is not None and beyond not in grid:
+                grid.append(beyond)
     for seed in SEEDS:
         for case in cases:
             yield case, "run", best_rate(rows, units, case.name), seed
