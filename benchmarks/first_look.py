@@ -39,11 +39,11 @@ RULES = (
     "block_attnres", "delta", "dar",
 )  # fmt: skip
 UNITS = (12, 48)
-RATES = (1e-3, 3e-3, 1e-2)
-FURTHER = {1e-2: 3e-2, 3e-2: 1e-1, 1e-3: 3e-4, 3e-4: 1e-4}  # where the best is at an edge of the grid: what is beyond
+RATES = (3e-3, 1e-2, 3e-2)
+FURTHER = {3e-2: 1e-1, 1e-1: 3e-1, 3e-3: 1e-3, 1e-3: 3e-4}  # where the best is at an edge of the grid: what is beyond
 SEEDS = (0, 1, 2)
 SWEEP_SEED = 100  # of no run that is compared
-SWEEP_STEPS, STEPS = 100, 300
+SWEEP_STEPS, STEPS = 100, 200
 VAL_DRAWS, VAL_SEED = 4, 1_000  # timesteps and noises of every held-out digit, the same for every run
 SETTINGS = (
     "exp=digits_gated",
