@@ -40,10 +40,15 @@ RULES = (
 )  # fmt: skip
 UNITS = (12, 48)
 RATES = (3e-3, 1e-2, 3e-2)
-FURTHER = {3e-2: 1e-1, 1e-1: 3e-1, 3e-3: 1e-3, 1e-3: 3e-4}  # where the best is at an edge of the grid: what is beyond
+FURTHER = {
+    3e-2: 1e-1,
+    1e-1: 3e-1,
+    3e-3: 1e-3,
+    1e-3: 3e-4,
+}  # where the best is at an edge of the grid, at the first depth: what is beyond
 SEEDS = (0, 1, 2)
 SWEEP_SEED = 100  # of no run that is compared
-SWEEP_STEPS, STEPS = 100, 200
+SWEEP_STEPS, STEPS = 100, 150
 VAL_DRAWS, VAL_SEED = 4, 1_000  # timesteps and noises of every held-out digit, the same for every run
 SETTINGS = (
     "exp=digits_gated",
@@ -119,7 +124,7 @@ def jobs(rows: list[Row], units: int, cases: list[Case]) -> Iterator[tuple[Case,
         for lr in grid:  # it grows
             yield case, "sweep", lr, SWEEP_SEED
             beyond = FURTHER.get(best_rate(rows, units, case.name))
-            if lr == grid[-1] and beyond is not None and beyond not in grid:
+            if units == UNITS[0] and lr == grid[-1] and beyond is not None and beyond not in grid:
                 grid.append(beyond)
     for seed in SEEDS:
         for case in cases:
