@@ -79,6 +79,8 @@ def deepen(cfg: DictConfig, folder: Path) -> int:
     if (name := sick(content)) is not None:
         raise CheckpointError(f"{source} holds values that are not finite (first {name})")
     check_checkpoint(run_of(cfg.checkpoint), config, source, content)
+    if config.control == "mlp_widened":
+        raise ConfigError("a run of control=mlp_widened is not deepened: how wide its MLPs are depends on the depth")
     net = build.network(config)
     freeze(net, config.train_only)
     try:

@@ -34,6 +34,7 @@ class Backbone(nn.Module):
         context_dim: width of the tokens of the text that it reads; None for no text.
         context_length: how many tokens a text has; None for any number.
         learn_sigma: whether it predicts the variance too, in a second half of its output's channels.
+        control: of a control in a comparison of rules (see `surgery.controls`), the sentence that says what it is.
         u_shaped: whether long skips join its blocks: Neural-RDM-U.
         sizes: the published networks by name, as arguments of the constructor.
         patches: the patch sizes of each of them, where names have the form NETWORK-SIZE/PATCH.
@@ -46,6 +47,7 @@ class Backbone(nn.Module):
     context_dim: int | None = None
     context_length: int | None = None
     learn_sigma: bool = False
+    control: str = ""
     u_shaped: ClassVar[bool] = False
     sizes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     patches: ClassVar[tuple[int, ...]] = ()

@@ -20,7 +20,7 @@ from neural_rdm.metrics.digits_video import DigitsVideoEvaluation
 from neural_rdm.reports.efficiency import plot_evaluations
 from neural_rdm.reports.figures import attempt
 from neural_rdm.reports.plots import plot_losses
-from neural_rdm.reports.tables import GENERATED
+from neural_rdm.reports.runs import GENERATED
 from neural_rdm.training.ema import averaged
 from neural_rdm.training.held import callbacks_of
 from neural_rdm.training.measuring import Measured, Report, Subject, subject_of

@@ -22,8 +22,8 @@ from neural_rdm.metrics.networks import NETWORKS, FeatureNetwork, feature_networ
 from neural_rdm.metrics.networks.text_image import CLIP
 from neural_rdm.metrics.reference import Reference, read_reference
 from neural_rdm.metrics.suite import Evaluation
+from neural_rdm.reports.runs import GENERATED
 from neural_rdm.reports.samples import ROUNDING, balanced, to_bytes
-from neural_rdm.reports.tables import GENERATED
 from neural_rdm.training import constraints
 from neural_rdm.training.measuring import Measured, Report, Subject
 from neural_rdm.training.sampling import condition_of
