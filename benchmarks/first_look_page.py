@@ -1,5 +1,4 @@
 """`docs/results/rules.md` and its figure, made of `results/first_look.csv`: no number is typed."""
-# ruff: noqa: E501 - lines of Markdown, long before their numbers are filled in
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from benchmarks import first_look
-from benchmarks.first_look import CONTROLS, PARTS, SEEDS, STEPS, SWEEP_STEPS, UNITS, best_rate
+from benchmarks.first_look import PARTS, SEEDS, UNITS, best_rate
 from neural_rdm.core.files import write_atomically
 from neural_rdm.reports.tables import markdown_table
 
@@ -24,7 +23,7 @@ Row = dict[str, Any]
 
 
 class Study:
-    """The runs, by depth and case; a case counts at a depth once all its seeds are there."""
+    """The runs, by depth and case; a case counts at a depth once two of its seeds are there."""
 
     def __init__(self, rows: list[Row] | None = None) -> None:
         self.rows = first_look.read() if rows is None else rows
@@ -36,17 +35,17 @@ class Study:
     def cases(self, units: int) -> list[str]:
         """Those that are complete at a depth, in the order of the study."""
         names = dict.fromkeys(case.name for part in PARTS for case in part.cases)
-        return [name for name in names if len(self.runs.get((units, name), {})) == len(SEEDS)]
+        return [name for name in names if len(self.runs.get((units, name), {})) > 1]
 
-    def values(self, units: int, name: str, key: str) -> list[float]:
-        """A number of a case, seed by seed; NaN for a run that broke."""
+    def values(self, units: int, name: str, key: str) -> dict[int, float]:
+        """A number of a case by seed; NaN for a run that broke."""
         runs = self.runs[units, name]
-        return [math.nan if runs[seed][key] is None else runs[seed][key] for seed in SEEDS]
+        return {seed: math.nan if runs[seed][key] is None else runs[seed][key] for seed in SEEDS if seed in runs}
 
     def less(self, units: int, name: str, other: str, key: str = "val_loss") -> list[float]:
         """Differences to another case, paired by seed."""
-        pairs = zip(self.values(units, name, key), self.values(units, other, key), strict=True)
-        return [a - b for a, b in pairs]
+        ours, theirs = self.values(units, name, key), self.values(units, other, key)
+        return [value - theirs[seed] for seed, value in ours.items() if seed in theirs]
 
     def rate(self, units: int, name: str) -> tuple[float, str]:
         """The learning rate of a case, and whether it is an edge of its grid."""
@@ -54,28 +53,24 @@ class Study:
         swept = [r["lr"] for r in self.rows if (r["units"], r["case"], r["stage"]) == (units, name, "sweep")]
         return best, "lowest tried" if best == min(swept) else "highest tried" if best == max(swept) else ""
 
-    def settled(self, units: int) -> dict[str, str]:
-        """case -> `better`, `worse` or `open`, against the base: the sign of its paired differences where a t test tells
-        it, at 5 % for all cases of a depth together (Holm).
+    def signs(self, units: int) -> dict[str, str]:
+        """case -> what its paired differences to the base tell: `better` or `worse` where a t test settles the sign at
+        5 % for all cases of the depth together (Holm), `better?` or `worse?` where it does for this one alone, else
+        `open`.
         """
         names = [name for name in self.cases(units) if name != BASE]
         p = {name: p_value(self.less(units, name, BASE)) for name in names}
-        found, told = dict.fromkeys(names, "open"), True
+        found, together = {}, True
         for place, name in enumerate(sorted(names, key=lambda n: p[n])):
-            told = told and p[name] * (len(names) - place) < 0.05
-            if told:
-                found[name] = "better" if statistics.fmean(self.less(units, name, BASE)) < 0 else "worse"
+            together = together and p[name] * (len(names) - place) < 0.05
+            word = "better" if statistics.fmean(self.less(units, name, BASE)) < 0 else "worse"
+            found[name] = word if together else f"{word}?" if p[name] < 0.05 else "open"
         return found
 
-    def cost(self, units: int, name: str) -> float:
-        """A training step's time over that of the base, each the quickest median of its runs."""
-        times = {
-            case: min(
-                r["step_ms"] for r in self.rows if (r["units"], r["case"]) == (units, case) and r["step_ms"] is not None
-            )
-            for case in (name, BASE)
-        }
-        return times[name] / times[BASE]
+    def of_sign(self, units: int, word: str) -> list[str]:
+        """The cases whose sign begins with a word, in the order of the study."""
+        signs = self.signs(units)
+        return [name for name in self.cases(units) if signs.get(name, "").startswith(word)]
 
 
 def p_value(differences: Sequence[float]) -> float:
@@ -97,18 +92,19 @@ def told(values: Sequence[float], digits: int = 4, sign: bool = False) -> str:
     return f"{mean:{'+' if sign else ''}.{digits}f} ± {half:.{digits}f}" if math.isfinite(mean) else "broke"
 
 
-def table(study: Study, units: int) -> str:
+def table(study: Study, units: int, costs: dict[tuple[int, str], float]) -> str:
     """All cases at a depth."""
-    settled, rows = study.settled(units), []
+    signs, rows = study.signs(units), []
     for name in study.cases(units):
         rate, edge = study.rate(units, name)
         row: Row = {"rule": f"`{name}`", "learning rate": f"{rate:g}" + (f" ({edge})" if edge else "")}
-        row["validation loss"] = told(study.values(units, name, "val_loss"))
+        row["validation loss"] = told([*study.values(units, name, "val_loss").values()])
         row["less `resnet`, paired"] = "" if name == BASE else told(study.less(units, name, BASE), sign=True)
-        row["sign"] = settled.get(name, "")
-        row["Frechet distance"] = told(study.values(units, name, "frechet_pixels"), 2)
-        row["parameters"] = f"{study.runs[units, name][SEEDS[0]]['parameters']:,}"
-        row["step time"] = f"{study.cost(units, name):.2f}"
+        row["sign"] = signs.get(name, "")
+        row["Frechet distance"] = told([*study.values(units, name, "frechet_pixels").values()], 2)
+        row["seeds"] = len(study.runs[units, name])
+        row["parameters"] = f"{next(iter(study.runs[units, name].values()))['parameters']:,}"
+        row["step time"] = f"{costs[units, name]:.2f}" if (units, name) in costs else ""
         rows.append(row)
     return markdown_table(rows)
 
@@ -121,14 +117,15 @@ def plot(study: Study, path: Path = PICTURE) -> None:
     grid = figure.subplots(len(keys), len(UNITS), sharey=True, squeeze=False)
     for line, (key, label) in zip(grid, keys.items(), strict=True):
         for axes, units in zip(line, UNITS, strict=True):
-            settled, here = study.settled(units), study.cases(units)
+            signs, here = study.signs(units), study.cases(units)
             for place, name in enumerate(names):
                 if name not in here:
                     axes.text(0, place, " not run", va="center", fontsize=7, color="0.5")
                     continue
                 differences = study.less(units, name, BASE, key)
                 mean, half = interval(differences)
-                colour = {"better": "C2", "worse": "C3"}.get(settled[name], "0.45") if key == "val_loss" else "0.45"
+                shown = signs[name].rstrip("?") if key == "val_loss" else ""
+                colour = {"better": "C2", "worse": "C3"}.get(shown, "0.45")
                 axes.errorbar([mean], [place], xerr=[half], fmt="o", color=colour, capsize=3, markersize=5)
                 axes.plot(differences, [place] * len(differences), "|", color=colour, markersize=9, alpha=0.7)
             axes.axvline(0, color="black", linewidth=0.8)
@@ -138,5 +135,14 @@ def plot(study: Study, path: Path = PICTURE) -> None:
             axes.grid(axis="x", alpha=0.3, linewidth=0.6)
             axes.spines[["top", "right"]].set_visible(False)
     grid[0][0].invert_yaxis()
-    figure.suptitle("Below 0: better than plain addition. Bars: 95 % of three paired seeds; green, red: sign settled", fontsize=10)
+    figure.suptitle(
+        "Below 0: better than plain addition. Bars: 95 %, three paired seeds; green, red: 0 is outside of it",
+        fontsize=10,
+    )
     write_atomically(path, lambda file: figure.savefig(file, format="png"))
+
+
+def names_of(cases: Sequence[str]) -> str:
+    """`a`, `b` and `c`, or none."""
+    quoted = [f"`{case}`" for case in cases]
+    return " and ".join(filter(None, [", ".join(quoted[:-1]), *quoted[-1:]])) or "none"

@@ -27,6 +27,7 @@ def done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...
 
     monkeypatch.setattr(first_look, "RUNS", tmp_path / "runs.csv")
     monkeypatch.setattr(first_look, "train", train)
+    monkeypatch.setattr(first_look, "costs", lambda units: [])
     monkeypatch.setattr(first_look, "SEEDS", (0, 1))
     monkeypatch.setattr(first_look, "PARTS", (Part(4, [A, B], (0.01, 0.03), {0.03: 0.1, 0.1: 0.3, 0.01: 0.003}),))
     LOSSES["b"][0.003] = 0.45
@@ -34,13 +35,15 @@ def done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...
 
 
 def test_the_grid_is_widened_where_the_best_is_at_its_edge(done: list[tuple[Any, ...]]) -> None:
-    rows = first_look.run()["runs"]
+    first_look.run()
     sweep = [(name, lr) for name, stage, lr, _ in done if stage == "sweep"]
     assert sweep == [("a", 0.01), ("a", 0.03), ("a", 0.1), ("a", 0.3), ("b", 0.01), ("b", 0.03), ("b", 0.003)]
     assert [d for d in done if d[1] == "run"] == [
         ("a", "run", 0.1, 0), ("b", "run", 0.01, 0), ("a", "run", 0.1, 1), ("b", "run", 0.01, 1),
     ]  # fmt: skip
-    assert first_look.read() == rows
+    rows = first_look.read()
+    assert [(r["case"], r["stage"], r["lr"], r["seed"]) for r in rows] == done
+    assert [r["val_loss"] for r in rows] == [LOSSES[name][lr] for name, _, lr, _ in done]
 
 
 def test_it_goes_on_where_it_was_stopped(done: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
