@@ -24,7 +24,8 @@ from PIL import Image
 
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.core.progress import progress_bar
-from neural_rdm.data.videos.clips import ClipFiles, find_videos
+from neural_rdm.data.videos.clips import ClipFiles
+from neural_rdm.data.videos.files import find_videos
 from neural_rdm.data.videos.index import probe
 from neural_rdm.media.decoders import DECODERS, check_decoder
 from neural_rdm.media.mp4 import write_mp4

@@ -127,3 +127,9 @@ def test_the_newest_run_can_be_named_last(tmp_path, monkeypatch):
     assert deepen.complete(["checkpoint=last", "depth=4"]) == [
         "++experiment='a_exp'", "checkpoint=last", "depth=4", "checkpoint='outputs/train/a_exp/2026-01-02'",
     ]  # fmt: skip
+
+
+def test_a_widened_control_is_not_deepened(tmp_path, monkeypatch):
+    monkeypatch.setattr(deepen, "read_config", lambda folder: OmegaConf.create({"control": "mlp_widened"}))
+    with pytest.raises(ConfigError, match="how wide its MLPs are depends on the depth"):
+        deepen.prepare([f"checkpoint={tmp_path}", "depth=4"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 import signal
@@ -13,11 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from neural_rdm import sweep
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.core.ranks import RANK_VARIABLES
 from neural_rdm.sweep import choose_folder, run
 from tests.end_to_end.commands import BARE, start, wait_for_step
 from tests.end_to_end.commands import run as end_to_end
+from tests.reports.test_rates import make_run
 from tests.test_sample import TINY, command, refused_without_torch
 
 
@@ -62,6 +65,24 @@ def test_a_sweep_inside_a_job_is_no_rank_of_it(monkeypatch):
         monkeypatch.setenv(name, "1")
     code = "import os, sys; sys.exit(any(name in os.environ for name in sys.argv[1:]))"
     assert run([sys.executable, "-c", code, *RANK_VARIABLES]) == 0
+
+
+def test_what_is_best_by_is_the_comparison_s_and_not_the_runs(tmp_path, monkeypatch, capsys):
+    folder, lines = tmp_path / "it", []
+
+    def trained(line):
+        lines.append(line)
+        runs = [make_run(folder / str(i), "gated", lr, loss) for i, (lr, loss) in enumerate([(1e-3, 0.4), (1e-2, 0.3)])]
+        (folder / "sweep.json").write_text(json.dumps({"arguments": [], "jobs": {run.name: [] for run in runs}}))
+        return 0
+
+    monkeypatch.setattr(sweep, "run", trained)
+    assert (
+        sweep.sweep(["residual=gated", "optimizer.lr=1e-3,1e-2", "best_by=accuracy", f"hydra.sweep.dir={folder}"]) == 0
+    )
+    assert not any(word.startswith("best_by") for word in lines[0])
+    assert "By `accuracy`" in capsys.readouterr().out
+    assert (folder / "comparison_rates.png").is_file()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -49,7 +49,13 @@ def complete(overrides: list[str], _: object = None) -> list[str]:
         found.append(str(newest("checkpoint")))
         overrides = [*overrides, f"checkpoint={written(found[-1])}"]
     folder = run_of(found[-1])
-    experiment = (read_config(folder).choices or {}).get("exp") or folder.resolve().name
+    config = read_config(folder)
+    if config.get("control") == "mlp_widened":
+        raise ConfigError(
+            f"checkpoint={found[-1]} is of a run of control=mlp_widened, which is not deepened: how wide its MLPs are "
+            "depends on the depth; deepen a run of the rule itself"
+        )
+    experiment = (config.choices or {}).get("exp") or folder.resolve().name
     return [f"++experiment={written(experiment)}", *overrides]
 
 

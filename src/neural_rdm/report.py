@@ -36,7 +36,7 @@ def report(cfg: DictConfig, folder: Path) -> int:
         DataError: no run is found, or its recorded evaluations are damaged.
     """
     runs = select_runs(cfg.runs) if cfg.runs is not None else []
-    parts = [write_comparison(runs, folder)] if runs else []
+    parts = [write_comparison(runs, folder, cfg.best_by)] if runs else []
     if cfg.ep_fid is not None:
         parts.append([write_efficiency(runs, cfg.ep_fid, folder)])
     if cfg.published:
@@ -76,9 +76,13 @@ def select_runs(runs: str) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def compare(runs: list[Path], folder: Path) -> list[Path]:
-    """Write the comparison of `runs` into `folder`, print its table and its paths, and return the paths."""
-    paths = write_comparison(runs, folder)
+def compare(runs: list[Path], folder: Path, best_by: str) -> list[Path]:
+    """Write the comparison of `runs` into `folder`, print its table and its paths, and return the paths.
+
+    Args:
+        best_by: the metric by which each rule's best learning rate is chosen, see `write_comparison`.
+    """
+    paths = write_comparison(runs, folder, best_by)
     show(paths[:1], paths)
     return paths
 

@@ -23,15 +23,19 @@ from neural_rdm.core.signals import catch, give_back
 from neural_rdm.report import compare
 from neural_rdm.reports.sweeps import FILE
 from neural_rdm.runs.load import find_runs
+from neural_rdm.reports.rates import BEST_BY
 
 HELP = """Train one run for each combination of comma-separated values, then compare them.
 
 python -m neural_rdm.sweep exp=digits_gated residual=gated,adaln,skip,resnet,rezero
 python -m neural_rdm.sweep exp=digits_gated residual=gated,resnet backbone.depth=2,4 seed=0,1,2
+python -m neural_rdm.sweep exp=digits_gated residual=gated,resnet optimizer.lr=1e-3,3e-3,1e-2 [best_by=val/loss]
 python -m neural_rdm.sweep hydra.sweep.dir=DIR [...]      (the folder to write to; of the same sweep: go on there)
 
 The arguments are those of neural_rdm.train (see python -m neural_rdm.train --help). The runs go to
 outputs/sweep/<experiment>/<time>/0, 1, 2, ..., and comparison.md, comparison.csv and comparison_losses.png beside them.
+Where runs differ in optimizer.lr, the comparison also tells the best learning rate of each rule, by the metric best_by:
+a column of metrics.csv (val/loss by default) or a number of the report (frechet_pixels).
 A run that fails does not stop the others; the exit code says that one has failed. The same command with the same folder
 goes on: finished runs stay, interrupted ones are resumed from their checkpoints, failed ones are tried again.
 """
@@ -47,11 +51,13 @@ def sweep(argv: list[str]) -> int:
         UserError: arguments that are not overrides, or a sweep folder that only Hydra could resolve.
     """
     overrides = [a for a in argv if a not in ("-m", "--multirun")]
-    folder, more = choose_folder(overrides)
-    code = run([sys.executable, "-m", "neural_rdm.train", "-m", *overrides, *more])
+    chosen = [a.partition("=")[2] for a in overrides if a.startswith("best_by=")]
+    trained = [a for a in overrides if not a.startswith("best_by=")]
+    folder, more = choose_folder(trained)
+    code = run([sys.executable, "-m", "neural_rdm.train", "-m", *trained, *more])
     runs = find_runs(folder) if (folder / FILE).is_file() else []  # a folder of something else is left alone
     if runs:
-        compare(runs, folder)
+        compare(runs, folder, chosen[-1] if chosen else BEST_BY)
     if code and code != 2 and (folder / FILE).is_file():
         own = shlex.join(a for a in overrides if not a.startswith(f"{SWEEP_DIR}="))
         again = f"python -m neural_rdm.sweep {own} {typed(SWEEP_DIR, folder)}"

@@ -20,8 +20,8 @@ from neural_rdm.core.ranks import is_first_rank
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
-    from torch import nn
 
+    from neural_rdm.backbones.contract import Backbone
     from neural_rdm.data.base import DataModule
     from neural_rdm.evaluation.measuring import Report
     from neural_rdm.latents.first_stage import Autoencoder
@@ -172,7 +172,7 @@ def _measure_scale(first_stage: Autoencoder, data: DataModule, cfg: DictConfig, 
         write_config(folder, lasting(cfg))
 
 
-def _announce(cfg: DictConfig, net: nn.Module, samples: int, folder: Path, checkpoint: Path | None, step: int) -> None:
+def _announce(cfg: DictConfig, net: Backbone, samples: int, folder: Path, checkpoint: Path | None, step: int) -> None:
     if not is_first_rank():
         return
     from neural_rdm.residual import gate_names
@@ -181,9 +181,12 @@ def _announce(cfg: DictConfig, net: nn.Module, samples: int, folder: Path, check
     named, rule_names = list(net.named_parameters()), gate_names(net)
     total, gates = sum(p.numel() for _, p in named), sum(p.numel() for n, p in named if n in rule_names)
     parts = cfg.trainer.devices * cfg.trainer.num_nodes
-    rule, micro_steps = build.residual(cfg.residual).rule, cfg.trainer.accumulate_grad_batches
+    rule = "resnet" if net.control else build.residual(cfg.residual).rule
+    micro_steps = cfg.trainer.accumulate_grad_batches
     trained = sum(p.numel() for _, p in named if p.requires_grad)
     print(f"{type(net).__name__}, {total:,} parameters, {gates:,} of them gates (residual={rule}), {trained:,} trained")
+    if net.control:
+        print(net.control)
     if cfg.pretrained.path is not None and checkpoint is None:
         print(f"starting from {cfg.pretrained.path}")
     batch = f"global batch {cfg.data.batch_size}: {parts} device(s) x {micro_steps} micro-step(s)"

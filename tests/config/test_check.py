@@ -324,3 +324,12 @@ def test_nodes_are_checked_against_their_class(change: dict[str, Any], word: str
     composed.cfg.backbone = {**DIT, **change}
     with pytest.raises(ConfigError, match=word):
         validate(composed.cfg)
+
+
+def test_a_control_goes_with_what_needs_no_gates() -> None:
+    assert check("control=folded").control == "folded"
+    assert check().control is None
+    assert "gamma=0.35 with control=folded: " in refusal("control=folded", "gamma=0.35")
+    assert "pass train_only=all" in refusal("control=mlp_widened", "train_only=gates")
+    assert "pass pretrained.path=null" in refusal("control=mlp_widened", "pretrained.path=x.pt")
+    assert "control=wide" in refusal("control=wide")

@@ -36,6 +36,7 @@ class Backbone(nn.Module):
         context_length: how many tokens a text has; None for any number.
         learn_sigma: whether it predicts the variance too, in a second half of its output's channels.
         options: what it does beside its residual rule, see `options.Options`; a network need not have any.
+        control: of a control in a comparison of rules (see `surgery.controls`), the sentence that says what it is.
         u_shaped: whether long skips join its blocks: Neural-RDM-U.
         sizes: the published networks by name, as arguments of the constructor.
         patches: the patch sizes of each of them, where names have the form NETWORK-SIZE/PATCH.
@@ -49,6 +50,7 @@ class Backbone(nn.Module):
     context_length: int | None = None
     learn_sigma: bool = False
     options: Options
+    control: str = ""
     u_shaped: ClassVar[bool] = False
     sizes: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     patches: ClassVar[tuple[int, ...]] = ()

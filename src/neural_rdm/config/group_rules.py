@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from neural_rdm.config.process_rules import check_process
 from neural_rdm.config.schema import constants
@@ -50,6 +50,7 @@ def check_across(cfg: DictConfig, sources: Sources) -> None:
         )
     _check_text(cfg, sources)
     _check_gates(cfg, sources)
+    _check_control(cfg, sources)
     check_process(cfg, sources)
     _check_sampler(cfg, sources)
     size, (key, side) = _latent_size(cfg), _called(backbone, SIZES)
@@ -171,6 +172,26 @@ def _check_gates(cfg: DictConfig, sources: Sources) -> None:
             "pretrained.reinit",
             sources,
         )
+
+
+def _check_control(cfg: DictConfig, sources: Sources) -> None:
+    """What the control of a rule cannot go with: it has no gates, and `mlp_widened` other MLPs than trained weights."""
+    control = cfg.control
+    if control is None:
+        return
+    wrong = {
+        "gamma": (cfg.gamma > 0, "0", "this control has no gates to supervise"),
+        "train_only": (cfg.train_only != "all", "all", "this control has no gates to train alone"),
+        "pretrained.path": (
+            control == "mlp_widened" and cfg.pretrained.path is not None,
+            "null",
+            "trained weights have MLPs of their own width",
+        ),
+    }
+    for key, (is_wrong, instead, reason) in wrong.items():
+        if is_wrong:
+            value = OmegaConf.select(cfg, key)
+            raise refused(f"{key}={value} with control={control}: {reason}; pass {key}={instead}", key, sources)
 
 
 def _check_fit(cfg: DictConfig, rule: str, says: dict[str, Any], sources: Sources) -> None:

@@ -81,6 +81,7 @@ class Train:
     choices: dict[str, str] | None
     pretrained: Pretrained
     train_only: Literal["all", "gates", "gates+norms"]
+    control: Literal["folded", "mlp_widened"] | None
     gamma: NonNegative
     target: Literal["isometry", "floor"]
     supervision: Literal["local", "exact"]
@@ -183,6 +184,7 @@ class Report:
     """The primary configuration of `python -m neural_rdm.report`."""
 
     runs: Verbatim | None
+    best_by: str
     published: bool
     ep_fid: Positive | None
 
@@ -241,7 +243,6 @@ class Convert:
     """The primary configuration of `python -m neural_rdm.convert`."""
 
     run: str
-    #: see OfRun
     experiment: str | None
     to: Literal["official", "diffusers"]
     weights: Weights

@@ -15,7 +15,7 @@ from neural_rdm.data.builtin.digits_video import DigitsVideo
 from neural_rdm.evaluation.measuring import Measured, Report, Subject
 from neural_rdm.metrics.digits import DigitsEvaluation
 from neural_rdm.metrics.digits_video import DigitsVideoEvaluation
-from neural_rdm.reports.tables import GENERATED
+from neural_rdm.reports.runs import GENERATED
 
 if TYPE_CHECKING:
     from neural_rdm.conditioning.text import TextEncoder

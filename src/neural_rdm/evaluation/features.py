@@ -27,7 +27,7 @@ from neural_rdm.metrics.networks import NETWORKS, FeatureNetwork, feature_networ
 from neural_rdm.metrics.networks.text_image import CLIP
 from neural_rdm.metrics.reference import Reference, read_reference
 from neural_rdm.metrics.suite import Evaluation
-from neural_rdm.reports.tables import GENERATED
+from neural_rdm.reports.runs import GENERATED
 
 TEXTS = 512  # prompts that are encoded at a time
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from neural_rdm.reports.figures import canvas, log_if_wide, save, tidy
-from neural_rdm.reports.tables import GENERATED, Row, write_metrics
+from neural_rdm.reports.runs import GENERATED
+from neural_rdm.reports.tables import Row, write_metrics
 
 
 def write_guidance(

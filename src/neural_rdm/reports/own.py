@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from neural_rdm.reports.runs import labels, node, progress, read_mapping, read_report
-from neural_rdm.reports.tables import generated
+from neural_rdm.reports.runs import generated, labels, node, progress, read_mapping, read_report
 
 #: kind of a column -> names of the numbers that may stand in it; the first group is the feature network
 METRICS = {

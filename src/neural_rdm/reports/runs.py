@@ -14,6 +14,8 @@ import yaml
 from neural_rdm.core.records import read_rows
 from neural_rdm.reports.sweeps import swept
 
+#: the row of a run's report that is its own
+GENERATED = "generated"
 _CHECKPOINT = re.compile(r"step=(\d+)\.ckpt")
 
 
@@ -71,9 +73,18 @@ def labels(folders: Sequence[Path]) -> list[str]:
 
 
 def _told(folder: Path) -> str | None:
-    residual = read_mapping(folder / "config.yaml").get("residual")
+    return swept(folder) or rule_of(read_mapping(folder / "config.yaml"))
+
+
+def rule_of(config: Mapping[str, Any]) -> str | None:
+    """What a run's residual rule is called, or the control of it that was trained in its place: `gated (folded)`,
+    `resnet +MLP as gated`.
+    """
+    residual, control = config.get("residual"), config.get("control")
     rule = residual.get("rule") if isinstance(residual, dict) else residual
-    return swept(folder) or (rule if isinstance(rule, str) else None)
+    if not isinstance(rule, str):
+        return None
+    return {"folded": f"{rule} (folded)", "mlp_widened": f"resnet +MLP as {rule}"}.get(str(control), rule)
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -92,11 +103,27 @@ def node(config: Mapping[str, Any], key: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A configuration as dotted keys; lists as text."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = str(value) if isinstance(value, list) else value
+    return found
+
+
 def read_report(folder: Path) -> dict[str, Any]:
     """`rows`, `protocol` and `facts` of a run's `report/metrics.json`; empty where they are missing or damaged."""
     report = read_mapping(folder / "report" / "metrics.json")
     empty: dict[str, Any] = {"rows": [], "protocol": "", "facts": {}}
     return {key: value if isinstance(value := report.get(key), type(none)) else none for key, none in empty.items()}
+
+
+def generated(folder: Path) -> dict[str, Any]:
+    """A run's own numbers: the row `generated` of its report; empty where there is none."""
+    return next((r for r in read_report(folder)["rows"] if isinstance(r, dict) and r.get("name") == GENERATED), {})
 
 
 def _logged(path: Path) -> int | None:

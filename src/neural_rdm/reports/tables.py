@@ -18,16 +18,27 @@ from typing import Any
 
 from neural_rdm.core.errors import DataError
 from neural_rdm.core.files import write_text
+from neural_rdm.reports import rates
 from neural_rdm.reports.plots import plot_curves, read_series
-from neural_rdm.reports.runs import labels, node, progress, read_mapping, read_report
+from neural_rdm.reports.runs import (
+    flat,
+    generated,
+    labels,
+    node,
+    progress,
+    read_mapping,
+    read_report,
+    rule_of,
+)
 
 Row = Mapping[str, Any]
-GENERATED = "generated"
 MISSING = "-"
 MAX_DIFFERENCES = 8  # keys; runs that differ in more are too unlike each other to be told apart by a list
 #: what equal protocols of two runs may differ in
 _RUNS_OWN = re.compile(r"\bstep \d+; seed \d+")
-_SHOWN = ("exp", "residual", "residual.rule", "gamma", "backbone.depth", "trainer.max_steps", "seed", "resume")
+_SHOWN = (
+    "exp", "residual", "residual.rule", "control", "gamma", "backbone.depth", "trainer.max_steps", "seed", "resume",
+)  # fmt: skip
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
@@ -135,22 +146,27 @@ def compare_runs(run_folders: Iterable[str | Path]) -> list[dict[str, Any]]:
         row = {
             "run": label,
             "exp": node(config, "choices").get("exp"),
-            "residual": _name(config.get("residual"), "rule"),
-            "gates": _gates(config.get("residual")),
+            "residual": rule_of(config),
+            "gates": "none" if config.get("control") else _gates(config.get("residual")),
             "gamma": config.get("gamma"),
             "depth": node(config, "backbone").get("depth"),
             "steps": reached.done,
             "seed": config.get("seed"),
         }
         row |= {"state": str(reached)} if any(each.finished is False for each in far) else {}
-        flat = _flat(config)
-        row |= {key: flat.get(key, MISSING if config else None) for key in differing}
+        values = flat(config)
+        row |= {key: values.get(key, MISSING if config else None) for key in differing}
         rows.append(row | {key: value for key, value in generated(folder).items() if key not in row and key != "name"})
     return rows
 
 
-def write_comparison(run_folders: Iterable[str | Path], out_folder: str | Path) -> list[Path]:
+def write_comparison(
+    run_folders: Iterable[str | Path], out_folder: str | Path, best_by: str = rates.BEST_BY
+) -> list[Path]:
     """Write `comparison.md`, `comparison.csv` and, where a run has a `metrics.csv`, `comparison_losses.png`.
+
+    Where a rule was trained at several learning rates, the page also tells each rule's best one, by the metric
+    `best_by`, and `comparison_rates.csv` and `comparison_rates.png` are written.
 
     The Markdown page quotes the protocol of the numbers. Where the runs' protocols differ in more than the step and the
     seed, a column `protocol` marks each row with the letter of its own: only rows of one letter can be compared.
@@ -167,6 +183,16 @@ def write_comparison(run_folders: Iterable[str | Path], out_folder: str | Path) 
     if any(steps for steps, _ in curves.values()):
         written.append(plot_curves(curves, out / "comparison_losses.png", ylabel="train/loss", title="Training loss"))
         page += "\n![training loss](comparison_losses.png)\n"
+    if cases := rates.read_cases(folders, best_by):
+        write_text(
+            out / "comparison_rates.csv", csv_text([row for case in cases for row in rates.rows_of(case, best_by)])
+        )
+        written += [out / "comparison_rates.csv", rates.plot_rates(cases, best_by, out / "comparison_rates.png")]
+        page += (
+            f"\n## Each rule at its own learning rate\n\nBy `{best_by}`, the mean over seeds. A best rate at the edge "
+            f"of its grid may not be the best there is.\n\n{markdown_table(rates.summary(cases, best_by))}\n"
+            "![learning rates](comparison_rates.png)\n"
+        )
     write_text(out / "comparison.md", page)
     return written
 
@@ -217,21 +243,11 @@ def _text(value: Any) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def generated(folder: Path) -> dict[str, Any]:
-    """A run's own numbers: the row `generated` of its report; empty where there is none."""
-    return next((r for r in read_report(folder)["rows"] if isinstance(r, dict) and r.get("name") == GENERATED), {})
-
-
 def _loss(folder: Path) -> tuple[list[int], list[float]]:
     try:
         return read_series(folder / "metrics.csv", "train/loss")
     except DataError:
         return [], []
-
-
-def _name(value: Any, key: str) -> Any:
-    """A config group is either its choice's name or a mapping that holds it under `key`."""
-    return value.get(key) if isinstance(value, dict) else value
 
 
 def _gates(residual: Any) -> str | None:
@@ -246,17 +262,6 @@ def _gates(residual: Any) -> str | None:
     return ", ".join(str(word) for word in words if word) or None
 
 
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A configuration as dotted keys; lists as text."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = str(value) if isinstance(value, list) else value
-    return flat
-
-
 def _differences(configs: Sequence[dict[str, Any]]) -> list[str]:
     """Keys in which the readable configurations differ, and that no other column shows.
 
@@ -264,11 +269,11 @@ def _differences(configs: Sequence[dict[str, Any]]) -> list[str]:
     has one already), and of the keys that some lack only those in which the others differ. Where there are too many
     columns the keys that are merely lacked go first.
     """
-    flat = [_flat(config) for config in configs if config]
-    keys = [key for key in _columns(flat) if key not in _SHOWN and not key.endswith("_target_")]
-    found = {key: [other[key] for other in flat if key in other] for key in keys}
+    each = [flat(config) for config in configs if config]
+    keys = [key for key in _columns(each) if key not in _SHOWN and not key.endswith("_target_")]
+    found = {key: [other[key] for other in each if key in other] for key in keys}
     differing = {key for key in keys if len(set(map(repr, found[key]))) > 1}
-    lacked = {key for key in keys if len(found[key]) < len(flat)}
+    lacked = {key for key in keys if len(found[key]) < len(each)}
     unlike = {key.partition(".")[0] for key in lacked} - {"choices"}
     choices = [f"choices.{group}" for group in sorted(unlike) if f"choices.{group}" in differing]
     told = {"choices", "residual", *(choice.partition(".")[2] for choice in choices)}

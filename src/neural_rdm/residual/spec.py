@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 from typing import Any, get_type_hints
 
+import torch
+
 from neural_rdm.core.arguments import NonNegative, checked, nearest, problem
 from neural_rdm.core.errors import ArgumentError
 from neural_rdm.residual import rivals as _rivals  # noqa: F401  # the rules of this package have their names
@@ -90,6 +92,23 @@ class Residual:
     def closes_branch(self) -> bool:
         """Whether the rule itself starts with all branches closed, so that nothing in series with it may be zero."""
         return self.unit_class.starts(**self.options) == "identity"
+
+    @property
+    def folds(self) -> bool:
+        """Whether the gates, whatever values they take, fit into the last layer of their unit's branch (where no gate
+        of the block's own stands behind that layer).
+        """
+        if not self.unit_class.single:
+            return False
+        unit = self.unit(4, time_dim=4)
+        with torch.no_grad():
+            for parameter in unit.parameters():
+                parameter.fill_(0.5)
+        try:
+            unit.affine(gated_behind=False)
+        except ValueError:
+            return False
+        return True
 
     def as_dict(self) -> dict[str, Any]:
         """The keyword arguments that make it again, as plain values."""

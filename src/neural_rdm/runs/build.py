@@ -25,6 +25,7 @@ from neural_rdm.data.base import DataModule
 from neural_rdm.data.encoded.latents import Clip, Latents, stored_tokens
 from neural_rdm.evaluation.measuring import Report
 from neural_rdm.residual import Residual
+from neural_rdm.surgery.controls import controlled
 from neural_rdm.surgery.official import load_official
 from neural_rdm.training.callbacks.checkpoints import Checkpoints, StreamedCheckpointIO, sick
 from neural_rdm.training.callbacks.guards import FiniteSteps, StopOnSignal
@@ -60,19 +61,24 @@ def build(node: DictConfig, key: str, **extra: Any) -> Any:
 
 
 def network(cfg: DictConfig) -> Backbone:
-    """The backbone under its residual rule, freshly initialised from the run's seed.
+    """The backbone under its residual rule, or the control of that rule, freshly initialised from the run's seed.
 
     Raises:
         ConfigError: its class refuses the values, or is no backbone.
     """
-    torch.manual_seed(cfg.seed)
-    net = build(cfg.backbone, "backbone", residual=residual(cfg.residual))
-    if not isinstance(net, Backbone):
-        raise ConfigError(
-            f"backbone._target_={cfg.backbone._target_} is no backbone: a network of one's own is a subclass of "
-            "neural_rdm.backbones.contract.Backbone"
-        )
-    return net
+
+    def make(rule: Residual, **arguments: Any) -> Backbone:
+        torch.manual_seed(cfg.seed)
+        net = build(cfg.backbone, "backbone", residual=rule, **arguments)
+        if not isinstance(net, Backbone):
+            raise ConfigError(
+                f"backbone._target_={cfg.backbone._target_} is no backbone: a network of one's own is a subclass of "
+                "neural_rdm.backbones.contract.Backbone"
+            )
+        return net
+
+    rule, control = residual(cfg.residual), cfg.get("control")
+    return make(rule) if control is None else controlled(control, make, rule, cfg.backbone)
 
 
 def residual(node: DictConfig) -> Residual:

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from neural_rdm.core.errors import ConfigError
-from neural_rdm.residual import Residual, Stack, Unit
+from neural_rdm.residual import Residual, Stack, Unit, gate_names
 from neural_rdm.surgery.adapter import adapter_of, last_layers
 
 
-@torch.no_grad()
 def fold(model: nn.Module) -> nn.Module:
     """The plain network that computes what `model` computes, to float32 rounding; `model` stays as it is.
 
@@ -32,6 +31,22 @@ def fold(model: nn.Module) -> nn.Module:
         ConfigError: a unit that cannot fold, naming it and why.
         ValueError: a network without gates of ours.
     """
+    return without_gates(_with_gates_in_layers(model))
+
+
+def folded_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict of the plain network of `model`'s class that computes what `model` does.
+
+    Raises:
+        ConfigError, ValueError: see `fold`.
+    """
+    gates = gate_names(model)
+    return {key: value for key, value in _with_gates_in_layers(model).state_dict().items() if key not in gates}
+
+
+@torch.no_grad()
+def _with_gates_in_layers(model: nn.Module) -> nn.Module:
+    """A copy of `model` whose layers hold what its gates do; the units are still those that had them."""
     if not any(isinstance(module, Unit) for module in model.modules()):
         raise ValueError(f"this {type(model).__name__} has no residual units; there is nothing to fold")
     behind = _gated_behind(model)
@@ -40,10 +55,10 @@ def fold(model: nn.Module) -> nn.Module:
         if last is None:
             raise ConfigError(f"{name} cannot fold: its block does not state the last layer of its branch")
         changes.append((last, *_folded(unit, name, unit in behind)))
-    plain = copy.deepcopy(model)
+    changed = copy.deepcopy(model)
     for last, scale, shift in changes:
-        _apply(plain.get_submodule(last), scale, shift)
-    return without_gates(plain)
+        _apply(changed.get_submodule(last), scale, shift)
+    return changed
 
 
 def _gated_behind(model: nn.Module) -> set[nn.Module]:

@@ -1,0 +1,148 @@
+"""`docs/results/rules.md` and its figure, made of `results/first_look.csv`: no number is typed."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy import stats
+
+from benchmarks import first_look
+from benchmarks.first_look import PARTS, SEEDS, UNITS, best_rate
+from neural_rdm.core.files import write_atomically
+from neural_rdm.reports.tables import markdown_table
+
+BASE = "resnet"
+PICTURE = Path(__file__).parent / "results" / "first_look.png"
+Row = dict[str, Any]
+
+
+class Study:
+    """The runs, by depth and case; a case counts at a depth once two of its seeds are there."""
+
+    def __init__(self, rows: list[Row] | None = None) -> None:
+        self.rows = first_look.read() if rows is None else rows
+        self.runs: dict[tuple[int, str], dict[int, Row]] = {}
+        for row in self.rows:
+            if row["stage"] == "run":
+                self.runs.setdefault((row["units"], row["case"]), {})[row["seed"]] = row
+
+    def cases(self, units: int) -> list[str]:
+        """Those that are complete at a depth, in the order of the study."""
+        names = dict.fromkeys(case.name for part in PARTS for case in part.cases)
+        return [name for name in names if len(self.runs.get((units, name), {})) > 1]
+
+    def values(self, units: int, name: str, key: str) -> dict[int, float]:
+        """A number of a case by seed; NaN for a run that broke."""
+        runs = self.runs[units, name]
+        return {seed: math.nan if runs[seed][key] is None else runs[seed][key] for seed in SEEDS if seed in runs}
+
+    def less(self, units: int, name: str, other: str, key: str = "val_loss") -> list[float]:
+        """Differences to another case, paired by seed."""
+        ours, theirs = self.values(units, name, key), self.values(units, other, key)
+        return [value - theirs[seed] for seed, value in ours.items() if seed in theirs]
+
+    def rate(self, units: int, name: str) -> tuple[float, str]:
+        """The learning rate of a case, and whether it is an edge of its grid."""
+        best = best_rate(self.rows, units, name)
+        swept = [r["lr"] for r in self.rows if (r["units"], r["case"], r["stage"]) == (units, name, "sweep")]
+        return best, "lowest tried" if best == min(swept) else "highest tried" if best == max(swept) else ""
+
+    def signs(self, units: int) -> dict[str, str]:
+        """case -> what its paired differences to the base tell: `better` or `worse` where a t test settles the sign at
+        5 % for all cases of the depth together (Holm), `better?` or `worse?` where it does for this one alone, else
+        `open`.
+        """
+        names = [name for name in self.cases(units) if name != BASE]
+        p = {name: p_value(self.less(units, name, BASE)) for name in names}
+        found, together = {}, True
+        for place, name in enumerate(sorted(names, key=lambda n: p[n])):
+            together = together and p[name] * (len(names) - place) < 0.05
+            word = "better" if statistics.fmean(self.less(units, name, BASE)) < 0 else "worse"
+            found[name] = word if together else f"{word}?" if p[name] < 0.05 else "open"
+        return found
+
+    def of_sign(self, units: int, word: str) -> list[str]:
+        """The cases whose sign begins with a word, in the order of the study."""
+        signs = self.signs(units)
+        return [name for name in self.cases(units) if signs.get(name, "").startswith(word)]
+
+
+def p_value(differences: Sequence[float]) -> float:
+    """Of the two-sided t test that they are 0 on average; 1 where it cannot be made."""
+    if not all(map(math.isfinite, differences)) or len(set(differences)) == 1:
+        return 1.0
+    return float(stats.ttest_1samp(differences, 0.0).pvalue)
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and half the 95 % interval (Student's t)."""
+    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
+    return float(np.mean(values)), float(half)
+
+
+def told(values: Sequence[float], digits: int = 4, sign: bool = False) -> str:
+    """`mean ± half`, or that a run broke."""
+    mean, half = interval(values)
+    return f"{mean:{'+' if sign else ''}.{digits}f} ± {half:.{digits}f}" if math.isfinite(mean) else "broke"
+
+
+def table(study: Study, units: int, costs: dict[tuple[int, str], float]) -> str:
+    """All cases at a depth."""
+    signs, rows = study.signs(units), []
+    for name in study.cases(units):
+        rate, edge = study.rate(units, name)
+        row: Row = {"rule": f"`{name}`", "learning rate": f"{rate:g}" + (f" ({edge})" if edge else "")}
+        row["validation loss"] = told([*study.values(units, name, "val_loss").values()])
+        row["less `resnet`, paired"] = "" if name == BASE else told(study.less(units, name, BASE), sign=True)
+        row["sign"] = signs.get(name, "")
+        row["Frechet distance"] = told([*study.values(units, name, "frechet_pixels").values()], 2)
+        row["seeds"] = len(study.runs[units, name])
+        row["parameters"] = f"{next(iter(study.runs[units, name].values()))['parameters']:,}"
+        row["step time"] = f"{costs[units, name]:.2f}" if (units, name) in costs else ""
+        rows.append(row)
+    return markdown_table(rows)
+
+
+def plot(study: Study, path: Path = PICTURE) -> None:
+    """Loss and Frechet distance less those of the base: a dot a seed, the mean with its 95 % interval, a row a case."""
+    names = [name for name in dict.fromkeys(n for units in UNITS for n in study.cases(units)) if name != BASE]
+    figure = Figure(figsize=(11, 1.4 + 0.62 * len(names)), dpi=110, layout="constrained")
+    keys = {"val_loss": "validation loss less resnet's", "frechet_pixels": "Frechet distance less resnet's"}
+    grid = figure.subplots(len(keys), len(UNITS), sharey=True, squeeze=False)
+    for line, (key, label) in zip(grid, keys.items(), strict=True):
+        for axes, units in zip(line, UNITS, strict=True):
+            signs, here = study.signs(units), study.cases(units)
+            for place, name in enumerate(names):
+                if name not in here:
+                    axes.text(0, place, " not run", va="center", fontsize=7, color="0.5")
+                    continue
+                differences = study.less(units, name, BASE, key)
+                mean, half = interval(differences)
+                shown = signs[name].rstrip("?") if key == "val_loss" else ""
+                colour = {"better": "C2", "worse": "C3"}.get(shown, "0.45")
+                axes.errorbar([mean], [place], xerr=[half], fmt="o", color=colour, capsize=3, markersize=5)
+                axes.plot(differences, [place] * len(differences), "|", color=colour, markersize=9, alpha=0.7)
+            axes.axvline(0, color="black", linewidth=0.8)
+            axes.set_xlabel(label)
+            axes.set_title(f"{units} units", fontsize=10)
+            axes.set_yticks(range(len(names)), names, fontsize=8)
+            axes.grid(axis="x", alpha=0.3, linewidth=0.6)
+            axes.spines[["top", "right"]].set_visible(False)
+    grid[0][0].invert_yaxis()
+    figure.suptitle(
+        "Below 0: better than plain addition. Bars: 95 %, three paired seeds; green, red: 0 is outside of it",
+        fontsize=10,
+    )
+    write_atomically(path, lambda file: figure.savefig(file, format="png"))
+
+
+def names_of(cases: Sequence[str]) -> str:
+    """`a`, `b` and `c`, or none."""
+    quoted = [f"`{case}`" for case in cases]
+    return " and ".join(filter(None, [", ".join(quoted[:-1]), *quoted[-1:]])) or "none"

@@ -1,0 +1,101 @@
+"""Each rule's best learning rate, found in made-up runs whose numbers are known."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from neural_rdm.reports.rates import read_cases
+from neural_rdm.reports.tables import compare_runs, write_comparison
+
+NAN = float("nan")
+
+
+def make_run(
+    folder: Path, rule: str, lr: float, loss: float | None, seed: int = 0, control: str = "null", depth: int = 2
+) -> Path:
+    """A run whose last validation loss is `loss`, and its accuracy 1 less that; None for one that has not finished."""
+    (folder / "report").mkdir(parents=True)
+    (folder / "config.yaml").write_text(
+        f"choices: {{exp: digits_gated, residual: {rule}}}\nresidual: {{rule: {rule}, granularity: channel}}\n"
+        f"control: {control}\noptimizer: {{lr: {lr}, betas: [0.9, 0.99]}}\nbackbone: {{depth: {depth}}}\n"
+        f"trainer: {{max_steps: 4}}\nseed: {seed}\n"
+    )
+    (folder / "metrics.csv").write_text(f"step,train/loss,val/loss\n2,1.0,0.1\n4,0.5,{loss}\n")
+    if loss is not None:
+        (folder / "finished.json").write_text('{"global_step": 4}')
+        row = {"name": "generated", "accuracy": 1 - loss}
+        (folder / "report" / "metrics.json").write_text(json.dumps({"protocol": "how", "rows": [row]}))
+    return folder
+
+
+def made(tmp_path: Path, numbers: dict[str, dict[float, list[float | None]]], **more: object) -> list[Path]:
+    """Runs of rules at learning rates, a value for each seed."""
+    runs = []
+    for rule, losses in numbers.items():
+        for lr, values in losses.items():
+            for seed, loss in enumerate(values):
+                runs.append(make_run(tmp_path / str(len(runs)), rule, lr, loss, seed, **more))  # type: ignore[arg-type]
+    return runs
+
+
+INSIDE = {1e-4: [0.5, 0.7], 3e-4: [0.2, 0.4], 1e-3: [0.35, 0.45]}
+ABOVE = {1e-4: [0.5], 3e-4: [0.3], 1e-3: [0.25]}
+
+
+def test_each_rule_has_a_best_rate_of_its_own(tmp_path: Path) -> None:
+    runs = made(tmp_path, {"gated": INSIDE, "resnet": ABOVE})
+    paths = write_comparison(runs, tmp_path / "out")
+    page = paths[0].read_text()
+    section = page.split("## Each rule at its own learning rate")[1]
+    assert "| gated | 0.0003 | 0.3 | 2 |  | 0.6 | 0.3 | 0.4 |" in section
+    assert "| resnet | 0.001 | 0.25 | 1 | edge: widen the grid above 0.001 | 0.5 | 0.3 | 0.25 |" in section
+    assert "By `val/loss`" in section
+    assert [p.name for p in paths[-2:]] == ["comparison_rates.csv", "comparison_rates.png"]
+    with open(paths[-2], newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["case"], float(r["lr"])) for r in rows if r["best"] == "True"] == [("gated", 3e-4), ("resnet", 1e-3)]
+    gated = next(r for r in rows if r["best"] == "True")
+    assert float(gated["val/loss"]) == pytest.approx(0.3)
+    assert float(gated["std"]) == pytest.approx(0.02**0.5)
+    with Image.open(paths[-1]) as image:
+        assert image.format == "PNG"
+
+
+def test_a_number_that_is_better_the_higher_it_is(tmp_path: Path) -> None:
+    runs = made(tmp_path, {"gated": INSIDE, "resnet": ABOVE})
+    assert [case.best(higher=True) for case in read_cases(runs, "accuracy")] == [3e-4, 1e-3]
+    page = write_comparison(runs, tmp_path / "out", "accuracy")[0].read_text()
+    assert "| gated | 0.0003 | 0.7 | 2 |" in page
+
+
+def test_runs_that_failed_do_not_win(tmp_path: Path) -> None:
+    runs = made(tmp_path, {"gated": {1e-4: [0.5, 0.5], 3e-4: [0.4, 0.4], 1e-3: [0.1, None], 3e-3: [NAN, 0.1]}})
+    page = write_comparison(runs, tmp_path / "out")[0].read_text()
+    assert "| gated | 0.0003 | 0.4 | 2 |  | 0.5 | 0.4 | not finished | not finite |" in page
+    (case,) = read_cases(runs[-4:-2], "val/loss") or [None]
+    assert case is None or case.best(False) is None
+
+
+def test_settings_of_a_rule_make_cases_of_their_own(tmp_path: Path) -> None:
+    rates = {1e-4: [0.5], 1e-3: [0.4]}
+    runs = made(tmp_path / "a", {"gated": rates}) + made(tmp_path / "b", {"gated": rates}, depth=4)
+    runs += made(tmp_path / "c", {"gated": rates}, control="folded")
+    runs += made(tmp_path / "d", {"ihc": rates}, control="mlp_widened")
+    names = [case.name for case in read_cases(runs, "val/loss")]
+    assert names == ["gated, backbone.depth=2", "gated, backbone.depth=4", "gated (folded)", "resnet +MLP as ihc"]
+    rows = compare_runs(runs)
+    assert [row["residual"] for row in rows[::2]] == ["gated", "gated", "gated (folded)", "resnet +MLP as ihc"]
+    assert [row["gates"] for row in rows[::2]] == ["channel", "channel", "none", "none"]
+    assert "control" not in rows[0]
+
+
+def test_one_rate_for_all_is_no_sweep(tmp_path: Path) -> None:
+    runs = made(tmp_path, {"gated": {1e-3: [0.5, 0.6]}, "resnet": {1e-3: [0.4]}})
+    paths = write_comparison(runs, tmp_path / "out")
+    assert "comparison_rates.csv" not in [p.name for p in paths]
+    assert "own learning rate" not in paths[0].read_text()
