@@ -23,16 +23,16 @@ import torch
 from omegaconf import DictConfig
 
 from benchmarks.residual import interleaved
-from neural_rdm.cli import build
 from neural_rdm.config.compose import compose_config
 from neural_rdm.core.errors import UserError
 from neural_rdm.core.files import write_text
 from neural_rdm.data.base import DataModule
 from neural_rdm.reports.tables import csv_text
-from neural_rdm.training.ema import averaged
-from neural_rdm.training.guards import StopOnSignal
+from neural_rdm.runs import build
+from neural_rdm.training.callbacks.ema import averaged
+from neural_rdm.training.callbacks.guards import StopOnSignal
+from neural_rdm.training.drawing import subject_of
 from neural_rdm.training.held import callbacks_of
-from neural_rdm.training.measuring import subject_of
 from neural_rdm.training.module import NeuralRDM
 
 RUNS = Path(__file__).parent / "results" / "first_look.csv"

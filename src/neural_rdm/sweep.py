@@ -21,9 +21,9 @@ from neural_rdm.core.errors import ConfigError, UserError
 from neural_rdm.core.extras import typed
 from neural_rdm.core.signals import catch, give_back
 from neural_rdm.report import compare
+from neural_rdm.reports.rates import BEST_BY
 from neural_rdm.reports.sweeps import FILE
 from neural_rdm.runs.load import find_runs
-from neural_rdm.reports.rates import BEST_BY
 
 HELP = """Train one run for each combination of comma-separated values, then compare them.
 

@@ -21,7 +21,6 @@ from torch.utils.checkpoint import checkpoint
 from neural_rdm import DiT, Latte, UNet, UViT
 from neural_rdm.backbones.contract import Backbone
 from neural_rdm.backbones.options import Options, added, draws, keyed, option_of
-from neural_rdm.cli import build as builder
 from neural_rdm.config.check import validate
 from neural_rdm.config.compose import compose_config
 from neural_rdm.core.errors import ConfigError
@@ -29,6 +28,7 @@ from neural_rdm.dynamics import probe
 from neural_rdm.dynamics.lens import each_left_out, stopped_early
 from neural_rdm.dynamics.mixing import depth_mixing, has_mixing
 from neural_rdm.residual import gate_names, units
+from neural_rdm.runs import build as builder
 from tests.helpers import ROOT
 from tests.training.trainer import fit
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from neural_rdm import DiT, Latte, UViT
-from neural_rdm.cli import build
 from neural_rdm.config.compose import compose_config
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.residual import Residual, gate_names
+from neural_rdm.runs import build
 from neural_rdm.surgery import controls
 from tests.helpers import is_gate
 
