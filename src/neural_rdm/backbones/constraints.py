@@ -142,7 +142,7 @@ _NOT_IN_UNETS = {
     "value_residual": "its attentions stand on levels of different widths and sizes, so no first one's values fit",
     "long_skip": "a U-Net has its own long skips",
     "lns": "its branches begin with group norms of maps, for which LayerNorm scaling is not defined",
-    "stochastic_depth": "its blocks are of diffusers, which hand no draw to their units; there is {at}dropout",
+    "stochastic_depth": "its blocks are of diffusers, which hand no draw to their units; it has {at}dropout",
 }
 
 
