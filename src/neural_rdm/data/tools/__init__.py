@@ -1,1 +1,1 @@
-"""What the commands prepare, preview and subset do with any data set: look at it, cut it, compare its size."""
+"""What the command prepare does with any data set: look at it, cut it. Begin with `inspection`."""
