@@ -79,7 +79,7 @@ def material(folder: Path) -> dict[str, str]:
     found = {}
     for name, path in wanted.items():
         if path.is_dir():
-            path = find_videos(path)[0]
+            path = find_videos(path)[0][0]
         if not path.exists():
             height, width, count = (128, 128, 32) if "frames" in name else (240, 320, 164)
             path = Path(made(folder / ("frames" if "frames" in name else f"{name[:3]}.mp4"), height, width, count))

@@ -165,6 +165,7 @@ def test_a_data_set_of_ones_own_is_prepared_seen_and_trained_on_as_advised(tmp_p
     rows = read(out / "evaluate" / "report" / "metrics.json")["rows"]
     assert [row["name"] for row in rows] == ["generated", "real"]
     assert rows[1]["total_variation"] > 0
+    part.rename(tmp_path / "away")  # drawing needs no data
     run("sample", *drawn, "per_class=1", f"hydra.run.dir={out / 'samples'}", folders=False)
     assert (out / "samples" / "grid.png").is_file()
 
@@ -201,6 +202,15 @@ def test_what_the_data_set_of_ones_own_lacks_is_said(tmp_path: Path, monkeypatch
         validate(made.cfg, "prepare", made.sources)
         return made.cfg
 
+    from neural_rdm.data.folder import FolderModule
+
+    class Checked(FolderModule):
+        @staticmethod
+        def check(root: Path, absent: object) -> None:
+            raise DataError(f"{root.name} is no good, {absent}")
+
+    with pytest.raises(DataError, match=r"no good, None"):  # a check beside its class is asked when it is set up
+        Checked(tmp_path, batch_size=1).setup()
     with pytest.raises(DataError, match=r"(?s)no folder .*ROOT/shapes\.csv .*Shapes comes from https://example\.org"):
         check_layout(composed(tmp_path / "nowhere").data)
     root = shapes(tmp_path / "set")

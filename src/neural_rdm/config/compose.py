@@ -61,7 +61,7 @@ def prepare_hydra() -> None:
 
 def further_folders() -> list[str]:
     """The folders of `--config-dir` that Hydra runs with; none outside of its jobs."""
-    running = HydraConfig.instance().cfg
+    running: Any = HydraConfig.instance().cfg
     sources = [] if running is None else running.hydra.runtime.config_sources
     return [source.path for source in sources if source.provider == "command-line"]
 

@@ -21,7 +21,7 @@ def function(dotted: str, name: str) -> Callable[..., Any] | None:
             check = staticmethod(look_at_coco)
 
     The function's module is imported, the class's is not: the function stands in another one, which imports no torch.
-    None where there is no such function; what is defined in the class's own module is known when the class is built.
+    None where there is no such function; one in the class's own module is asked when the class is built.
 
     Raises:
         ConfigError: the function's module cannot be imported.
@@ -29,7 +29,7 @@ def function(dotted: str, name: str) -> Callable[..., Any] | None:
     found = find(dotted)
     if found is None or not isinstance(found.statement, ast.ClassDef):
         return None
-    module, node = found
+    module, node = found.module, found.statement
     for statement in node.body:
         match statement:
             case ast.FunctionDef(name=own) if own == name:

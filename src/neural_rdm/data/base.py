@@ -134,8 +134,9 @@ class DataModule(LightningDataModule):
     official: Mapping[str, Any] | None = None
     """The whole data set as its site describes it (see `data.official`), as a literal."""
     check: Callable[..., Any] | None = None
-    """Looks at the folder: a function of a module without torch, whose parameters bear the names of keys, and which
-    raises a DataError. None: the folder has to be there."""
+    """Looks at the folder before torch is loaded: a function of a module without it, whose parameters bear the names of
+    keys, and which raises a DataError. One in the module of the class is asked when it is set up. None: the folder has
+    to be there."""
     experiment: str = ""
     """Overrides with which an experiment of other data trains on these, where no experiment chooses them by itself."""
 

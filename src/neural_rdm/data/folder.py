@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from neural_rdm.config.stated import call
 from neural_rdm.core.arguments import Count, Fraction, Natural, checked
 from neural_rdm.data.base import DataModule
 from neural_rdm.data.layouts import check_folder, drawn
@@ -46,4 +47,6 @@ class FolderModule(DataModule):
             DataError: there is no such folder, or its data sets cannot be loaded.
         """
         self.root = check_folder(self.root, self.layout)
+        if (check := type(self).check) is not None:
+            call(check, vars(self))
         super().setup(stage)
