@@ -300,7 +300,7 @@ def _advise(found: Findings, known: Official | None, root: Path | None, data: Di
 def _experiments(choice: str, folders: Sequence[str] = ()) -> list[str]:
     """The experiments that choose this data set, here or in further folders of configurations."""
     line = re.compile(rf"(?m)^\s*- override /?data: {re.escape(choice)}\s*$")
-    files = [file for folder in (config_dir(), *folders) for file in sorted(Path(folder, "exp").glob("*.yaml"))]
+    files = [file for folder in (config_dir(), *map(Path, folders)) for file in sorted(folder.glob("exp/*.yaml"))]
     return [file.stem for file in files if line.search(file.read_text(encoding="utf-8"))]
 
 
