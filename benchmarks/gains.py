@@ -182,7 +182,7 @@ def measure(net: nn.Module, held_out: Batch) -> dict[str, float | None]:
 
 def probed(net: nn.Module, batch: Batch) -> tuple[Tensor, dict[Unit, list[Tensor | None]], Tensor]:
     """Squared norms [units, 4], overlaps, and the denoising loss, whose gradients stay in the parameters."""
-    with probe(net, legs=True) as rows, stream_overlaps(net) as leaves:
+    with probe(net, branches=True) as rows, stream_overlaps(net) as leaves:
         value = denoising_loss(net, batch)
     value.backward()
     return rows.grad, {unit: [leaf.grad for leaf in each] for unit, each in leaves.items()}, value

@@ -107,7 +107,7 @@ def costs(arguments: dict[str, Any], size: int, rounds: int) -> dict[str, Any]:
         optimizer.zero_grad()
 
     def supervised(jvp: bool = False) -> None:
-        with kept(net) as seen, probe(net, legs=True) as rows:
+        with kept(net) as seen, probe(net, branches=True) as rows:
             loss(net, batch).backward()
         supervise(net, rows.grad, GAMMA)
         if jvp:

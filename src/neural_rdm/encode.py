@@ -164,10 +164,10 @@ def _claim(folder: Path, request: dict[str, Any]) -> None:
     Raises:
         ConfigError: it holds latents of another request.
     """
-    from neural_rdm.evaluation.sample_parts import claim
+    from neural_rdm.evaluation.sample_parts import same_request
 
     try:
-        claim(folder / REQUEST, request)
+        same_request(folder / REQUEST, request)
     except ConfigError as error:
         raise ConfigError(str(error).replace("holds samples of", "holds latents of")) from error
 

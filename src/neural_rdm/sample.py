@@ -51,7 +51,7 @@ def sample(cfg: DictConfig, folder: Path) -> int:
         UserError: no usable run, classes that the network does not have, files that do not fit its samples, or a
             sampler that does not fit it.
     """
-    from neural_rdm.evaluation.sample_parts import Parts, balanced, check_kinds, claim, place, written
+    from neural_rdm.evaluation.sample_parts import Parts, balanced, check_kinds, files_of, is_written, same_request
     from neural_rdm.media.images import ROUNDING
     from neural_rdm.runs import build
     from neural_rdm.runs.load import load_run
@@ -82,11 +82,11 @@ def sample(cfg: DictConfig, folder: Path) -> int:
         rounding=ROUNDING if run.pixels else "none: float32 latents",
     )
     parts, grid = Parts(folder, count, cfg.batch_size), folder / "grid.png"
-    goes_on = claim(folder / "sampling.json", facts)
-    if goes_on and grid.is_file() and not parts.any() and all(written(folder, k, count) for k in cfg.files):
+    goes_on = same_request(folder / "sampling.json", facts)
+    if goes_on and grid.is_file() and not parts.any() and all(is_written(folder, k, count) for k in cfg.files):
         print(f"{folder} is finished; nothing to do")
         return 0
-    array = place(folder, "npz")
+    array = files_of(folder, "npz")
     if goes_on and array.is_file() and parts.missing():  # it was finished once: its parts were all there
         if rank == 0:
             print(f"the samples of {array} are drawn already", flush=True)
@@ -144,11 +144,11 @@ def _finish(
     kinds: Sequence[str],
 ) -> None:
     """Make files of all parts, delete these, and say where the files are."""
-    from neural_rdm.evaluation.sample_parts import place, write_each, write_npz
+    from neural_rdm.evaluation.sample_parts import files_of, write_each, write_npz
 
     paths = []
     for kind in kinds:
-        path = place(folder, kind)
+        path = files_of(folder, kind)
         if kind != "npz":
             write_each(path, parts, kind, cfg.fps)
         else:

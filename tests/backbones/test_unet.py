@@ -177,7 +177,7 @@ def test_compiled_and_checkpointed_networks_measure_and_learn_the_same() -> None
 
     def step(net: UNet) -> tuple[torch.Tensor, list[torch.Tensor]]:
         net.zero_grad()
-        with probe(net, legs=True) as rows:
+        with probe(net, branches=True) as rows:
             net(X, T, context=context).square().mean().backward()
         return rows.grad, [p.grad.clone() for p in net.parameters()]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from neural_rdm.cli.jobs import PARENT, State, claim, end_with_parent, enter, environment, objective, state
+from neural_rdm.cli.jobs import PARENT, State, end_with_parent, enter, environment, objective, record_sweep, state
 from neural_rdm.cli.launcher import _wait, started
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.reports.sweeps import FILE
@@ -24,14 +24,14 @@ SWEEP = ["exp=digits_gated", "residual=gated,resnet", "hydra.job.name=x", "seed=
 
 def test_the_same_sweep_may_go_on_and_another_may_not(tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
-    claim(folder, [*SWEEP, f"hydra.sweep.dir='{folder}'"])
+    record_sweep(folder, [*SWEEP, f"hydra.sweep.dir='{folder}'"])
     first = (folder / FILE).read_bytes()
-    claim(folder, [*SWEEP[:2], SWEEP[3], SWEEP[2], "hydra.mode=MULTIRUN"])  # Hydra keeps its own keys apart
-    claim(folder, [f"++hydra.sweep.dir={folder}", *SWEEP])
+    record_sweep(folder, [*SWEEP[:2], SWEEP[3], SWEEP[2], "hydra.mode=MULTIRUN"])  # Hydra keeps its own keys apart
+    record_sweep(folder, [f"++hydra.sweep.dir={folder}", *SWEEP])
     assert (folder / FILE).read_bytes() == first
     for other in (SWEEP[:3], [*SWEEP, "gamma=1"], [SWEEP[1], SWEEP[0], *SWEEP[2:]], []):
         with pytest.raises(ConfigError, match=r"holds the sweep exp=digits_gated residual=gated,resnet .*sweep\.dir"):
-            claim(folder, other)
+            record_sweep(folder, other)
     assert (folder / FILE).read_bytes() == first
 
 
@@ -40,7 +40,7 @@ def test_a_folder_with_runs_of_something_else_is_refused(tmp_path: Path, name: s
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).touch()
     with pytest.raises(ConfigError, match=f"runs that are of no sweep .*{re.escape(name)}"):
-        claim(tmp_path, SWEEP)
+        record_sweep(tmp_path, SWEEP)
     assert not (tmp_path / FILE).exists()
 
 
@@ -48,11 +48,11 @@ def test_a_folder_with_runs_of_something_else_is_refused(tmp_path: Path, name: s
 def test_a_damaged_record_is_a_refusal(tmp_path: Path, text: str) -> None:
     (tmp_path / FILE).write_text(text)
     with pytest.raises(ConfigError, match=r"sweep\.json cannot be read"):
-        claim(tmp_path, SWEEP)
+        record_sweep(tmp_path, SWEEP)
 
 
 def test_a_job_stays_what_it_was(tmp_path: Path) -> None:
-    claim(tmp_path, SWEEP)
+    record_sweep(tmp_path, SWEEP)
     enter(tmp_path, 0, ["seed=1"])
     enter(tmp_path, 1, ["seed=2"])
     enter(tmp_path, 0, ["seed=1"])

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from neural_rdm.cli import app
-from neural_rdm.cli.stopping import Place, stoppable
+from neural_rdm.cli.stopping import Work, stoppable
 from neural_rdm.config.compose import parse
 from neural_rdm.config.grammar import as_typed
 from neural_rdm.core.files import write_atomically
@@ -79,7 +79,7 @@ def test_what_is_kept_is_said(
     for file in files:
         (tmp_path / "run" / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "run" / file).touch()
-    assert Place(command, tmp_path / "run").how_to_go_on().endswith(told)
+    assert Work(command, tmp_path / "run").how_to_go_on().endswith(told)
 
 
 @pytest.mark.parametrize("name", ["lr=0.1", "two words", "a,b", "näher", "it's", "2024_01_15", "(1)"])
@@ -88,7 +88,7 @@ def test_the_advice_can_be_typed_as_it_stands(name: str, tmp_path: Path, monkeyp
     for command, key in (("train", "resume"), ("sample", "hydra.run.dir")):
         (tmp_path / name).mkdir(exist_ok=True)
         (tmp_path / name / "config.yaml").touch()
-        said = Place(command, tmp_path / name).how_to_go_on().partition(" with ")[2].removesuffix(" goes on with them.")
+        said = Work(command, tmp_path / name).how_to_go_on().partition(" with ")[2].removesuffix(" goes on with them.")
         (argument,) = shlex.split(said)
         (parsed,) = parse(as_typed([argument], command))
         assert (parsed.key_or_group, parsed.value()) == (key, name)
@@ -97,13 +97,13 @@ def test_the_advice_can_be_typed_as_it_stands(name: str, tmp_path: Path, monkeyp
 def test_nohup_stays_deaf_and_a_second_signal_ends_all_at_once() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with stoppable(Place("report")):
+        with stoppable(Work("report")):
             os.kill(os.getpid(), signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)
     script = (
-        "import os, signal, time\nfrom neural_rdm.cli.stopping import Place, stoppable\n"
-        "with stoppable(Place('report')):\n"
+        "import os, signal, time\nfrom neural_rdm.cli.stopping import Work, stoppable\n"
+        "with stoppable(Work('report')):\n"
         "    try: os.kill(os.getpid(), signal.SIGINT); time.sleep(5)\n"
         "    finally: os.kill(os.getpid(), signal.SIGINT); time.sleep(5)"
     )
@@ -114,8 +114,8 @@ def test_nohup_stays_deaf_and_a_second_signal_ends_all_at_once() -> None:
 def test_a_closed_terminal_is_no_error(tmp_path: Path) -> None:
     """Nothing can be written to it any more, and yet the work is tidied up and the exit code is that of SIGHUP."""
     script = (
-        "import sys, time; from pathlib import Path; from neural_rdm.cli.stopping import Place, stoppable\n"
-        "with stoppable(Place('report')):\n"
+        "import sys, time; from pathlib import Path; from neural_rdm.cli.stopping import Work, stoppable\n"
+        "with stoppable(Work('report')):\n"
         "    try: print('ready', flush=True); time.sleep(60)\n"
         "    finally: print('tidied up', flush=True); Path(sys.argv[1]).touch()"
     )

@@ -234,7 +234,7 @@ def test_pulls_telescope_over_every_segment(run: Run) -> None:
 
 
 def test_the_four_numbers_of_the_probe_are_their_squared_norms(run: Run) -> None:
-    with probe(run.net, legs=True) as rows:
+    with probe(run.net, branches=True) as rows:
         (measured,) = torch.autograd.grad(loss(run.net(*run.arguments)), rows)
     for row, passage, said in zip(measured, run.passages, run.equations, strict=True):
         parts = passage.entry, passage.exit, said.entrance, said.leg

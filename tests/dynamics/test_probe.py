@@ -223,7 +223,7 @@ def test_sensitivities_take_roots_and_ratios() -> None:
     assert [s.norm for s in found] == [4.0, 2.0, 0.0, 1.0]
     assert [s.normalized for s in found] == [1.0, 0.5, 0.0, 0.25]
     assert [s.gain for s in found] == [2.0, None, None, 1.0]
-    assert found == sensitivities(net, torch.cat([squared, torch.ones(4, 2)], dim=1))  # a probe with legs
+    assert found == sensitivities(net, torch.cat([squared, torch.ones(4, 2)], dim=1))  # a probe of branches
 
 
 @pytest.mark.parametrize("rule", FIVE)

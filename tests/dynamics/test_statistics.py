@@ -74,12 +74,12 @@ def test_every_quantity_of_every_unit_and_bin(network: str, rule: str) -> None:
 @pytest.mark.parametrize("rule", FIVE)
 def test_outputs_gradients_and_the_probe_are_what_they_are_without(rule: str) -> None:
     net = random_dit(rule)
-    with probe(net, legs=True) as alone:
+    with probe(net, branches=True) as alone:
         plain = net(*inputs())
         loss(plain).backward()
     gradients = [p.grad.clone() for p in net.parameters() if p.grad is not None]
     net.zero_grad()
-    with probe(net, legs=True) as rows, Statistics(net) as watching:
+    with probe(net, branches=True) as rows, Statistics(net) as watching:
         watching.at(inputs()[1])
         out = net(*inputs())
         loss(out).backward()

@@ -35,7 +35,7 @@ RULES = {
 def measured(net: nn.Module, dtype: torch.dtype = torch.float64, run: Callable[..., Tensor] | None = None) -> Tensor:
     """One backward pass: squared norms [units, 4]; gradients of the loss stay in the parameters."""
     net.zero_grad()
-    with probe(net, legs=True) as rows:
+    with probe(net, branches=True) as rows:
         loss((net if run is None else run)(*inputs(dtype))).backward()
     assert rows.grad is not None
     return rows.grad
@@ -119,7 +119,7 @@ def test_overlaps_of_micro_batches_add_up() -> None:
     whole, parts = [], []
     for kept, splits in ((whole, [slice(0, 3)]), (parts, [slice(0, 1), slice(1, 3)])):
         net.zero_grad()
-        with stream_overlaps(net) as leaves, probe(net, legs=True) as rows:
+        with stream_overlaps(net) as leaves, probe(net, branches=True) as rows:
             for split in splits:
                 out = net(*(part[split] for part in inputs(torch.float64)))
                 (out.square().sum() + out.sin().sum()).backward()
@@ -253,7 +253,7 @@ def test_taps_leave_outputs_and_gradients_bit_equal(rule: str) -> None:
 def test_under_bf16_autocast_the_numbers_stay_close() -> None:
     net = random_dit()
     exact = supervise(net, measured(net, torch.float32), GAMMA)
-    with probe(net, legs=True) as rows, torch.autocast("cpu", torch.bfloat16):
+    with probe(net, branches=True) as rows, torch.autocast("cpu", torch.bfloat16):
         loss(net(*inputs()).float()).backward()
     assert rows.grad is not None
     assert rows.grad.dtype == torch.float32
@@ -310,7 +310,7 @@ def test_the_exact_value_is_that_of_the_local_one_also_for_units_inside_others(n
     with torch.no_grad():
         *_, (_, last) = units(net)
         last.alpha.zero_()  # a unit whose gates have no scale does not count
-    with probe(net, legs=True) as rows:
+    with probe(net, branches=True) as rows:
         loss(net(*arguments)).backward()
     local = supervise(net, rows.grad, 0.0)
     exact = sensitivity_loss(net, lambda: loss(net(*arguments)))

@@ -9,7 +9,15 @@ import pytest
 from PIL import Image
 
 from neural_rdm.core.errors import ConfigError, DataError, UserError
-from neural_rdm.evaluation.sample_parts import Parts, balanced, claim, place, write_each, write_npz, written
+from neural_rdm.evaluation.sample_parts import (
+    Parts,
+    balanced,
+    files_of,
+    is_written,
+    same_request,
+    write_each,
+    write_npz,
+)
 from neural_rdm.media.mp4 import write_mp4
 
 
@@ -50,14 +58,14 @@ def test_the_array_is_all_parts_in_order(shape: tuple[int, ...], dtype: type, tm
 
 
 def test_a_folder_keeps_to_one_request(tmp_path: Path) -> None:
-    assert not claim(tmp_path / "sampling.json", {"seed": 0, "steps": (1, 2)})
-    assert claim(tmp_path / "sampling.json", {"seed": 0, "steps": (1, 2)})
+    assert not same_request(tmp_path / "sampling.json", {"seed": 0, "steps": (1, 2)})
+    assert same_request(tmp_path / "sampling.json", {"seed": 0, "steps": (1, 2)})
     with pytest.raises(ConfigError, match=r"different: more, seed"):
-        claim(tmp_path / "sampling.json", {"seed": 1, "steps": (1, 2), "more": True})
+        same_request(tmp_path / "sampling.json", {"seed": 1, "steps": (1, 2), "more": True})
     for damaged in ('{"seed": 0,', "[1]", "", "\0"):
         (tmp_path / "sampling.json").write_text(damaged)
         with pytest.raises(DataError, match=r"sampling\.json is damaged") as error:
-            claim(tmp_path / "sampling.json", {"seed": 0})
+            same_request(tmp_path / "sampling.json", {"seed": 0})
         assert "\n" not in str(error.value)
 
 
@@ -75,13 +83,13 @@ def test_parts_are_made_again_of_the_array(tmp_path: Path) -> None:
 
 def test_clips_keep_to_their_frames_a_second(tmp_path: Path) -> None:
     parts = saved(tmp_path, clips(2), 2)
-    assert not written(tmp_path, "gif", 2)
-    write_each(place(tmp_path, "gif"), parts, "gif", fps=5)
-    assert written(tmp_path, "gif", 2)
-    with Image.open(place(tmp_path, "gif") / "0000001.gif") as gif:
+    assert not is_written(tmp_path, "gif", 2)
+    write_each(files_of(tmp_path, "gif"), parts, "gif", fps=5)
+    assert is_written(tmp_path, "gif", 2)
+    with Image.open(files_of(tmp_path, "gif") / "0000001.gif") as gif:
         assert gif.info["duration"] == 200
     with pytest.raises(ConfigError, match=r"samples_gif holds .* \(different: fps\); .*remove that folder"):
-        write_each(place(tmp_path, "gif"), parts, "gif", fps=4)
+        write_each(files_of(tmp_path, "gif"), parts, "gif", fps=4)
 
 
 def test_classes_are_balanced() -> None:

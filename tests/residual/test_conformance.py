@@ -152,7 +152,7 @@ def test_measuring_changes_nothing_and_the_rows_are_autograds(rule: str, kind: s
         hook.remove()
     norms = [sum(float(z.grad.square().sum()) for z in entries[name] if z.grad is not None) for name, _ in units(net)]
     net.zero_grad()
-    with probe(net, legs=True) as rows, Statistics(net, bins=2) as watching:
+    with probe(net, branches=True) as rows, Statistics(net, bins=2) as watching:
         watching.at(inputs(net)["t"])
         measured = net(**inputs(net))
         measured.square().mean().backward()

@@ -107,7 +107,7 @@ def test_norms_of_the_probe_are_those_of_autograd_in_float64(kind: str, rule: st
         for name, p in net.named_parameters():
             if is_gate(name):
                 p.add_(0.3 * torch.randn(p.shape, dtype=p.dtype))
-    with probe(net, legs=True) as rows:
+    with probe(net, branches=True) as rows:
         run(net, condition).square().sum().backward()
     squared, gradients = rows.grad, {k: p.grad.clone() for k, p in net.named_parameters() if is_gate(k)}
     entries, exits = {}, {}

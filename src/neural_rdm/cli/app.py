@@ -21,9 +21,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from neural_rdm.cli.datasets import check_layout
-from neural_rdm.cli.jobs import SWEEP_DIR, claim, end_with_parent
+from neural_rdm.cli.jobs import SWEEP_DIR, end_with_parent, record_sweep
 from neural_rdm.cli.launcher import register
-from neural_rdm.cli.stopping import Place, stoppable
+from neural_rdm.cli.stopping import Work, stoppable
 from neural_rdm.config import resume
 from neural_rdm.config.check import as_plain, config_dir, validate
 from neural_rdm.config.compose import Composed, compose_config, drop_unchosen, group_choices, parse
@@ -104,12 +104,12 @@ def main(config_name: str, job: Job, complete: Complete | None = None) -> None:
     Exit codes: 0 done, 2 a mistake that the user can put right, 143, 130 or 129 stopped by SIGTERM, Ctrl-C or a closed
     terminal, 1 anything else.
     """
-    place = Place(config_name)
-    with stoppable(place):
-        _run(config_name, job, complete, place)
+    work = Work(config_name)
+    with stoppable(work):
+        _run(config_name, job, complete, work)
 
 
-def _run(config_name: str, job: Job, complete: Complete | None, place: Place) -> None:
+def _run(config_name: str, job: Job, complete: Complete | None, work: Work) -> None:
     register()
     end_with_parent()
     run: resume.Run | None = None
@@ -127,7 +127,7 @@ def _run(config_name: str, job: Job, complete: Complete | None, place: Place) ->
     sys.argv[1:] = [*arguments.flags, *arguments.overrides]
 
     def task(cfg: DictConfig) -> None:
-        place.folder = folder = Path(HydraConfig.get().runtime.output_dir)
+        work.folder = folder = Path(HydraConfig.get().runtime.output_dir)
         choices = group_choices(HydraConfig.get())
         try:
             OmegaConf.set_struct(cfg, False)
@@ -148,9 +148,9 @@ def _run(config_name: str, job: Job, complete: Complete | None, place: Place) ->
             error = caught if isinstance(caught, UserError) else as_user_error(caught)
             if error is None:
                 raise
-            place.clear()
+            work.clear()
             if isinstance(error, WriteError):
-                error = UserError(f"{error} {place.how_to_go_on(needs_another_folder(caught))}")
+                error = UserError(f"{error} {work.how_to_go_on(needs_another_folder(caught))}")
             fail(error)
         raise SystemExit(code)
 
@@ -174,7 +174,7 @@ def preflight(config_name: str, arguments: Arguments, complete: Complete | None 
             _check(compose_config(config_name, overrides, arguments.folders), config_name)
         sweeps = [str(p.value()) for p in parsed if p.key_or_group == SWEEP_DIR]
         if arguments.multirun and sweeps and "${" not in sweeps[-1]:
-            claim(Path(sweeps[-1]), arguments.overrides)  # before Hydra writes its own file there
+            record_sweep(Path(sweeps[-1]), arguments.overrides)  # before Hydra writes its own file there
         return None
     if arguments.multirun:
         raise UserError("resume continues one run; leave out -m / --multirun")

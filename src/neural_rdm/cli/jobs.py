@@ -30,7 +30,7 @@ class State(Enum):
     FINISHED = "finished"
 
 
-def claim(folder: Path, overrides: Sequence[str]) -> None:
+def record_sweep(folder: Path, overrides: Sequence[str]) -> None:
     """Write down in `folder` which sweep its runs are of.
 
     Args:

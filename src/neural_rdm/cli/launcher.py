@@ -20,7 +20,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from neural_rdm.cli.jobs import State, claim, enter, environment, objective
+from neural_rdm.cli.jobs import State, enter, environment, objective, record_sweep
 from neural_rdm.cli.jobs import state as state_of
 from neural_rdm.config.compose import LAUNCHER, prepare_hydra
 from neural_rdm.config.grammar import written
@@ -85,7 +85,7 @@ class SubprocessLauncher(Launcher):
     def _enter(self, sweep: Path, typed: list[str], number: int, overrides: Sequence[str], folder: Path) -> State:
         """Write the job down; Hydra would answer another sweep's folder with a traceback."""
         try:
-            claim(sweep, typed)
+            record_sweep(sweep, typed)
             enter(sweep, number, overrides)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr, flush=True)

@@ -15,8 +15,8 @@ from neural_rdm.runs.folders import GOES_ON
 
 
 @dataclass
-class Place:
-    """A command and the folder that it writes to."""
+class Work:
+    """What a command is at: its name and the folder that it writes to."""
 
     command: str
     folder: Path | None = None  # None: it has not begun
@@ -48,15 +48,15 @@ class Place:
 
 
 @contextlib.contextmanager
-def stoppable(place: Place) -> Iterator[None]:
+def stoppable(work: Work) -> Iterator[None]:
     """Work that Ctrl-C, SIGTERM or a closed terminal ends with one sentence, and with the exit code of that signal."""
     before = catch(stop)
     try:
         yield
     except Stopped as stopped:
-        place.clear()
+        work.clear()
         if is_first_rank():
-            print(f"\nstopped by {stopped.signal.name}. {place.how_to_go_on()}", flush=True)
+            print(f"\nstopped by {stopped.signal.name}. {work.how_to_go_on()}", flush=True)
         raise SystemExit(stopped.exit_code) from None
     finally:
         give_back(before)

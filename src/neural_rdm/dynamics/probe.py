@@ -23,7 +23,7 @@ from neural_rdm.residual import Unit, units
 
 
 @contextmanager
-def probe(model: nn.Module, legs: bool = False) -> Iterator[Tensor]:
+def probe(model: nn.Module, branches: bool = False) -> Iterator[Tensor]:
     """Switch the taps of every unit of `model` on, and yield their rows (zeros on the model's device; float64 for a
     model in float64, else float32).
 
@@ -37,12 +37,12 @@ def probe(model: nn.Module, legs: bool = False) -> Iterator[Tensor]:
     | 3      | identity leg: `s_i - g_br`, the rest, before any shortcut          |
 
     Args:
-        legs: take columns 2 and 3 as well, rows [units, 4]; otherwise rows are [units, 2].
+        branches: take columns 2 and 3 as well, rows [units, 4]; otherwise rows are [units, 2].
     """
     found = [unit for _, unit in units(model)]
     first = next(model.parameters())
     dtype = torch.promote_types(first.dtype, torch.float32)
-    rows = torch.zeros(len(found), 4 if legs else 2, dtype=dtype, device=first.device, requires_grad=True)
+    rows = torch.zeros(len(found), 4 if branches else 2, dtype=dtype, device=first.device, requires_grad=True)
     try:
         for unit, row in zip(found, rows.unbind(), strict=True):
             unit.probe = row

@@ -15,7 +15,7 @@ How much of the local gradient an ordinary backward pass gives depends on where 
 | `gated` and `rezero`       | `gamma/N * log r_i * q_i * theta_i / ||theta_i||^2`                                 |
 | the additive beta          | nothing: its local gradient is 0, since s_i does not depend on it                   |
 
-`q_i = d log||s_i|| / d log(scale of theta_i)` follows from the four norms of a probe with legs, by polarisation:
+`q_i = d log||s_i|| / d log(scale of theta_i)` follows from the four norms of a probe of branches, by polarisation:
 `<s_i, g_br> / ||s_i||^2` where alpha scales the branch, `<s_i, s_i - g_br> / ||s_i||^2` where it scales the stream.
 
 So with one gate a channel, supervision of `gated` and `rezero` only makes a unit's whole alpha larger or smaller: it
@@ -74,7 +74,7 @@ def supervise(
     the entry or the exit have norm 0 have no gain and do not count in N, nor do those that change the stream's width.
 
     Args:
-        squared: squared norms [units, 4] of `probe(model, legs=True)`, of the loss averaged over the global batch
+        squared: squared norms [units, 4] of `probe(model, branches=True)`, of the loss averaged over the global batch
             (summed over micro-batches and ranks, free of any loss scale).
         gamma: weight of `L_sens`.
         target: `isometry`, or `floor`: only gains below 1 are pulled up.

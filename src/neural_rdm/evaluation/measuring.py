@@ -90,7 +90,7 @@ class Subject:
         }
 
 
-def words(stage: Identity | Autoencoder) -> str:
+def stage_text(stage: Identity | Autoencoder) -> str:
     """A first stage in a protocol line."""
     return "none" if isinstance(stage, Identity) else f"{type(stage).__name__} {stage.path}, {stage.dtype}"
 

@@ -101,7 +101,7 @@ class Parts:
         return any(self.folder.glob("*.npy"))
 
 
-def claim(path: Path, request: dict[str, Any]) -> bool:
+def same_request(path: Path, request: dict[str, Any]) -> bool:
     """Write down what a folder's samples are made of, or compare with what is written there.
 
     Returns:
@@ -151,14 +151,14 @@ def write_npz(path: Path, parts: Parts, **more: NDArray[Any]) -> Path:
     return path
 
 
-def place(folder: Path, kind: str) -> Path:
+def files_of(folder: Path, kind: str) -> Path:
     """Where the files of a kind lie in the folder of a job."""
     return folder / ("samples.npz" if kind == "npz" else f"samples_{kind}")
 
 
-def written(folder: Path, kind: str, count: int) -> bool:
+def is_written(folder: Path, kind: str, count: int) -> bool:
     """Whether a job's files of a kind are all there: the last of its `count` samples is written last."""
-    path = place(folder, kind)
+    path = files_of(folder, kind)
     return (path if kind == "npz" else _file(path, count - 1, kind)).is_file()
 
 
@@ -178,8 +178,8 @@ def check_kinds(folder: Path, kinds: Sequence[str], clips: bool, pixels: bool, f
             raise ConfigError(f"files={kind} does not fit {what}; choose files=[{fitting}]")
         if kind == "mp4":
             pyav()
-        if kind in ("gif", "mp4") and (speed := place(folder, kind) / SPEED).is_file():
-            claim(speed, {"fps": fps})
+        if kind in ("gif", "mp4") and (speed := files_of(folder, kind) / SPEED).is_file():
+            same_request(speed, {"fps": fps})
 
 
 def write_each(folder: Path, parts: Parts, kind: str, fps: int = 8) -> Path:
@@ -193,7 +193,7 @@ def write_each(folder: Path, parts: Parts, kind: str, fps: int = 8) -> Path:
     first = next(iter(parts))
     check_kinds(folder.parent, [kind], first.ndim == 5, first.dtype == np.uint8, fps)
     if first.ndim == 5:
-        claim(folder / SPEED, {"fps": fps})
+        same_request(folder / SPEED, {"fps": fps})
     with progress_bar(f"writing {kind}", parts.count, "files") as advance:
         for number, part in zip(parts.numbers, parts, strict=True):
             for position, sample in zip(parts.positions(number), part, strict=True):

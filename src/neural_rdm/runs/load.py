@@ -156,7 +156,7 @@ def load_run(
     """
     import torch
 
-    from neural_rdm.evaluation.measuring import words
+    from neural_rdm.evaluation.measuring import stage_text
     from neural_rdm.runs import build
     from neural_rdm.runs.loaded import LoadedRun
     from neural_rdm.training.callbacks.checkpoints import newest_readable
@@ -193,7 +193,7 @@ def load_run(
         data,
         build.text(config),
         first_stage.decode if encodes else None,
-        words(first_stage),
+        stage_text(first_stage),
         device,
     )
 

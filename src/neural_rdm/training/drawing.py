@@ -11,7 +11,7 @@ from torch import Tensor
 
 from neural_rdm.diffusion.guidance import Condition
 from neural_rdm.diffusion.samplers import Sampler, sample
-from neural_rdm.evaluation.measuring import Subject, Use, words
+from neural_rdm.evaluation.measuring import Subject, Use, stage_text
 from neural_rdm.training.held import data_of
 from neural_rdm.training.module import NeuralRDM
 
@@ -85,7 +85,7 @@ def subject_of(trainer: pl.Trainer, module: NeuralRDM, sampler: Sampler, weights
         seed=module.seed,
         decode=module.first_stage.decode if module.encode else None,
         device=module.device,
-        first_stage=words(module.first_stage),
+        first_stage=stage_text(module.first_stage),
         precision=trainer.precision_plugin.precision,
         writes=trainer.is_global_zero,
     )

@@ -62,7 +62,7 @@ class NeuralRDM(pl.LightningModule):
         self.objective, self.optimizer, self.first_stage, self.text = objective, optimizer, first_stage, text
         self.seed, self.max_steps, self.encode, self.compile_blocks = seed, max_steps, encode, compile_blocks
         #: told the timesteps [B] of every batch before it runs, where a callback wants to know
-        self.on_times: Callable[[Tensor], None] | None = None
+        self.on_timesteps: Callable[[Tensor], None] | None = None
 
     def configure_model(self) -> None:
         """Compile and shard the network; Lightning calls this more than once."""
@@ -90,8 +90,8 @@ class NeuralRDM(pl.LightningModule):
         u = torch.from_numpy(seeding.uniform(self.seed, f"{stage} timestep", position))
         t = self.objective.timesteps(u).to(x.device, non_blocking=True)
         noise = seeding.normal(self.seed, f"{stage} noise", position, x.shape[1:], x.device)
-        if self.on_times is not None:
-            self.on_times(t)
+        if self.on_timesteps is not None:
+            self.on_timesteps(t)
         xt = self.objective.process.q_sample(x, t, noise)
         with keyed(self.seed, position):  # stochastic depth
             out = self.net(xt, t, **self.condition(batch, drop))

@@ -149,7 +149,7 @@ def test_units_are_not_measured_where_nobody_asks(tmp_path: Path) -> None:
     fit(module, tmp_path, SensitivityLog(1, time_bins=0), steps=1)
     assert (tmp_path / "sensitivity" / "sensitivity.csv").is_file()
     assert not (tmp_path / "sensitivity" / "units.csv").exists()
-    assert module.on_times is None
+    assert module.on_timesteps is None
 
 
 class Kick(pl.Callback):
@@ -291,7 +291,7 @@ def test_an_interrupted_step_leaves_nothing_behind(tmp_path: Path) -> None:
     module, log = tiny_module(), SensitivityLog(1)
     with pytest.raises(RuntimeError, match="stop"):
         fit(module, tmp_path / "a", log, Interrupt(), steps=2)
-    assert module.on_times is None
+    assert module.on_timesteps is None
     assert all(unit.watched is None and unit.probe is None for _, unit in units(module.net))
     fit(module, tmp_path / "b", log, steps=2)
     rows = read_rows(tmp_path / "b" / "sensitivity" / "units.csv")

@@ -97,7 +97,7 @@ class SensitivityLog(Tapped):
             self._measurement.close()
         if self._statistics is not None:
             self._statistics.close()
-        self._measurement = self._statistics = pl_module.on_times = None
+        self._measurement = self._statistics = pl_module.on_timesteps = None
 
     def _due(self, trainer: pl.Trainer) -> bool:
         step = trainer.global_step + 1
@@ -108,11 +108,11 @@ class SensitivityLog(Tapped):
         if not self._due(trainer):
             return
         if self._supervision is None and self._measurement is None:
-            self._measurement = Measurement(pl_module, legs=False)
+            self._measurement = Measurement(pl_module, branches=False)
         if self.time_bins and self._statistics is None:
             timesteps = pl_module.objective.process.num_timesteps
             self._statistics = Statistics(pl_module.net, timesteps, self.time_bins)
-            pl_module.on_times = self._statistics.at
+            pl_module.on_timesteps = self._statistics.at
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
         """All micro-batches are done: write the rows of this step."""
@@ -149,7 +149,7 @@ class SensitivityLog(Tapped):
         """What the units wrote in this step, over all ranks; every rank must call it."""
         if self._statistics is None:
             return []
-        statistics, self._statistics, pl_module.on_times = self._statistics, None, None
+        statistics, self._statistics, pl_module.on_timesteps = self._statistics, None, None
         statistics.close()
         sums = parallel.sum_over_ranks(statistics.sums().clone())
         # each rank's loss is the mean of its own share, and carries the loss scale

@@ -25,13 +25,13 @@ class Measurement:
     """What the taps of all units collect during one optimizer step, from the first micro-batch to `read`.
 
     Args:
-        legs: measure what supervision needs: four norms a unit, and the overlaps of gates on the stream.
+        branches: measure what supervision needs: four norms a unit, and the overlaps of gates on the stream.
     """
 
-    def __init__(self, pl_module: Any, legs: bool) -> None:
+    def __init__(self, pl_module: Any, branches: bool) -> None:
         self._stack = ExitStack()
-        self._rows = self._stack.enter_context(probe(pl_module.net, legs))
-        self._overlaps = self._stack.enter_context(stream_overlaps(pl_module.net)) if legs else {}
+        self._rows = self._stack.enter_context(probe(pl_module.net, branches))
+        self._overlaps = self._stack.enter_context(stream_overlaps(pl_module.net)) if branches else {}
 
     def close(self) -> None:
         """Switch the taps off."""
@@ -115,7 +115,7 @@ class Supervision(Tapped):
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Switch the taps on for all micro-steps of an optimizer step."""
         if self._measurement is None:
-            self._measurement, self._measured = Measurement(pl_module, legs=True), None
+            self._measurement, self._measured = Measurement(pl_module, branches=True), None
         self._batch = batch if self.method == "exact" else None
 
     def drop(self, pl_module: Any) -> None:
