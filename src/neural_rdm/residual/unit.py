@@ -181,18 +181,18 @@ class Unit(nn.Module):
     ) -> Stream:
         """The same unit with its taps: entry and exit, and with four rows the two ways between them as well."""
         rows = () if self.probe is None else self.probe.unbind()
-        entry, exits, branches = rows[:1], rows[1:2], rows[3:]
+        entry, exits, identity = rows[:1], rows[1:2], rows[3:]
         z, loan = _tapped(z, *entry), None
         if self.overlap is not None and shortcut is None:  # through a shortcut the gate's effect is not elementwise
             z = self._tensor(z)
             z, loan = open_overlap(z, self.spread(_overlap_row(self.overlap, e), z))
         stream = z
-        if branches:
+        if identity:
             z = _tapped(z, rows[2])
             if shortcut is None and self.adds_to_stream:
-                exits += branches  # one gradient, measured once
+                exits += identity  # one gradient, measured once
             else:
-                stream = _tapped(stream, *branches)
+                stream = _tapped(stream, *identity)
         before = stream if shortcut is None else map_stream(shortcut, stream)
         read = self.read(z, e)
         f = branch(read)
