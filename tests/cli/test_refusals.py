@@ -252,6 +252,7 @@ def test_the_configuration_travels_with_the_package() -> None:
     ("overrides", "names"),
     [
         (["residual=rezero", "backbone.adaln_gate_init=0"], ("adaln_gate_init", "null")),
+        (["residual=delta", "backbone.long_skip=0.5"], ("long_skip=0.5 with residual=delta", "long_skip=null")),
         (["sampler.interval=[500,100]"], ("sampler.interval", "[200, 700]")),
         (["sampler.channels=foo"], ("sampler.channels", "all")),
         (["diffusion.process.beta_start=0.5"], ("beta_start", "beta_end")),

@@ -219,6 +219,12 @@ def _check_fit(cfg: DictConfig, rule: str, says: dict[str, Any], sources: Source
             "residual.rule",
             sources,
         )
+    if (k := cfg.backbone.get("long_skip")) is not None and says.get("no_reopening"):
+        raise refused(
+            f"backbone.long_skip={k} with residual={rule}: {says['no_reopening']}; pass backbone.long_skip=null",
+            "backbone.long_skip",
+            sources,
+        )
     if cfg.backbone.get("skip") and network.get("u_shaped") and says.get("no_reopening"):
         raise refused(
             f"residual={rule} cannot be had in {name} with long skips: {says['no_reopening']}; pass backbone.skip="
