@@ -224,7 +224,7 @@ def test_a_real_video_with_damaged_bytes_is_no_still(tmp_path):
 def test_a_kill_leaves_neither_processes_nor_the_lock(tmp_path, capsys):
     fcntl = pytest.importorskip("fcntl")
     code = (
-        "import os, sys, time\nfrom pathlib import Path\nfrom neural_rdm.media.video import index as video_index\n"
+        "import os, sys, time\nfrom pathlib import Path\nfrom neural_rdm.data.videos import index as video_index\n"
         "def hang(path, decoder):\n    print(os.getpid(), flush=True)\n    time.sleep(100)\n"
         "video_index.probe, video_index.cache_folder = hang, lambda: Path(sys.argv[1])\n"
         "names = [sys.argv[1] + '/' + n for n in ('a.mp4', 'b.mp4')]\n"

@@ -1,1 +1,1 @@
-"""What prepare and its subset do with any data set: look at it, cut it. Begin with `inspection`."""
+"""What prepare, preview and subset do with any data set. Begin with `inspection`."""
