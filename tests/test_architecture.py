@@ -168,7 +168,17 @@ def run(code: str) -> str:
 
 @pytest.mark.parametrize(
     "module",
-    ["", ".config.check", ".config.stated", ".data.layouts", ".data.official", ".runs.folders", ".core.files", ".core.records", ".cli.app"]
+    [
+        "",
+        ".config.check",
+        ".config.stated",
+        ".data.layouts",
+        ".data.official",
+        ".runs.folders",
+        ".core.files",
+        ".core.records",
+        ".cli.app",
+    ]
     + [f".{file.parent.name}.constraints" for file in sorted(PACKAGE.glob("*/constraints.py"))]
     + [f".{command}" for command in sorted({*COMMANDS, "__main__"})],
 )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from neural_rdm.config.compose import parse
 from neural_rdm.config.grammar import as_typed
 from neural_rdm.core.errors import CheckpointError, ConfigError, DataError
-from neural_rdm.report import prepare, select_runs
+from neural_rdm.report import complete, select_runs
 from neural_rdm.reports.tables import write_comparison, write_metrics
 from neural_rdm.runs.load import read_config
 from tests.test_sample import command, refused_without_torch
@@ -90,10 +90,10 @@ def test_bare_values_reach_the_command_as_they_were_typed(text):
 
 
 def test_runs_are_looked_for_before_anything_else(runs):
-    assert prepare(["runs='sweep/0,sweep/1'", "hydra.run.dir=x"]) == ["runs='sweep/0,sweep/1'", "hydra.run.dir=x"]
-    assert prepare([]) == []
+    assert complete(["runs='sweep/0,sweep/1'", "hydra.run.dir=x"]) == ["runs='sweep/0,sweep/1'", "hydra.run.dir=x"]
+    assert complete([]) == []
     with pytest.raises(DataError, match="runs=missing"):
-        prepare(["runs=missing"])
+        complete(["runs=missing"])
 
 
 @pytest.mark.end_to_end

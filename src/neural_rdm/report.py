@@ -95,7 +95,7 @@ def show(pages: list[Path], paths: list[Path]) -> None:
     print_paths(paths)
 
 
-def prepare(overrides: list[str], _: object = None) -> list[str]:
+def complete(overrides: list[str], _: object = None) -> list[str]:
     """Check that `runs=` names runs.
 
     Raises:
@@ -108,4 +108,4 @@ def prepare(overrides: list[str], _: object = None) -> list[str]:
 
 
 if __name__ == "__main__":
-    main("report", report, prepare)
+    main("report", report, complete)
