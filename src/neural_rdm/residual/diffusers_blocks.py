@@ -323,7 +323,8 @@ class Gated:
 def swap_model(model: Any, residual: Residual, units: list[str] | None) -> None:
     """Make a model of diffusers a gated one of its own class, and let its configuration say so."""
     plain = type(model)
-    model.__class__ = type(f"Gated{plain.__name__}", (Gated, plain), {"__doc__": plain.__doc__})
+    name = f"Gated{plain.__name__.removeprefix('Gated')}"  # a Transformer2DModel is a block as well
+    model.__class__ = type(name, (Gated, plain), {"__doc__": plain.__doc__})
     model.register_to_config(residual=residual.as_dict(), gated_units=units)
 
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 from torch import nn
 
 from neural_rdm.residual.spec import Residual
-from neural_rdm.residual.unit import Place, Unit, make_plain
+from neural_rdm.residual.unit import Place, Unit, gate_names, make_plain
 
 #: blocks of an encoder of conditions, which average two branches and have no stream
 OF_CONDITIONS = {"MotionEncoderResBlock"}
@@ -87,6 +87,26 @@ def gate(
     if hasattr(model, "register_to_config"):
         diffusers_blocks.swap_model(model, residual, sorted(chosen) if len(chosen) < len(names) else None)
     return model
+
+
+def freeze_silent(model: nn.Module) -> list[str]:
+    """Freeze the gates that the last backward pass did not reach, and return their names.
+
+    Some branches never reach a network's output: that of the text in its last block, or one whose input a call leaves
+    out. DistributedDataParallel stops on parameters without a gradient; so call this after one backward pass, before
+    the network is wrapped.
+
+    Raises:
+        ValueError: no gate has a gradient: no backward pass was made.
+    """
+    own = gate_names(model)
+    gates = {name: p for name, p in model.named_parameters() if name in own}
+    silent = [name for name, p in gates.items() if p.grad is None]
+    if len(silent) == len(gates):
+        raise ValueError("no gate has a gradient; run one backward pass first")
+    for name in silent:
+        gates[name].requires_grad_(False)
+    return silent
 
 
 def _swap(model: nn.Module, residual: Residual) -> None:

@@ -1,8 +1,8 @@
 """Gates into the weights: a gated network as the plain one of the original architecture (theory, section 7 [O]).
 
 A unit whose branch ends in an affine layer `W h + b` with nothing behind it computes `z + alpha * (W h + b) + beta`:
-alpha and beta go into that layer, exactly. Where a block's own adaLN gate stands behind the layer (DiT, Latte), alpha
-still does and beta cannot.
+alpha and beta go into that layer, exactly. Where a block's own adaLN gate stands behind the layer (DiT, Latte, most
+transformers of diffusers), alpha still does and beta cannot.
 """
 
 from __future__ import annotations
@@ -35,13 +35,22 @@ def fold(model: nn.Module) -> nn.Module:
     if not any(isinstance(module, Unit) for module in model.modules()):
         raise ValueError(f"this {type(model).__name__} has no residual units; there is nothing to fold")
     behind = _gated_behind(model)
-    changes = []
+    changes: dict[str, tuple[str, Tensor | None, Tensor | None]] = {}
     for name, unit, last in last_layers(model):
+        scale, shift = _folded(unit, name, unit in behind)
         if last is None:
-            raise ConfigError(f"{name} cannot fold: its block does not state the last layer of its branch")
-        changes.append((last, *_folded(unit, name, unit in behind)))
+            if scale is None and shift is None:
+                continue  # a plain unit needs no layer
+            raise ConfigError(f"{name} cannot fold: no layer that ends its branch is multiplied by alpha as it is")
+        if last in changes and not all(map(_same, changes[last][1:], (scale, shift))):
+            raise ConfigError(
+                f"{name} cannot fold: it shares the layer {last} with {changes[last][0]}, and their gates differ"
+            )
+        if shift is not None and "bias" not in model.get_submodule(last)._parameters:
+            raise ConfigError(f"{name} cannot fold: its beta is not 0, and {last} has no bias")
+        changes[last] = (name, scale, shift)
     plain = copy.deepcopy(model)
-    for last, scale, shift in changes:
+    for last, (_, scale, shift) in changes.items():
         _apply(plain.get_submodule(last), scale, shift)
     return without_gates(plain)
 
@@ -68,9 +77,14 @@ def _folded(unit: Unit, name: str, gated_behind: bool) -> tuple[Tensor | None, T
         raise ConfigError(f"{name} cannot fold: {error}. {advice}") from error
 
 
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    """Whether two gates do the same."""
+    return a is b if a is None or b is None else torch.equal(a, b)
+
+
 def _apply(last: nn.Module, scale: Tensor | None, shift: Tensor | None) -> None:
     """Fold into weight and bias of an affine layer, in float64."""
-    weight, bias = last.get_parameter("weight"), last._parameters["bias"]
+    weight, bias = last.get_parameter("weight"), last._parameters.get("bias")
     if scale is not None:
         scale = scale.double().reshape(-1)
         weight.copy_((weight.double() * scale.view(-1, *[1] * (weight.ndim - 1))).to(weight))
@@ -85,6 +99,10 @@ def without_gates(model: nn.Module) -> nn.Module:
     """The same layers, taken out of `model`, with plain units in our networks, diffusers' own classes in its."""
     plain = adapter_of(model).plain()
     residual = Residual("resnet")
+    if hasattr(plain, "register_to_config"):
+        from neural_rdm.residual.diffusers_blocks import unswap_model
+
+        unswap_model(plain)
     for module in list(plain.modules()):
         if hasattr(module, "slots"):
             from neural_rdm.residual.diffusers_blocks import unswap
@@ -96,8 +114,4 @@ def without_gates(model: nn.Module) -> nn.Module:
                 setattr(module, name, residual.unit_at(child.place))
             elif isinstance(child, Stack):
                 setattr(module, name, Stack())
-    if hasattr(plain, "register_to_config"):
-        from neural_rdm.residual.diffusers_blocks import unswap_model
-
-        unswap_model(plain)
     return plain

@@ -97,12 +97,12 @@ def _() -> Inputs:
 
 
 @network("HunyuanDiT2DModel", num_attention_heads=2, attention_head_dim=8, in_channels=4, patch_size=2, sample_size=8,
-         hidden_size=16, num_layers=3, cross_attention_dim=8, cross_attention_dim_t5=12, pooled_projection_dim=8,
+         hidden_size=16, num_layers=4, cross_attention_dim=8, cross_attention_dim_t5=16, pooled_projection_dim=8,
          text_len=4, text_len_t5=4)  # fmt: skip
 def _() -> Inputs:
     return {
         "hidden_states": image(), "timestep": t().float(), "encoder_hidden_states": text(8, 4), "text_embedding_mask": mask(4),
-        "encoder_hidden_states_t5": text(12, 4), "text_embedding_mask_t5": mask(4),
+        "encoder_hidden_states_t5": text(16, 4), "text_embedding_mask_t5": mask(4),
         "image_meta_size": torch.ones(B, 6), "style": torch.zeros(B, dtype=torch.long),
         "image_rotary_emb": [torch.ones(16, 8), torch.zeros(16, 8)],
     }  # fmt: skip
@@ -269,7 +269,9 @@ def _() -> Inputs:
 
 @network("Flux3Transformer2DModel", **FLUX | {"axes_dims_rope": (2, 2, 2, 2)}, cond_in_channels=4, timestep_channels=8)
 def _() -> Inputs:
-    return flux(img_ids=ids(4, 4), txt_ids=ids(TEXT, 4))
+    return flux(
+        img_ids=ids(4, 4), txt_ids=ids(TEXT, 4), image_cond_hidden_states=tokens(), image_cond_ids=ids(4, 4)
+    )  # fmt: skip
 
 
 @network("ChromaTransformer2DModel", **FLUX, approximator_num_channels=8, approximator_hidden_dim=16,
@@ -294,8 +296,7 @@ def _() -> Inputs:
          axes_lens=(64, 16, 16))  # fmt: skip
 def _() -> Inputs:
     return {
-        "hidden_states": image(4, 4), "timestep": torch.rand(B), "encoder_hidden_states": text(),
-        "encoder_attention_mask": mask(),
+        "hidden_states": image(4, 4), "timestep": torch.rand(B), "encoder_hidden_states": torch.randn(B, 2, TEXT, 12),
     }  # fmt: skip
 
 
@@ -323,7 +324,7 @@ def _() -> Inputs:
 def _() -> Inputs:
     return {
         "hidden_states": tokens(), "encoder_hidden_states": text(), "encoder_hidden_states_mask": mask(),
-        "timestep": torch.rand(B), "img_shapes": [[(1, 2, 2)]] * B, "img_mask": mask(4).bool(),
+        "timestep": torch.rand(B), "img_shapes": [[(1, 2, 2)]] * B, "img_mask": torch.tensor([[False] * TEXT + [True]] * B),
     }  # fmt: skip
 
 

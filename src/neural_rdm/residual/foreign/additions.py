@@ -163,9 +163,7 @@ class _Reader:
                     self.assign(target, self.top(value, names), statement, names)
                 case ast.AugAssign(target=ast.Name(id=name), op=ast.Add(), value=value):
                     left = names.get(name, Value())
-                    self.assign(
-                        ast.Name(name), self.add(statement, left, self.value(value, names)), statement, names
-                    )
+                    self.assign(ast.Name(name), self.add(statement, left, self.value(value, names)), statement, names)
                 case ast.If(test=test, body=then, orelse=otherwise):
                     ways, settled = [], self.known(test)
                     for way, lines in ((True, then), (False, otherwise)):
@@ -242,7 +240,8 @@ class _Reader:
             if not isinstance(node, ast.AugAssign) and _name(node.left if swapped else node.right).startswith(OPTIONAL):
                 break
             self.found.append(Addition(_where(node), ast.unparse(node), swapped, z.stream, z.version, f))
-            return Value(z.stream, None, z.reads)
+            begun = _behind(_mixed(z, f), opaque=True).ends if "#" in z.stream else ()
+            return Value(z.stream, None, z.reads, begun)
         mixed = _behind(_mixed(left, right), opaque=True)
         # a position, a mask, a condition: the stream goes on
         return replace(mixed, stream=left.stream or right.stream)
@@ -262,7 +261,7 @@ class _Reader:
                 return replace(self.value(inner, names), version=None, items=())
             case ast.IfExp(body=a, orelse=b):
                 return _mixed(self.value(a, names), self.value(b, names))
-            case ast.BinOp(op=ast.Mult(), left=a, right=b):
+            case ast.BinOp(op=ast.Mult() | ast.Div(), left=a, right=b):
                 return _behind(_mixed(self.value(a, names), self.value(b, names)), scaled=True)
             case ast.Call():
                 return self.call(node, names)
@@ -399,7 +398,7 @@ class _Rewriter(ast.NodeTransformer):
             return node
         addition, unit = found
         z, f = (node.right, node.left) if addition.swapped else (node.left, node.right)
-        return _call(unit, z, f)
+        return _call(unit, z, f, not addition.swapped)
 
     def visit_AugAssign(self, node: ast.AugAssign) -> ast.AST:
         found = self.names.get(_where(node))
@@ -409,10 +408,10 @@ class _Rewriter(ast.NodeTransformer):
         assert isinstance(node.target, ast.Name)
         z = ast.Name(node.target.id, ast.Load())
         # `+=` keeps the type of the stream
-        value = ast.Call(ast.Attribute(_call(found[1], z, node.value), "type_as", ast.Load()), [z], [])
+        value = ast.Call(ast.Attribute(_call(found[1], z, node.value, True), "type_as", ast.Load()), [z], [])
         return ast.Assign([node.target], value)
 
 
-def _call(unit: str, z: ast.expr, f: ast.expr) -> ast.Call:
+def _call(unit: str, z: ast.expr, f: ast.expr, first: bool) -> ast.Call:
     own = ast.Attribute(ast.Name("self", ast.Load()), unit, ast.Load())
-    return ast.Call(ast.Name("added", ast.Load()), [own, z, f], [])
+    return ast.Call(ast.Name("added", ast.Load()), [own, z, f, ast.Constant(first)], [])

@@ -1,4 +1,4 @@
-"""Units in the blocks of a network that others wrote: which there are, how wide, under what name, behind which layer."""
+"""Units in the blocks of a network that others wrote: which there are, how wide, what name, behind which layer."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from neural_rdm.residual.foreign.additions import Addition, End, Value, additions, returned, rewrite
@@ -16,8 +17,6 @@ from neural_rdm.residual.foreign.source import PACKAGE, forward_of, parsed, subc
 from neural_rdm.residual.taps import tap
 from neural_rdm.residual.unit import Unit
 
-#: what attention layers and feed-forwards of diffusers call their last layer, where a loop or a processor hides it
-LAST = ("to_out", "net")
 #: streams that have a name of their own in reports; any other is called as the argument is
 STREAMS = {"encoder_hidden_states": "text", "context": "text"}
 AFFINE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -90,12 +89,8 @@ def units_of(module: nn.Module) -> list[Found]:
     if tree is None:
         return []
     first = tree.args.args[1].arg if len(tree.args.args) > 1 else ""
-
-    def known(test: ast.expr) -> bool | None:
-        return _known(test, module)
-
     grouped: dict[tuple[str, tuple[str, ...], int | None], list[Addition]] = {}
-    for addition in additions(tree, known):
+    for addition in additions(tree, lambda test: _known(test, module)):
         head = _naming(module, addition)
         if head is not None:
             grouped.setdefault((addition.stream, head.path, head.index), []).append(addition)
@@ -104,7 +99,9 @@ def units_of(module: nn.Module) -> list[Found]:
         argument = stream.partition("#")[0]  # a stream that begins on the way has a number behind it
         branch = group[0].branch
         ends = [end for end in branch.ends if stream in end.reads]
-        end, found = next(((end, found) for end in ends if (found := _last(module, end, stream)) is not None), (None, None))
+        end, found = next(
+            ((end, found) for end in ends if (found := _last(module, end, stream)) is not None), (None, None)
+        )
         if found is None or end is None:
             raise ValueError(f"adds {group[0].text!r}, a branch of unknown width")
         label = "" if argument == first else STREAMS.get(argument, argument.removesuffix("_hidden_states"))
@@ -143,10 +140,20 @@ def unswap(module: nn.Module) -> None:
     module.__class__ = type(module).__mro__[1]
 
 
-def added(unit: Unit, z: Tensor, f: Tensor) -> Tensor:
-    """What stands for `z + f` in a rewritten forward."""
+def added(unit: Unit, z: Tensor, f: Tensor, first: bool) -> Tensor:
+    """What stands for `z + f` in a rewritten forward, or for `f + z`.
+
+    Args:
+        unit: the unit.
+        z: the stream.
+        f: the branch.
+        first: z is written first. A sum has the memory layout of what is written first, and the layout decides in which
+            order what comes next adds up: to the bit, it must be the same.
+    """
     if z.shape[unit.channel_axis] not in (unit.dim, f.shape[unit.channel_axis]):
         raise ValueError(f"a stream of shape {tuple(z.shape)} does not fit a unit of {unit.dim} channels")
+    if not first and z.shape == f.shape and z.stride() != f.stride():
+        z = torch.empty_like(f, dtype=z.dtype).copy_(z)
     out = unit(z, lambda _: f)
     assert isinstance(out, Tensor)
     return out
@@ -186,30 +193,26 @@ def _of_output(module: nn.Module, index: int | None) -> tuple[nn.Module, bool] |
     if isinstance(module, (nn.Sequential, nn.ModuleList)):
         layers = [m for m in module if not isinstance(m, LINEAR)]
         return _of_output(layers[-1], index) if layers else None
-    if index == 1 and isinstance(getattr(module, "to_add_out", None), nn.Module):
-        return _of_output(module.to_add_out, None)
-    for name in LAST:
-        if isinstance(getattr(module, name, None), nn.Module):
-            return _of_output(getattr(module, name), None)
     for value in _returned(module):
         part = value.items[index] if value.items and index is not None and index < len(value.items) else value
         for end in part.ends:
             if (found := _last(module, end)) is not None:
                 return found[0], found[1] and not end.opaque
-    return None
+    layers = getattr(module, "net", None)  # a feed-forward of diffusers goes through its layers in a loop
+    return _of_output(layers, None) if isinstance(layers, nn.ModuleList) else None
 
 
 def _returned(module: nn.Module) -> list[Value]:
-    """What a module's `forward` returns, and the processor that it may leave its work to."""
-
-    def known(test: ast.expr) -> bool | None:
-        return _known(test, module)
-
-    tree, processor = forward_of(type(module)), getattr(module, "processor", None)
-    values = [] if tree is None else returned(tree, known)
+    """What a module's `forward` returns, or else the processor that it leaves its work to."""
+    processor = getattr(module, "processor", None)
     if type(processor).__module__.startswith(PACKAGE):
-        values += returned(parsed(type(processor).__call__), known, skip=2)
-    return values
+        tree, skip = parsed(type(processor).__call__), 2
+    elif (tree := forward_of(type(module))) is not None:
+        skip = 1
+    else:
+        return []
+    owner = tree.args.args[skip - 1].arg
+    return returned(tree, lambda test: _known(test, module, owner), skip)
 
 
 def _multiplies(norm: nn.Module) -> bool:
@@ -251,15 +254,15 @@ def _at(module: Any, path: tuple[str, ...]) -> Any:
 # -- conditions that are settled once a module exists
 
 
-def _known(test: ast.expr, module: nn.Module) -> bool | None:
+def _known(test: ast.expr, module: nn.Module, owner: str = "self") -> bool | None:
     """The truth of a condition on the module's own attributes; None where it depends on a call's arguments."""
     try:
-        return bool(_value(test, module))
+        return bool(_value(test, module, owner))
     except LookupError:
         return None
 
 
-def _value(node: ast.expr, module: nn.Module) -> Any:
+def _value(node: ast.expr, module: nn.Module, owner: str) -> Any:
     """The value of an expression of attributes and constants.
 
     Raises:
@@ -268,21 +271,21 @@ def _value(node: ast.expr, module: nn.Module) -> Any:
     match node:
         case ast.Constant(value=value):
             return value
-        case ast.Attribute(value=ast.Name(id="self"), attr=attr) if hasattr(module, attr):
+        case ast.Attribute(value=ast.Name(id=name), attr=attr) if name == owner and hasattr(module, attr):
             return getattr(module, attr)
         case ast.Tuple(elts=parts) | ast.List(elts=parts):
-            return [_value(part, module) for part in parts]
+            return [_value(part, module, owner) for part in parts]
         case ast.UnaryOp(op=ast.Not(), operand=inner):
-            return not _value(inner, module)
+            return not _value(inner, module, owner)
         case ast.BoolOp(op=op, values=parts):
             stop = isinstance(op, ast.Or)
-            known = [_known(part, module) for part in parts]
+            known = [_known(part, module, owner) for part in parts]
             if stop in known:
                 return stop
             if None not in known:
                 return not stop
         case ast.Compare(left=left, ops=[op], comparators=[right]) if type(op) in _COMPARE:
-            return _COMPARE[type(op)](_value(left, module), _value(right, module))
+            return _COMPARE[type(op)](_value(left, module, owner), _value(right, module, owner))
     raise LookupError
 
 

@@ -52,6 +52,9 @@ def _attributes(node: ast.AST, children: set[str]) -> list[str]:
     found = [
         (n.lineno, n.col_offset, n.attr)
         for n in ast.walk(node)
-        if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name) and n.value.id == "self" and n.attr in children
+        if isinstance(n, ast.Attribute)
+        and isinstance(n.value, ast.Name)
+        and n.value.id == "self"
+        and n.attr in children
     ]
     return [attr for *_, attr in sorted(found)]
