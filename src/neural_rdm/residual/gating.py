@@ -56,6 +56,8 @@ def gate(
             embedding on to its units); a rule that changes what branches read, where a block was rewritten.
     """
     from neural_rdm.residual import diffusers_blocks
+    from neural_rdm.residual.foreign.blocks import Written
+    from neural_rdm.residual.foreign.models import swap_model
 
     residual = Residual.of(residual)
     if not residual.unit_class.single:
@@ -81,11 +83,13 @@ def gate(
     for index, (name, block, attribute, slot) in enumerate(slots):
         rule = residual if name in chosen else Residual("resnet")
         place = Place(*slot, index=index, count=len(slots))
-        setattr(block, attribute, rule.unit_at(place).to(like.device, like.dtype))
+        unit = rule.unit_at(place).to(like.device, like.dtype)
+        unit.entered = isinstance(block, Written)
+        setattr(block, attribute, unit)
     if plain:
         make_plain(model)
     if hasattr(model, "register_to_config"):
-        diffusers_blocks.swap_model(model, residual, sorted(chosen) if len(chosen) < len(names) else None)
+        swap_model(model, residual, sorted(chosen) if len(chosen) < len(names) else None)
     return model
 
 

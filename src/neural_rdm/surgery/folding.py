@@ -100,7 +100,7 @@ def without_gates(model: nn.Module) -> nn.Module:
     plain = adapter_of(model).plain()
     residual = Residual("resnet")
     if hasattr(plain, "register_to_config"):
-        from neural_rdm.residual.diffusers_blocks import unswap_model
+        from neural_rdm.residual.foreign.models import unswap_model
 
         unswap_model(plain)
     for module in list(plain.modules()):

@@ -16,7 +16,7 @@ from neural_rdm.core.errors import ConfigError
 from neural_rdm.residual import make_plain, units
 from neural_rdm.surgery.adapter import last_layers
 from tests.helpers import ROOT, is_gate
-from tests.residual.foreign import sounds, videos  # noqa: F401  # they register their networks
+from tests.residual.foreign import packed, sounds, videos, wan  # noqa: F401  # they register their networks
 from tests.residual.foreign.networks import NETWORKS, Inputs
 
 PAGE = ROOT / "docs" / "diffusers.md"

@@ -8,19 +8,19 @@ cast, reshaped, cut, or joined with another. An *addition* is an assignment or a
     hidden_states = hidden_states + gate * attn_output        # an addition: stream hidden_states, branch attn
 
 Positions, masks, conditions and sums inside a norm are none: nothing that they add has read the stream, or their sum is
-not on it. `rewrite` turns the additions into calls of units and leaves every other line as it is.
+not on it.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 #: what leaves the stream the stream, in another type or shape
 CASTS = {"to", "float", "type_as", "contiguous", "clone", "squeeze", "unsqueeze", "flatten", "unflatten", "reshape",
-         "view", "bfloat16", "half", "chunk", "split"}  # fmt: skip
+         "view", "clip", "bfloat16", "half", "chunk", "split"}  # fmt: skip
 #: what moves the channels elsewhere
 MOVES = {"permute", "transpose", "movedim", "mT", "T"}
 CUTS = {"chunk", "split"}
@@ -52,7 +52,6 @@ class End:
     opaque: bool = False
 
 
-#: where a node stands in the source
 Where: TypeAlias = tuple[int, int, int | None, int | None]
 
 
@@ -113,22 +112,15 @@ Known: TypeAlias = Callable[[ast.expr], bool | None]
 
 
 def additions(forward: ast.FunctionDef, known: Known) -> list[Addition]:
-    """The additions of a `forward`, in the order of its lines.
-
-    Args:
-        forward: its source.
-        known: the truth of a condition, where it is settled already: the other way is not looked at.
+    """The additions of a `forward`, in the order of its lines; `known` is the truth of a condition, where it is settled
+    already: the other way is not looked at.
     """
     return _read(forward, known, 1).found
 
 
 def returned(function: ast.FunctionDef, known: Known, skip: int = 1) -> list[Value]:
-    """What a function returns, on every way that leads to a return.
-
-    Args:
-        function: its source.
-        known: see `additions`.
-        skip: arguments before the first tensor; the last of them is the module whose attributes are called.
+    """What a function returns, on every way that leads to a return; of the `skip` arguments before its first tensor the
+    last is the module whose attributes it calls.
     """
     return _read(function, known, skip).returns
 
@@ -193,7 +185,7 @@ class _Reader:
                 streams = {v.stream for v in values}
                 first = replace(_mixed(*values), items=())
                 if len(streams) == 1 and None not in streams:
-                    first = replace(first, stream=streams.pop(), version=Version(name, _where(statement)), ends=())
+                    first = replace(first, stream=streams.pop(), version=Version(name, where(statement)), ends=())
                 elif name in self.arguments:
                     first = self.begun(name, first, statement)
             result[name] = first
@@ -203,7 +195,7 @@ class _Reader:
         """A stream that begins on the way: a value that takes the name of an argument."""
         self.begins += 1
         stream = f"{name}#{self.begins}"
-        return replace(value, stream=stream, version=Version(name, _where(statement)), reads=value.reads | {stream})
+        return replace(value, stream=stream, version=Version(name, where(statement)), reads=value.reads | {stream})
 
     def assign(self, target: ast.expr, value: Value, statement: ast.stmt, names: Names) -> None:
         match target:
@@ -211,7 +203,7 @@ class _Reader:
                 if not value.stream and value.reads and not value.items and name in self.arguments:
                     value = self.begun(name, value, statement)
                 if value.stream and value.version is None:
-                    value = replace(value, version=Version(name, _where(statement)))
+                    value = replace(value, version=Version(name, where(statement)))
                 names[name] = value
             case ast.Tuple(elts=targets) | ast.List(elts=targets):
                 for i, part in enumerate(targets):
@@ -239,7 +231,7 @@ class _Reader:
                 continue
             if not isinstance(node, ast.AugAssign) and _name(node.left if swapped else node.right).startswith(OPTIONAL):
                 break
-            self.found.append(Addition(_where(node), ast.unparse(node), swapped, z.stream, z.version, f))
+            self.found.append(Addition(where(node), ast.unparse(node), swapped, z.stream, z.version, f))
             begun = _behind(_mixed(z, f), opaque=True).ends if "#" in z.stream else ()
             return Value(z.stream, None, z.reads, begun)
         mixed = _behind(_mixed(left, right), opaque=True)
@@ -313,12 +305,13 @@ class _Reader:
         return self.path(node) is None and not (isinstance(node, ast.Name) and node.id not in names)
 
 
-def _where(node: ast.expr | ast.stmt) -> Where:
+def where(node: ast.expr | ast.stmt) -> Where:
+    """Where a node stands."""
     return node.lineno, node.col_offset, node.end_lineno, node.end_col_offset
 
 
 def _mixed(*values: Value) -> Value:
-    """What is known of something that is made of `values`: no stream, and all that they depend on."""
+    """What is known of something made of `values`: no stream, and all that they depend on."""
     ends = tuple(dict.fromkeys(end for v in values for end in v.ends))
     return Value(
         reads=frozenset().union(*(v.reads for v in values)),
@@ -353,65 +346,3 @@ def _item(value: Value, index: int, count: int | None) -> Value:
 
 def _name(node: ast.expr) -> str:
     return next((n.id for n in ast.walk(node) if isinstance(n, ast.Name)), "")
-
-
-# -- the same function with units
-
-
-def rewrite(forward: ast.FunctionDef, units: Iterable[tuple[Addition, str]]) -> None:
-    """Turn additions into `added(self.<unit>, stream, f)`, in place, and mark with `entered(self.<unit>, stream)` where
-    each stream begins that a branch reads.
-    """
-    names, marks = {}, {}
-    for addition, unit in units:
-        names[addition.where] = (addition, unit)
-        if (version := addition.version) is not None:
-            marks[version.after, unit] = ast.parse(f"{version.name} = entered(self.{unit}, {version.name})").body[0]
-    after: dict[Where | None, list[ast.stmt]] = {}
-    for (where, _), line in marks.items():
-        after.setdefault(where, []).append(line)
-    _insert(forward, after)
-    start = 1 if ast.get_docstring(forward) is not None else 0
-    forward.body[start:start] = after.get(None, [])
-    _Rewriter(names).visit(forward)
-
-
-def _insert(node: ast.AST, after: dict[Where | None, list[ast.stmt]]) -> None:
-    for lines in _bodies(node):
-        for i in reversed(range(len(lines))):
-            _insert(lines[i], after)
-            lines[i + 1 : i + 1] = after.get(_where(lines[i]), [])
-
-
-def _bodies(node: ast.AST) -> Iterator[list[ast.stmt]]:
-    yield from (lines for name in ("body", "orelse", "finalbody") if (lines := getattr(node, name, None)))
-
-
-class _Rewriter(ast.NodeTransformer):
-    def __init__(self, names: dict[Where, tuple[Addition, str]]) -> None:
-        self.names = names
-
-    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
-        found = self.names.get(_where(node))
-        self.generic_visit(node)
-        if found is None:
-            return node
-        addition, unit = found
-        z, f = (node.right, node.left) if addition.swapped else (node.left, node.right)
-        return _call(unit, z, f, not addition.swapped)
-
-    def visit_AugAssign(self, node: ast.AugAssign) -> ast.AST:
-        found = self.names.get(_where(node))
-        self.generic_visit(node)
-        if found is None:
-            return node
-        assert isinstance(node.target, ast.Name)
-        z = ast.Name(node.target.id, ast.Load())
-        # `+=` keeps the type of the stream
-        value = ast.Call(ast.Attribute(_call(found[1], z, node.value, True), "type_as", ast.Load()), [z], [])
-        return ast.Assign([node.target], value)
-
-
-def _call(unit: str, z: ast.expr, f: ast.expr, first: bool) -> ast.Call:
-    own = ast.Attribute(ast.Name("self", ast.Load()), unit, ast.Load())
-    return ast.Call(ast.Name("added", ast.Load()), [own, z, f, ast.Constant(first)], [])

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neural_rdm.residual.foreign.additions import Addition, End, Value, additions, returned, rewrite
+from neural_rdm.residual.foreign.additions import Addition, End, Value, additions, returned
+from neural_rdm.residual.foreign.rewriting import rewrite
 from neural_rdm.residual.foreign.source import PACKAGE, forward_of, parsed, subclass
 from neural_rdm.residual.taps import tap
 from neural_rdm.residual.unit import Unit
@@ -193,13 +194,19 @@ def _of_output(module: nn.Module, index: int | None) -> tuple[nn.Module, bool] |
     if isinstance(module, (nn.Sequential, nn.ModuleList)):
         layers = [m for m in module if not isinstance(m, LINEAR)]
         return _of_output(layers[-1], index) if layers else None
+    inexact = None
     for value in _returned(module):
         part = value.items[index] if value.items and index is not None and index < len(value.items) else value
         for end in part.ends:
             if (found := _last(module, end)) is not None:
-                return found[0], found[1] and not end.opaque
-    layers = getattr(module, "net", None)  # a feed-forward of diffusers goes through its layers in a loop
-    return _of_output(layers, None) if isinstance(layers, nn.ModuleList) else None
+                if found[1] and not end.opaque:
+                    return found
+                inexact = inexact or (found[0], False)
+    if isinstance(layers := getattr(module, "net", None), nn.ModuleList):
+        return _of_output(layers, None)  # a feed-forward of diffusers goes through its layers in a loop
+    if isinstance(layers := getattr(module, "to_out", None), nn.Module) and (found := _of_output(layers, None)):
+        return found[0], False  # of the right width, at least
+    return inexact
 
 
 def _returned(module: nn.Module) -> list[Value]:
