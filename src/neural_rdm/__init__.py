@@ -22,10 +22,13 @@ _EXPORTS = {
     "freeze_silent": "neural_rdm.residual.gating",
     "gate": "neural_rdm.residual.gating",
     "grow": "neural_rdm.surgery.grow",
+    "load_gates": "neural_rdm.surgery.gates",
     "load_gated": "neural_rdm.residual.foreign.models",
     "load_official": "neural_rdm.surgery.official",
     "load_run": "neural_rdm.runs.load",
+    "merge_gates": "neural_rdm.surgery.folding",
     "rule": "neural_rdm.residual",
+    "save_gates": "neural_rdm.surgery.gates",
 }
 __all__ = [
     "DiT",
@@ -38,9 +41,12 @@ __all__ = [
     "gate",
     "grow",
     "load_gated",
+    "load_gates",
     "load_official",
     "load_run",
+    "merge_gates",
     "rule",
+    "save_gates",
 ]
 
 

@@ -17,7 +17,6 @@ from neural_rdm.residual import Residual, Stack, Unit
 from neural_rdm.surgery.adapter import adapter_of, last_layers
 
 
-@torch.no_grad()
 def fold(model: nn.Module) -> nn.Module:
     """The plain network that computes what `model` computes, to float32 rounding; `model` stays as it is.
 
@@ -31,6 +30,34 @@ def fold(model: nn.Module) -> nn.Module:
     Raises:
         ConfigError: a unit that cannot fold, naming it and why.
         ValueError: a network without gates of ours.
+    """
+    _changes(model)  # refuse before anything is copied
+    return merge_gates(copy.deepcopy(model))
+
+
+@torch.no_grad()
+def merge_gates(model: nn.Module) -> nn.Module:
+    """The same in place, without a copy: for a network of a live pipeline (`merge_gates(pipe.transformer)`).
+
+    Args:
+        model: see `fold`.
+
+    Returns:
+        The network, which is `model` itself, except for our UNet, whose network of diffusers it is.
+
+    Raises:
+        ConfigError, ValueError: as `fold` does; the network is then as it was.
+    """
+    for last, (_, scale, shift) in _changes(model).items():
+        _apply(model.get_submodule(last), scale, shift)
+    return without_gates(model)
+
+
+def _changes(model: nn.Module) -> dict[str, tuple[str, Tensor | None, Tensor | None]]:
+    """What folding does to each last layer, by its name: for which unit, a factor and a shift.
+
+    Raises:
+        ConfigError, ValueError: see `fold`.
     """
     if not any(isinstance(module, Unit) for module in model.modules()):
         raise ValueError(f"this {type(model).__name__} has no residual units; there is nothing to fold")
@@ -49,10 +76,7 @@ def fold(model: nn.Module) -> nn.Module:
         if shift is not None and "bias" not in model.get_submodule(last)._parameters:
             raise ConfigError(f"{name} cannot fold: its beta is not 0, and {last} has no bias")
         changes[last] = (name, scale, shift)
-    plain = copy.deepcopy(model)
-    for last, (_, scale, shift) in changes.items():
-        _apply(plain.get_submodule(last), scale, shift)
-    return without_gates(plain)
+    return changes
 
 
 def _gated_behind(model: nn.Module) -> set[nn.Module]:
