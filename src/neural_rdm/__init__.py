@@ -19,12 +19,16 @@ _EXPORTS = {
     "UViT": "neural_rdm.backbones.uvit",
     "data_module": "neural_rdm.runs.named",
     "fold": "neural_rdm.surgery.folding",
+    "freeze_silent": "neural_rdm.residual.gating",
     "gate": "neural_rdm.residual.gating",
     "grow": "neural_rdm.surgery.grow",
-    "load_gated": "neural_rdm.residual.diffusers_blocks",
+    "load_gates": "neural_rdm.surgery.gates",
+    "load_gated": "neural_rdm.residual.foreign.models",
     "load_official": "neural_rdm.surgery.official",
     "load_run": "neural_rdm.runs.load",
+    "merge_gates": "neural_rdm.surgery.folding",
     "rule": "neural_rdm.residual",
+    "save_gates": "neural_rdm.surgery.gates",
 }
 __all__ = [
     "DiT",
@@ -33,12 +37,16 @@ __all__ = [
     "UViT",
     "data_module",
     "fold",
+    "freeze_silent",
     "gate",
     "grow",
     "load_gated",
+    "load_gates",
     "load_official",
     "load_run",
+    "merge_gates",
     "rule",
+    "save_gates",
 ]
 
 

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
-from neural_rdm.core.errors import CheckpointError
-from neural_rdm.residual.spec import Residual
+from neural_rdm.residual.foreign import blocks, order
 from neural_rdm.residual.unit import Unit
 
 #: dim, dim_out, channel_axis, time_dim and role of a `Place`
@@ -181,14 +180,19 @@ _CLASSES: dict[type[nn.Module], type[nn.Module]] = {
     Transformer2DModel: GatedTransformer2DModel,
     Attention: GatedAttention,
 }
-GATED = (GatedResnetBlock2D, GatedBasicTransformerBlock, GatedTransformer2DModel, GatedAttention)
-GatedBlock: TypeAlias = GatedResnetBlock2D | GatedBasicTransformerBlock | GatedTransformer2DModel | GatedAttention
+GATED = (GatedResnetBlock2D, GatedBasicTransformerBlock, GatedTransformer2DModel, GatedAttention, blocks.Written)
+GatedBlock: TypeAlias = (
+    GatedResnetBlock2D | GatedBasicTransformerBlock | GatedTransformer2DModel | GatedAttention | blocks.Written
+)
 
 
 def gated_class(module: nn.Module) -> type[nn.Module] | None:
-    """The subclass that a module is swapped for; None for one that adds nothing to a stream."""
-    if type(module) is Attention and not module.residual_connection:
-        return None
+    """The subclass written by hand that a module is swapped for; None for one that has none."""
+    match module:
+        case Attention(residual_connection=False) | Transformer2DModel(is_input_continuous=False):
+            return None
+        case BasicTransformerBlock(norm_type=norm_type) if norm_type != "layer_norm":
+            return None
     return _CLASSES.get(type(module))
 
 
@@ -198,37 +202,43 @@ def refusal(module: nn.Module) -> str | None:
         return f"output_scale_factor={module.output_scale_factor:g} behind the sum"
     if type(module) is Attention and module.residual_connection and module.rescale_output_factor != 1:
         return f"rescale_output_factor={module.rescale_output_factor:g} behind the sum"
-    if isinstance(module, BasicTransformerBlock):
-        if module.norm_type in ("ada_norm_zero", "ada_norm_single"):
-            return f"an output gate of its own (norm_type={module.norm_type})"
-        if module.norm_type != "layer_norm":
-            return f"norms that are conditioned in another way (norm_type={module.norm_type})"
+    if isinstance(module, BasicTransformerBlock) and module.norm_type == "layer_norm":
         if module._chunk_size is not None:
             return "a chunked feed-forward; switch it off with set_chunk_feed_forward(None)"
         if hasattr(module, "fuser"):
             return "a gate of its own (GLIGEN)"
-    if type(module) is Transformer2DModel and not module.is_input_continuous:
-        return "an input of tokens or patches, without an outer residual"
     return None
 
 
-def swap(module: nn.Module) -> None:
-    """Make a block of diffusers its gated subclass, in place."""
+def swap(module: nn.Module) -> bool:
+    """Make a block of diffusers a gated one, in place; False for a module that adds to no stream.
+
+    Raises:
+        ValueError: an addition that is not understood, in words that follow the block's name.
+    """
     new = gated_class(module)
-    assert new is not None
+    if new is None:
+        if isinstance(module, ModelMixin) or not (found := blocks.units_of(module)):
+            return False
+        blocks.swap(module, found)
+        return True
     module.__class__ = new
     if isinstance(module, GatedAttention):
         module.residual_connection = False  # the unit's
+    return True
 
 
 def unswap(module: nn.Module) -> None:
     """Make a gated block diffusers' own again, without its units."""
+    if isinstance(module, blocks.Written):
+        return blocks.unswap(module)
     assert isinstance(module, GATED)
     for name, _ in module.slots():
-        delattr(module, name)
+        module._modules.pop(name, None)
     if isinstance(module, GatedAttention):
         module.residual_connection = True
     module.__class__ = type(module).__mro__[1]
+    return None
 
 
 # -- run order
@@ -237,14 +247,16 @@ def unswap(module: nn.Module) -> None:
 def gated_blocks(module: nn.Module, name: str = "", outer: str = "") -> Iterator[tuple[str, str, GatedBlock]]:
     """(module name, name of the unit that holds it or "", block) of every gated block, in run order.
 
-    A U-Net registers its up blocks before its middle one, and all convolution blocks of a level before its attentions.
+    A U-Net registers its up blocks before its middle one, and all convolution blocks of a level before its attentions;
+    for any other network see `foreign.order`.
     """
     if isinstance(module, GATED):
         yield name, outer, module
         if isinstance(module, GatedTransformer2DModel):
             for i, block in enumerate(module.transformer_blocks):
                 yield from gated_blocks(block, f"{name}.transformer_blocks.{i}", f"{name}.unit")
-        return
+        if not isinstance(module, blocks.Written):
+            return
     for child_name, child in _children(module):
         yield from gated_blocks(child, f"{name}.{child_name}" if name else child_name, outer)
 
@@ -267,7 +279,9 @@ def _children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield from ((f"attentions.{k}", attentions[k]) for k in before if k >= 0 and attentions[k] is not None)
             yield f"resnets.{i}", resnet
             yield from ((f"attentions.{k}", attentions[k]) for k in after if attentions[k] is not None)
-    yield from ((n, child) for n, child in children.items() if child is not None)
+        yield from ((n, child) for n, child in children.items() if child is not None)
+        return
+    yield from order.children(module)
 
 
 def slots(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Slot]]:
@@ -280,67 +294,3 @@ def slots(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Slot]]:
             if outer:
                 unit = f"{outer}/" + unit.removeprefix(outer.removesuffix(".unit")).lstrip(".")
             yield unit, block, attribute, slot
-
-
-# -- the whole model
-
-VARIANT = "gated"
-
-
-class Gated:
-    """Mixed into the class of a gated model of diffusers."""
-
-    def unit_order(self) -> Iterator[tuple[str, Unit]]:
-        """(name, unit) in run order."""
-        assert isinstance(self, nn.Module)
-        for name, block, attribute, _ in slots(self):
-            yield name, getattr(block, attribute)
-
-    def save_pretrained(self, save_directory: Any, **options: Any) -> None:
-        """diffusers' own, under another file name: a stock model would load the weights and leave the gates out with no
-        more than a warning, and compute something else. `surgery.fold` first for a file that diffusers reads.
-        """
-        super().save_pretrained(save_directory, **{"variant": VARIANT} | options)  # type: ignore[misc]
-
-
-def swap_model(model: Any, residual: Residual, units: list[str] | None) -> None:
-    """Make a model of diffusers a gated one of its own class, and let its configuration say so."""
-    plain = type(model)
-    model.__class__ = type(f"Gated{plain.__name__}", (Gated, plain), {"__doc__": plain.__doc__})
-    model.register_to_config(residual=residual.as_dict(), gated_units=units)
-
-
-def unswap_model(model: nn.Module) -> None:
-    """Make a gated model one of diffusers' own class again."""
-    assert isinstance(model, Gated)
-    gated: Any = model  # diffusers does not declare its attributes
-    config = {k: v for k, v in gated._internal_dict.items() if k not in ("residual", "gated_units")}
-    gated.__class__ = type(gated).__mro__[2]
-    gated._internal_dict = type(gated._internal_dict)(config)
-
-
-def load_gated(folder: str | Path) -> nn.Module:
-    """The gated model that `save_pretrained` wrote into `folder`.
-
-    Raises:
-        CheckpointError: it is not there, or was not written by a gated model.
-    """
-    import json
-
-    import diffusers
-    from safetensors.torch import load_file
-
-    from neural_rdm.residual.gating import gate
-
-    folder = Path(folder)
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        state = load_file(folder / f"diffusion_pytorch_model.{VARIANT}.safetensors")
-        plain = getattr(diffusers, config["_class_name"].removeprefix("Gated"))
-        residual, chosen = Residual(**config.pop("residual")), config.pop("gated_units")
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{folder} is not the folder of a gated model's save_pretrained: {error!r}") from error
-    config["_class_name"] = plain.__name__
-    model: nn.Module = gate(plain.from_config(config), residual, chosen)
-    model.load_state_dict(state)
-    return model

@@ -1,7 +1,8 @@
 """The same rule in foreign networks: gates in every residual addition of a diffusers model (theory, section 1, Eq. 3).
 
-Blocks are class-swapped in place for the small subclasses of `diffusers_blocks`, whose additions go through a `Unit`.
-Parameter names stay; gates appear beside them: `...resnets.0.unit.alpha`, `...transformer_blocks.0.attn1_unit.alpha`.
+Blocks are class-swapped in place: those of U-Nets for the subclasses of `diffusers_blocks`, any other for one that
+`foreign` writes from its source; their additions go through a `Unit`. Parameter names stay; gates appear beside them:
+`...resnets.0.unit.alpha`, `...transformer_blocks.0.attn1_unit.alpha`.
 """
 
 from __future__ import annotations
@@ -13,22 +14,21 @@ from typing import TypeVar
 from torch import nn
 
 from neural_rdm.residual.spec import Residual
-from neural_rdm.residual.unit import Place, Unit, make_plain
+from neural_rdm.residual.unit import Place, Unit, gate_names, make_plain
+
+#: blocks of an encoder of conditions, which average two branches and have no stream
+OF_CONDITIONS = {"MotionEncoderResBlock"}
 
 Model = TypeVar("Model", bound=nn.Module)
 
 #: blocks of diffusers whose residual additions are of another form than the five rules
 OTHER_BLOCKS = {
-    "JointTransformerBlock": "an output gate of its own (adaLN)",
-    "FluxTransformerBlock": "an output gate of its own (adaLN)",
-    "FluxSingleTransformerBlock": "an output gate of its own (adaLN)",
-    "SanaTransformerBlock": "an output gate of its own (adaLN)",
-    "HunyuanDiTBlock": "long skips inside the block",
     "ResnetBlockCondNorm2D": "norms that are conditioned in another way",
     "KAttentionBlock": "norms that are conditioned in another way",
     "AutoencoderTinyBlock": "an activation behind the sum",
     "TemporalConvLayer": "a residual over frames",
     "GatedSelfAttentionDense": "a gate of its own (GLIGEN)",
+    "TransformerSpatioTemporalModel": "a residual over frames",
 }
 
 
@@ -40,8 +40,7 @@ def gate(
     The output does not move by one bit: every unit starts plain, `rezero` at alpha 1.
 
     Args:
-        model: any network built of diffusers' ResnetBlock2D, BasicTransformerBlock, Transformer2DModel and Attention
-            with a residual connection: the U-Nets, ControlNets, the autoencoders.
+        model: a transformer, U-Net, ControlNet or autoencoder of diffusers. See docs/diffusers.md for the classes.
         residual: the rule, by name or as a `Residual`.
         units: patterns of unit names (`down_blocks.*`, `*attn1_unit`) that get the rule; the others stay plain. None
             for all of them. See `residual.units` for the names.
@@ -52,10 +51,13 @@ def gate(
         since stock diffusers would load a gated file without the gates: `surgery.fold` gives it back to diffusers.
 
     Raises:
-        ValueError: a network with residual additions of another form, saying which; nothing to gate; a pattern without
-            a unit; gates that are time-conditioned (no such block hands the timestep embedding on to its units).
+        ValueError: a network with residual additions of another form, or that are not understood, saying which; nothing
+            to gate; a pattern without a unit; gates that are time-conditioned (no such block hands the timestep
+            embedding on to its units); a rule that changes what branches read, where a block was rewritten.
     """
     from neural_rdm.residual import diffusers_blocks
+    from neural_rdm.residual.foreign.blocks import Written
+    from neural_rdm.residual.foreign.models import swap_model
 
     residual = Residual.of(residual)
     if not residual.unit_class.single:
@@ -64,7 +66,6 @@ def gate(
             "these blocks hand on one"
         )
     residual.unit(1)  # refuses what needs a timestep embedding: no such block hands it on to its units
-    found = {name: module for name, module in model.named_modules() if diffusers_blocks.gated_class(module) is not None}
     for name, module in model.named_modules():
         reason = OTHER_BLOCKS.get(type(module).__name__) or diffusers_blocks.refusal(module)
         if reason:
@@ -74,13 +75,7 @@ def gate(
             )
     if any(isinstance(module, Unit) for module in model.modules()):
         raise ValueError(f"this {type(model).__name__} has gates already; fold them first to choose another rule")
-    if not found:
-        raise ValueError(
-            f"{type(model).__name__} has no residual blocks that can be gated; known are diffusers' ResnetBlock2D, "
-            "BasicTransformerBlock, Transformer2DModel and Attention with a residual connection"
-        )
-    for module in found.values():
-        diffusers_blocks.swap(module)
+    _swap(model, residual)
     slots = list(diffusers_blocks.slots(model))
     names = [name for name, *_ in slots]
     chosen = _chosen(names, units)
@@ -88,12 +83,79 @@ def gate(
     for index, (name, block, attribute, slot) in enumerate(slots):
         rule = residual if name in chosen else Residual("resnet")
         place = Place(*slot, index=index, count=len(slots))
-        setattr(block, attribute, rule.unit_at(place).to(like.device, like.dtype))
+        unit = rule.unit_at(place).to(like.device, like.dtype)
+        unit.entered = isinstance(block, Written)
+        setattr(block, attribute, unit)
     if plain:
         make_plain(model)
     if hasattr(model, "register_to_config"):
-        diffusers_blocks.swap_model(model, residual, sorted(chosen) if len(chosen) < len(names) else None)
+        swap_model(model, residual, sorted(chosen) if len(chosen) < len(names) else None)
     return model
+
+
+def freeze_silent(model: nn.Module) -> list[str]:
+    """Freeze the gates that the last backward pass did not reach, and return their names.
+
+    Some branches never reach a network's output: that of the text in its last block, or one whose input a call leaves
+    out. DistributedDataParallel stops on parameters without a gradient; so call this after one backward pass, before
+    the network is wrapped.
+
+    Raises:
+        ValueError: no gate has a gradient: no backward pass was made.
+    """
+    own = gate_names(model)
+    gates = {name: p for name, p in model.named_parameters() if name in own}
+    silent = [name for name, p in gates.items() if p.grad is None]
+    if len(silent) == len(gates):
+        raise ValueError("no gate has a gradient; run one backward pass first")
+    for name in silent:
+        gates[name].requires_grad_(False)
+    return silent
+
+
+def _swap(model: nn.Module, residual: Residual) -> None:
+    """Swap every block of a network, or none.
+
+    Raises:
+        ValueError: one that is not understood, or none at all.
+    """
+    from neural_rdm.residual import diffusers_blocks
+    from neural_rdm.residual.foreign.blocks import Written
+
+    swapped: dict[str, nn.Module] = {}
+    try:
+        for name, module in list(model.named_modules()):
+            try:
+                done = diffusers_blocks.swap(module)
+            except ValueError as error:
+                raise ValueError(f"{name} ({type(module).__name__}) {error}: its gates cannot be had") from error
+            if done:
+                swapped[name] = module
+        if not swapped:
+            raise ValueError(f"{type(model).__name__} has no residual blocks that can be gated")
+        written = next((module for module in swapped.values() if isinstance(module, Written)), None)
+        if written is not None and residual.unit_class.read is not Unit.read:
+            raise ValueError(
+                f"residual={residual.rule!r} changes what a branch reads, and in {type(written).__name__} only what is "
+                "written can be had; choose gated, skip, rezero or resnet"
+            )
+        for name, module in model.named_modules():
+            if _is_block(name, module) and not any(n == name or n.startswith(f"{name}.") for n in swapped):
+                raise ValueError(
+                    f"{name} ({type(module).__name__}) adds to its stream in a way that is not understood, or not at "
+                    "all: half of a network is not gated"
+                )
+    except ValueError:
+        for module in swapped.values():
+            diffusers_blocks.unswap(module)
+        raise
+
+
+def _is_block(name: str, module: nn.Module) -> bool:
+    """Whether a module is one of a list of blocks of diffusers, which add to a stream."""
+    kind = type(module)
+    listed = name[-1:].isdigit() and kind.__module__.startswith("diffusers.") and kind.__name__.endswith("Block")
+    return listed and kind.__name__ not in OF_CONDITIONS
 
 
 def _chosen(names: list[str], patterns: Iterable[str] | None) -> set[str]:

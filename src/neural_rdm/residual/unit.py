@@ -106,6 +106,7 @@ class Unit(nn.Module):
         self.watched: tuple[Tensor, Tensor] | None = None
         #: whether the unit is left out: the stream passes as if its branch did not exist (`dynamics.lens`)
         self.off = False
+        self.entered = False  # whether the block has tapped the stream before the branch reads it (`foreign.blocks`)
 
     @classmethod
     def make_stack(cls, place: Place, **options: Any) -> Stack:
@@ -182,7 +183,9 @@ class Unit(nn.Module):
         """The same unit with its taps: entry and exit, and with four rows the two ways between them as well."""
         rows = () if self.probe is None else self.probe.unbind()
         entry, exits, identity = rows[:1], rows[1:2], rows[3:]
-        z, loan = _tapped(z, *entry), None
+        if self.entered and identity:
+            raise ValueError("probe(branches=True) cannot be had in a block that was rewritten: its branch runs outside")
+        z, loan = z if self.entered else _tapped(z, *entry), None
         if self.overlap is not None and shortcut is None:  # through a shortcut the gate's effect is not elementwise
             z = self._tensor(z)
             z, loan = open_overlap(z, self.spread(_overlap_row(self.overlap, e), z))

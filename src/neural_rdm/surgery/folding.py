@@ -1,8 +1,8 @@
 """Gates into the weights: a gated network as the plain one of the original architecture (theory, section 7 [O]).
 
 A unit whose branch ends in an affine layer `W h + b` with nothing behind it computes `z + alpha * (W h + b) + beta`:
-alpha and beta go into that layer, exactly. Where a block's own adaLN gate stands behind the layer (DiT, Latte), alpha
-still does and beta cannot.
+alpha and beta go into that layer, exactly. Where a block's own adaLN gate stands behind the layer (DiT, Latte, most
+transformers of diffusers), alpha still does and beta cannot.
 """
 
 from __future__ import annotations
@@ -31,7 +31,24 @@ def fold(model: nn.Module) -> nn.Module:
         ConfigError: a unit that cannot fold, naming it and why.
         ValueError: a network without gates of ours.
     """
-    return without_gates(_with_gates_in_layers(model))
+    _changes(model)  # refuse before anything is copied
+    return merge_gates(copy.deepcopy(model))
+
+
+@torch.no_grad()
+def merge_gates(model: nn.Module) -> nn.Module:
+    """The same in place, without a copy: for a network of a live pipeline (`merge_gates(pipe.transformer)`).
+
+    Args:
+        model: see `fold`.
+
+    Returns:
+        The network, which is `model` itself, except for our UNet, whose network of diffusers it is.
+
+    Raises:
+        ConfigError, ValueError: as `fold` does; the network is then as it was.
+    """
+    return without_gates(_into_layers(model))
 
 
 def folded_state(model: nn.Module) -> dict[str, Tensor]:
@@ -40,25 +57,44 @@ def folded_state(model: nn.Module) -> dict[str, Tensor]:
     Raises:
         ConfigError, ValueError: see `fold`.
     """
+    _changes(model)
     gates = gate_names(model)
-    return {key: value for key, value in _with_gates_in_layers(model).state_dict().items() if key not in gates}
+    changed = _into_layers(copy.deepcopy(model))
+    return {key: value for key, value in changed.state_dict().items() if key not in gates}
 
 
 @torch.no_grad()
-def _with_gates_in_layers(model: nn.Module) -> nn.Module:
-    """A copy of `model` whose layers hold what its gates do; the units are still those that had them."""
+def _into_layers(model: nn.Module) -> nn.Module:
+    """Change, in place, the layers of `model` to hold what its gates do; the units are still those that had them."""
+    for last, (_, scale, shift) in _changes(model).items():
+        _apply(model.get_submodule(last), scale, shift)
+    return model
+
+
+def _changes(model: nn.Module) -> dict[str, tuple[str, Tensor | None, Tensor | None]]:
+    """What folding does to each last layer, by its name: for which unit, a factor and a shift.
+
+    Raises:
+        ConfigError, ValueError: see `fold`.
+    """
     if not any(isinstance(module, Unit) for module in model.modules()):
         raise ValueError(f"this {type(model).__name__} has no residual units; there is nothing to fold")
     behind = _gated_behind(model)
-    changes = []
+    changes: dict[str, tuple[str, Tensor | None, Tensor | None]] = {}
     for name, unit, last in last_layers(model):
+        scale, shift = _folded(unit, name, unit in behind)
         if last is None:
-            raise ConfigError(f"{name} cannot fold: its block does not state the last layer of its branch")
-        changes.append((last, *_folded(unit, name, unit in behind)))
-    changed = copy.deepcopy(model)
-    for last, scale, shift in changes:
-        _apply(changed.get_submodule(last), scale, shift)
-    return changed
+            if scale is None and shift is None:
+                continue  # a plain unit needs no layer
+            raise ConfigError(f"{name} cannot fold: no layer that ends its branch is multiplied by alpha as it is")
+        if last in changes and not all(map(_same, changes[last][1:], (scale, shift))):
+            raise ConfigError(
+                f"{name} cannot fold: it shares the layer {last} with {changes[last][0]}, and their gates differ"
+            )
+        if shift is not None and "bias" not in model.get_submodule(last)._parameters:
+            raise ConfigError(f"{name} cannot fold: its beta is not 0, and {last} has no bias")
+        changes[last] = (name, scale, shift)
+    return changes
 
 
 def _gated_behind(model: nn.Module) -> set[nn.Module]:
@@ -83,9 +119,14 @@ def _folded(unit: Unit, name: str, gated_behind: bool) -> tuple[Tensor | None, T
         raise ConfigError(f"{name} cannot fold: {error}. {advice}") from error
 
 
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    """Whether two gates do the same."""
+    return a is b if a is None or b is None else torch.equal(a, b)
+
+
 def _apply(last: nn.Module, scale: Tensor | None, shift: Tensor | None) -> None:
     """Fold into weight and bias of an affine layer, in float64."""
-    weight, bias = last.get_parameter("weight"), last._parameters["bias"]
+    weight, bias = last.get_parameter("weight"), last._parameters.get("bias")
     if scale is not None:
         scale = scale.double().reshape(-1)
         weight.copy_((weight.double() * scale.view(-1, *[1] * (weight.ndim - 1))).to(weight))
@@ -100,6 +141,10 @@ def without_gates(model: nn.Module) -> nn.Module:
     """The same layers, taken out of `model`, with plain units in our networks, diffusers' own classes in its."""
     plain = adapter_of(model).plain()
     residual = Residual("resnet")
+    if hasattr(plain, "register_to_config"):
+        from neural_rdm.residual.foreign.models import unswap_model
+
+        unswap_model(plain)
     for module in list(plain.modules()):
         if hasattr(module, "slots"):
             from neural_rdm.residual.diffusers_blocks import unswap
@@ -111,8 +156,4 @@ def without_gates(model: nn.Module) -> nn.Module:
                 setattr(module, name, residual.unit_at(child.place))
             elif isinstance(child, Stack):
                 setattr(module, name, Stack())
-    if hasattr(plain, "register_to_config"):
-        from neural_rdm.residual.diffusers_blocks import unswap_model
-
-        unswap_model(plain)
     return plain

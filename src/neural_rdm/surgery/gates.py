@@ -1,0 +1,154 @@
+"""Gates as an adapter: a file of kilobytes beside a base network that stays as it is.
+
+The file is safetensors. It holds the parameters of the residual rule alone, and in its header what they belong to: the
+class of the base, a fingerprint of its weights, the rule with its options, and the units that have it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neural_rdm.core.errors import CheckpointError, WriteError
+from neural_rdm.residual import Residual, Unit, gate_names, plain_state
+from neural_rdm.residual.gating import gate
+
+FORMAT = "neural-rdm gates 1"
+#: entries of each weight that its fingerprint looks at
+LOOKS = 64
+
+
+def save_gates(model: nn.Module, file: str | Path) -> None:
+    """Write the gates of a network, and nothing else of it, into a safetensors file.
+
+    Args:
+        model: a network of diffusers with gates (`pipe.transformer`, `pipe.unet`), or one of ours.
+        file: where to; a file that is there already is replaced.
+
+    Raises:
+        ValueError: the network has no gates.
+        WriteError: the file cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    names = gate_names(model)
+    gates = {name: _whole(p).cpu().contiguous() for name, p in model.named_parameters() if name in names}
+    if not gates:
+        raise ValueError(f"this {type(model).__name__} has no gates to save; gate(model) puts some into it")
+    residual, units = _rule(model)
+    header = {
+        "format": FORMAT,
+        "base": _base(model),
+        "fingerprint": fingerprint(model),
+        "residual": json.dumps(residual.as_dict()),
+        "units": json.dumps(units),
+    }
+    try:
+        save_file(gates, file, metadata=header)
+    except OSError as error:
+        raise WriteError(f"cannot write the gates to {file}: {error}") from error
+
+
+def load_gates(model: nn.Module, file: str | Path, scale: float = 1.0) -> nn.Module:
+    """Put the gates of a file into a network, in place.
+
+    Args:
+        model: the base that the gates were trained with, plain or with gates of the same rule.
+        file: what `save_gates` wrote.
+        scale: how far they go from the plain network (0) to the gated one (1); other numbers are allowed.
+
+    Returns:
+        `model`.
+
+    Raises:
+        CheckpointError: no such file, or not one of gates; gates of another network, of other weights, or of another
+            rule than the network's own. The network is then as it was.
+    """
+    header, gates = _read(Path(file))
+    if header["base"] != _base(model):
+        raise CheckpointError(f"{file} holds gates of a {header['base']}, and this is a {_base(model)}")
+    if header["fingerprint"] != fingerprint(model):
+        raise CheckpointError(f"{file} holds gates of a {header['base']} with other weights than this one's")
+    residual, units = Residual(**json.loads(header["residual"])), json.loads(header["units"])
+    if not gate_names(model):
+        _gate(model, residual, units)
+    elif (own := _rule(model)) != (residual, units):
+        raise CheckpointError(f"{file} holds gates of {residual}, and this network has those of {own[0]} already")
+    plain, parameters = plain_state(model), dict(model.named_parameters())
+    if set(gates) != gate_names(model):
+        raise CheckpointError(
+            f"{file} holds other gates than this network has; the first is {min(gates, default=None)}"
+        )
+    with torch.no_grad():
+        for name, value in gates.items():
+            start = torch.as_tensor(plain[name], dtype=torch.float32)
+            parameters[name].copy_(value if scale == 1 else start + scale * (value.float() - start))
+    return model
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A hash of the names and shapes of a network's weights, gates and LoRA aside, and of some entries of each.
+
+    Entries are rounded to bfloat16: the same base in float32 and in bfloat16 is the same.
+    """
+    digest, own = hashlib.sha256(), gate_names(model)
+    for name, parameter in sorted((n.replace(".base_layer.", "."), p) for n, p in model.named_parameters()):
+        if name in own or ".lora_" in name:
+            continue
+        values = _whole(parameter).detach().flatten()
+        some = values[:: max(1, values.numel() // LOOKS)][:LOOKS].to("cpu", torch.bfloat16)
+        digest.update(f"{name} {tuple(parameter.shape)} {some.float().tolist()}\n".encode())
+    return digest.hexdigest()
+
+
+def _whole(parameter: Tensor) -> Tensor:
+    """A parameter's values, put together from all ranks where it is sharded."""
+    whole: Tensor = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+    return whole.detach()
+
+
+def _base(model: nn.Module) -> str:
+    """The name of a network's class, without gates."""
+    return type(model).__name__.removeprefix("Gated")
+
+
+def _rule(model: nn.Module) -> tuple[Residual, Any]:
+    """The rule of a gated network, and the units that have it (None for all)."""
+    if hasattr(model, "register_to_config"):
+        return Residual(**model.config["residual"]), model.config["gated_units"]  # type: ignore[index]
+    residual = getattr(model, "residual", None)
+    if not isinstance(residual, Residual):
+        raise ValueError(f"this {type(model).__name__} does not say which residual rule it has")
+    return residual, None
+
+
+def _gate(model: nn.Module, residual: Residual, units: Any) -> None:
+    """Gates of a rule for a network without any: of diffusers, or one of ours with plain units."""
+    if hasattr(model, "register_to_config"):
+        gate(model, residual, units)
+        return
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, Unit):
+                like = next(model.parameters())
+                setattr(module, name, residual.unit_at(child.place).to(like.device, like.dtype))
+    model.residual = residual
+
+
+def _read(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as opened:
+            header = opened.metadata() or {}
+            gates = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # no mapping
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file} cannot be read as a file of gates: {error}") from error
+    if header.get("format") != FORMAT:
+        raise CheckpointError(f"{file} is no file of gates: save_gates did not write it")
+    return header, gates

@@ -1,0 +1,150 @@
+"""Gates as an adapter file: written, loaded at any strength, merged; a wrong base is refused."""
+
+from __future__ import annotations
+
+import copy
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from neural_rdm import DiT, gate, load_gates, merge_gates, save_gates
+from neural_rdm.core.errors import CheckpointError, ConfigError
+from neural_rdm.residual import Residual
+from tests.helpers import ROOT, is_gate
+
+Inputs = tuple[torch.Tensor, ...]
+
+
+def ours(**more: object) -> tuple[nn.Module, Inputs]:
+    torch.manual_seed(0)
+    net = DiT(input_size=4, patch_size=2, in_channels=4, hidden_size=16, depth=2, num_heads=2, num_classes=3, **more)
+    for p in net.parameters():
+        if not is_gate("." + next(k for k, q in net.named_parameters() if q is p)):
+            nn.init.normal_(p, std=0.2)
+    return net, (torch.randn(2, 4, 4, 4), torch.tensor([3, 500]), torch.tensor([0, 2]))
+
+
+def theirs() -> tuple[nn.Module, Inputs]:
+    diffusers = pytest.importorskip("diffusers", reason="gating foreign models needs diffusers")
+    torch.manual_seed(0)
+    net = diffusers.WanTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=12, freq_dim=16,
+        ffn_dim=24, num_layers=2,
+    )  # fmt: skip
+    return net, (torch.randn(2, 4, 1, 4, 4), torch.tensor([3, 500]), torch.randn(2, 6, 12))
+
+
+def run(net: nn.Module, inputs: Inputs) -> torch.Tensor:
+    with torch.no_grad():
+        out = net.eval()(*inputs)
+    return out if isinstance(out, torch.Tensor) else out.sample
+
+
+def moved(net: nn.Module) -> None:
+    with torch.no_grad():
+        for name, p in net.named_parameters():
+            if is_gate(name):
+                p.add_(0.3 * torch.randn(p.shape))
+
+
+@pytest.mark.parametrize("kind", ["ours", "theirs"])
+def test_gates_go_through_a_file_at_any_strength(kind: str, tmp_path: Path) -> None:
+    file = tmp_path / "gates.safetensors"
+    if kind == "ours":
+        (net, inputs), (plain, _) = ours(residual="gated"), ours(residual="resnet")
+        state = {k: v for k, v in net.state_dict().items() if not is_gate(k)}
+        plain.load_state_dict(state, strict=False)
+    else:
+        net, inputs = theirs()
+        plain = copy.deepcopy(net)
+        gate(net, Residual("gated", granularity="scalar"), units=["*.1.*"])
+    base = run(plain, inputs)
+    moved(net)
+    want = run(net, inputs)
+    assert not torch.equal(want, base)
+    save_gates(net, file)
+    assert file.stat().st_size < 20_000
+    half = load_gates(copy.deepcopy(plain), file, scale=0.5)
+    gates, whole = dict(half.named_parameters()), dict(net.named_parameters())
+    name = next(k for k in gates if k.endswith(".alpha") and not torch.equal(gates[k], torch.ones_like(gates[k])))
+    torch.testing.assert_close(gates[name], 0.5 * (1 + whole[name]))
+    assert torch.equal(run(load_gates(copy.deepcopy(plain), file, scale=0), inputs), base)
+    again = load_gates(plain, file)
+    assert again is plain
+    assert torch.equal(run(again, inputs), want)
+    assert torch.equal(run(load_gates(again, file), inputs), want)
+
+
+def test_a_wrong_base_is_refused_in_one_sentence_and_stays_as_it_was(tmp_path: Path) -> None:
+    net, inputs = theirs()
+    other = copy.deepcopy(net)
+    save_gates(gate(net), tmp_path / "gates.safetensors")
+    with torch.no_grad():
+        other.patch_embedding.weight.mul_(2)
+    before, keys = run(other, inputs), set(other.state_dict())
+    with pytest.raises(CheckpointError, match=r"gates of a WanTransformer3DModel with other weights than this one's$"):
+        load_gates(other, tmp_path / "gates.safetensors")
+    assert set(other.state_dict()) == keys
+    assert torch.equal(run(other, inputs), before)
+    with pytest.raises(CheckpointError, match=r"holds gates of a WanTransformer3DModel, and this is a DiT$"):
+        load_gates(ours()[0], tmp_path / "gates.safetensors")
+    rezero, _ = theirs()
+    with pytest.raises(
+        CheckpointError, match=re.escape("Residual('gated'), and this network has those of Residual('re")
+    ):
+        load_gates(gate(rezero, "rezero"), tmp_path / "gates.safetensors")
+    (tmp_path / "broken.safetensors").write_bytes(b"\x80\x04nothing")
+    with pytest.raises(CheckpointError, match="cannot be read as a file of gates"):
+        load_gates(other, tmp_path / "broken.safetensors")
+    with pytest.raises(ValueError, match="has no gates to save"):
+        save_gates(other, tmp_path / "none.safetensors")
+
+
+def test_a_base_in_bfloat16_is_the_same_base(tmp_path: Path) -> None:
+    net, _ = theirs()
+    low = copy.deepcopy(net).bfloat16()
+    gate(net)
+    moved(net)
+    save_gates(net, tmp_path / "gates.safetensors")
+    load_gates(low, tmp_path / "gates.safetensors")
+    name = "blocks.0.attn1_unit.alpha"
+    assert torch.equal(low.state_dict()[name], net.state_dict()[name].bfloat16())
+
+
+def test_gates_are_merged_into_a_live_network() -> None:
+    net, inputs = theirs()
+    kind = type(net)
+    gate(net, "rezero")
+    moved(net)
+    want = run(net, inputs)
+    merged = merge_gates(net)
+    assert merged is net
+    assert type(net) is kind
+    torch.testing.assert_close(run(net, inputs), want, rtol=1e-4, atol=1e-5)
+    assert not any(is_gate(k) for k in net.state_dict())
+    gate(net)
+    moved(net)
+    before = run(net, inputs)
+    with pytest.raises(ConfigError, match="adaLN gate"):
+        merge_gates(net)
+    assert torch.equal(run(net, inputs), before)
+
+
+def test_gates_move_between_two_processes(tmp_path: Path) -> None:
+    net, inputs = theirs()
+    gate(net)
+    moved(net)
+    save_gates(net, tmp_path / "gates.safetensors")
+    torch.save(run(net, inputs), tmp_path / "want.pt")
+    code = (
+        "import sys, torch; from neural_rdm import load_gates; from tests.surgery.test_gates import run, theirs; "
+        "net, inputs = theirs(); load_gates(net, sys.argv[1]); "
+        "assert torch.equal(run(net, inputs), torch.load(sys.argv[2], weights_only=True))"
+    )
+    line = [sys.executable, "-c", code, str(tmp_path / "gates.safetensors"), str(tmp_path / "want.pt")]
+    subprocess.run(line, cwd=ROOT, check=True, timeout=300)
