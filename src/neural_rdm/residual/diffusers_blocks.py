@@ -288,7 +288,8 @@ def slots(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Slot]]:
     """(unit name, block, attribute, where it stands) of every unit, in run order; a unit inside another is
     called `outer/inner`.
     """
-    for name, outer, block in gated_blocks(model):
+    for name, outer, found in gated_blocks(model):
+        block: Any = found
         for attribute, slot in block.slots():
             unit = f"{name}.{attribute}" if name else attribute
             if outer:

@@ -131,8 +131,6 @@ def _swap(model: nn.Module, residual: Residual) -> None:
                 raise ValueError(f"{name} ({type(module).__name__}) {error}: its gates cannot be had") from error
             if done:
                 swapped[name] = module
-        if not swapped:
-            raise ValueError(f"{type(model).__name__} has no residual blocks that can be gated")
         written = next((module for module in swapped.values() if isinstance(module, Written)), None)
         if written is not None and residual.unit_class.read is not Unit.read:
             raise ValueError(
@@ -145,6 +143,8 @@ def _swap(model: nn.Module, residual: Residual) -> None:
                     f"{name} ({type(module).__name__}) adds to its stream in a way that is not understood, or not at "
                     "all: half of a network is not gated"
                 )
+        if not swapped:
+            raise ValueError(f"{type(model).__name__} has no residual blocks that can be gated")
     except ValueError:
         for module in swapped.values():
             diffusers_blocks.unswap(module)

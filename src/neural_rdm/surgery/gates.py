@@ -120,7 +120,8 @@ def _base(model: nn.Module) -> str:
 def _rule(model: nn.Module) -> tuple[Residual, Any]:
     """The rule of a gated network, and the units that have it (None for all)."""
     if hasattr(model, "register_to_config"):
-        return Residual(**model.config["residual"]), model.config["gated_units"]  # type: ignore[index]
+        config: Any = model.config
+        return Residual(**config["residual"]), config["gated_units"]
     residual = getattr(model, "residual", None)
     if not isinstance(residual, Residual):
         raise ValueError(f"this {type(model).__name__} does not say which residual rule it has")
@@ -137,7 +138,7 @@ def _gate(model: nn.Module, residual: Residual, units: Any) -> None:
             if isinstance(child, Unit):
                 like = next(model.parameters())
                 setattr(module, name, residual.unit_at(child.place).to(like.device, like.dtype))
-    model.residual = residual
+    model.__dict__["residual"] = residual  # no parameter and no module
 
 
 def _read(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

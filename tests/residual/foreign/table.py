@@ -160,7 +160,7 @@ def row(name: str) -> list[str]:
     try:
         gate(gated)
     except ValueError as error:
-        return [f"refused: {str(error).split(': ')[0]}"]
+        return [f"refused: {str(error).split(':')[0].replace('|', '')}"]
     with torch.set_grad_enabled(name not in NO_BACKWARD):
         return [
             str(len(list(units(gated)))),

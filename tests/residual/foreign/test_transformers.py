@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import runpy
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -203,6 +206,24 @@ def moved(net: nn.Module) -> None:
         for name, p in net.named_parameters():
             if is_gate(name):
                 p.add_(0.3 * torch.randn(p.shape, dtype=p.dtype))
+
+
+def test_the_example_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    example = re.search(r"```python\n(.*?)```", table.PAGE.read_text(encoding="utf-8"), re.S)
+    assert example is not None
+    (tmp_path / "example.py").write_text(example[1], encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    names = runpy.run_path("example.py")
+    assert (tmp_path / "gates.safetensors").stat().st_size < 20_000
+    name = "transformer_blocks.0.attn_unit.alpha"
+    trained, half = (dict(names[net].named_parameters())[name] for net in ("transformer", "again"))
+    torch.testing.assert_close(half, 0.5 * (1 + trained))
+    assert not torch.equal(half, torch.ones_like(half))
+
+
+@pytest.mark.parametrize("name", ["Kandinsky6Transformer3DModel", "Kandinsky6SRTransformer3DModel"])
+def test_additions_in_a_helper_function_are_refused(name: str) -> None:
+    assert "adds to its stream in a way that is not understood" in table.row(name)[0]
 
 
 @pytest.mark.full

@@ -313,3 +313,13 @@ def _() -> Inputs:
         "visual_rope_pos": [torch.arange(2), torch.arange(2), torch.arange(2)],
         "text_rope_pos": torch.arange(TEXT),
     }
+
+
+KANDINSKY = {"in_visual_dim": 4, "out_visual_dim": 4, "time_dim": 8, "model_dim": 16, "ff_dim": 24,
+             "num_visual_blocks": 1, "axes_dims": (2, 2, 4)}  # fmt: skip
+
+
+@network("Kandinsky6SRTransformer3DModel", **KANDINSKY)
+@network("Kandinsky6Transformer3DModel", **KANDINSKY, in_text_dim=12, in_text_dim2=8, num_text_blocks=1)
+def _() -> Inputs:
+    return {}  # they are refused

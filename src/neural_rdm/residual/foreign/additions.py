@@ -16,7 +16,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 #: what leaves the stream the stream, in another type or shape
 CASTS = {"to", "float", "type_as", "contiguous", "clone", "squeeze", "unsqueeze", "flatten", "unflatten", "reshape",
@@ -257,8 +257,8 @@ class _Reader:
                 return _behind(_mixed(self.value(a, names), self.value(b, names)), scaled=True)
             case ast.Call():
                 return self.call(node, names)
-        parts = [self.value(child, names) for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr)]
-        return _behind(_mixed(*parts), opaque=True)
+        inside = [self.value(child, names) for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr)]
+        return _behind(_mixed(*inside), opaque=True)
 
     def call(self, node: ast.Call, names: Names) -> Value:
         inputs = [*node.args, *(k.value for k in node.keywords)]
@@ -321,7 +321,7 @@ def _mixed(*values: Value) -> Value:
     )
 
 
-def _behind(value: Value, **what: bool) -> Value:
+def _behind(value: Value, **what: Any) -> Value:
     """The same with something behind the modules that it comes out of."""
     return replace(value, ends=tuple(replace(end, **what) for end in value.ends))
 

@@ -118,7 +118,7 @@ def units_of(module: nn.Module) -> list[Found]:
 
 
 @cache
-def _rewritten(kind: type[nn.Module], names: tuple[tuple[Addition, str], ...]) -> type[nn.Module]:
+def _rewritten(kind: Any, names: tuple[tuple[Addition, str], ...]) -> type[nn.Module]:
     """The subclass of a class of blocks in which additions have units of these names."""
     tree = copy.deepcopy(forward_of(kind))
     assert tree is not None
@@ -128,7 +128,8 @@ def _rewritten(kind: type[nn.Module], names: tuple[tuple[Addition, str], ...]) -
 
 def swap(module: nn.Module, found: list[Found]) -> None:
     """Make a block a gated one, in place; the units themselves are still to be set."""
-    new = _rewritten(type(module), tuple((addition, unit.name) for unit in found for addition in unit.additions))
+    kind: Any = type(module)
+    new = _rewritten(kind, tuple((addition, unit.name) for unit in found for addition in unit.additions))
     module.__class__ = new
     module.__dict__["found"] = {unit.name: replace(unit, additions=()) for unit in found}
 
@@ -202,16 +203,18 @@ def _of_output(module: nn.Module, index: int | None) -> tuple[nn.Module, bool] |
                 if found[1] and not end.opaque:
                     return found
                 inexact = inexact or (found[0], False)
-    if isinstance(layers := getattr(module, "net", None), nn.ModuleList):
-        return _of_output(layers, None)  # a feed-forward of diffusers goes through its layers in a loop
-    if isinstance(layers := getattr(module, "to_out", None), nn.Module) and (found := _of_output(layers, None)):
+    net, to_out = getattr(module, "net", None), getattr(module, "to_out", None)
+    if isinstance(net, nn.ModuleList):
+        return _of_output(net, None)  # a feed-forward of diffusers goes through its layers in a loop
+    if isinstance(to_out, nn.Module) and (found := _of_output(to_out, None)):
         return found[0], False  # of the right width, at least
     return inexact
 
 
 def _returned(module: nn.Module) -> list[Value]:
     """What a module's `forward` returns, or else the processor that it leaves its work to."""
-    processor = getattr(module, "processor", None)
+    processor: Any = getattr(module, "processor", None)
+    tree: ast.FunctionDef | None
     if type(processor).__module__.startswith(PACKAGE):
         tree, skip = parsed(type(processor).__call__), 2
     elif (tree := forward_of(type(module))) is not None:

@@ -19,8 +19,9 @@ def children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     tree = forward_of(type(module))
     for names in [] if tree is None else _named(tree, set(found)):
         together = [(n, found.pop(n)) for n in names if n in found]
-        if len(together) > 1 and all(isinstance(c, nn.ModuleList) for _, c in together):
-            turns = zip_longest(*([(f"{n}.{i}", block) for i, block in enumerate(c)] for n, c in together))
+        lists = [(n, c) for n, c in together if isinstance(c, nn.ModuleList)]
+        if len(together) > 1 and len(lists) == len(together):
+            turns = zip_longest(*([(f"{n}.{i}", block) for i, block in enumerate(c)] for n, c in lists))
             yield from (pair for turn in turns for pair in turn if pair is not None)
         else:
             yield from together

@@ -20,9 +20,13 @@ from torch import nn
 PACKAGE = "diffusers."
 
 
-@cache
-def forward_of(kind: type[nn.Module]) -> ast.FunctionDef | None:
+def forward_of(kind: Any) -> ast.FunctionDef | None:
     """The `forward` of a class of diffusers as a tree without annotations; None for another package's class."""
+    return _forward_of(kind)
+
+
+@cache
+def _forward_of(kind: Any) -> ast.FunctionDef | None:
     home = defining(kind)
     if not home.__module__.startswith(PACKAGE):
         return None
