@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks import first_look
+from benchmarks import first_look, first_look_page
 from benchmarks.first_look import Case, Part
 
 A, B = Case("a", ()), Case("b", ())
@@ -58,3 +58,25 @@ def test_it_goes_on_where_it_was_stopped(done: list[tuple[Any, ...]], monkeypatc
     done.clear()
     first_look.run()
     assert done == []
+
+
+def test_the_page_is_what_the_runs_make_of_it() -> None:
+    path = first_look_page.PAGES / "rules.md"
+    assert path.read_text(encoding="utf-8") == first_look_page.rules(), "run python -m benchmarks.first_look_page"
+
+
+def test_signs_against_a_t_test_by_hand() -> None:
+    numbers = {"resnet": (0.2, 0.3, 0.4), "gated": (0.21, 0.31, 0.4101), "rezero": (0.25, 0.2, 0.42)}
+    rows = [
+        {"units": 12, "case": name, "stage": "run", "seed": seed, "val_loss": value, "lr": 0.01}
+        for name, values in numbers.items()
+        for seed, value in enumerate(values)
+    ]
+    study = first_look_page.Study(rows)
+    # differences 0.01, 0.01, 0.0101: t = 0.010033 / (0.0000577 / sqrt 3) = 301, far beyond 4.30 even for two cases
+    assert study.signs(12) == {"gated": "worse", "rezero": "open"}
+    mean, half = first_look_page.interval(study.less(12, "rezero", "resnet"))
+    assert mean == pytest.approx((0.05 - 0.1 + 0.02) / 3)
+    assert half == pytest.approx(4.302653 * 0.0793725 / 3**0.5, rel=1e-5)
+    rows[3]["val_loss"] = None  # a run that broke settles nothing
+    assert first_look_page.Study(rows).signs(12)["gated"] == "open"
