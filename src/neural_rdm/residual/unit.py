@@ -184,9 +184,7 @@ class Unit(nn.Module):
         rows = () if self.probe is None else self.probe.unbind()
         entry, exits, identity = rows[:1], rows[1:2], rows[3:]
         if self.entered and identity:
-            raise ValueError(
-                "probe(branches=True) cannot be had in a block that was rewritten: its branch runs outside"
-            )
+            raise ValueError("probe(branches=True): not where a block was rewritten, whose branch runs outside")
         z, loan = z if self.entered else _tapped(z, *entry), None
         if self.overlap is not None and shortcut is None:  # through a shortcut the gate's effect is not elementwise
             z = self._tensor(z)

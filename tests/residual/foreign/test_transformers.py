@@ -137,7 +137,10 @@ def test_the_probe_measures_entry_and_exit_of_every_unit() -> None:
         [torch.stack([z.grad.square().sum() for z in pair]) for pair in zip(entries, exits, strict=True)]
     )
     torch.testing.assert_close(rows.grad, want, rtol=1e-9, atol=0)
-    with pytest.raises(ValueError, match=r"probe\(branches=True\) cannot be had"), probe(net, branches=True):
+    with (
+        pytest.raises(ValueError, match=r"probe\(branches=True\): not where a block was rewritten"),
+        probe(net, branches=True),
+    ):
         run(net, inputs)
 
 
