@@ -80,10 +80,13 @@ def _changes(model: nn.Module) -> dict[str, tuple[str, Tensor | None, Tensor | N
     if not any(isinstance(module, Unit) for module in model.modules()):
         raise ValueError(f"this {type(model).__name__} has no residual units; there is nothing to fold")
     behind = _gated_behind(model)
+    spoken = {unit for block in model.modules() if hasattr(block, "last_layers") for unit in block.children()}
     changes: dict[str, tuple[str, Tensor | None, Tensor | None]] = {}
     for name, unit, last in last_layers(model):
         scale, shift = _folded(unit, name, unit in behind)
         if last is None:
+            if unit not in spoken:
+                raise ConfigError(f"{name} cannot fold: its block does not state the last layer of its branch")
             if scale is None and shift is None:
                 continue  # a plain unit needs no layer
             raise ConfigError(f"{name} cannot fold: no layer that ends its branch is multiplied by alpha as it is")
