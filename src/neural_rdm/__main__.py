@@ -7,6 +7,7 @@ import runpy
 import sys
 from pathlib import Path
 
+from neural_rdm import __version__
 from neural_rdm.core.arguments import nearest
 
 HELP = """neural-rdm COMMAND [KEY=VALUE ...]
@@ -37,6 +38,9 @@ def main() -> None:
     known = commands()
     if name in ("-h", "--help"):
         print(HELP.format(commands="\n".join(f"  {command:<9} {does}" for command, does in known.items())), end="")
+        return
+    if name == "--version":
+        print(__version__)
         return
     if name not in known:
         said = f"there is no command {name!r}.{nearest(name, known)}"

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from neural_rdm.core.errors import ConfigError, LoaderError
+from neural_rdm.core.errors import ConfigError, DataError, LoaderError
 from neural_rdm.core.seeding import uniform
 from neural_rdm.data import loader
 from neural_rdm.data.base import DataModule
@@ -108,6 +108,19 @@ def test_the_batch_contract():
     assert batch["x"].dtype == torch.float32
     assert batch["y"].dtype == batch["position"].dtype == torch.int64
     assert batch["position"].tolist() == list(range(16, 24))
+
+
+def test_a_label_beyond_the_classes_is_no_null_class():
+    data = FlagData()
+    data.num_classes = 2
+    flags = Flags(6, 0)
+    flags.y = torch.tensor([0, 1, 0, 1, 2, 0])
+    data.load_datasets = lambda: setattr(data, "train_set", flags)
+    with pytest.raises(DataError, match="training sample 4 has label 2, but these data have 2 classes, 0 to 1"):
+        data.setup()
+    assert data.train_set is None
+    data.num_classes = 3
+    data.setup()
 
 
 def test_limit_takes_the_first_samples():

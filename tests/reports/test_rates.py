@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from neural_rdm.reports.rates import read_cases
+from neural_rdm.reports.rates import Case, is_higher, read_cases, summary
 from neural_rdm.reports.tables import compare_runs, write_comparison
 
 NAN = float("nan")
@@ -99,3 +100,25 @@ def test_one_rate_for_all_is_no_sweep(tmp_path: Path) -> None:
     paths = write_comparison(runs, tmp_path / "out")
     assert "comparison_rates.csv" not in [p.name for p in paths]
     assert "own learning rate" not in paths[0].read_text()
+
+
+def test_accuracy_of_an_evaluation_is_better_the_larger_it_is() -> None:
+    assert is_higher("accuracy")
+    assert is_higher("evaluation/accuracy")
+    assert not is_higher("val/loss")
+
+
+def test_rates_with_fewer_seeds_are_not_compared() -> None:
+    case = Case("gated", {1e-3: [0.3, 0.3], 3e-3: [0.1], 1e-2: [0.2, 0.4]})
+    assert math.isnan(case.mean(3e-3))
+    assert case.best(higher=False) in (1e-3, 1e-2)
+    (row,) = summary([case], "val/loss")
+    assert row["at 0.003"] == "1 of 2 seeds"
+
+
+def test_a_seed_that_ran_twice_is_one_seed_and_a_number_that_is_not_there_is_said_to_be_so(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / str(i), "gated", lr, 0.3, seed=0) for i, lr in enumerate((1e-3, 1e-3, 1e-2))]
+    (case,) = read_cases(runs, "val/loss")
+    assert case.values == {1e-3: [0.3], 1e-2: [0.3]}
+    (row,) = summary(read_cases(runs, "val/los"), "val/los")
+    assert (row["note"], row["at 0.001"]) == ("no run has val/los", "not recorded")

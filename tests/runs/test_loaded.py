@@ -55,6 +55,7 @@ def test_samples_are_those_of_the_command(folder: Path, loaded: LoadedRun, tmp_p
     assert not torch.equal(loaded.sample(classes=[3, 3], cfg_scale=4.0), drawn[:2])
     assert loaded.sample(count=3, classes=[5]).shape[0] == 3
     assert loaded.sample().shape[0] == loaded.net.num_classes
+    assert torch.equal(loaded.sample(classes=torch.tensor([3, 3])), drawn[:2])
 
 
 def test_numbers_are_those_at_the_end_of_training(folder: Path, loaded: LoadedRun) -> None:
@@ -110,11 +111,19 @@ def test_what_a_run_cannot_draw_is_said_in_one_sentence(loaded: LoadedRun, tmp_p
     for wrong, said in (
         ({"classes": [10]}, "this network has 10 classes"),
         ({"prompts": ["a seven"]}, "reads no text"),
-        ({"sigma": 1.0}, "sampler: .*sigma"),
+        ({"sigma": 1.0}, "a sampler has no 'sigma'"),
+        ({"step": 4}, "Did you mean steps"),
+        ({"classes": []}, "nothing to draw"),
+        ({"classes": [1.5]}, "whole numbers"),
+        ({"classes": 3}, "whole numbers"),
+        ({"seed": 1.5}, "seed"),
+        ({"count": "3"}, "count"),
         ({"steps": 0}, "steps"),
-        ({"count": 0}, "nothing to draw"),
+        ({"count": 0}, "count"),
     ):
         with pytest.raises(UserError, match=said):
             loaded.sample(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="the choices are auto, cpu, gpu"):
+        neural_rdm.load_run(loaded.folder, accelerator="tpu")
     with pytest.raises(UserError, match="no such folder"):
         neural_rdm.load_run(tmp_path / "none")

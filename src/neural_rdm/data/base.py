@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from neural_rdm.core.arguments import Count, Fraction, Natural, checked
-from neural_rdm.core.errors import BrokenSample, ConfigError, LoaderError, UserError, printable
+from neural_rdm.core.errors import BrokenSample, ConfigError, DataError, LoaderError, UserError, printable
 from neural_rdm.core.ranks import is_first_rank
 from neural_rdm.core.seeding import choice
 from neural_rdm.data.broken import BadSamples
-from neural_rdm.data.described import other_classes
+from neural_rdm.data.described import SPLITS, other_classes
 from neural_rdm.data.loader import Loader
 from neural_rdm.data.prompts import distinct
 from neural_rdm.data.sampler import Draw, StepBatchSampler, shuffled, split_batch
@@ -192,6 +192,7 @@ class DataModule(LightningDataModule):
             try:
                 self.load_datasets()
                 refuse_shared(self.train_set, self.val_set)
+                self._check_labels()
                 held = self._recalled
                 if held is not None and (problem := other_classes(held, self.num_classes, self.class_names)):
                     raise ConfigError(
@@ -201,6 +202,20 @@ class DataModule(LightningDataModule):
             except UserError:
                 self.train_set = self.val_set = None
                 raise
+
+    def _check_labels(self) -> None:
+        """A label beyond the classes would be the null class of guidance, or another row of a table.
+
+        Raises:
+            DataError: there is one.
+        """
+        for split, source in self.sources.items():
+            if self.num_classes and source.y is not None and len(source.y) and int(source.y.max()) >= self.num_classes:
+                label, index = int(source.y.max()), int(source.y.argmax())
+                raise DataError(
+                    f"{SPLITS[split]} sample {index} has label {label}, but these data have {self.num_classes} "
+                    f"classes, 0 to {self.num_classes - 1}: their `num_classes` or their labels are wrong"
+                )
 
     def note(self, *texts: str) -> None:
         """Say what a user should know of the data, each thing once, and keep it in `notes`."""

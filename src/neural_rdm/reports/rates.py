@@ -26,6 +26,11 @@ HIGHER = ("accuracy", "consistency", "precision", "recall", "inception_score", "
 _NOT_A_CASE = ("choices", "control", "resume", "seed", RATE, "residual.rule")
 
 
+def is_higher(best_by: str) -> bool:
+    """Whether larger values of a metric are better; `evaluation/accuracy` is an accuracy as well."""
+    return best_by.rpartition("/")[2].startswith(HIGHER)
+
+
 @dataclass
 class Case:
     """A rule and its settings: the values of the metric at every learning rate, one a seed."""
@@ -34,11 +39,18 @@ class Case:
     values: dict[float, list[float]] = field(default_factory=dict)
     #: runs without a value: not finished, failed, or without this number
     missing: dict[float, int] = field(default_factory=dict)
+    #: whether some of these are finished, and have no such number
+    unrecorded: bool = False
+
+    @property
+    def seeds(self) -> int:
+        """The most seeds that any rate has: rates with fewer are not compared with it."""
+        return max(map(len, self.values.values()), default=0)
 
     def mean(self, rate: float) -> float:
-        """Over seeds; NaN where a run has no value, and where it is not finite."""
+        """Over seeds; NaN where a run has no value or is missing, and where it is not finite."""
         values = self.values.get(rate, [])
-        return math.nan if not values or rate in self.missing else statistics.fmean(values)
+        return math.nan if len(values) < max(1, self.seeds) or rate in self.missing else statistics.fmean(values)
 
     def rates(self) -> list[float]:
         """The grid, ascending."""
@@ -66,12 +78,15 @@ def read_cases(runs: Iterable[Path], best_by: str) -> list[Case]:
         if rule is not None and isinstance(settings.get(RATE), (int, float)):
             found.append((run, rule, settings))
     cases: dict[str, Case] = {}
+    seen: set[tuple[str, float, Any]] = set()  # a seed that ran twice is one seed
     for run, rule, settings in found:
         name = ", ".join([rule, *_apart(settings, [other for _, its, other in found if its == rule])])
         case, rate, value = cases.setdefault(name, Case(name)), float(settings[RATE]), metric(run, best_by)
         if value is None:
             case.missing[rate] = case.missing.get(rate, 0) + 1
-        else:
+            case.unrecorded |= progress(run).finished is not False
+        elif (key := (name, rate, settings.get("seed"))) not in seen:
+            seen.add(key)
             case.values.setdefault(rate, []).append(value)
     return [case for case in cases.values() if len(case.rates()) > 1]
 
@@ -101,7 +116,7 @@ def rows_of(case: Case, best_by: str) -> list[dict[str, Any]]:
     """A row for each learning rate: `case`, `lr`, the metric's mean, its `std` over seeds, `seeds`, `missing`, `best`,
     `edge`.
     """
-    higher = best_by.startswith(HIGHER)
+    higher = is_higher(best_by)
     best = case.best(higher)
     rows = []
     for rate in case.rates():
@@ -125,7 +140,7 @@ def summary(cases: Sequence[Case], best_by: str) -> list[dict[str, Any]]:
     """A row a case: its best learning rate, the metric there, whether it is at the edge, and the metric at every other
     rate.
     """
-    higher = best_by.startswith(HIGHER)
+    higher = is_higher(best_by)
     rates = sorted({rate for case in cases for rate in case.rates()})
     rows = []
     for case in cases:
@@ -133,22 +148,31 @@ def summary(cases: Sequence[Case], best_by: str) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"case": case.name, "best lr": None if best is None else f"{best:g}"}
         row[best_by] = None if best is None else case.mean(best)
         row["seeds"] = None if best is None else len(case.values[best])
-        row["note"] = case.edge(higher) or ("no finished run" if best is None else None)
+        row["note"] = case.edge(higher) or (_nothing(case, best_by) if best is None else None)
         means = {rate: case.mean(rate) for rate in case.rates()}
         row |= {f"at {r:g}": _cell(case, r, means[r]) if r in means else None for r in rates}
         rows.append(row)
     return rows
 
 
+def _nothing(case: Case, best_by: str) -> str:
+    return f"no run has {best_by}" if case.unrecorded else "no finished run"
+
+
 def _cell(case: Case, rate: float, mean: float) -> str:
-    return f"{mean:.4g}" if not math.isnan(mean) else "not finished" if rate in case.missing else "not finite"
+    if not math.isnan(mean):
+        return f"{mean:.4g}"
+    if rate in case.missing:
+        return "not recorded" if case.unrecorded else "not finished"
+    count = len(case.values[rate])
+    return f"{count} of {case.seeds} seeds" if count < case.seeds else "not finite"
 
 
 def plot_rates(cases: Sequence[Case], best_by: str, png_path: str | Path) -> Path:
     """Draw the metric against the learning rate, a line a case; a large mark is its best rate, a hollow one is at the
     edge of its grid.
     """
-    higher = best_by.startswith(HIGHER)
+    higher = is_higher(best_by)
     figure, axes = new_figure(wide=7.6)
     shown = []
     for index, case in enumerate(cases):

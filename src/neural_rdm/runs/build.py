@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from neural_rdm.backbones.contract import Backbone
 from neural_rdm.config.provenance import config_hash
 from neural_rdm.config.resume import lasting
-from neural_rdm.core.errors import ConfigError, UserError, first_line
+from neural_rdm.core.errors import CheckpointError, ConfigError, UserError, first_line
 from neural_rdm.data.base import DataModule
 from neural_rdm.data.encoded.latents import Clip, Latents, stored_tokens
 from neural_rdm.evaluation.measuring import Report
@@ -157,7 +157,15 @@ def module(cfg: DictConfig, space: str, begins: bool = True, net: Backbone | Non
     first_stage, net = build(cfg.first_stage, "first_stage"), network(cfg) if net is None else net
     first_stage.reads_moments = space == "moments"
     if cfg.pretrained.path is not None and begins:
-        load_official(net, cfg.pretrained.path, cfg.pretrained.reinit)
+        try:
+            load_official(net, cfg.pretrained.path, cfg.pretrained.reinit)
+        except CheckpointError as error:
+            if cfg.get("control") is None:
+                raise
+            advice = (
+                f"control={cfg.control} trains a network without gates: leave it out, or fold the file first (convert)"
+            )
+            raise CheckpointError(f"{error}. {advice}") from error
         if (name := sick({"state_dict": net.state_dict()})) is not None:
             raise ConfigError(f"pretrained.path={cfg.pretrained.path} holds values that are not finite (first {name})")
     try:

@@ -133,6 +133,8 @@ def device_of(accelerator: str) -> torch.device:
     """
     import torch
 
+    if accelerator not in ("auto", "cpu", "gpu"):
+        raise ConfigError(f"accelerator={accelerator}: no such choice; the choices are auto, cpu, gpu")
     if accelerator == "gpu" and not torch.cuda.is_available():
         raise ConfigError("accelerator=gpu: this machine has no GPU that torch can use; pass accelerator=cpu")
     gpu = accelerator != "cpu" and torch.cuda.is_available()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from neural_rdm.backbones.contract import Backbone, has_units
 from neural_rdm.conditioning.conditions import condition_of, null_condition
+from neural_rdm.config.primary import Seed
+from neural_rdm.core.arguments import Count, nearest, problem
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.data.base import Batch, DataModule
 from neural_rdm.diffusion.process import DDPM, Flow
@@ -152,26 +155,35 @@ class LoadedRun:
         self,
         count: int | None = None,
         *,
-        classes: Sequence[int] | None = None,
+        classes: Iterable[int] | None = None,
         prompts: Sequence[str] | None = None,
         seed: int = 0,
         batch_size: int = 64,
         progress: bool = False,
         **sampler: Any,
     ) -> Tensor:
-        """Samples [N, *shape] (float32, CPU): pixels in [-1, 1], or latents where the run has no first stage for them.
+        """Samples [N, *shape] (float32, CPU): pixels, on the scale [-1, 1] and not clamped, or latents where the run
+        has no first stage for them.
 
         Sample i depends on (seed, i) alone, and is the one that the command `sample` draws at that place.
 
         Args:
             count: how many; the classes or prompts take turns. None: one of each.
-            classes, prompts: what they show; None for all classes, or the data's own validation prompts.
+            classes, prompts: what they show, a list, array or tensor; None for all classes, or the data's own
+                validation prompts.
             sampler: keys of the run's sampler to change (`name`, `steps`, `cfg_scale`, `channels`, `interval`, `eta`).
 
         Raises:
             ConfigError: a class that the network does not have, prompts for a network that reads none, nothing to draw,
                 or a sampler that does not fit.
         """
+        for key, value, kind in (
+            ("count", count, Count | None),
+            ("seed", seed, Seed),
+            ("batch_size", batch_size, Count),
+        ):
+            if wrong := problem(key, value, kind):
+                raise ConfigError(wrong.at(""), key=key)
         shown = self._shown(count, classes, prompts)
         each = [] if shown is None else list(shown) if count is None else balanced(shown, count)
         condition = condition_of(each, self.text) if each else {}
@@ -236,10 +248,12 @@ class LoadedRun:
         Raises:
             ConfigError: an unknown key, or a value out of range.
         """
-        try:
-            return replace(cast(Sampler, build.build(self.config.sampler, "sampler")), **changed)
-        except TypeError as error:
-            raise ConfigError(f"sampler: {error}") from error
+        own = cast(Sampler, build.build(self.config.sampler, "sampler"))
+        known = [field.name for field in dataclasses.fields(own)]
+        if unknown := [key for key in changed if key not in known]:
+            said = f"a sampler has no {unknown[0]!r}.{nearest(unknown[0], known)}"
+            raise ConfigError(f"{said} Its keys are {', '.join(known)}", key=unknown[0])
+        return replace(own, **changed)
 
     def batches(self, samples: int, batch_size: int) -> list[Batch]:
         """The first validation samples (of data without any, training samples) in batches, on the run's device; the
@@ -261,7 +275,7 @@ class LoadedRun:
         return [data.transfer_batch_to_device(batch, self.device, 0) for batch in batches]
 
     def _shown(
-        self, count: int | None, classes: Sequence[int] | None, prompts: Sequence[str] | None
+        self, count: int | None, classes: Iterable[int] | None, prompts: Sequence[str] | None
     ) -> Sequence[int | str] | None:
         """The classes or texts to draw; None for an unconditional network."""
         if self.text is not None:
@@ -274,7 +288,14 @@ class LoadedRun:
         if prompts is not None:
             raise ConfigError(f"prompts={list(prompts)}: this network reads no text")
         known = self.net.num_classes
-        wrong = [c for c in classes or () if not 0 <= c < known]
-        if wrong or (classes is not None and not known):
-            raise ConfigError(f"classes={list(classes or ())}: this network has {known or 'no'} classes")
-        return list(classes) if classes is not None else list(range(known)) or None
+        if classes is None:
+            return list(range(known)) or None
+        try:
+            asked = [operator.index(c) for c in classes]
+        except TypeError as error:
+            raise ConfigError(f"classes={classes!r}: give a list of whole numbers") from error
+        if any(not 0 <= c < known for c in asked) or not known:
+            raise ConfigError(f"classes={asked}: this network has {known or 'no'} classes")
+        if not asked:
+            raise ConfigError("classes=[]: nothing to draw")
+        return asked
