@@ -200,6 +200,9 @@ def rules() -> str:
     assert np.mean(study.less(deep, "mvsplit", BASE)) > np.mean(study.less(small, "mvsplit", BASE))
     whole = read("objectives")["rows"][0]
     spread = sorted(study.values(small, "dar", "val_loss").values())
+    assert all(
+        np.ptp([*study.values(small, name, "val_loss").values()]) <= np.ptp(spread) for name in study.cases(small)
+    )
     return f"""{NOTE}# Every rule on the digits: a first look
 
 `python -m benchmarks first_look` trains, `python -m benchmarks.first_look_page` writes this page of
