@@ -111,7 +111,7 @@ def test_the_batch_contract():
 
 
 def test_a_label_beyond_the_classes_is_no_null_class():
-    data = FlagData()
+    data = at(FlagData(batch_size=2))
     data.num_classes = 2
     flags = Flags(6, 0)
     flags.y = torch.tensor([0, 1, 0, 1, 2, 0])
