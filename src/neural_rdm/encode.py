@@ -166,10 +166,7 @@ def _claim(folder: Path, request: dict[str, Any]) -> None:
     """
     from neural_rdm.evaluation.sample_parts import same_request
 
-    try:
-        same_request(folder / REQUEST, request)
-    except ConfigError as error:
-        raise ConfigError(str(error).replace("holds samples of", "holds latents of")) from error
+    same_request(folder / REQUEST, request, "latents")
 
 
 def _missing(splits: dict[str, Shards]) -> list[tuple[str, int]]:

@@ -33,10 +33,9 @@ def check_layout(data: DictConfig, backbone: DictConfig | None = None) -> None:
         else:
             stated.call(check, as_plain(data))
     except ClassCount as error:
-        first, _, rest = str(error).partition("\n")
         network = "" if backbone is None else f"{for_classes(backbone, error.found)} "
         advice = f"For these folders pass {network}data.num_classes={error.found}."
-        raise DataError(f"{first} {advice}\n{rest}") from error
+        raise DataError(f"{error.problem} {advice}\n{error.drawing}") from error
     except DataError as error:
         raise DataError(f"{error}\n{where_to_get(official_of(data))}".rstrip()) from error
 

@@ -20,6 +20,18 @@ COLUMNS = ("split", "index", "path", "reason", "position", "replacement")
 _SHOWN = 5  # so many are printed, or quoted when the run stops; the list has them all
 
 
+class TooManyBad(LoaderError):
+    """More samples are broken than `data.max_bad_fraction` allows.
+
+    Attributes:
+        facts: how many and which, without what to do; empty where it comes out of a loader's worker.
+    """
+
+    def __init__(self, message: str, facts: str = "") -> None:
+        super().__init__(message)
+        self.facts = facts
+
+
 class BadSamples:
     """The bad samples of one split: of all loader processes, of all ranks, and of a run from before its resume.
 
@@ -153,11 +165,11 @@ class BadSamples:
         name = {"train": "training", "val": "validation"}.get(self.split, self.split)
         listed, again = ("", "") if self.file is None else (f", listed in {self.file}", ", delete that list and resume")
         shown = "".join(f"\n  {line}" for line in self._first)
-        raise LoaderError(
+        facts = (
             f"{count} of {size} {name} samples cannot be read so far{listed}; "
-            f"data.max_bad_fraction={self.fraction:g} allows {bad_allowed(self.fraction, size)}.{shown}\n"
-            f"Replace or remove them{again}, or raise data.max_bad_fraction."
+            f"data.max_bad_fraction={self.fraction:g} allows {bad_allowed(self.fraction, size)}.{shown}"
         )
+        raise TooManyBad(f"{facts}\nReplace or remove them{again}, or raise data.max_bad_fraction.", facts)
 
 
 def bad_allowed(fraction: float, size: int) -> int:

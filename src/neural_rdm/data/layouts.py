@@ -65,12 +65,14 @@ class ClassCount(DataError):
     """Another number of class folders than there must be.
 
     Attributes:
+        problem: the sentence that says so.
+        drawing: the layout that there should be.
         found: how many there are.
     """
 
-    def __init__(self, message: str, found: int) -> None:
-        super().__init__(message)
-        self.found = found
+    def __init__(self, problem: str, drawing: str, found: int) -> None:
+        super().__init__(f"{problem}\n{drawing}")
+        self.problem, self.drawing, self.found = problem, drawing, found
 
 
 def image_names(folder: Path) -> list[str]:
@@ -266,7 +268,8 @@ def _classes(train: Path, inner: str, num_classes: int | None, drawing: str, is_
         raise ClassCount(
             f"data.root: {len(classes)} class folders in {train}, but data.num_classes={num_classes}, which "
             "is the network's number of classes unless it is set. Pass the folder of the right data set with data.root"
-            f"{f' ({note})' if (note := _no_classes(train, classes)) else ''}.\n{drawing}",
+            f"{f' ({note})' if (note := _no_classes(train, classes)) else ''}.",
+            drawing,
             len(classes),
         )
     return classes

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
-from neural_rdm.core.errors import LoaderError
+from neural_rdm.core.errors import LoaderError, first_line
 
 #: seconds without a batch after which a worker is given up: a decoder may hang on a damaged file
 PATIENCE = 900
@@ -51,7 +51,7 @@ class Loader(DataLoader[Any]):
                 ) from error
             if text.startswith("DataLoader worker (pid"):
                 raise LoaderError(
-                    f"a process that loads data has died ({text.splitlines()[0]}). Where memory was short, pass a "
+                    f"a process that loads data has died ({first_line(error)}). Where memory was short, pass a "
                     "smaller data.num_workers; where a decoder crashed, data.num_workers=0 shows on which sample"
                 ) from error
             raise

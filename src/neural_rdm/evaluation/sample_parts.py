@@ -101,8 +101,8 @@ class Parts:
         return any(self.folder.glob("*.npy"))
 
 
-def same_request(path: Path, request: dict[str, Any]) -> bool:
-    """Write down what a folder's samples are made of, or compare with what is written there.
+def same_request(path: Path, request: dict[str, Any], what: str = "samples") -> bool:
+    """Write down what a folder's samples (or latents) are made of, or compare with what is written there.
 
     Returns:
         Whether the folder held this request already.
@@ -117,14 +117,14 @@ def same_request(path: Path, request: dict[str, Any]) -> bool:
     held = read_mapping(path)
     if not held:
         raise DataError(
-            f"{path} is damaged, so nobody knows what the samples beside it are; choose another hydra.run.dir, or "
+            f"{path} is damaged, so nobody knows what the {what} beside it are; choose another hydra.run.dir, or "
             "remove that folder"
         )
     asked = json.loads(json.dumps(request))
     different = [key for key in {**held, **asked} if held.get(key) != asked.get(key)]
     if different:
         raise ConfigError(
-            f"{path.parent} holds samples of another request (different: {', '.join(sorted(different))}); choose "
+            f"{path.parent} holds {what} of another request (different: {', '.join(sorted(different))}); choose "
             "another hydra.run.dir, or remove that folder"
         )
     return True

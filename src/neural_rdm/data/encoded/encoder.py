@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from neural_rdm.core.errors import BrokenSample, DataError, LoaderError, UserError
+from neural_rdm.core.errors import BrokenSample, DataError, UserError
 from neural_rdm.core.files import write_text
 from neural_rdm.core.progress import progress_bar
-from neural_rdm.data.broken import COLUMNS, FILE, BadSamples
+from neural_rdm.data.broken import COLUMNS, FILE, BadSamples, TooManyBad
 from neural_rdm.data.loader import Loader
 from neural_rdm.data.source import Source
 from neural_rdm.latents.first_stage import DTYPES, Autoencoder
@@ -103,13 +103,10 @@ class Encoder:
                 listed.add(_samples(Shard(shards.path(there)).bad), None, None)
             if numbers:
                 self._write(split, source, shards, numbers, listed, show)
-        except LoaderError as error:
-            facts, _, advice = str(error).rpartition("\n")
-            if "data.max_bad_fraction" not in advice:
-                raise
+        except TooManyBad as error:
             raise DataError(
-                f"{facts}\nRaise data.max_bad_fraction and give the same command again, or repair them and encode into "
-                "a new folder"
+                f"{error.facts}\nRaise data.max_bad_fraction and give the same command again, or repair them and "
+                "encode into a new folder"
             ) from error
 
     def _write(
