@@ -125,13 +125,13 @@ def test_a_signal_to_the_parent_alone_ends_all_and_the_same_command_goes_on(
     script = (
         "import os, sys; from pathlib import Path; from neural_rdm.data.encoded import encoder\n"
         "from neural_rdm.encode import encode; from tests.data.encoding import composed\n"
-        "from neural_rdm.cli.stopping import Place, stoppable\n"
+        "from neural_rdm.cli.stopping import Work, stoppable\n"
         "original = encoder.write_shard\n"
         "def sent(*rest):\n"
         f"    original(*rest); os.kill(os.getpid(), {int(number)})\n"
         "encoder.write_shard = sent\n"
         "folder = Path(sys.argv[1])\n"
-        "with stoppable(Place('encode', folder)):\n"
+        "with stoppable(Work('encode', folder)):\n"
         "    encode(composed('encode', *sys.argv[2:], 'data.num_workers=2'), folder)"
     )
     done = processes.run(
