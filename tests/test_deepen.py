@@ -132,4 +132,4 @@ def test_the_newest_run_can_be_named_last(tmp_path, monkeypatch):
 def test_a_widened_control_is_not_deepened(tmp_path, monkeypatch):
     monkeypatch.setattr(deepen, "read_config", lambda folder: OmegaConf.create({"control": "mlp_widened"}))
     with pytest.raises(ConfigError, match="how wide its MLPs are depends on the depth"):
-        deepen.prepare([f"checkpoint={tmp_path}", "depth=4"])
+        deepen.complete([f"checkpoint={tmp_path}", "depth=4"])
