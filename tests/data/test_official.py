@@ -43,6 +43,12 @@ def test_a_field_that_there_is_not_is_refused() -> None:
         official({"name": "x", "where": "y", "numbers": 3}, {"_target_": "a.Set"})
 
 
+@pytest.mark.parametrize(("field", "value"), [("train", "many"), ("classes", -1), ("commands", "curl -LO it")])
+def test_a_value_of_another_kind_is_refused(field: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=rf"a\.Set: its `official` has {field}="):
+        official({"name": "x", "where": "y", field: value}, {"_target_": "a.Set"})
+
+
 @pytest.mark.parametrize("split", [1, 2, 3])
 def test_the_official_numbers_of_ucf101_are_those_of_its_lists(split: int) -> None:
     lists = shared("data/ucf101/ucfTrainTestlist")

@@ -56,6 +56,13 @@ def official(stated: Mapping[str, Any] | None, keys: Mapping[str, Any]) -> Offic
     fitting = (v for v in versions if all(holds(*condition) for condition in v.get("when", {}).items()))
     chosen = {**stated, **next(fitting, versions[0])}
     try:
-        return Official(**{field: value for field, value in chosen.items() if field not in ("versions", "when")})
+        found = Official(**{field: value for field, value in chosen.items() if field not in ("versions", "when")})
     except TypeError as error:
         raise ConfigError(f"{keys.get('_target_')}: its `official` does not say what it should: {error}") from error
+    where = f"{keys.get('_target_')}: its `official` has"
+    for field, value in (("train", found.train), ("val", found.val), ("classes", found.classes)):
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+            raise ConfigError(f"{where} {field}={value!r}, which is no number; leave out what is not known")
+    if isinstance(found.commands, str):
+        raise ConfigError(f"{where} commands={found.commands!r}, a text; give a list of commands")
+    return found
