@@ -105,6 +105,28 @@ def test_a_wrong_base_is_refused_in_one_sentence_and_stays_as_it_was(tmp_path: P
         save_gates(other, tmp_path / "none.safetensors")
 
 
+def test_what_does_not_fit_a_plain_network_leaves_it_as_it_was(tmp_path: Path) -> None:
+    file, (plain, inputs) = tmp_path / "gates.safetensors", ours(residual="resnet")
+    base, residual = run(plain, inputs), plain.residual
+
+    def saved(rule: str) -> nn.Module:
+        net, _ = ours(residual=rule)
+        net.load_state_dict({**net.state_dict(), **plain.state_dict()})
+        moved(net)
+        save_gates(net, file)
+        return net
+
+    saved("hc")
+    with pytest.raises(CheckpointError, match="stream is several tensors: load them into a network that was built"):
+        load_gates(plain, file)
+    net = saved("sandwich")
+    with pytest.raises(ValueError, match="no value of its parameters is plain"):
+        load_gates(plain, file, scale=0.5)
+    assert plain.residual == residual
+    assert torch.equal(run(plain, inputs), base)
+    torch.testing.assert_close(run(load_gates(plain, file), inputs), run(net, inputs))
+
+
 def test_a_base_in_bfloat16_is_the_same_base(tmp_path: Path) -> None:
     net, _ = theirs()
     low = copy.deepcopy(net).bfloat16()

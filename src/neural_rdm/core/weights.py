@@ -1,4 +1,6 @@
-"""Reading weights that others have written, whatever wraps them, without ever running code from a file."""
+"""Weights that others have written, read whatever wraps them and without ever running code from a file; and weights
+that ranks share out, put together.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +20,12 @@ FOLDER_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.
 INSIDE = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
 #: what wrappers of a whole network (parallel training, an average, a trainer's attribute) put in front of every name
 AROUND = ("module.", "_forward_module.", "model.", "net.", "network.", "ema.", "ema_model.", "unet.", "transformer.")
+
+
+def full(tensor: Tensor) -> Tensor:
+    """The whole of a sharded tensor (a collective call), or the tensor itself."""
+    whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return whole
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from neural_rdm.core.weights import full
 from neural_rdm.residual import Unit, units
 
 
@@ -122,13 +123,8 @@ def _gates(unit: Unit, device: torch.device) -> Tensor:
     """Mean and standard deviation of alpha, norm of beta: [3], 0 where the rule has none."""
     result = torch.zeros(3, dtype=torch.float64, device=device)
     if unit.has_alpha:
-        alpha = _whole(unit.gate_parameters("alpha")[0]).double()
+        alpha = full(unit.gate_parameters("alpha")[0]).double()
         result[0], result[1] = alpha.mean(), alpha.std(correction=0)
     if unit.has_beta:
-        result[2] = _whole(unit.gate_parameters("beta")[0]).double().norm()
+        result[2] = full(unit.gate_parameters("beta")[0]).double().norm()
     return result
-
-
-def _whole(gate: Tensor) -> Tensor:
-    """A gate's values, put together from all ranks where it is sharded."""
-    return gate.full_tensor() if hasattr(gate, "full_tensor") else gate

@@ -31,8 +31,7 @@ def fold(model: nn.Module) -> nn.Module:
         ConfigError: a unit that cannot fold, naming it and why.
         ValueError: a network without gates of ours.
     """
-    _changes(model)  # refuse before anything is copied
-    return merge_gates(copy.deepcopy(model))
+    return without_gates(_changed(model, in_place=False))
 
 
 @torch.no_grad()
@@ -48,7 +47,7 @@ def merge_gates(model: nn.Module) -> nn.Module:
     Raises:
         ConfigError, ValueError: as `fold` does; the network is then as it was.
     """
-    return without_gates(_into_layers(model))
+    return without_gates(_changed(model, in_place=True))
 
 
 def folded_state(model: nn.Module) -> dict[str, Tensor]:
@@ -57,18 +56,18 @@ def folded_state(model: nn.Module) -> dict[str, Tensor]:
     Raises:
         ConfigError, ValueError: see `fold`.
     """
-    _changes(model)
-    gates = gate_names(model)
-    changed = _into_layers(copy.deepcopy(model))
+    gates, changed = gate_names(model), _changed(model, in_place=False)
     return {key: value for key, value in changed.state_dict().items() if key not in gates}
 
 
 @torch.no_grad()
-def _into_layers(model: nn.Module) -> nn.Module:
-    """Change, in place, the layers of `model` to hold what its gates do; the units are still those that had them."""
-    for last, (_, scale, shift) in _changes(model).items():
-        _apply(model.get_submodule(last), scale, shift)
-    return model
+def _changed(model: nn.Module, in_place: bool) -> nn.Module:
+    """`model`, or a copy of it, whose layers hold what its gates do; the units are still those that had them."""
+    changes = _changes(model)  # which refuses before anything is copied
+    result = model if in_place else copy.deepcopy(model)
+    for last, (_, scale, shift) in changes.items():
+        _apply(result.get_submodule(last), scale, shift)
+    return result
 
 
 def _changes(model: nn.Module) -> dict[str, tuple[str, Tensor | None, Tensor | None]]:
@@ -143,7 +142,6 @@ def _apply(last: nn.Module, scale: Tensor | None, shift: Tensor | None) -> None:
 def without_gates(model: nn.Module) -> nn.Module:
     """The same layers, taken out of `model`, with plain units in our networks, diffusers' own classes in its."""
     plain = adapter_of(model).plain()
-    residual = Residual("resnet")
     if hasattr(plain, "register_to_config"):
         from neural_rdm.residual.foreign.models import unswap_model
 
@@ -153,10 +151,16 @@ def without_gates(model: nn.Module) -> nn.Module:
             from neural_rdm.residual.diffusers_blocks import unswap
 
             unswap(module)
-            continue
+    set_units(plain, Residual("resnet"))
+    return plain
+
+
+def set_units(model: nn.Module, residual: Residual) -> None:
+    """Put every unit of one of our networks, in place, under a rule whose stream is a tensor, as it starts."""
+    like = next(model.parameters())
+    for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, Unit):
-                setattr(module, name, residual.unit_at(child.place))
+                setattr(module, name, residual.unit_at(child.place).to(like.device, like.dtype))
             elif isinstance(child, Stack):
                 setattr(module, name, Stack())
-    return plain

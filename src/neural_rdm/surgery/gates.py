@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from neural_rdm.core.errors import CheckpointError, WriteError
-from neural_rdm.residual import Residual, Unit, gate_names, plain_state
+from neural_rdm.core.weights import full
+from neural_rdm.residual import Residual, gate_names, plain_state
 from neural_rdm.residual.gating import gate
+from neural_rdm.surgery.folding import set_units, without_gates
 
 FORMAT = "neural-rdm gates 1"
 #: entries of each weight that its fingerprint looks at
@@ -37,7 +40,7 @@ def save_gates(model: nn.Module, file: str | Path) -> None:
     from safetensors.torch import save_file
 
     names = gate_names(model)
-    gates = {name: _whole(p).cpu().contiguous() for name, p in model.named_parameters() if name in names}
+    gates = {name: full(p.detach()).cpu().contiguous() for name, p in model.named_parameters() if name in names}
     if not gates:
         raise ValueError(f"this {type(model).__name__} has no gates to save; gate(model) puts some into it")
     residual, units = _rule(model)
@@ -67,7 +70,10 @@ def load_gates(model: nn.Module, file: str | Path, scale: float = 1.0) -> nn.Mod
 
     Raises:
         CheckpointError: no such file, or not one of gates; gates of another network, of other weights, or of another
-            rule than the network's own. The network is then as it was.
+            rule than the network's own; gates of a rule whose stream is several tensors, for a plain network.
+        ValueError: a scale other than 1, and a rule that no values make plain.
+
+        The network is then as it was.
     """
     header, gates = _read(Path(file))
     if header["base"] != _base(model):
@@ -75,20 +81,38 @@ def load_gates(model: nn.Module, file: str | Path, scale: float = 1.0) -> nn.Mod
     if header["fingerprint"] != fingerprint(model):
         raise CheckpointError(f"{file} holds gates of a {header['base']} with other weights than this one's")
     residual, units = Residual(**json.loads(header["residual"])), json.loads(header["units"])
-    if not gate_names(model):
-        _gate(model, residual, units)
-    elif (own := _rule(model)) != (residual, units):
-        raise CheckpointError(f"{file} holds gates of {residual}, and this network has those of {own[0]} already")
-    plain, parameters = plain_state(model), dict(model.named_parameters())
-    if set(gates) != gate_names(model):
+    is_plain = not gate_names(model)
+    if is_plain and not residual.unit_class.single:
         raise CheckpointError(
-            f"{file} holds other gates than this network has; the first is {min(gates, default=None)}"
+            f"{file} holds gates of {residual}, whose stream is several tensors: load them into a network that was "
+            "built under that rule"
         )
-    with torch.no_grad():
-        for name, value in gates.items():
-            start = torch.as_tensor(plain[name], dtype=torch.float32)
-            parameters[name].copy_(value if scale == 1 else start + scale * (value.float() - start))
+    if not is_plain and (own := _rule(model)) != (residual, units):
+        raise CheckpointError(f"{file} holds gates of {residual}, and this network has those of {own[0]} already")
+    if is_plain:
+        _gate(model, residual, units)
+    try:
+        if set(gates) != gate_names(model):
+            raise CheckpointError(
+                f"{file} holds other gates than this network has; the first is {min(gates, default=None)}"
+            )
+        _put(model, gates, scale)
+    except (CheckpointError, ValueError):
+        if is_plain:
+            _ungate(model)
+        raise
     return model
+
+
+@torch.no_grad()
+def _put(model: nn.Module, gates: Mapping[str, Tensor], scale: float) -> None:
+    parameters = dict(model.named_parameters())
+    plain = {} if scale == 1 else plain_state(model)  # some rules have no such values
+    for name, value in gates.items():
+        if name in plain:
+            start = torch.as_tensor(plain[name], dtype=torch.float32)
+            value = start + scale * (value.float() - start)
+        parameters[name].copy_(value)
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -100,16 +124,10 @@ def fingerprint(model: nn.Module) -> str:
     for name, parameter in sorted((n.replace(".base_layer.", "."), p) for n, p in model.named_parameters()):
         if name in own or ".lora_" in name:
             continue
-        values = _whole(parameter).detach().flatten()
+        values = full(parameter.detach()).flatten()
         some = values[:: max(1, values.numel() // LOOKS)][:LOOKS].to("cpu", torch.bfloat16)
         digest.update(f"{name} {tuple(parameter.shape)} {some.float().tolist()}\n".encode())
     return digest.hexdigest()
-
-
-def _whole(parameter: Tensor) -> Tensor:
-    """A parameter's values, put together from all ranks where it is sharded."""
-    whole: Tensor = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
-    return whole.detach()
 
 
 def _base(model: nn.Module) -> str:
@@ -133,12 +151,16 @@ def _gate(model: nn.Module, residual: Residual, units: Any) -> None:
     if hasattr(model, "register_to_config"):
         gate(model, residual, units)
         return
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, Unit):
-                like = next(model.parameters())
-                setattr(module, name, residual.unit_at(child.place).to(like.device, like.dtype))
+    set_units(model, residual)
     model.__dict__["residual"] = residual  # no parameter and no module
+
+
+def _ungate(model: nn.Module) -> None:
+    """The network as it was before `_gate`."""
+    if hasattr(model, "register_to_config"):
+        without_gates(model)
+    else:
+        _gate(model, Residual("resnet"), None)
 
 
 def _read(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -16,6 +16,7 @@ from neural_rdm.core.arguments import Count, Positive, checked
 from neural_rdm.core.errors import ConfigError, UserError
 from neural_rdm.core.extras import install
 from neural_rdm.core.ranks import is_first_rank
+from neural_rdm.core.weights import full as full
 
 
 @checked()
@@ -133,11 +134,6 @@ def not_finite(tensors: Sequence[Tensor], order: float = 2.0) -> Tensor:
     held = [part if part.numel() else part.new_zeros(1) for part in map(local, tensors)]
     norms = torch.stack([norm.float() for norm in torch._foreach_norm(held, order)])
     return sum_over_ranks((~norms.isfinite()).float()).clamp_(max=1.0)
-
-
-def full(tensor: Tensor) -> Tensor:
-    """The whole of a sharded tensor (a collective call), or the tensor itself."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def gradient_norm(net: nn.Module) -> Tensor:
