@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from neural_rdm.cli.app import main, print_paths
 from neural_rdm.cli.sharing import wait_for
-from neural_rdm.core.errors import ConfigError, DataError
+from neural_rdm.core.errors import ConfigError
 from neural_rdm.core.files import write_text
 from neural_rdm.runs.load import inherit
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from neural_rdm.evaluation.sample_parts import Parts
     from neural_rdm.runs.loaded import LoadedRun
 
-DEFAULT_CLASSES = 10
 PROMPTS_TOLD = 5
 LISTED = 100  # so many classes or texts sampling.json names one by one
 GRID_ROWS, GRID_COLUMNS = 32, 16  # a larger picture helps nobody; samples.npz holds every sample
@@ -55,6 +54,7 @@ def sample(cfg: DictConfig, folder: Path) -> int:
     from neural_rdm.media.images import ROUNDING
     from neural_rdm.runs import build
     from neural_rdm.runs.load import load_run
+    from neural_rdm.runs.loaded import choose_classes, choose_prompts
 
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     run = load_run(Path(cfg.run), cfg.weights, cfg.accelerator, cfg.get("data"))
@@ -64,7 +64,7 @@ def sample(cfg: DictConfig, folder: Path) -> int:
     check_kinds(folder, cfg.files, len(run.net.input_shape) == 4, run.pixels, cfg.fps)
     classes = run.net.num_classes
     if run.text is not None:
-        shown: Sequence[int | str] | None = choose_prompts(run, cfg.prompts, cfg.count)
+        shown: Sequence[int | str] | None = choose_prompts(run.data, cfg.prompts, cfg.count)
     else:
         shown = choose_classes(classes, cfg.classes, cfg.count)
     if cfg.count is not None:
@@ -172,43 +172,6 @@ def _recorded(shown: Sequence[int | str], classes: int) -> Any:
     if listed == list(range(classes)):
         return f"all {classes}"
     return {"count": len(listed), "sha256": hashlib.sha256(json.dumps(listed).encode()).hexdigest()}
-
-
-def choose_classes(num_classes: int, asked: list[int] | None, count: int | None = None) -> list[int] | None:
-    """The classes to draw, in the order asked for; None for an unconditional network.
-
-    By default all of them share the `count`; without one it is the first ten.
-
-    Raises:
-        ConfigError: a class that the network does not have, or an empty list.
-    """
-    if num_classes <= 0:
-        if asked is not None:
-            raise ConfigError(f"classes={list(asked)}: this network is unconditional; leave classes out")
-        return None
-    if asked is None:
-        return list(range(num_classes if count else min(num_classes, DEFAULT_CLASSES)))
-    if not asked or not all(0 <= c < num_classes for c in asked):
-        raise ConfigError(f"classes={list(asked)}: give some of 0 ... {num_classes - 1}, such as classes=[0]")
-    return list(asked)
-
-
-def choose_prompts(run: LoadedRun, asked: list[str] | None, count: int | None = None) -> list[str]:
-    """The texts to draw, in the order asked for; by default the data set's own, `count` of them or else ten.
-
-    Raises:
-        UserError: an empty list, or no data set at hand to take them from.
-    """
-    if asked is not None and not asked:
-        raise ConfigError("prompts=[]: give at least one, such as prompts=['a red kite']")
-    if asked is None:
-        try:
-            asked = run.data.prompts(count or DEFAULT_CLASSES)
-        except DataError as error:
-            raise ConfigError(f"pass prompts=['...']: this run's own cannot be read ({error})") from error
-    if not asked:
-        raise ConfigError("pass prompts=['...']: the data of this run have none of their own")
-    return [str(prompt) for prompt in asked]
 
 
 def _tell_prompts(run: LoadedRun, prompts: list[str], count: int) -> None:

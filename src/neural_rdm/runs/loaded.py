@@ -17,7 +17,7 @@ from neural_rdm.backbones.contract import Backbone, has_units
 from neural_rdm.conditioning.conditions import condition_of, null_condition
 from neural_rdm.config.primary import Seed
 from neural_rdm.core.arguments import Count, nearest, problem
-from neural_rdm.core.errors import ConfigError
+from neural_rdm.core.errors import ConfigError, DataError
 from neural_rdm.data.base import Batch, DataModule
 from neural_rdm.diffusion.process import DDPM, Flow
 from neural_rdm.diffusion.samplers import Sampler, sample
@@ -29,13 +29,15 @@ from neural_rdm.runs import build
 if TYPE_CHECKING:
     from neural_rdm.conditioning.text import TextEncoder
 
+SHOWN = 10  # classes or prompts, where nobody says how many
+
 
 @dataclass(frozen=True)
 class LoadedRun:
     """A run whose network is ready to sample; see `runs.load.load_run`.
 
         run = load_run("outputs/train/digits_gated/...")
-        images = run.sample(classes=[3, 7], cfg_scale=4.0)  # [2, 1, 8, 8] in [-1, 1]
+        images = run.sample(classes=[3, 7], cfg_scale=4.0)  # [2, 1, 8, 8], pixels on [-1, 1]
         numbers = run.evaluate()  # {"accuracy": ..., "frechet": ..., ...}
         gains = [unit.gain for unit in run.sensitivity()]
 
@@ -169,7 +171,7 @@ class LoadedRun:
 
         Args:
             count: how many; the classes or prompts take turns. None: one of each.
-            classes, prompts: what they show, a list, array or tensor; None for all classes, or the data's own
+            classes, prompts: what they show, a list, array or tensor; None for all classes, or some of the data's own
                 validation prompts.
             sampler: keys of the run's sampler to change (`name`, `steps`, `cfg_scale`, `channels`, `interval`, `eta`).
 
@@ -281,21 +283,53 @@ class LoadedRun:
         if self.text is not None:
             if classes is not None:
                 raise ConfigError(f"classes={list(classes)}: this network reads a text; pass prompts")
-            if prompts is None:
-                self.data.setup()
-                return cast("list[int | str]", self.data.prompts(count or 8))
-            return list(prompts)
+            return choose_prompts(self.data, prompts, count)
         if prompts is not None:
             raise ConfigError(f"prompts={list(prompts)}: this network reads no text")
-        known = self.net.num_classes
-        if classes is None:
-            return list(range(known)) or None
         try:
-            asked = [operator.index(c) for c in classes]
+            asked = None if classes is None else [operator.index(c) for c in classes]
         except TypeError as error:
             raise ConfigError(f"classes={classes!r}: give a list of whole numbers") from error
-        if any(not 0 <= c < known for c in asked) or not known:
-            raise ConfigError(f"classes={asked}: this network has {known or 'no'} classes")
-        if not asked:
-            raise ConfigError("classes=[]: nothing to draw")
-        return asked
+        return choose_classes(self.net.num_classes, asked, count or self.net.num_classes)
+
+
+def choose_classes(num_classes: int, asked: Sequence[int] | None, count: int | None = None) -> list[int] | None:
+    """The classes to draw, in the order asked for; None for an unconditional network.
+
+    By default all of them share the `count`; without one it is the first ten.
+
+    Raises:
+        ConfigError: a class that the network does not have, or an empty list.
+    """
+    if num_classes <= 0:
+        if asked is not None:
+            raise ConfigError(f"classes={list(asked)}: this network is unconditional; leave classes out")
+        return None
+    if asked is None:
+        return list(range(num_classes if count else min(num_classes, SHOWN)))
+    if not asked:
+        raise ConfigError("classes=[]: nothing to draw; give some, such as classes=[0]")
+    if not all(0 <= c < num_classes for c in asked):
+        raise ConfigError(
+            f"classes={list(asked)}: this network has {num_classes} classes; give some of 0 ... {num_classes - 1}, "
+            "such as classes=[0]"
+        )
+    return list(asked)
+
+
+def choose_prompts(data: DataModule, asked: Sequence[str] | None, count: int | None = None) -> list[str]:
+    """The texts to draw, in the order asked for; by default the data set's own, `count` of them or else ten.
+
+    Raises:
+        UserError: an empty list, or no data set at hand to take them from.
+    """
+    if asked is not None and not asked:
+        raise ConfigError("prompts=[]: give at least one, such as prompts=['a red kite']")
+    if asked is None:
+        try:
+            asked = data.prompts(count or SHOWN)
+        except DataError as error:
+            raise ConfigError(f"pass prompts=['...']: this run's own cannot be read ({error})") from error
+    if not asked:
+        raise ConfigError("pass prompts=['...']: the data of this run have none of their own")
+    return [str(prompt) for prompt in asked]
