@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 
 from benchmarks.residual import interleaved
 from neural_rdm.config.compose import compose_config
-from neural_rdm.core.errors import UserError
+from neural_rdm.core.errors import UserError, first_line
 from neural_rdm.core.files import write_text
 from neural_rdm.data.base import DataModule
 from neural_rdm.reports.tables import csv_text
@@ -226,7 +226,7 @@ def train(units: int, case: Case, stage: str, lr: float, seed: int) -> Row:
         try:
             trainer.fit(module, datamodule=data)
         except UserError as error:
-            broken = str(error).splitlines()[0]
+            broken = first_line(error)
         (stop,) = callbacks_of(trainer, StopOnSignal)
         if stop.received:
             raise SystemExit(stop.exit_code)

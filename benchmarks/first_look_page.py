@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-from benchmarks import first_look
+from benchmarks import first_look, gains
 from benchmarks.first_look import PARTS, RULES, SEEDS, STEPS, SWEEP_STEPS, UNITS, best_rate
 from benchmarks.pages import PAGES, percent, read
 from neural_rdm.core.files import write_atomically, write_text
@@ -93,8 +93,10 @@ def p_value(differences: Sequence[float]) -> float:
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """Mean and half the 95 % interval (Student's t)."""
-    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
-    return float(np.mean(values)), float(half)
+    found = gains.interval(values)
+    assert found is not None
+    mean, _, high = found
+    return mean, high - mean
 
 
 def told(values: Sequence[float], digits: int = 4, sign: bool = False) -> str:

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.residual import BASE, FIVE, NETWORKS, interleaved, saved_bytes, training_step
 from neural_rdm.backbones.dit import DiT
 from neural_rdm.reports.tables import markdown_table
-from neural_rdm.residual import Residual, Stack, Unit, gate_names, plain_state
+from neural_rdm.residual import Residual, Stack, gate_names, plain_state
 from neural_rdm.residual.stack import Noted, tensors_of
 
 #: name -> the rule and its options: the paper's five, then the others from one tensor to a whole history
@@ -240,7 +240,7 @@ def table() -> list[dict[str, str]]:
                 "tensors in the stream": str(additions.widest),
                 "onto trained weights": _loads(additions.units),
                 "grows": _yes(kind.no_growth is None),
-                "folds": _yes(_folds(residual)),
+                "folds": _yes(residual.folds),
                 "U-ViT": _yes(kind.no_reopening is None),
                 "U-Net": _yes(kind.single),
                 "gamma": _yes(kind.no_supervision is None),
@@ -260,18 +260,3 @@ def _loads(units: nn.ModuleList) -> str:
     except ValueError:
         return "no"
     return "nearly" if any(unit.plain_within for unit in units) else "unchanged"
-
-
-def _folds(residual: Residual) -> bool:
-    """Whether a unit with any values of its parameters fits into its branch's last layer (no adaLN gate behind it)."""
-    if not residual.unit_class.single:
-        return False
-    unit: Unit = residual.unit(4)
-    with torch.no_grad():
-        for parameter in unit.parameters():
-            parameter.fill_(0.5)
-    try:
-        unit.affine(gated_behind=False)
-    except ValueError:
-        return False
-    return True

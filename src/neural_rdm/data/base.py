@@ -210,8 +210,10 @@ class DataModule(LightningDataModule):
             DataError: there is one.
         """
         for split, source in self.sources.items():
-            if self.num_classes and source.y is not None and len(source.y) and int(source.y.max()) >= self.num_classes:
-                label, index = int(source.y.max()), int(source.y.argmax())
+            if not self.num_classes or source.y is None or not len(source.y):
+                continue
+            index = int(source.y.argmax())
+            if (label := int(source.y[index])) >= self.num_classes:
                 raise DataError(
                     f"{SPLITS[split]} sample {index} has label {label}, but these data have {self.num_classes} "
                     f"classes, 0 to {self.num_classes - 1}: their `num_classes` or their labels are wrong"

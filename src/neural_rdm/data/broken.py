@@ -14,6 +14,7 @@ import torch
 
 from neural_rdm.core.errors import BrokenSample, LoaderError
 from neural_rdm.core.files import cannot_write
+from neural_rdm.data.described import SPLITS
 
 FILE = "bad_samples.csv"
 COLUMNS = ("split", "index", "path", "reason", "position", "replacement")
@@ -162,7 +163,7 @@ class BadSamples:
             raise LoaderError(cannot_write(self.file, error)) from error
 
     def _stop(self, count: int, size: int) -> None:
-        name = {"train": "training", "val": "validation"}.get(self.split, self.split)
+        name = SPLITS.get(self.split, self.split)
         listed, again = ("", "") if self.file is None else (f", listed in {self.file}", ", delete that list and resume")
         shown = "".join(f"\n  {line}" for line in self._first)
         facts = (

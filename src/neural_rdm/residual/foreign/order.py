@@ -15,7 +15,7 @@ def children(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """(name, child) of the modules in a module: those that its `forward` names in their order there, then the others;
     of lists that one loop goes through, the blocks by turns.
     """
-    found = {n: child for n, child in module.named_children() if child is not None}
+    found = dict(module.named_children())
     tree = forward_of(type(module))
     for names in [] if tree is None else _named(tree, set(found)):
         together = [(n, found.pop(n)) for n in names if n in found]
@@ -38,7 +38,7 @@ def _named(tree: ast.AST, children: set[str]) -> list[list[str]]:
             result.append(new)
 
     def visit(node: ast.AST) -> None:
-        if isinstance(node, ast.For) and len(lists := _attributes(node.iter, children) or []) > 1:
+        if isinstance(node, ast.For) and len(lists := _attributes(node.iter, children)) > 1:
             note(lists)
         for child in ast.iter_child_nodes(node):
             if isinstance(child, ast.Attribute) and isinstance(child.value, ast.Name) and child.value.id == "self":
