@@ -16,16 +16,18 @@ from neural_rdm.config.compose import compose_config
 from neural_rdm.convert import described
 from neural_rdm.core.weights import read_weights
 from neural_rdm.diffusion.process import DDPM
-from neural_rdm.residual import units
+from neural_rdm.residual import Residual, units
 from tests.end_to_end.commands import BARE, run
 
 pytestmark = pytest.mark.end_to_end
 
 
-@pytest.mark.parametrize(("rule", "to"), [("rezero", "official"), ("resnet", "diffusers")])
+@pytest.mark.parametrize(("rule", "to"), [("rezero", "official"), ("gated", "diffusers")])
 def test_a_run_is_exported_and_read_again(tmp_path: Path, rule: str, to: str) -> None:
     objective = ["diffusion=v"] if to == "official" else ["diffusion=flow", "sampler=euler"]
-    code, output = run(*BARE, *objective, f"residual={rule}", "trainer.max_steps=2", "hydra.run.dir=run", cwd=tmp_path)
+    options = {"beta_form": "none"} if rule == "gated" else {}
+    own = [f"residual={rule}", *(f"residual.{key}={value}" for key, value in options.items())]
+    code, output = run(*BARE, *objective, *own, "trainer.max_steps=2", "hydra.run.dir=run", cwd=tmp_path)
     assert code == 0, output
     code, output = run("run=run", f"to={to}", "hydra.run.dir=out", cwd=tmp_path, module="convert")
     assert code == 0, output
@@ -35,7 +37,7 @@ def test_a_run_is_exported_and_read_again(tmp_path: Path, rule: str, to: str) ->
         net = load_official(DiT(**arguments, residual="resnet"), tmp_path / "out/weights.safetensors")
     else:
         net = load_official(DiT(8, 4, 1, 32, 2, 4, num_classes=10, residual="resnet"), tmp_path / "out")
-    source = DiT(8, 4, 1, 32, 2, 4, num_classes=10, residual=rule)
+    source = DiT(8, 4, 1, 32, 2, 4, num_classes=10, residual=Residual(rule, **options))
     source.load_state_dict(read_weights(tmp_path / "run"))
     x, t, y = torch.randn(2, 1, 8, 8), torch.tensor([3, 700]), torch.tensor([1, 10])
     torch.testing.assert_close(net(x, t, y), source(x, t, y), atol=1e-5, rtol=1e-4)

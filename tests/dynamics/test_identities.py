@@ -23,7 +23,8 @@ from neural_rdm.residual.rules import AdaLN, Gated, ResNet, ReZero, Skip
 from tests.dynamics.test_probe import SIZE, gradient, inputs, loss, random_dit, watched
 from tests.helpers import FIVE, covering
 
-RESIDUALS = {rule: Residual(rule) for rule in FIVE} | {"gated-linear": Residual("gated", beta_form="linear")}
+RESIDUALS = {rule: Residual(rule) for rule in FIVE}
+RESIDUALS |= {f"gated-{form}": Residual("gated", beta_form=form) for form in ("linear", "none")}
 
 X, WORDS, CLIPS = (
     torch.randn(2, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -160,7 +161,7 @@ def equations(passage: Passage, s: Tensor) -> Equations:
             return Equations(alpha * h, carry(s), total(h * z), total(h))
         case Skip():
             return Equations(pull(s), carry(alpha * s), total(s * carried), total(s))
-        case ReZero():
+        case ReZero() | Gated(beta_form="none"):
             return Equations(pull(alpha * s), carry(s), total(s * f))
         case ResNet():
             return Equations(pull(s), carry(s))

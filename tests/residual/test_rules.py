@@ -50,14 +50,14 @@ def restated(rule: str, z, skip, f, alpha, beta, g, beta_form) -> np.ndarray:
     granularity=st.sampled_from(["channel", "scalar"]),
     timed=st.booleans(),
     gated_block=st.booleans(),
-    linear=st.booleans(),
+    form=st.sampled_from(["additive", "linear", "none"]),
 )
 def test_every_rule_is_its_formula(
-    rule, seed, inner, widths, channel_axis, granularity, timed, gated_block, linear
+    rule, seed, inner, widths, channel_axis, granularity, timed, gated_block, form
 ) -> None:
     rng = np.random.default_rng(seed)
     dim, dim_out = widths[0], widths[1] or widths[0]
-    beta_form = "linear" if linear and rule == "gated" else "additive"
+    beta_form = form if rule == "gated" else "additive"
     options = {"granularity": granularity, "time_conditioned": timed} if rule != "resnet" else {}
     options |= {"beta_form": beta_form} if rule == "gated" else {}
     unit = Residual(rule, **options).unit(dim, widths[1], channel_axis, time_dim=E).double()
@@ -105,8 +105,8 @@ def test_plain_starts_are_bit_equal_to_resnet(rule: str, form: str, autocast: bo
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         for gate in (None, g):
             assert torch.equal(unit_of(rule, **FORMS[form])(z, branch, gate, e), unit_of("resnet")(z, branch, gate))
-    linear = unit_of("gated", beta_form="linear")(z, branch, g)
-    assert torch.equal(linear, unit_of("resnet")(z, branch, g))
+    for form in ("linear", "none"):
+        assert torch.equal(unit_of("gated", beta_form=form)(z, branch, g), unit_of("resnet")(z, branch, g))
 
 
 @pytest.mark.parametrize("rule", PLAIN_START)
@@ -152,7 +152,8 @@ def test_parameter_names_shapes_and_starts(rule: str, names: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "form"), [*((r, {}) for r in FIVE if r != "resnet"), ("gated", {"beta_form": "linear"})]
+    ("rule", "form"),
+    [*((r, {}) for r in FIVE if r != "resnet"), *(("gated", {"beta_form": f}) for f in ("linear", "none"))],
 )
 def test_every_gate_gets_a_gradient_at_its_start(rule: str, form: dict) -> None:
     torch.manual_seed(0)

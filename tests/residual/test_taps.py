@@ -68,7 +68,7 @@ def test_a_unit_with_a_probe_taps_its_entry_and_its_exit(rule: str) -> None:
     torch.testing.assert_close(gradient(unit.probe), expected)
 
 
-CASES = [*((rule, {}) for rule in FIVE), ("gated", {"beta_form": "linear"})]
+CASES = [*((rule, {}) for rule in FIVE), *(("gated", {"beta_form": form}) for form in ("linear", "none"))]
 
 
 @pytest.mark.parametrize("shortcut", [False, True], ids=["", "shortcut"])

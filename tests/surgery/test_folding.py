@@ -122,5 +122,7 @@ def test_a_transformer_folds_alpha_and_names_the_beta_that_its_adaln_gate_hides(
     assert plain.state_dict().keys() == kind(**sizes, num_classes=3, residual="resnet").state_dict().keys()
     torch.testing.assert_close(plain(x, t, y), net(x, t, y), rtol=1e-4, atol=1e-5)
     net.blocks[1].mlp_unit.beta.data[0] = 0.5
-    with pytest.raises(ConfigError, match=r"blocks\.1\.mlp_unit cannot fold: its beta.*adaLN gate"):
+    with pytest.raises(ConfigError, match=r"blocks\.1\.mlp_unit cannot fold: its beta.*adaLN gate.*beta_form=none"):
         fold(net)
+    without = shaken(kind(**sizes, num_classes=3, residual=Residual(beta_form="none")))
+    torch.testing.assert_close(fold(without)(x, t, y), without(x, t, y), rtol=1e-4, atol=1e-5)

@@ -258,7 +258,7 @@ def _gates(residual: Any) -> str | None:
         return "none"
     words = [residual.get("granularity")]
     words += ["time-conditioned"] if residual.get("time_conditioned") else []
-    words += ["linear beta"] if residual.get("beta_form") == "linear" else []
+    words += {"linear": ["linear beta"], "none": ["no beta"]}.get(str(residual.get("beta_form")), [])
     return ", ".join(str(word) for word in words if word) or None
 
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from neural_rdm.residual.unit import Place, Start, Unit, add_scaled, rule
 
 Granularity = Literal["channel", "scalar"]
-BetaForm = Literal["additive", "linear"]
+BetaForm = Literal["additive", "linear", "none"]
 
 
 class Gates(Unit):
@@ -111,12 +111,12 @@ class Gates(Unit):
 @rule("gated")
 class Gated(Gates):
     """Variant-0, the paper's own, Eq. 1: `z + alpha * F(z) + beta` [R]; `beta_form=linear`: `z + alpha * F(z) + beta *
-    z`.
+    z`; `beta_form=none`: `z + alpha * F(z)`, which folds into any network that `gated` is trained in.
 
     alpha is multiplied onto the block's gate g first, so that its gradient keeps no second copy of the branch's output.
 
     Args:
-        beta_form: `additive` (Eq. 1) or `linear` (`beta * z`, the drift reading of Eq. 6 [O]).
+        beta_form: `additive` (Eq. 1), `linear` (`beta * z`, the drift reading of Eq. 6 [O]) or `none` (no beta [O]).
     """
 
     has_beta = scales_branch = True
@@ -129,15 +129,18 @@ class Gated(Gates):
         time_conditioned: bool = False,
         beta_form: BetaForm = "additive",
     ) -> None:
+        self.has_beta = beta_form != "none"
         super().__init__(place, granularity=granularity, time_conditioned=time_conditioned)
         self.beta_form = beta_form
-        self.adds_to_stream = beta_form == "additive"
-        self.stream_gate = None if beta_form == "additive" else "beta"
+        self.adds_to_stream = beta_form != "linear"
+        self.stream_gate = "beta" if beta_form == "linear" else None
 
     def write(self, z: Tensor, f: Tensor, g: Tensor | None = None, e: Tensor | None = None) -> Tensor:  # type: ignore[override]  # its stream is a tensor
-        alpha, beta = self.effective("alpha", e), self.effective("beta", e)
+        alpha = self.effective("alpha", e)
         out = add_scaled(z, self.spread(alpha if g is None else g * alpha, z), f)
-        beta = self.spread(beta, z)
+        if not self.has_beta:
+            return out
+        beta = self.spread(self.effective("beta", e), z)
         # in place: nothing keeps what addcmul returned, and a second tensor of the stream's size is one too many
         return out.add_(beta) if self.beta_form == "additive" else torch.addcmul(out, beta, z)
 

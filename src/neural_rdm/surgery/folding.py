@@ -117,7 +117,7 @@ def _folded(unit: Unit, name: str, gated_behind: bool) -> tuple[Tensor | None, T
             raise ValueError("its stream is several tensors, which no plain network has")
         return unit.affine(gated_behind)
     except ValueError as error:
-        advice = "Keep the run folder, or train with residual=rezero or resnet for a network that folds"
+        advice = "Keep the run folder, or train with residual.beta_form=none, residual=rezero or resnet: these fold"
         raise ConfigError(f"{name} cannot fold: {error}. {advice}") from error
 
 
