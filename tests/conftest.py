@@ -15,9 +15,14 @@ cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 os.environ.setdefault("TORCH_HOME", str(cache / "torch"))
 os.environ["XDG_CACHE_HOME"] = str(Path(tempfile.gettempdir()) / f"neural-rdm-tests-{os.getuid()}")
 
+import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 
 import neural_rdm  # noqa: E402, F401
+
+# A time limit for one example fails where the machine does something else as well.
+hypothesis.settings.register_profile("project", deadline=None)
+hypothesis.settings.load_profile("project")
 
 
 def pytest_configure(config: pytest.Config) -> None:
