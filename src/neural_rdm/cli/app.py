@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from neural_rdm.cli.stopping import Work, stoppable
 from neural_rdm.config import resume
 from neural_rdm.config.check import as_plain, config_dir, validate
 from neural_rdm.config.compose import Composed, compose_config, drop_unchosen, group_choices, parse
+from neural_rdm.config.explained import help_text
 from neural_rdm.config.grammar import as_typed, written
 from neural_rdm.config.provenance import write_config
 from neural_rdm.config.schema import constants
@@ -52,6 +54,7 @@ class Arguments:
     multirun: bool
     informs: bool  # --help, --cfg, --info: Hydra answers without running anything
     folders: list[str] = field(default_factory=list)
+    topic: str | None = None  # --help TOPIC
 
     @classmethod
     def parse(cls, argv: list[str]) -> Arguments:
@@ -86,12 +89,15 @@ class Arguments:
                 "each command has one primary configuration; add groups of your own with --config-dir DIR"
             )
         overrides = [a for a in rest if not a.startswith("-")]
+        topics = [o for o in overrides if known.help and re.fullmatch(r"[\w.]+", o)]
+        overrides = [o for o in overrides if o not in topics]
         flags = [a for a in argv if a not in overrides]
         informs = bool(
             known.help or known.hydra_help or known.version or known.cfg or known.info or known.shell_completion
         )
         multirun = known.multirun or any(o.replace(" ", "") == "hydra.mode=MULTIRUN" for o in overrides)
-        return cls(flags, overrides, multirun, informs, [known.config_dir] if known.config_dir else [])
+        folders = [known.config_dir] if known.config_dir else []
+        return cls(flags, overrides, multirun, informs, folders, topics[-1] if topics else None)
 
 
 def main(config_name: str, job: Job, complete: Complete | None = None) -> None:
@@ -116,6 +122,10 @@ def _run(config_name: str, job: Job, complete: Complete | None, work: Work) -> N
     try:
         arguments = Arguments.parse(sys.argv[1:])
         arguments.overrides = as_typed(arguments.overrides, config_name, arguments.folders)
+        if arguments.topic is not None:
+            composed = compose_config(config_name, arguments.overrides, arguments.folders)
+            print(help_text(config_name, composed, arguments.topic, arguments.folders), end="")
+            raise SystemExit(0)
         if not arguments.informs:
             run = preflight(config_name, arguments, complete)
     except UserError as error:

@@ -330,7 +330,9 @@ class Stats:
 class Stored:
     """What the node of every data set in files has beside the arguments of its class: where training reads it."""
 
+    #: what training reads: the files, or the latents that `python -m neural_rdm.encode` made of them
     source: Literal["pixels", "latents"] = "pixels"
+    #: the folder of those latents
     latents: str | None = None
 
 

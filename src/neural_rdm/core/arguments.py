@@ -37,15 +37,14 @@ class Limits:
     high: float = math.inf
     above: float = -math.inf
 
+    def __str__(self) -> str:
+        if self.above > -math.inf:
+            return f"above {self.above}"
+        return f"at least {self.low}" if self.high == math.inf else f"between {self.low} and {self.high}"
+
     def problem(self, value: Any) -> str | None:
         """What is wrong with a value, in words that follow it; None: nothing."""
-        if not value > self.above:
-            return f"must be above {self.above}"
-        if self.low <= value <= self.high:
-            return None
-        return (
-            f"must be at least {self.low}" if self.high == math.inf else f"must be between {self.low} and {self.high}"
-        )
+        return None if value > self.above and self.low <= value <= self.high else f"must be {self}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +53,9 @@ class Pattern:
 
     expression: str
     meaning: str
+
+    def __str__(self) -> str:
+        return self.meaning
 
     def problem(self, value: Any) -> str | None:
         """What is wrong with a value, in words that follow it; None: nothing."""
@@ -147,6 +149,17 @@ def described(kind: Any) -> str:
     return (
         "null" if kind in (None, type(None)) else "mapping" if origin is dict else getattr(kind, "__name__", str(kind))
     )
+
+
+def told(kind: Any) -> str:
+    """An annotation in words, with the range of a number and the form of a text: `int above 0 or null`."""
+    if len(joined := members(kind)) > 1:
+        return " or ".join(told(member) for member in joined if not is_opaque(member))
+    if get_origin(kind) is Annotated:
+        inner, *more = get_args(kind)
+        forms = [str(pattern) for pattern in more if isinstance(pattern, Pattern)]
+        return " ".join([*(forms or [told(inner)]), *(str(limit) for limit in more if isinstance(limit, Limits))])
+    return "" if is_opaque(kind) else described(kind)
 
 
 def problem(key: str, value: Any, kind: Any) -> Problem | None:

@@ -29,7 +29,12 @@ def single(devices: Count = 1, num_nodes: Count = 1) -> str:
 def ddp(
     devices: Count = 1, num_nodes: Count = 1, static_graph: bool = False, timeout_minutes: Positive = 30.0
 ) -> Strategy:
-    """A copy of the network on every device. Every parameter must reach the loss: no rule has an unused gate."""
+    """A copy of the network on every device. Every parameter must reach the loss: no rule has an unused gate.
+
+    Args:
+        static_graph: PyTorch's promise that every step uses the same parameters, which lets it overlap more.
+        timeout_minutes: how long a rank waits for the others before all of them stop.
+    """
     return DDPStrategy(
         find_unused_parameters=False,
         gradient_as_bucket_view=True,
@@ -48,7 +53,12 @@ class FSDP2(ModelParallelStrategy):
 
 @checked()
 def fsdp2(devices: Count = 1, num_nodes: Count = 1, reshard_after_forward: bool = True) -> Strategy:
-    """Fully sharded data parallelism (FSDP2) over all devices; checkpoints stay one ordinary file."""
+    """Fully sharded data parallelism (FSDP2) over all devices; checkpoints stay one ordinary file.
+
+    Args:
+        reshard_after_forward: free each block's gathered weights behind its forward pass, and gather them again for the
+            backward one: less memory, half as much communication more.
+    """
     return FSDP2(devices * num_nodes, reshard_after_forward)
 
 
@@ -57,6 +67,10 @@ def deepspeed(
     devices: Count = 1, num_nodes: Count = 1, stage: Literal[2, 3] = 2, offload_optimizer: bool = False
 ) -> Strategy:
     """DeepSpeed ZeRO.
+
+    Args:
+        stage: 2 shards optimizer and gradients, 3 the weights as well.
+        offload_optimizer: keep the optimizer's state in the memory of the CPU.
 
     Raises:
         ConfigError: DeepSpeed is not installed, or there is no GPU (Lightning refuses it on CPUs).

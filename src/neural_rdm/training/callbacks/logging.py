@@ -140,7 +140,11 @@ class Metrics(StepCallback):
 
 @checked()
 class Throughput(pl.Callback):
-    """`throughput.csv`: samples a second, seconds a step, peak device memory: what no two runs agree on."""
+    """`throughput.csv`: samples a second, seconds a step, peak device memory: what no two runs agree on.
+
+    Args:
+        every_n_steps: optimizer steps between two rows.
+    """
 
     columns = ("step", "samples_per_second", "seconds_per_step", "peak_memory_gib")
 
