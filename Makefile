@@ -47,7 +47,7 @@ keys := $(filter-out exp run runs args,$(filter $(addsuffix %,$(small)),$(.VARIA
 $(foreach name,$(keys),$(if $(call typed,$(name)),\
   $(error make knows no $(name)=: a key of the configuration goes into args="$(name)=$(value $(name))")))
 
-.PHONY: help setup prepare preview encode stats train sweep sample evaluate lens report deepen convert test test-full lint bench clean
+.PHONY: help setup prepare preview encode stats train sweep sample evaluate lens report deepen convert test test-full lint docs bench clean
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ": .*## " } /^[a-z-]+:.*## / { sub(/:.*/, "", $$1); printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -101,6 +101,10 @@ lint: $(STAMP) ## style, formatting and types
 	$(VENV)/bin/ruff check src tests benchmarks examples
 	$(VENV)/bin/ruff format --check src tests benchmarks examples
 	$(VENV)/bin/mypy
+
+docs: $(STAMP) ## the pages of docs/ as a site in build/site/
+	$(VENV)/bin/mkdocs build --strict --quiet
+	@echo "wrote build/site/index.html"
 
 bench: $(STAMP) ## the benchmarks; results go to benchmarks/results/
 	$(PY) -m benchmarks $(ARGS)

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is no
 
 TARGETS = ["help", "setup", "prepare", "preview", "encode", "stats"]
 TARGETS += ["train", "sweep", "sample", "evaluate", "lens", "report", "deepen", "convert"]
-TARGETS += ["test", "test-full", "lint", "bench", "clean"]
+TARGETS += ["test", "test-full", "lint", "docs", "bench", "clean"]
 
 
 @pytest.fixture(autouse=True)

@@ -26,7 +26,7 @@ def test_every_key_of_every_command_and_choice_has_a_meaning() -> None:
     ]
     groups = sorted(path.name for path in config_dir().iterdir() if path.is_dir() and path.name not in ("exp", "hydra"))
     for group in groups:
-        for target, rule in sorted(schema._named(group, (config_dir(),)), key=str):
+        for target, rule in sorted(schema.named(group, (config_dir(),)), key=str):
             silent += [f"{target}: {k.name}" for k in explained.of_target(target, group, rule) if not k.meaning]
     for topic in groups:
         cfg = compose_config("train", ["exp=digits_gated"]).cfg

@@ -68,8 +68,11 @@ def of_target(target: str, group: str, rule: str | None = None) -> list[Key]:
 def of_command(command: str) -> list[Key]:
     """The keys of a command that are no choice of a group, dotted where they stand below one that is no node."""
     folder = config_dir()
-    said = comments("", folder / f"{command}.yaml")
-    return list(_of_class(primary.COMMANDS[command], "", said, folder))
+    file = folder / f"{command}.yaml"
+    values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    defaults = {key.name: key.default for name in values for key in _below(values[name], name, {})}
+    keys = _of_class(primary.COMMANDS[command], "", comments("", file), folder)
+    return [dataclasses.replace(key, default=defaults.get(key.name)) for key in keys]
 
 
 def documented(dotted: str) -> dict[str, str]:
@@ -162,7 +165,7 @@ def help_text(command: str, composed: Composed, topic: str, folders: Sequence[st
 
 def below(command: str, cfg: DictConfig, group: str) -> Iterator[Key]:
     """The keys of a group, as it is composed, in their order; each `default` is the value that it has now."""
-    known = {key.name: key for key in [*of_command(command), *_of_files(group)]}
+    known = {key.name: key for key in [*of_command(command), *of_files(group)]}
     yield from _below(OmegaConf.to_container(cfg)[group], group, known)  # type: ignore[call-overload,index]
 
 
@@ -179,7 +182,7 @@ def _below(value: Any, at: str, known: dict[str, Key]) -> Iterator[Key]:
             yield from _below(value[name], f"{at}.{name}", known)
 
 
-def _of_files(group: str) -> list[Key]:
+def of_files(group: str) -> list[Key]:
     """What the files of a group say above the keys of nodes that build nothing."""
     said: dict[str, str] = {}
     for file in sorted((config_dir() / group).glob("*.yaml")):

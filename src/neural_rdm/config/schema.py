@@ -165,16 +165,16 @@ def _below(kind: Any, name: str, group: str, folders: tuple[Path, ...]) -> Itera
 @functools.cache
 def signatures_of(group: str, folders: tuple[Path, ...]) -> list[Signature]:
     """What the classes hold that the files of a group name."""
-    found = [of_node(target, group, rule) for target, rule in sorted(_named(group, folders), key=str)]
+    found = [of_node(target, group, rule) for target, rule in sorted(named(group, folders), key=str)]
     return [signature for signature in found if signature is not None]
 
 
 def targets(folder: Path) -> list[str]:
     """Every `_target_` in the files of a folder of configurations."""
-    return sorted({target for group in folder.iterdir() for target, _ in _named(group.name, (folder,))})
+    return sorted({target for group in folder.iterdir() for target, _ in named(group.name, (folder,))})
 
 
-def _named(group: str, folders: tuple[Path, ...]) -> set[tuple[str, str | None]]:
+def named(group: str, folders: tuple[Path, ...]) -> set[tuple[str, str | None]]:
     """(`_target_`, `rule`) of every node in the files of a group."""
     texts = [file.read_text(encoding="utf-8") for folder in folders for file in (folder / group).glob("*.yaml")]
     rule = [re.search(r"(?m)^rule:\s*(\S+)", text) for text in texts]
