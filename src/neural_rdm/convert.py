@@ -1,4 +1,4 @@
-"""`python -m neural_rdm.convert`: a trained network in the layouts of the official code and of diffusers.
+"""`python -m neural_rdm.convert`: a trained network in the layouts of the official code and of diffusers, or to share.
 
 python -m neural_rdm.convert run=outputs/train/dit_xl_gated/TIME to=diffusers
 """
@@ -35,11 +35,18 @@ def convert(cfg: DictConfig, folder: Path) -> int:
     from neural_rdm.diffusion.scheduler_config import scheduler_config
     from neural_rdm.runs import build
     from neural_rdm.runs.load import load_run
+    from neural_rdm.runs.shared import push
     from neural_rdm.surgery.adapter import adapter_of
     from neural_rdm.surgery.export import constructor, to_diffusers, to_official
 
     run = load_run(Path(cfg.run), cfg.weights, "cpu")
     print(f"exporting {run.checkpoint} (step {run.step}, {run.weights} weights)", flush=True)
+    if cfg.to == "hub":
+        print("wrote:")
+        print_paths(run.share(folder))
+        if cfg.push is not None:
+            print(f"uploaded: {push(folder, cfg.push)}")
+        return 0
     if cfg.to == "diffusers":
         network: Any = to_diffusers(run.net)  # diffusers does not declare its methods
         network.save_pretrained(folder)

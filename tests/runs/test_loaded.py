@@ -16,6 +16,7 @@ import neural_rdm
 from neural_rdm.core.errors import UserError
 from neural_rdm.media.images import to_bytes
 from neural_rdm.residual import units
+from neural_rdm.runs import shared
 from neural_rdm.runs.loaded import LoadedRun
 from tests.end_to_end.commands import TINY, run
 from tests.helpers import ROOT
@@ -127,3 +128,52 @@ def test_what_a_run_cannot_draw_is_said_in_one_sentence(loaded: LoadedRun, tmp_p
         neural_rdm.load_run(loaded.folder, accelerator="tpu")
     with pytest.raises(UserError, match="no such folder"):
         neural_rdm.load_run(tmp_path / "none")
+
+
+def test_a_shared_run_is_the_run(loaded: LoadedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = loaded.share(tmp_path / "shared")
+    again = neural_rdm.load_run(tmp_path / "shared", accelerator="cpu")
+    assert (again.step, again.weights) == (loaded.step, "ema")
+    assert torch.equal(again.sample(classes=[3, 7]), loaded.sample(classes=[3, 7]))
+    texts = [path.read_text("utf-8") for path in paths if path.suffix in (".yaml", ".md")]
+    assert not any(str(loaded.folder.parents[3]) in text for text in texts)  # no path of this machine
+    card = texts[-1]
+    assert "library_name: neural-rdm" in card.split("---")[1]
+    for said in ("residual rule | gated", "residual.beta_form | additive", "4 of 4", "digits", "accuracy", "load_run("):
+        assert said in card, card
+    assert ("![samples](samples.png)" in card) == (tmp_path / "shared" / "samples.png").is_file()
+
+    # from the hub, by the name under which it was pushed
+    uploaded: dict[str, Any] = {}
+
+    class Api:
+        endpoint = "https://hub.invalid"
+
+        def create_repo(self, name: str, exist_ok: bool) -> None:
+            uploaded["name"] = name
+
+        def upload_folder(self, repo_id: str, folder_path: Path, commit_message: str) -> None:
+            uploaded["folder"] = folder_path
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, local_files_only: str(uploaded["folder"]))
+    monkeypatch.setattr(shared, "from_hub", lambda name, load: load(True))
+    assert shared.push(tmp_path / "shared", "me/digits") == "https://hub.invalid/me/digits"
+    assert torch.equal(neural_rdm.load_run("hub:me/digits", accelerator="cpu").sample(count=1), loaded.sample(count=1))
+
+
+def test_a_shared_run_that_is_not_whole_is_refused(loaded: LoadedRun, tmp_path: Path) -> None:
+    loaded.share(tmp_path)
+    with pytest.raises(UserError, match="holds the weights ema alone"):
+        neural_rdm.load_run(tmp_path, weights="raw")
+    config = (tmp_path / "config.yaml").read_text("utf-8")
+    (tmp_path / "config.yaml").write_text(config.replace("gamma: 0.0", "gamma: 0.1"), "utf-8")
+    with pytest.raises(UserError, match="does not belong to"):
+        neural_rdm.load_run(tmp_path)
+    (tmp_path / "config.yaml").write_text(config, "utf-8")
+    content = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match="cannot be read"):
+        neural_rdm.load_run(tmp_path)
+    with pytest.raises(UserError, match="run=hub:nobody/nothing"):
+        neural_rdm.load_run("hub:nobody/nothing")

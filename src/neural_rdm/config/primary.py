@@ -244,8 +244,15 @@ class Convert:
 
     run: str
     experiment: str | None
-    to: Literal["official", "diffusers"]
+    to: Literal["official", "diffusers", "hub"]
     weights: Weights
+    push: str | None
+
+    def check(self) -> Problem | None:
+        """Only what a model card goes with is uploaded."""
+        if self.push is not None and self.to != "hub":
+            return Problem("push", "uploads what to=hub writes; pass to=hub as well")
+        return None
 
 
 @dataclass

@@ -21,6 +21,7 @@ from neural_rdm.core.errors import CheckpointError, ConfigError, UserError, firs
 from neural_rdm.core.extras import typed
 from neural_rdm.core.files import load_tensors
 from neural_rdm.core.listing import natural_order
+from neural_rdm.runs import shared
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +64,7 @@ def read_config(folder: Path) -> DictConfig:
         raise CheckpointError(f"run={folder}: {path} is not a run's configuration")
     check_config(folder, config)
     validate(config, "train", Sources((path,)))
-    if not any((folder / "checkpoints").glob("*.ckpt")):
+    if not any((folder / "checkpoints").glob("*.ckpt")) and not (folder / shared.WEIGHTS).is_file():
         raise CheckpointError(
             f"run={folder}: no checkpoint in {folder / 'checkpoints'} yet; train on with {typed('resume', folder)}"
         )
@@ -92,7 +93,7 @@ def inherit(
         raise ConfigError("which run? Pass run=DIR, a folder that training printed, or run=last for the newest one")
     if runs[-1].is_sweep_override():
         raise ConfigError("run= takes one folder; start the command once for each run")
-    folder = newest("run") if runs[-1].value() == "last" else Path(str(runs[-1].value()))
+    folder = newest("run") if runs[-1].value() == "last" else shared.located(str(runs[-1].value()))
     config = read_config(folder)
     given = {o.key_or_group for o in parsed}
     values: dict[str, Any] = {"experiment": (config.choices or {}).get("exp") or folder.resolve().name}
@@ -147,7 +148,8 @@ def load_run(
     """Build the network of a run and load its newest readable checkpoint.
 
     Args:
-        folder: the run's, or "last" for the newest below `outputs/train`.
+        folder: the run's, "last" for the newest below `outputs/train`, a folder that `LoadedRun.share` wrote, or
+            "hub:OWNER/NAME" for one on the Hugging Face hub.
         weights: "ema" (the averages, and the raw values of what is not averaged), "ema-DECAY" for another of the run's
             averages, or "raw".
         accelerator: "auto" (a GPU if there is one), "cpu" or "gpu".
@@ -163,23 +165,28 @@ def load_run(
     from neural_rdm.runs.loaded import LoadedRun
     from neural_rdm.training.callbacks.checkpoints import newest_readable
 
-    folder = newest("run") if folder == "last" else Path(folder)
+    folder = newest("run") if folder == "last" else shared.located(str(folder))
     config = read_config(folder)
     build.quiet()
     device = device_of(accelerator)
     if config.trainer.num_threads is not None:
         torch.set_num_threads(config.trainer.num_threads)
-    path = newest_readable(folder / "checkpoints")
-    if path is None:
-        raise CheckpointError(f"run={folder}: there is no checkpoint in {folder / 'checkpoints'}")
-    checkpoint = load_tensors(path)
-    check_checkpoint(folder, config, path, checkpoint)
+    found = shared.read_shared(folder, config, weights)
+    if found is not None:
+        path, (state, step) = folder / shared.WEIGHTS, found
+    else:
+        newest_file = newest_readable(folder / "checkpoints")
+        if newest_file is None:
+            raise CheckpointError(f"run={folder}: there is no checkpoint in {folder / 'checkpoints'}")
+        path, checkpoint = newest_file, load_tensors(newest_file)
+        check_checkpoint(folder, config, path, checkpoint)
+        state, step = _weights(checkpoint, path, weights), int(checkpoint["global_step"])
     for key, value in (where or {}).items():
         if value is not None:
             config.data[key] = value
     net = build.network(config)
     try:
-        net.load_state_dict(_weights(checkpoint, path, weights))
+        net.load_state_dict(state)
     except RuntimeError as error:
         raise CheckpointError(f"{path} does not fit the network of {folder / 'config.yaml'}: {error}") from error
     first_stage, data = build.build(config.first_stage, "first_stage"), _data(config, folder)
@@ -188,7 +195,7 @@ def load_run(
         folder,
         config,
         path,
-        int(checkpoint["global_step"]),
+        step,
         weights,
         net.to(device).eval().requires_grad_(False),
         build.build(config.diffusion, "diffusion").process,

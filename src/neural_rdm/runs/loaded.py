@@ -25,6 +25,7 @@ from neural_rdm.dynamics.probe import Sensitivity, probe, sensitivities
 from neural_rdm.evaluation.measuring import Report, Subject, Use
 from neural_rdm.evaluation.sample_parts import balanced
 from neural_rdm.runs import build
+from neural_rdm.runs.shared import share
 
 if TYPE_CHECKING:
     from neural_rdm.conditioning.text import TextEncoder
@@ -152,6 +153,12 @@ class LoadedRun:
             "first_stage": self.first_stage,
         }
         return {**origin, "sampler": dataclasses.asdict(sampler), **more}
+
+    def share(self, folder: str | Path) -> list[Path]:
+        """Write this run into a folder to hand on: configuration, one file of these weights with the gates in it, and a
+        model card; returns the paths. See `runs.shared.share`.
+        """
+        return share(self, Path(folder))
 
     def sample(
         self,
