@@ -148,7 +148,7 @@ def test_loading_says_nothing_that_means_nothing(tmp_path: Path, capfd: pytest.C
 def test_large_images_are_tiled(tmp_path: Path) -> None:
     folder = str(tiny_autoencoder(tmp_path))
     whole, tiled = KL(folder, downsample=2), KL(folder, downsample=2, tile=True)
-    vae = tiled._on(torch.device("cpu"))
+    vae = tiled.network(torch.device("cpu"))
     vae.tile_sample_min_size, vae.tile_latent_min_size = 16, 8
     x = torch.rand(1, 3, 32, 32) * 2 - 1
     z, other = whole.encode(x, 0, torch.arange(1)), tiled.encode(x, 0, torch.arange(1))

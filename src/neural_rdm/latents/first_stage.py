@@ -116,7 +116,7 @@ class Autoencoder:
         if self.reads_moments:
             parts = x.float().split(self.channels, dim=-3)
             return parts[0], parts[1] if len(parts) > 1 else None
-        vae = self._on(x.device)
+        vae = self.network(x.device)
         with torch.autocast(x.device.type, enabled=False):  # it computes in its own dtype
             encoded = [self._encoded(vae, part) for part in self._parts(x)]
         mean = torch.cat([m.float() for m, _ in encoded]).reshape(*x.shape[:-3], *encoded[0][0].shape[-3:])
@@ -132,7 +132,7 @@ class Autoencoder:
         """
         if self.scale is None:
             raise CheckpointError("first_stage.scale is to be measured by training; this run has no number for it")
-        vae, scaled = self._on(z.device), z.float() / self.scale + self.shift
+        vae, scaled = self.network(z.device), z.float() / self.scale + self.shift
         with torch.autocast(z.device.type, enabled=False):
             pixels = torch.cat([vae.decode(part).sample.float() for part in self._parts(scaled)])
         return pixels.reshape(*z.shape[:-3], *pixels.shape[-3:])
@@ -155,7 +155,7 @@ class Autoencoder:
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
-    def _on(self, device: torch.device) -> Any:
+    def network(self, device: torch.device) -> Any:
         """The autoencoder, loaded at its first use and moved to `device`."""
         if self._vae is None:
             vae = self._load()

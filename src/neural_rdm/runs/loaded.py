@@ -28,6 +28,8 @@ from neural_rdm.runs import build
 from neural_rdm.runs.shared import share
 
 if TYPE_CHECKING:
+    from diffusers import DiTPipeline
+
     from neural_rdm.conditioning.text import TextEncoder
 
 SHOWN = 10  # classes or prompts, where nobody says how many
@@ -159,6 +161,12 @@ class LoadedRun:
         model card; returns the paths. See `runs.shared.share`.
         """
         return share(self, Path(folder))
+
+    def pipeline(self) -> DiTPipeline:
+        """This run as a stock pipeline of diffusers; see `runs.pipeline.pipeline`."""
+        from neural_rdm.runs.pipeline import pipeline
+
+        return pipeline(self)
 
     def sample(
         self,

@@ -5,7 +5,10 @@ from __future__ import annotations
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
-from diffusers import DiTTransformer2DModel
+# ModelMixin: by this name in the module of a network diffusers' pipelines find how to load it
+from diffusers import DiTTransformer2DModel, ModelMixin
+
+__all__ = ["ModelMixin", "OfficialDiTTransformer2DModel"]
 
 
 class OfficialDiTTransformer2DModel(DiTTransformer2DModel):
