@@ -1,5 +1,5 @@
-"""The README tells the truth: its commands compose, the ones for this machine run, its Python runs, its table is
-right.
+"""The README and the guide tell the truth: their commands compose, the ones for this machine run, the Python runs, the
+table of experiments is right.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ from tests.end_to_end.commands import TINY, run
 from tests.helpers import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+GUIDE = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+EXPERIMENTS = (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
 COMMANDS = [
     line.split("#")[0].strip()
-    for block in re.findall(r"```bash\n(.*?)```", README, re.S)
+    for block in re.findall(r"```bash\n(.*?)```", README + GUIDE, re.S)
     for line in block.splitlines()
 ]
 TRAIN = [c for c in COMMANDS if c.startswith("make train")]
@@ -66,6 +68,7 @@ def test_every_key_that_it_types_is_one(command: str) -> None:
     module, *arguments = shlex.split(command)[2:] if command.startswith("python") else python_command(command)
     name = module.removeprefix("neural_rdm.")
     if name not in ("sweep", "encode"):  # their keys are those of train
+        arguments = Arguments.parse(arguments).overrides  # without --help TOPIC
         compose_config(name, [a for a in arguments if not a.startswith("resume=")])
 
 
@@ -114,7 +117,7 @@ def test_the_example_of_a_foreign_network_runs(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize(("exp", "millions"), re.findall(r"\| `(\w+)` \|.*?\| ([\d.]+) M \|", README))
+@pytest.mark.parametrize(("exp", "millions"), re.findall(r"\| `(\w+)` \|.*?\| ([\d.]+) M \|", EXPERIMENTS))
 def test_the_table_of_experiments_is_right(exp: str, millions: str) -> None:
     cfg = compose_config("train", [f"exp={exp}", "data=synthetic"]).cfg
     with torch.device("meta"):
@@ -124,10 +127,15 @@ def test_the_table_of_experiments_is_right(exp: str, millions: str) -> None:
 
 
 def test_the_table_lists_every_experiment() -> None:
-    listed = set(re.findall(r"\| `(\w+)` \|", README))
+    listed = set(re.findall(r"(?m)^\| `(\w+)` \| .*\| [\d.]+ M \|", EXPERIMENTS))
     assert listed == {p.stem for p in (ROOT / "configs" / "exp").glob("*.yaml")}
 
 
-def test_every_path_it_names_exists() -> None:
-    for path in re.findall(r"\| `((?:src|configs|data|benchmarks)/[^`{<]*)`", README):
-        assert (ROOT / path).exists(), path
+def test_the_rows_that_the_readme_repeats_are_those_of_the_table() -> None:
+    rows = [line for line in README.splitlines() if re.match(r"\| `\w+_gated` \|", line)]
+    assert len(rows) == 4
+    assert set(rows) <= set(EXPERIMENTS.splitlines())
+
+
+def test_it_is_short() -> None:
+    assert len(README.splitlines()) < 150
