@@ -18,7 +18,7 @@ from neural_rdm.backbones import constraints
 from neural_rdm.backbones.dit import DiT
 from neural_rdm.backbones.unet import UNet
 from neural_rdm.backbones.uvit import UViT
-from neural_rdm.config import primary
+from neural_rdm.config import primary, primary_train
 from neural_rdm.config.check import config_dir, validate
 from neural_rdm.config.compose import Composed, compose_config
 from neural_rdm.config.reader import REQUIRED, signature
@@ -193,7 +193,7 @@ def test_every_file_belongs_to_a_group_and_every_group_to_the_schema() -> None:
 
 def test_every_number_has_a_range() -> None:
     free = {"adaln_gate_init", "shift", "logit_mean", "classes", "guidance", "times", "backbone"}
-    kinds = [*primary.COMMANDS.values(), primary.Trainer, primary.Checkpoint]
+    kinds = [*primary.COMMANDS.values(), primary_train.Trainer, primary_train.Checkpoint]
     for read in [*map(of_class, kinds), *map(signature, OURS)]:
         assert read is not None
         for name, argument in read.arguments.items():
