@@ -271,9 +271,22 @@ class Stored:
     latents: str | None = None
 
 
+@dataclass
+class Sweeping:
+    """The primary configuration of `python -m neural_rdm.sweep`, beside that of its jobs (see `Sweep`)."""
+
+    #: so many seeds from 0 on, or a list of them, for all jobs
+    seeds: Count | list[Natural] | None
+    #: at once
+    jobs: Count
+    launcher: Node
+    sweeper: Node
+
+
 #: primary configuration -> its class
 COMMANDS: dict[str, type] = {
     "train": Train,
+    "sweep": Sweeping,
     "sample": Sample,
     "evaluate": Evaluate,
     "lens": Lens,
