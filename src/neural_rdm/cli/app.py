@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -22,8 +22,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from neural_rdm.cli.datasets import check_layout
 from neural_rdm.cli.jobs import end_with_parent
-from neural_rdm.cli.launcher import launch
-from neural_rdm.cli.planning import Complete, Plan, make_plan
 from neural_rdm.cli.stopping import Work, stoppable
 from neural_rdm.config import resume
 from neural_rdm.config.check import as_plain, choices_of, config_dir, validate
@@ -39,6 +37,9 @@ from neural_rdm.core.locks import held
 from neural_rdm.core.ranks import is_first_rank
 from neural_rdm.data.encoded.manifest import check_manifest, read_manifest
 from neural_rdm.runs.folders import opened
+
+if TYPE_CHECKING:
+    from neural_rdm.cli.planning import Complete, Plan
 
 Job = Callable[[DictConfig, Path], int]
 
@@ -116,6 +117,8 @@ def _run(config_name: str, job: Job, complete: Complete | None, work: Work) -> N
     try:
         arguments = Arguments.parse(sys.argv[1:])
         if arguments.multirun and not arguments.informs:
+            from neural_rdm.cli.launcher import launch  # here, because a single run has no use for it
+
             raise SystemExit(launch(plan(config_name, arguments, complete)))
         arguments.overrides = as_typed(arguments.overrides, config_name, arguments.folders)
         if not arguments.informs:
@@ -217,6 +220,8 @@ def plan(config_name: str, arguments: Arguments, complete: Complete | None = Non
     Raises:
         UserError: a mistake, in one message.
     """
+    from neural_rdm.cli.planning import make_plan
+
     overrides = as_typed(arguments.overrides, config_name, arguments.folders)
     parsed = parse(overrides)
     if any(o.key_or_group == "resume" and o.value() is not None for o in parsed):
@@ -237,7 +242,7 @@ def _refuse_study(composed: Composed) -> NoReturn:
     name = composed.choices["exp"]
     runs = len(crossed(study(OmegaConf.to_container(composed.cfg.sweep)), [], [], choices_of))
     raise ConfigError(
-        f"exp={name} is a study of {runs} runs: python -m neural_rdm.sweep exp={name} (make sweep exp={name}) trains "
+        f"exp={name} is a study of up to {runs} runs: python -m neural_rdm.sweep exp={name} (make sweep exp={name}) trains "
         "them and compares them; with sweep=null, this command trains the one run that the experiment is without them"
     )
 

@@ -146,7 +146,9 @@ class Telling:
         return state(self.plan.folder / number, self.plan.module)
 
     def _title(self, number: str) -> str:
-        return f"[{int(number) + 1} of {self.total}] {' '.join(self.record.apart(number))}".rstrip()
+        typed = {override.input_line for override in self.plan.typed}
+        own = self.record.apart(number) or [o for o in self.record.jobs[number] if o not in typed]
+        return f"[{int(number) + 1} of {self.total}] {' '.join(own)}".rstrip()
 
 
 def why(log: Path, code: int) -> str:
