@@ -56,7 +56,7 @@ class Stub(Plan):
         return "job"
 
 
-def stub(jobs: list[str], **how: object) -> Stub:
+def stub(jobs: list[str], /, **how: object) -> Stub:
     """A sweep of these jobs in `sweep`, in the current folder, where the command is written."""
     Path("job.py").write_text(COMMAND, encoding="utf-8")
     usual = {

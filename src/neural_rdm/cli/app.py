@@ -242,8 +242,8 @@ def _refuse_study(composed: Composed) -> NoReturn:
     name = composed.choices["exp"]
     runs = len(crossed(study(OmegaConf.to_container(composed.cfg.sweep)), [], [], choices_of))
     raise ConfigError(
-        f"exp={name} is a study of up to {runs} runs: python -m neural_rdm.sweep exp={name} (make sweep exp={name}) trains "
-        "them and compares them; with sweep=null, this command trains the one run that the experiment is without them"
+        f"exp={name} is a study of up to {runs} runs: python -m neural_rdm.sweep exp={name} (make sweep exp={name}) "
+        "trains and compares them; with sweep=null this command trains the one run that the experiment is without them"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +14,10 @@ from omegaconf import DictConfig, OmegaConf, read_write
 
 from neural_rdm.cli.jobs import open_record
 from neural_rdm.config import primary
-from neural_rdm.config.check import choices_of, validate
+from neural_rdm.config.check import as_plain, choices_of, validate
 from neural_rdm.config.compose import Composed, compose_config, parse
 from neural_rdm.config.grids import SEED, crossed, seeds_of, study
 from neural_rdm.config.primary_train import Sweep
-from neural_rdm.config.provenance import config_hash
 from neural_rdm.config.schema import of_class
 from neural_rdm.core.arguments import Seed, problem
 from neural_rdm.core.errors import ConfigError, UserError
@@ -36,7 +36,7 @@ _REPLACED = {
     "hydra.sweeper": "sweeper.KEY=VALUE",
     "hydra.sweep.subdir": "nothing: the folder of a job is its number",
 }
-_TOLD = 12  # refused settings that are told
+_TOLD = 12  # refused settings that are told; jobs after which it is told that they are checked
 
 
 @dataclass
@@ -155,22 +155,25 @@ def _checked(jobs: Sequence[list[str]], check: Check) -> list[tuple[list[str], D
     Raises:
         UserError: some or all cannot work.
     """
-    found: dict[tuple[str, ...], tuple[DictConfig, str]] = {}
+    found: dict[tuple[str, ...], DictConfig] = {}
+    values: list[dict[str, Any]] = []  # of the settings that were found, each different: 0 and 0.0 are the same
     refused: dict[tuple[str, ...], UserError] = {}
-    kept: dict[tuple[str, str], tuple[list[str], DictConfig]] = {}
+    kept: dict[tuple[int, str], tuple[list[str], DictConfig]] = {}
+    if len(jobs) > _TOLD:
+        print(f"checking the settings of {len(jobs)} jobs ...", file=sys.stderr, flush=True)
     for job in jobs:
         seed = next((o for o in job if o.startswith(f"{SEED}=")), "")
         setting = tuple(o for o in job if o != seed)
         if setting not in found and setting not in refused:
             try:
-                cfg = check(job).cfg
-                found[setting] = cfg, config_hash(OmegaConf.merge(cfg, {SEED: None}))  # type: ignore[arg-type]
+                found[setting] = check(job).cfg
             except UserError as error:
                 refused[setting] = error
         if setting in found:
             _check_seed(seed)
-            cfg, same = found[setting]
-            kept.setdefault((same, seed), (job, cfg))
+            own = as_plain(found[setting]) | {SEED: None}
+            values += [] if own in values else [own]
+            kept.setdefault((values.index(own), seed), (job, found[setting]))
     if refused:
         raise _refusal(refused, found)
     return list(kept.values())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -176,14 +177,15 @@ class Optuna:
         from optuna.trial import TrialState
 
         how = self.plan.record.states.get(number, {}).get("state")
-        trial = self.trials[number]
-        value = metric(self.plan.folder / number, self.plan.objective or "")
+        folder, trial = self.plan.folder / number, self.trials[number]
         if how == "pruned":
             self.study.tell(trial, state=TrialState.PRUNED)
-        elif how == "failed" or (how == "finished" and (value is None or value != value)):
+        elif state(folder, self.plan.module) is State.FINISHED:
+            value = metric(folder, self.plan.objective or "")
+            lost = value is None or math.isnan(value)
+            self.study.tell(trial, None if lost else value, TrialState.FAIL if lost else None)
+        elif how == "failed":
             self.study.tell(trial, state=TrialState.FAIL)
-        elif value is not None:
-            self.study.tell(trial, value)
 
     def gives_up(self, number: str) -> bool:
         """Tell Optuna the validation losses that a running job has logged, and ask it."""

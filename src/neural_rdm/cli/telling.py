@@ -70,6 +70,7 @@ class Telling:
 
     def __init__(self, plan: Plan, total: int) -> None:
         self.plan, self.record, self.total = plan, plan.record, total
+        self.failed: set[str] = set()  # now; those that had failed before are tried again
 
     def plan_of(self, threads: int | None) -> None:
         """What is going to happen."""
@@ -99,6 +100,7 @@ class Telling:
     def ends(self, number: str, seconds: float) -> None:
         """A job has ended, as the record says."""
         how, folder = self.record.states[number], self.plan.folder / number
+        self.failed |= {number} if how["state"] == "failed" else set()
         what = {"pruned": "is given up: its validation loss is worse than the others'"}.get(how["state"], how["state"])
         why = f": {how['error']} (all of it: {folder / LOG})" if "error" in how else ""
         print(f"{self._title(number)} {what} after {span(seconds)}{why}", flush=True)
@@ -133,7 +135,7 @@ class Telling:
         planned = self.plan.steps
         if not steps or not planned:
             return None
-        ended = [n for n, how in self.record.states.items() if how["state"] in ("failed", "pruned")]
+        ended = self.failed | {n for n, how in self.record.states.items() if how["state"] == "pruned"}
         rest = sum(
             max(0, planned[n] - (steps_done(self.plan.folder / n) or 0))
             for n in planned
