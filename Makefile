@@ -16,15 +16,21 @@ exp := digits_gated
 args :=
 run :=
 runs :=
+seeds :=
+jobs :=
 
 # Which targets take which variables; a variable that every target of a command line would ignore is refused below.
 takes_exp := encode train sweep
 takes_run := sample evaluate lens convert
 takes_runs := report
+takes_seeds := sweep
+takes_jobs := sweep
 takes_args := prepare preview encode stats train sweep sample evaluate lens report deepen convert test test-full bench
 else_exp := a data set is chosen with args="data=NAME", and a run knows its experiment
 else_run := training goes on with make train args="resume=DIR", runs are compared with make report runs=DIR
 else_runs := one run is sampled, evaluated or looked into with run=DIR
+else_seeds := one run has one seed, args="seed=N"
+else_jobs := one job runs at a time
 else_args := this target has no arguments
 
 VENV := .venv
@@ -39,11 +45,11 @@ EXP = $(if $(and $(filter file,$(origin exp)),$(findstring resume=,$(ARGS))),,ex
 # Whether a variable was typed after `make`.
 typed = $(filter command,$(firstword $(origin $1)))
 GOALS := $(or $(MAKECMDGOALS),help)
-$(foreach name,exp run runs args,$(if $(call typed,$(name)),$(if $(filter $(takes_$(name)),$(GOALS)),,\
+$(foreach name,exp run runs seeds jobs args,$(if $(call typed,$(name)),$(if $(filter $(takes_$(name)),$(GOALS)),,\
   $(error make $(GOALS) takes no $(name)=: it goes with $(takes_$(name)); $(else_$(name))))))
 # The keys of the configuration are written in small letters, the variables of make and of the environment are not.
 small := a b c d e f g h i j k l m n o p q r s t u v w x y z + ~
-keys := $(filter-out exp run runs args,$(filter $(addsuffix %,$(small)),$(.VARIABLES)))
+keys := $(filter-out exp run runs seeds jobs args,$(filter $(addsuffix %,$(small)),$(.VARIABLES)))
 $(foreach name,$(keys),$(if $(call typed,$(name)),\
   $(error make knows no $(name)=: a key of the configuration goes into args="$(name)=$(value $(name))")))
 
@@ -51,7 +57,8 @@ $(foreach name,$(keys),$(if $(call typed,$(name)),\
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ": .*## " } /^[a-z-]+:.*## / { sub(/:.*/, "", $$1); printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
-	@echo 'Variables: exp=EXPERIMENT (digits_gated), args="KEY=VALUE ...", run=DIR, runs=DIR-OR-GLOB, PYTHON=, TORCH='
+	@echo 'Variables: exp=EXPERIMENT (digits_gated), args="KEY=VALUE ...", run=DIR, runs=DIR-OR-GLOB, seeds=N, jobs=N,'
+	@echo '  PYTHON=, TORCH='
 
 setup: $(STAMP) ## make .venv/ and install the project into it
 
@@ -70,8 +77,8 @@ stats: $(STAMP) ## statistics of real samples for evaluate: args="data=imagenet 
 train: $(STAMP) ## train exp= (digits_gated: two minutes on a CPU); more in args="..."
 	$(PY) -m neural_rdm.train $(EXP) $(ARGS)
 
-sweep: $(STAMP) ## one run for each combination of values, then their comparison: args="residual=gated,resnet"
-	$(PY) -m neural_rdm.sweep exp=$(exp) $(ARGS)
+sweep: $(STAMP) ## a run for each job of a study, or of lists of values (args="residual=gated,resnet"), then their comparison
+	$(PY) -m neural_rdm.sweep exp=$(exp) $(if $(seeds),seeds='$(value seeds)' )$(if $(jobs),jobs='$(value jobs)' )$(ARGS)
 
 sample: $(STAMP) ## samples from run=DIR (run=last: the newest)
 	$(PY) -m neural_rdm.sample $(if $(run),run='$(value run)' )$(ARGS)

@@ -44,7 +44,7 @@ _COMPUTED = {
 _RULES = ["core/test_config.py", "core/test_schema.py"]
 #: tests of what no file of its own mirrors
 _ELSEWHERE = {
-    **dict.fromkeys(("primary.py", "fields.py", "schema_data.py", "schema_networks.py"), _RULES),
+    **dict.fromkeys(("primary.py", "primary_train.py", "fields.py", "schema_data.py", "schema_networks.py"), _RULES),
     **dict.fromkeys(("config_rules.py", "process_rules.py", "errors.py"), _RULES),
     "layouts.py": ["data/test_layouts.py", "data/test_splits.py"],
     "sweeps.py": ["cli/test_jobs.py"],

@@ -39,7 +39,7 @@ def test_help_is_the_default_and_lists_every_target():
     text = make("help")
     assert re.findall(r"(?m)^  make (\S+) +\S", text) == TARGETS
     assert make() == text
-    for variable in ("exp=", "args=", "run=", "runs=", "PYTHON=", "TORCH="):
+    for variable in ("exp=", "args=", "run=", "runs=", "seeds=", "jobs=", "PYTHON=", "TORCH="):
         assert variable in text
 
 
@@ -58,6 +58,7 @@ def test_every_target_can_be_made(target):
             "train exp=digits_gated data.root=\"my $HOME\"  x='${y}' z=a#b",
         ),
         (["sweep", "exp=x", "args=residual=gated,resnet"], "sweep exp=x residual=gated,resnet"),
+        (["sweep", "exp=small/fig6", "seeds=[0,3]", "jobs=2"], "sweep exp=small/fig6 seeds='[0,3]' jobs='2'"),
         (["sample", "run=out/a b"], "sample run='out/a b'"),
         (["sample"], "sample"),
         (["encode", "exp=x", "args=data.root=d"], "encode exp=x data.root=d"),
@@ -82,6 +83,8 @@ def test_command_lines_keep_what_was_typed(args, line):
         (["test", "exp=x"], "test takes no exp="),
         (["lint", "args=x"], "lint takes no args="),
         (["exp=x"], "help takes no exp="),
+        (["train", "seeds=3"], 'train takes no seeds=: .*args="seed=N"'),
+        (["report", "jobs=2"], "report takes no jobs="),
         (["train", "data.root=my pictures"], 'knows no data.root=: .*args="data.root=my pictures"'),
         (["train", "+a=1"], r"knows no \+a="),
     ],

@@ -124,6 +124,7 @@ def _fit_and_report(
     report: Report | None,
 ) -> int:
     """Train, then write the report of a run that has done all its steps; return the exit code."""
+    from neural_rdm.reports.rates import recorded
     from neural_rdm.runs import build
     from neural_rdm.runs.finish import finish
     from neural_rdm.training import parallel
@@ -140,12 +141,16 @@ def _fit_and_report(
         return stop.exit_code if is_first_rank() else 0
 
     module.to(trainer.strategy.root_device)  # fit moved it to the CPU
-    numbers, paths = finish(trainer, module, build.build(cfg.sampler, "sampler"), report, folder)
+    _, paths = finish(trainer, module, build.build(cfg.sampler, "sampler"), report, folder)
     if is_first_rank():
+        name = cfg.optimized_metric
+        objective = None if name is None else recorded(folder, name)
+        if name is not None and objective is None:
+            print(f"optimized_metric={name}: this run has recorded no such number", flush=True)
         content = {
             "global_step": trainer.global_step,
             "world_size": parallel.processes(),
-            "objective": numbers.get("frechet_pixels"),
+            "objective": objective,
             "files": [str(p.relative_to(folder)) for p in paths],
         }
         write_text(folder / "finished.json", json.dumps(content, indent=2) + "\n")

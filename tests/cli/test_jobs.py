@@ -2,37 +2,50 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from neural_rdm.cli.jobs import PARENT, State, end_with_parent, enter, environment, objective, record_sweep, state
-from neural_rdm.cli.launcher import _wait, started
+from neural_rdm.cli.jobs import (
+    PARENT,
+    State,
+    end_with_parent,
+    environment,
+    finished,
+    open_record,
+    save_record,
+    state,
+)
 from neural_rdm.core.errors import ConfigError
-from neural_rdm.reports.sweeps import FILE
+from neural_rdm.reports.sweeps import FILE, Record, read_record
 
 SWEEP = ["exp=digits_gated", "residual=gated,resnet", "hydra.job.name=x", "seed=1"]
+JOBS = [["residual=gated"], ["residual=resnet"]]
 
 
 def test_the_same_sweep_may_go_on_and_another_may_not(tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
-    record_sweep(folder, [*SWEEP, f"hydra.sweep.dir='{folder}'"])
-    first = (folder / FILE).read_bytes()
-    record_sweep(folder, [*SWEEP[:2], SWEEP[3], SWEEP[2], "hydra.mode=MULTIRUN"])  # Hydra keeps its own keys apart
-    record_sweep(folder, [f"++hydra.sweep.dir={folder}", *SWEEP])
-    assert (folder / FILE).read_bytes() == first
+    record = open_record(folder, [*SWEEP, f"hydra.sweep.dir='{folder}'"], JOBS, "residual=resnet")
+    assert record == Record([SWEEP[0], SWEEP[1], SWEEP[3], SWEEP[2]], {"0": JOBS[0], "1": JOBS[1]}, "residual=resnet")
+    record.states["1"] = {"state": "failed", "error": "out of memory", "seconds": 2.5, "steps": 0}
+    save_record(folder, record)
+    assert read_record(folder) == record
+    other_order = [*SWEEP[:2], SWEEP[3], SWEEP[2], "hydra.mode=MULTIRUN"]  # Hydra's own keys are kept apart
+    for same in (other_order, [f"++hydra.sweep.dir={folder}", *SWEEP], [*SWEEP, "jobs=2", "launcher=joblib"]):
+        assert open_record(folder, same, JOBS, None) == record
+    assert open_record(folder, SWEEP, JOBS[::-1], None) == record  # shuffled, the numbers stay
+    assert open_record(folder, SWEEP, [], None) == record  # jobs that are proposed one by one
     for other in (SWEEP[:3], [*SWEEP, "gamma=1"], [SWEEP[1], SWEEP[0], *SWEEP[2:]], []):
         with pytest.raises(ConfigError, match=r"holds the sweep exp=digits_gated residual=gated,resnet .*sweep\.dir"):
-            record_sweep(folder, other)
-    assert (folder / FILE).read_bytes() == first
+            open_record(folder, other, JOBS, None)
+    with pytest.raises(ConfigError, match=r"other jobs than .*\(residual=resnet\): its experiment has changed"):
+        open_record(folder, SWEEP, JOBS[:1], None)
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "0/config.yaml", "a/config.yaml"])
@@ -40,7 +53,7 @@ def test_a_folder_with_runs_of_something_else_is_refused(tmp_path: Path, name: s
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).touch()
     with pytest.raises(ConfigError, match=f"runs that are of no sweep .*{re.escape(name)}"):
-        record_sweep(tmp_path, SWEEP)
+        open_record(tmp_path, SWEEP, JOBS, None)
     assert not (tmp_path / FILE).exists()
 
 
@@ -48,17 +61,7 @@ def test_a_folder_with_runs_of_something_else_is_refused(tmp_path: Path, name: s
 def test_a_damaged_record_is_a_refusal(tmp_path: Path, text: str) -> None:
     (tmp_path / FILE).write_text(text)
     with pytest.raises(ConfigError, match=r"sweep\.json cannot be read"):
-        record_sweep(tmp_path, SWEEP)
-
-
-def test_a_job_stays_what_it_was(tmp_path: Path) -> None:
-    record_sweep(tmp_path, SWEEP)
-    enter(tmp_path, 0, ["seed=1"])
-    enter(tmp_path, 1, ["seed=2"])
-    enter(tmp_path, 0, ["seed=1"])
-    with pytest.raises(ConfigError, match=r"job 1 of .* was seed=2 and would now be seed=1"):
-        enter(tmp_path, 1, ["seed=1"])
-    assert json.loads((tmp_path / FILE).read_text())["jobs"] == {"0": ["seed=1"], "1": ["seed=2"]}
+        open_record(tmp_path, SWEEP, JOBS, None)
 
 
 def test_how_far_a_job_is(tmp_path: Path) -> None:
@@ -70,9 +73,9 @@ def test_how_far_a_job_is(tmp_path: Path) -> None:
     (tmp_path / "report" / "metrics.json").touch()
     assert (state(tmp_path, train), state(tmp_path, evaluate)) == (State.BEGUN, State.FINISHED)
     (tmp_path / "finished.json").write_text('{"objective": 0.5')
-    assert (state(tmp_path, train), objective(tmp_path)) == (State.BEGUN, None)
+    assert (state(tmp_path, train), finished(tmp_path)) == (State.BEGUN, {})
     (tmp_path / "finished.json").write_text('{"global_step": 4, "objective": 0.5}')
-    assert (state(tmp_path, train), objective(tmp_path)) == (State.FINISHED, 0.5)
+    assert (state(tmp_path, train), finished(tmp_path)["objective"]) == (State.FINISHED, 0.5)
 
 
 def test_a_child_knows_its_parent_and_is_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,26 +129,3 @@ def appears(path: Path, text: str = "", seconds: float = 30) -> None:
     while not (path.is_file() and path.read_text() == text):
         assert time.monotonic() < end, f"{path.name} was never written"
         time.sleep(0.05)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_to_the_launcher_reaches_its_job_once(number: signal.Signals, tmp_path: Path) -> None:
-    """Also where it was sent to the launcher alone, and to all of its group, as a terminal sends Ctrl-C."""
-    script = (
-        "import os, pathlib, signal, sys, time\n"
-        "got = []\n"
-        "for n in (1, 2, 15): signal.signal(n, lambda n, _: got.append(n))\n"
-        "pathlib.Path(sys.argv[1]).touch()\n"
-        "while not got: time.sleep(0.01)\n"
-        "time.sleep(0.3)\n"
-        "sys.exit(100 + got[0] if len(got) == 1 and os.getpgid(0) != os.getpgid(os.getppid()) else 1)"
-    )
-
-    def send() -> None:
-        while not (tmp_path / "ready").exists():
-            time.sleep(0.01)
-        os.kill(os.getpid(), number)
-
-    job = started([sys.executable, "-c", script, str(tmp_path / "ready")])
-    threading.Thread(target=send, daemon=True).start()
-    assert _wait(job) == (100 + number, number)

@@ -75,10 +75,20 @@ FILES = config_dir()
             ["data.batch_size=128", "multiple", "data.batch_size=129"],
         ),
         ("residual=gated,skip", ["residual=gated,skip", "--multirun"]),
-        ("-m residual=gated,gate", ["residual=gate:", "Did you mean gated?"]),
-        ("-m backbone.depth=2,-1 seed=0,1", ["backbone.depth=-1", "above 0"]),
         ("-m seed=0,1 data.batch_size=0", ["data.batch_size=0"]),
         ("-m residual=gated,skip resume=last", ["resume continues one run", "-m"]),
+        ("-m hydra/launcher=joblib", ["hydra/launcher is not used", "launcher=local, joblib"]),
+        ("-m jobs=0", ["jobs=0", "above 0"]),
+        ("-m launcher=slurm", ["launcher=slurm", "joblib, local, ray, submitit"]),
+        (
+            "-m launcher=joblib launcher.backend=1 launcher.bakend=x",
+            ["launcher.bakend", "Did you mean launcher.backend"],
+        ),
+        ("-m optimizer.lr=interval(1e-4,1e-2)", ["an interval has no end of values", "sweeper=optuna"]),
+        ("optimized_metric=frechet_pixel", ["measures accuracy, frechet_pixels", "Did you mean frechet_pixels?"]),
+        ("optimized_metric=accuracy ~metric", ["no report without a metric", "val/loss"]),
+        ("optimized_metric=vl/loss", ["begin with train/ and val/", "Did you mean val/loss?"]),
+        ("optimized_metric=val/loss trainer.max_steps=9", ["nothing is validated in these steps"]),
         ("--config-dir nowhere", ["--config-dir nowhere", "no such folder"]),
         ("hydra.run.dr=x", ["hydra.run.dr"]),
         (
@@ -92,6 +102,35 @@ def test_a_mistake_is_one_line_that_names_it(refuse: Refuse, arguments: str, wor
     message = refuse(*arguments.split())
     assert [w for w in words if w not in message] == [], message
     assert "\n" not in message
+
+
+def test_every_setting_of_a_sweep_that_cannot_run_is_told_before_anything_starts(refuse: Refuse) -> None:
+    message = refuse("-m", "residual=gated,gate")
+    assert message.startswith(
+        "1 of the 2 settings of this sweep cannot be run:\n  residual=gate: residual=gate: no such"
+    )
+    assert "Did you mean gated?" in message
+    lines = refuse("-m", "residual=gated,resnet,skip", "gamma=0.35", "backbone.depth=2,-1", "seed=0,1").splitlines()
+    assert lines[0] == "4 of the 6 settings of this sweep cannot be run:"
+    assert [line.split(": ")[0] for line in lines[1:-1]] == [
+        "  residual=gated backbone.depth=-1", "  residual=resnet backbone.depth=2",
+        "  residual=resnet backbone.depth=-1", "  residual=skip backbone.depth=-1",
+    ]  # fmt: skip
+    assert "gamma=0.35 with residual=resnet" in lines[2]
+    assert "sweep.grids" in lines[-1]
+
+
+def test_an_experiment_that_is_a_study_is_swept_and_not_trained(refuse: Refuse, tmp_path: Path) -> None:
+    (tmp_path / "mine" / "exp").mkdir(parents=True)
+    study = "sweep:\n  seeds: 3\n  grids:\n  - residual: [gated, skip]\n  - {residual: gated, gamma: [0, 0.35]}\n"
+    (tmp_path / "mine" / "exp" / "own.yaml").write_text(f"# @package _global_\n{study}", encoding="utf-8")
+    given = ("--config-dir", str(tmp_path / "mine"), "exp=own")
+    message = refuse(*given)
+    assert "exp=own is a study of up to 12 runs" in message
+    assert "python -m neural_rdm.sweep exp=own" in message
+    assert "seed=-1" in refuse("-m", *given, "seed=0,-1")
+    assert "unknown configuration key sweep.sed. Did you mean seeds" in refuse("-m", *given, "sweep.sed=1")
+    assert "unknown configuration key backbone.dept" in refuse(*given, "sweep=null", "backbone.dept=1")
 
 
 def test_a_missing_data_folder_draws_the_layout(refuse: Refuse, tmp_path: Path) -> None:

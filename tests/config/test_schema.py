@@ -18,7 +18,7 @@ from neural_rdm.backbones import constraints
 from neural_rdm.backbones.dit import DiT
 from neural_rdm.backbones.unet import UNet
 from neural_rdm.backbones.uvit import UViT
-from neural_rdm.config import primary
+from neural_rdm.config import primary, primary_train
 from neural_rdm.config.check import config_dir, validate
 from neural_rdm.config.compose import Composed, compose_config
 from neural_rdm.config.reader import REQUIRED, signature
@@ -39,10 +39,12 @@ LIGHTNINGS = [target for target in TARGETS if not target.startswith("neural_rdm.
 OURS = [target for target in TARGETS if target.startswith("neural_rdm.")]
 #: the groups of configs/; a file anywhere else would never be found
 GROUPS = {
-    "backbone", "callbacks", "condition", "data", "diffusion", "exp", "first_stage", "logger", "metric", "optimizer",
-    "residual", "sampler", "strategy", "trainer",
+    "backbone", "callbacks", "condition", "data", "diffusion", "exp", "first_stage", "launcher", "logger", "metric",
+    "optimizer", "residual", "sampler", "strategy", "sweeper", "trainer",
 }  # fmt: skip
-CHOICES = sorted(f"{p.parent.name}={p.stem}" for p in config_dir().glob("*/*.yaml"))
+#: those of a sweep, and not of its jobs
+SWEEPS = {"launcher", "sweeper"}
+CHOICES = sorted(f"{p.parent.name}={p.stem}" for p in config_dir().glob("*/*.yaml") if p.parent.name not in SWEEPS)
 EXPERIMENTS = sorted(p.stem for p in (config_dir() / "exp").glob("*.yaml"))
 #: what a choice needs beside it to fit the default experiment
 VIDEO = ["backbone=latte", "backbone.extras=class", "sampler.cfg_scale=1"]
@@ -187,13 +189,14 @@ def test_every_file_belongs_to_a_group_and_every_group_to_the_schema() -> None:
     assert {p.parent.name for p in files if p.parent != config_dir()} == GROUPS
     assert all(p.parent == config_dir() or p.parent.parent == config_dir() for p in files)
     assert {p.stem for p in files if p.parent == config_dir()} == set(primary.COMMANDS)
-    assert GROUPS - {"exp"} <= {f.name for f in dataclasses.fields(primary.Train)}
+    assert GROUPS - {"exp"} - SWEEPS <= {f.name for f in dataclasses.fields(primary.Train)}
+    assert {f.name for f in dataclasses.fields(primary.Sweeping)} >= SWEEPS
     assert [p for p in config_dir().rglob("*") if p.is_file() and p.suffix != ".yaml"] == []
 
 
 def test_every_number_has_a_range() -> None:
     free = {"adaln_gate_init", "shift", "logit_mean", "classes", "guidance", "times", "backbone"}
-    kinds = [*primary.COMMANDS.values(), primary.Trainer, primary.Checkpoint]
+    kinds = [*primary.COMMANDS.values(), primary_train.Trainer, primary_train.Checkpoint]
     for read in [*map(of_class, kinds), *map(signature, OURS)]:
         assert read is not None
         for name, argument in read.arguments.items():

@@ -14,22 +14,22 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from neural_rdm.cli.datasets import check_layout
-from neural_rdm.cli.jobs import SWEEP_DIR, end_with_parent, record_sweep
-from neural_rdm.cli.launcher import register
+from neural_rdm.cli.jobs import end_with_parent
 from neural_rdm.cli.stopping import Work, stoppable
 from neural_rdm.config import resume
-from neural_rdm.config.check import as_plain, config_dir, validate
-from neural_rdm.config.compose import Composed, compose_config, drop_unchosen, group_choices, parse
+from neural_rdm.config.check import as_plain, choices_of, config_dir, validate
+from neural_rdm.config.compose import Composed, compose_config, drop_unchosen, group_choices, parse, prepare_hydra
 from neural_rdm.config.explained import help_text
 from neural_rdm.config.grammar import as_typed, written
+from neural_rdm.config.grids import crossed, study
 from neural_rdm.config.provenance import write_config
 from neural_rdm.config.schema import constants
 from neural_rdm.config.sources import Sources, refused
@@ -38,11 +38,12 @@ from neural_rdm.core.files import as_user_error, needs_another_folder
 from neural_rdm.core.locks import held
 from neural_rdm.core.ranks import is_first_rank
 from neural_rdm.data.encoded.manifest import check_manifest, read_manifest
-from neural_rdm.runs.folders import opened, refuse_used
+from neural_rdm.runs.folders import opened
+
+if TYPE_CHECKING:
+    from neural_rdm.cli.planning import Complete, Plan
 
 Job = Callable[[DictConfig, Path], int]
-#: (overrides, folders of --config-dir) -> overrides
-Complete = Callable[[list[str], list[str]], list[str]]
 
 
 @dataclass
@@ -116,11 +117,15 @@ def main(config_name: str, job: Job, complete: Complete | None = None) -> None:
 
 
 def _run(config_name: str, job: Job, complete: Complete | None, work: Work) -> None:
-    register()
+    prepare_hydra()
     end_with_parent()
     run: resume.Run | None = None
     try:
         arguments = Arguments.parse(sys.argv[1:])
+        if arguments.multirun and not arguments.informs:
+            from neural_rdm.cli.launcher import launch  # here, because a single run has no use for it
+
+            raise SystemExit(launch(plan(config_name, arguments, complete)))
         arguments.overrides = as_typed(arguments.overrides, config_name, arguments.folders)
         if arguments.topic is not None:
             composed = compose_config(config_name, arguments.overrides, arguments.folders)
@@ -179,15 +184,12 @@ def preflight(config_name: str, arguments: Arguments, complete: Complete | None 
     _one_folder_for_all_ranks(parsed)
     asked = [o for o in parsed if o.key_or_group == "resume" and o.value() is not None]
     if not asked:
-        _refuse_unusable(parsed, arguments.multirun)
-        for overrides in _jobs(arguments, parsed):
-            _check(compose_config(config_name, overrides, arguments.folders), config_name)
-        sweeps = [str(p.value()) for p in parsed if p.key_or_group == SWEEP_DIR]
-        if arguments.multirun and sweeps and "${" not in sweeps[-1]:
-            record_sweep(Path(sweeps[-1]), arguments.overrides)  # before Hydra writes its own file there
+        _refuse_unusable(parsed)
+        composed = compose_config(config_name, arguments.overrides, arguments.folders)
+        if composed.cfg.get("sweep") is not None:
+            _refuse_study(composed)
+        _check(composed, config_name)
         return None
-    if arguments.multirun:
-        raise UserError("resume continues one run; leave out -m / --multirun")
     if asked[0].is_sweep_override():
         raise ConfigError("resume= takes one folder; start the command once for each run")
     run = resume.find_run(str(asked[0].value()))
@@ -222,7 +224,40 @@ def preflight(config_name: str, arguments: Arguments, complete: Complete | None 
     return run
 
 
-def _refuse_unusable(parsed: list[Override], multirun: bool) -> None:
+def plan(config_name: str, arguments: Arguments, complete: Complete | None = None) -> Plan:
+    """The jobs that a command line with `-m` stands for, checked; see `cli.planning`.
+
+    Raises:
+        UserError: a mistake, in one message.
+    """
+    from neural_rdm.cli.planning import make_plan
+
+    overrides = as_typed(arguments.overrides, config_name, arguments.folders)
+    parsed = parse(overrides)
+    if any(o.key_or_group == "resume" and o.value() is not None for o in parsed):
+        raise UserError("resume continues one run; leave out -m / --multirun")
+    _refuse_unusable(parsed)
+
+    def check(overrides: list[str]) -> Composed:
+        alone = ["sweep=null"] if config_name == "train" else []
+        composed = compose_config(config_name, [*overrides, *alone], arguments.folders)
+        _check(composed, config_name)
+        return composed
+
+    return make_plan(config_name, overrides, arguments.folders, check, complete or (lambda given, _: given))
+
+
+def _refuse_study(composed: Composed) -> NoReturn:
+    """An experiment that is a study is many runs."""
+    name = composed.choices["exp"]
+    runs = len(crossed(study(OmegaConf.to_container(composed.cfg.sweep)), [], [], choices_of))
+    raise ConfigError(
+        f"exp={name} is a study of up to {runs} runs: python -m neural_rdm.sweep exp={name} (make sweep exp={name}) "
+        "trains and compares them; with sweep=null this command trains the one run that the experiment is without them"
+    )
+
+
+def _refuse_unusable(parsed: list[Override]) -> None:
     typed_folders = [str(p.value()) for p in parsed if p.key_or_group in ("hydra.run.dir", "hydra.sweep.dir")]
     for typed in typed_folders or ["outputs"]:
         if "${" in typed:
@@ -233,10 +268,6 @@ def _refuse_unusable(parsed: list[Override], multirun: bool) -> None:
         if not folder.is_dir() or not os.access(folder, os.W_OK):
             advice = "" if typed_folders else "; pass another one with hydra.run.dir=DIR"
             raise ConfigError(f"cannot write to {typed}: {folder} is not a folder that you may write to{advice}")
-    if multirun:
-        for typed in (str(p.value()) for p in parsed if p.key_or_group == SWEEP_DIR):
-            if "${" not in typed:
-                refuse_used(Path(typed), "sweep")
 
 
 def _one_folder_for_all_ranks(parsed: list[Override]) -> None:
@@ -249,21 +280,6 @@ def _one_folder_for_all_ranks(parsed: list[Override]) -> None:
             f"{world} processes were started from outside (torchrun, srun): pass hydra.run.dir=DIR, "
             "one folder for all of them"
         )
-
-
-def _jobs(arguments: Arguments, parsed: list[Override]) -> list[list[str]]:
-    """The override lists to check: one, or in a multirun one for each value of each swept key."""
-    if not arguments.multirun:
-        return [arguments.overrides]
-    options = []
-    for p, text in zip(parsed, arguments.overrides, strict=True):
-        try:
-            values = list(p.sweep_string_iterator()) if p.is_sweep_override() else []
-        except HydraException:  # glob() and interval(): what they stand for is known to the sweeper alone
-            continue
-        options.append([f"{text.split('=', 1)[0]}={value}" for value in values] or [text])
-    first = [values[0] for values in options]
-    return [first] + [[*first[:i], v, *first[i + 1 :]] for i, values in enumerate(options) for v in values[1:]]
 
 
 def _check(composed: Composed, config_name: str, resumed: bool = False) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ from typing import Any
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.core.files import write_text
 from neural_rdm.core.ranks import RANK_VARIABLES
-from neural_rdm.reports.sweeps import FILE
+from neural_rdm.reports.sweeps import FILE, Record, read_record
 
 SWEEP_DIR = "hydra.sweep.dir"
 PARENT = "NEURAL_RDM_PARENT"  # environment variable: the process whose end ends this one
 _PAUSE = 0.5  # seconds between two looks at the parent
+#: arguments that say how the jobs are run, and not which: they may change when a sweep goes on
+_HOW = (f"{SWEEP_DIR}=", "hydra.mode=", "jobs=", "launcher=", "launcher.")
 
 
 class State(Enum):
@@ -30,44 +33,45 @@ class State(Enum):
     FINISHED = "finished"
 
 
-def record_sweep(folder: Path, overrides: Sequence[str]) -> None:
-    """Write down in `folder` which sweep its runs are of.
+def open_record(folder: Path, arguments: Sequence[str], jobs: Sequence[Sequence[str]], base: str | None) -> Record:
+    """The record of a sweep in its folder: what is there, or a new one, which is not written yet.
 
     Args:
-        overrides: the sweep's arguments, as they were typed; where its folder is does not count.
+        arguments: of the sweep, as they were typed; those of `_HOW` do not count.
+        jobs: the overrides of each job as they are planned now; none where they are proposed one by one.
 
     Raises:
         ConfigError: the folder holds another sweep, or runs of something else.
     """
-    own = [o for o in overrides if not o.lstrip("+").startswith((f"{SWEEP_DIR}=", "hydra.mode="))]
-    arguments = sorted(own, key=lambda o: o.lstrip("+~").startswith(("hydra.", "hydra/")))  # as Hydra keeps them
-    record = _read(folder)
-    if record is None:
+    own = [a for a in arguments if not a.lstrip("+").startswith(_HOW)]
+    typed = sorted(own, key=lambda a: a.lstrip("+~").startswith(("hydra.", "hydra/")))  # as Hydra keeps them
+    if not (folder / FILE).is_file():
         if found := sorted([*folder.glob("config.yaml"), *folder.glob("*/config.yaml")]):
             raise ConfigError(f"{folder} holds runs that are of no sweep ({found[0]}): choose another {SWEEP_DIR}")
-        _write(folder, {"arguments": arguments, "jobs": {}})
-    elif record["arguments"] != arguments:
+        return Record(typed, {str(number): list(job) for number, job in enumerate(jobs)}, base)
+    try:
+        record = read_record(folder)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder / FILE} cannot be read ({error}); choose another {SWEEP_DIR}") from error
+    if record.arguments != typed:
         raise ConfigError(
-            f"{folder} holds the sweep {' '.join(record['arguments']) or '(no arguments)'}, not "
-            f"{' '.join(arguments) or '(no arguments)'}: give the same arguments to go on with it, or choose another "
+            f"{folder} holds the sweep {' '.join(record.arguments) or '(no arguments)'}, not "
+            f"{' '.join(typed) or '(no arguments)'}: give the same arguments to go on with it, or choose another "
             f"{SWEEP_DIR}"
         )
-
-
-def enter(folder: Path, number: int, overrides: Sequence[str]) -> None:
-    """Write down in a sweep's folder what its job `number` is, before the job starts.
-
-    Raises:
-        ConfigError: it was another one when this sweep was started before (its values were shuffled, or proposed anew).
-    """
-    record = _read(folder) or {"arguments": [], "jobs": {}}
-    known = record["jobs"].setdefault(str(number), list(overrides))
-    if known != list(overrides):
+    before, now = (sorted(map(list, each)) for each in (record.jobs.values(), jobs))  # their order may be shuffled
+    if jobs and before != now:
+        other = next(job for job in [*before, *now] if job not in before or job not in now)
         raise ConfigError(
-            f"job {number} of {folder} was {' '.join(known)} and would now be {' '.join(overrides)}: this sweep cannot "
-            f"go on here; choose another {SWEEP_DIR}"
+            f"the sweep in {folder} was of other jobs than these arguments stand for now ({' '.join(other)}): its "
+            f"experiment has changed meanwhile; choose another {SWEEP_DIR}"
         )
-    _write(folder, record)
+    return record
+
+
+def save_record(folder: Path, record: Record) -> None:
+    """Write a sweep's record into its folder."""
+    write_text(folder / FILE, json.dumps(dataclasses.asdict(record), indent=2, ensure_ascii=False) + "\n")
 
 
 def state(folder: Path, module: str) -> State:
@@ -77,38 +81,18 @@ def state(folder: Path, module: str) -> State:
     """
     if module != "neural_rdm.train":
         return State.FINISHED if (folder / "report" / "metrics.json").is_file() else State.NEW
-    if _finished(folder):
+    if finished(folder):
         return State.FINISHED
     return State.BEGUN if (folder / "config.yaml").is_file() else State.NEW
 
 
-def objective(folder: Path) -> Any:
-    """What a finished run minimises; None where it measured nothing."""
-    return _finished(folder).get("objective")
-
-
-def _finished(folder: Path) -> dict[str, Any]:
+def finished(folder: Path) -> dict[str, Any]:
     """The content of a run's `finished.json`; empty where it is missing or damaged."""
     try:
         content = json.loads((folder / "finished.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _read(folder: Path) -> dict[str, Any] | None:
-    path = folder / FILE
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return {"arguments": list(content["arguments"]), "jobs": dict(content["jobs"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}); choose another {SWEEP_DIR}") from error
-
-
-def _write(folder: Path, record: Mapping[str, Any]) -> None:
-    write_text(folder / FILE, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
 def environment() -> dict[str, str]:

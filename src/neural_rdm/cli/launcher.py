@@ -1,137 +1,134 @@
-"""A Hydra launcher that runs every job of a multirun in a process of its own.
+"""Runs the jobs of a sweep: several at once, each a process and a folder of its own."""
 
-Hydra's own launcher runs the jobs one after another in one process. That cannot work with multi-process training:
-Lightning starts the other ranks by repeating the command line, so rank 1 would start the whole multirun again, and the
-environment variables of one job's ranks would stay behind for the next. Here each job is `python -m MODULE OVERRIDES`
-with a run folder below the sweep's, and with every rank variable removed from its environment. In a sweep that was
-started before in the same folder, finished jobs are left as they are and begun ones are resumed.
-"""
+from __future__ import annotations
 
+import os
 import signal
-import subprocess
-import sys
-from collections.abc import Sequence
-from pathlib import Path
+import time
+from collections.abc import Callable
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn, JobStatus
-from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from hydra.utils import instantiate
 
-from neural_rdm.cli.jobs import State, enter, environment, objective, record_sweep
-from neural_rdm.cli.jobs import state as state_of
-from neural_rdm.config.compose import LAUNCHER, prepare_hydra
-from neural_rdm.config.grammar import written
-from neural_rdm.core.errors import UserError
+from neural_rdm.cli.jobs import State, save_record, state
+from neural_rdm.cli.planning import Plan
+from neural_rdm.cli.pools import Future, Line
+from neural_rdm.cli.sweepers import Sweeper
+from neural_rdm.cli.telling import Running, Telling, why
+from neural_rdm.core.errors import first_line
+from neural_rdm.core.locks import held
+from neural_rdm.core.progress import EVERY
 from neural_rdm.core.signals import catch, give_back
+from neural_rdm.reports.runs import steps_done
+from neural_rdm.runs.folders import LOG
 
-_OWN = (
-    "hydra.mode",
-    "hydra.run.",
-    "hydra.sweep.",
-    "hydra.sweeper",
-    "hydra.launcher",
-    "hydra/launcher",
-    "hydra/sweeper",
-)
+_PAUSE = 0.1  # seconds between two looks at the jobs
 
 
-class SubprocessLauncher(Launcher):
-    """Runs the jobs one after another, each as `python -m module`; a job that fails does not stop the others."""
+def launch(plan: Plan) -> int:
+    """Run what is not finished of a sweep.
 
-    def __init__(self, module: str) -> None:
-        self.module = module
-        self.config: DictConfig | None = None
-        self.context: HydraContext | None = None
+    A job that fails does not stop the others. The signals that ask this process to stop are handed on to every job,
+    which saves its step; the same sweep started again goes on.
 
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Called by Hydra before `launch`."""
-        self.config, self.context = config, hydra_context
+    Returns:
+        The exit code: 0, 1 where a job has failed, 128 + its number where a signal stopped the sweep.
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run one process a job and return what each left in its `finished.json`."""
-        assert self.config is not None
-        assert self.context is not None
-        shared = [o for o in self.config.hydra.overrides.hydra if not o.lstrip("+~").startswith(_OWN)]
-        typed = [*self.config.hydra.overrides.task, *self.config.hydra.overrides.hydra]
-        results = []
-        for number, overrides in enumerate(job_overrides, start=initial_job_idx):
-            job = self.context.config_loader.load_sweep_config(self.config, list(overrides))
-            with open_dict(job):
-                job.hydra.job.num, job.hydra.job.id = number, str(number)
-            HydraConfig.instance().set_config(job)  # what `${hydra:job.num}` in the folder's name reads
-            folder = Path(job.hydra.sweep.dir) / str(job.hydra.sweep.subdir)
-            state = self._enter(Path(job.hydra.sweep.dir), typed, number, overrides, folder)
-            how = {State.NEW: "", State.BEGUN: " goes on", State.FINISHED: " is finished"}[state]
-            title = f"[job {number + 1 - initial_job_idx} of {len(job_overrides)}]"
-            print(f"{title} {' '.join(overrides)} -> {folder}{how}", flush=True)
-            if state is State.FINISHED:
-                results.append(self._result(job, folder, overrides, 0))
-                continue
-            place = f"hydra.run.dir={written(str(folder))}"
-            own = [f"resume={written(str(folder))}"] if state is State.BEGUN else [*overrides, place]
-            command = [sys.executable, "-m", self.module, *own, *shared, "hydra.mode=RUN"]
-            for source in self.config.hydra.runtime.config_sources:
-                if source.provider == "command-line":
-                    command += ["--config-dir", source.path]
-            code, stopped = _wait(started(command))
-            results.append(self._result(job, folder, overrides, code))
-            if stopped:
-                raise SystemExit(128 + stopped)
-        return results
-
-    def _enter(self, sweep: Path, typed: list[str], number: int, overrides: Sequence[str], folder: Path) -> State:
-        """Write the job down; Hydra would answer another sweep's folder with a traceback."""
-        try:
-            record_sweep(sweep, typed)
-            enter(sweep, number, overrides)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            raise SystemExit(2) from error
-        return state_of(folder, self.module)
-
-    @staticmethod
-    def _result(job: DictConfig, folder: Path, overrides: Sequence[str], code: int) -> JobReturn:
-        result = JobReturn(
-            overrides=list(overrides), cfg=job, hydra_cfg=job, working_dir=str(folder), task_name=job.hydra.job.name
-        )
-        if code == 0:
-            result.status, result.return_value = JobStatus.COMPLETED, objective(folder)
-        else:
-            print(f"job failed with exit code {code}: {' '.join(overrides)} (see {folder})", file=sys.stderr)
-            # Hydra raises this once all jobs are done: the multirun's own exit code, without a traceback.
-            result.status, result.return_value = JobStatus.FAILED, SystemExit(code if code > 0 else 1)
-        return result
-
-
-def started(command: Sequence[str]) -> subprocess.Popen[bytes]:
-    """A job in a session of its own: what asks the launcher to stop reaches it through the launcher, and once."""
-    return subprocess.Popen(command, env=environment(), start_new_session=True)
-
-
-def _wait(process: subprocess.Popen[bytes]) -> tuple[int, int]:
-    """The exit code of a job, and the signal that asked this process to stop meanwhile (0: none).
-
-    They are passed on: the job finishes its step and saves first.
+    Raises:
+        UserError: the sweep cannot begin.
     """
-    received: list[int] = []
-
-    def handle(number: signal.Signals) -> None:
-        received.append(number)
-        process.send_signal(number)
-
-    before = catch(handle)
-    try:
-        return process.wait(), received[0] if received else 0
-    finally:
-        give_back(before)
+    sweeper: Sweeper = instantiate(plan.how.sweeper)
+    sweeper.check(plan)
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    with held(plan.folder, "sweep"):
+        return _Sweep(plan, sweeper).run()
 
 
-def register() -> None:
-    """Make `hydra/launcher=subprocess` known to Hydra in this process."""
-    prepare_hydra()
-    Plugins.instance().register(SubprocessLauncher)
-    # Hydra instantiates only plugins whose name begins with hydra_plugins, whatever package their class is in.
-    Plugins.instance().class_name_to_class[LAUNCHER["_target_"]] = SubprocessLauncher
+class _Sweep:
+    """The jobs that run now."""
+
+    def __init__(self, plan: Plan, sweeper: Sweeper) -> None:
+        self.plan, self.record, self.sweeper, self.at_once = plan, plan.record, sweeper, plan.how.jobs
+        pool = instantiate(plan.how.launcher)
+        self.submit: Callable[[Line], Future] = pool.start(self.at_once, plan.folder)
+        self.threads = _threads(self.at_once) if pool.here else None
+        self.running: dict[str, Running] = {}
+        self.signal = 0
+        sweeper.begin()
+        self.tell = Telling(plan, sweeper.total)
+
+    def run(self) -> int:
+        """Run them to their ends; returns the exit code of the sweep."""
+        save_record(self.plan.folder, self.record)
+        self.tell.plan_of(self.threads)
+        before, told = catch(self._stop), time.monotonic()
+        try:
+            while True:
+                while not self.signal and len(self.running) < self.at_once and (number := self.sweeper.next()):
+                    self._start(number)
+                if not self.running:
+                    break
+                for number in [n for n, job in self.running.items() if job.future.done()]:
+                    self._end(number)
+                for number, job in self.running.items():
+                    if self.at_once == 1:  # what several print at once would be soup
+                        job.show()
+                    if not job.given_up and not self.signal and self.sweeper.gives_up(number):
+                        job.given_up = True
+                        job.line.ask_to_stop(signal.SIGTERM)
+                if time.monotonic() - told > EVERY:
+                    told = time.monotonic()
+                    self.tell.progress(self.running)
+                time.sleep(_PAUSE)
+        finally:
+            give_back(before)
+        self.tell.summary()
+        failed = any(how["state"] == "failed" for how in self.record.states.values())
+        return 128 + self.signal if self.signal else int(failed)
+
+    def _stop(self, number: signal.Signals) -> None:
+        self.signal = number
+        for job in self.running.values():
+            job.line.ask_to_stop(number)
+
+    def _start(self, number: str) -> None:
+        folder, module = self.plan.folder / number, self.plan.module
+        line = Line(folder, module, self.record.jobs[number], self.plan.further, self.threads)
+        line.forget()
+        self.record.states[number] = {"state": "running"}
+        save_record(self.plan.folder, self.record)
+        self.tell.begins(number, folder, begun=state(folder, module) is State.BEGUN)
+        printed = (folder / LOG).stat().st_size if (folder / LOG).is_file() else 0
+        begin, before = time.monotonic(), steps_done(folder) or 0
+        self.running[number] = Running(line, self.submit(line), begin, before, printed)
+
+    def _end(self, number: str) -> None:
+        job = self.running.pop(number)
+        error = ""
+        try:
+            code = job.future.result()
+        except Exception as problem:  # of the pool: a worker or a node was lost
+            code, error = 1, first_line(problem)
+        if self.at_once == 1:
+            job.show()
+        job.line.forget()
+        if code == 0 and state(job.line.folder, self.plan.module) is not State.BEGUN:
+            how = "finished"
+        elif job.given_up:
+            how = "pruned"
+        elif self.signal:
+            how = "stopped"
+        else:
+            how, error = "failed", error or why(job.line.folder / LOG, code)
+        self.record.states[number] = {"state": how, "seconds": round(job.seconds(), 1), "steps": job.steps()}
+        self.record.states[number] |= {"error": error} if how == "failed" else {}
+        save_record(self.plan.folder, self.record)
+        self.sweeper.ended(number)
+        self.tell.ends(number, job.seconds())
+
+
+def _threads(jobs: int) -> int | None:
+    """Of each of so many jobs on this machine; None where it is said already. An experiment may say fewer."""
+    if jobs == 1 or "OMP_NUM_THREADS" in os.environ:
+        return None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // jobs)

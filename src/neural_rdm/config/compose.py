@@ -9,7 +9,6 @@ from typing import Any
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -26,9 +25,6 @@ from neural_rdm.config.sources import Sources
 from neural_rdm.core.arguments import members, nearest
 from neural_rdm.core.errors import ConfigError, first_line
 
-#: `hydra/launcher=subprocess`; `module` is the command that runs one job
-LAUNCHER = {"_target_": "hydra_plugins.neural_rdm.SubprocessLauncher", "module": "neural_rdm.train"}
-
 
 @dataclass
 class Composed:
@@ -40,10 +36,9 @@ class Composed:
 
 
 def prepare_hydra() -> None:
-    """Make `hydra/launcher=subprocess` known (`cli.launcher` has its class), and let Hydra give every node its defaults
-    (see `fill`) before it applies overrides to them, in whatever it composes: a run, a job of a sweep, --help, --cfg.
+    """Let Hydra give every node its defaults (see `fill`) before it applies overrides to them, in whatever it composes:
+    a run, --help, --cfg.
     """
-    ConfigStore.instance().store("subprocess", LAUNCHER, group="hydra/launcher", provider="neural_rdm")
     if not hasattr(ConfigLoaderImpl, "neural_rdm"):  # it has no hook for that
         apply = ConfigLoaderImpl._apply_overrides_to_config
 

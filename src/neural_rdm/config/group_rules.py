@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -9,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from neural_rdm.config.process_rules import check_process
 from neural_rdm.config.schema import constants
 from neural_rdm.config.sources import Sources, refused
+from neural_rdm.core.arguments import nearest
 from neural_rdm.core.errors import ConfigError
 
 
@@ -52,6 +55,7 @@ def check_across(cfg: DictConfig, sources: Sources) -> None:
     _check_gates(cfg, sources)
     _check_control(cfg, sources)
     check_process(cfg, sources)
+    _check_objective(cfg, sources)
     _check_sampler(cfg, sources)
     size, (key, side) = _latent_size(cfg), _called(backbone, SIZES)
     if size is not None and side is not None and size != side:
@@ -192,6 +196,28 @@ def _check_control(cfg: DictConfig, sources: Sources) -> None:
         if is_wrong:
             value = OmegaConf.select(cfg, key)
             raise refused(f"{key}={value} with control={control}: {reason}; pass {key}={instead}", key, sources)
+
+
+def _check_objective(cfg: DictConfig, sources: Sources) -> None:
+    """A number that the run will have, as far as that is known before it is trained."""
+    name = cfg.get("optimized_metric")
+    if name is None:
+        return
+    kind, _, _ = name.rpartition("/")
+    measures = constants(cfg.metric, "metric").get("measures") if cfg.metric is not None else ()
+    nodes = [node for node in (cfg.callbacks or {}).values() if node is not None]
+    validations = [node.every_n_steps for node in nodes if node._target_.endswith(".Validation")]
+    problem = None
+    if kind == "val" and min(validations, default=math.inf) > cfg.trainer.max_steps:
+        problem = "nothing is validated in these steps; pass a smaller callbacks.validation.every_n_steps"
+    elif kind not in ("", "train", "val") and nearest(kind, ("train", "val")):
+        problem = f"the columns of metrics.csv begin with train/ and val/.{nearest(name, ('train/loss', 'val/loss'))}"
+    elif not kind and cfg.metric is None:
+        problem = "there is no report without a metric; choose one, or pass a column of metrics.csv such as val/loss"
+    elif not kind and measures and not re.fullmatch(rf"(at_\d+_)?({'|'.join(measures)})", name):
+        problem = f"this metric measures {', '.join(measures)}.{nearest(name, measures)}"
+    if problem is not None:
+        raise refused(f"optimized_metric={name}: {problem}", "optimized_metric", sources)
 
 
 def _check_fit(cfg: DictConfig, rule: str, says: dict[str, Any], sources: Sources) -> None:

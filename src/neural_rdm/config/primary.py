@@ -8,12 +8,12 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from neural_rdm.config.primary_train import Train
 from neural_rdm.config.reader import Node
 from neural_rdm.core.arguments import (
     Accelerator,
     Count,
     Natural,
-    NonNegative,
     Positive,
     Problem,
     Seed,
@@ -31,74 +31,11 @@ Weights = Annotated[str, matching(WEIGHTS, "ema, raw, or ema-DECAY for one of ca
 
 
 @dataclass
-class Trainer:
-    """The group `trainer`: how long, on what, and how exactly."""
-
-    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"]
-    devices: Count
-    num_nodes: Count
-    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
-    max_steps: Count
-    accumulate_grad_batches: Count
-    compile: bool
-    num_threads: Count | None
-
-
-@dataclass
-class Pretrained:
-    """Official weights to start from."""
-
-    path: str | None
-    reinit: list[str]
-
-
-@dataclass
 class RunData:
     """Where the data of a run are now."""
 
     root: str | None
     latents: str | None
-
-
-@dataclass
-class Checkpoint:
-    """When training saves, and how many of the files stay."""
-
-    every_n_steps: Count
-    keep: Count
-
-
-@dataclass
-class Train:
-    """The primary configuration of `python -m neural_rdm.train`."""
-
-    seed: Seed
-    log_every_n_steps: Count
-    resume: str | None
-    #: of a resume: go on although the data are not as they were when the run began
-    accept_data: bool
-    #: the group choices that made this configuration; written into a run's config.yaml, never typed
-    choices: dict[str, str] | None
-    pretrained: Pretrained
-    train_only: Literal["all", "gates", "gates+norms"]
-    control: Literal["folded", "mlp_widened"] | None
-    gamma: NonNegative
-    target: Literal["isometry", "floor"]
-    supervision: Literal["local", "exact"]
-    checkpoint: Checkpoint
-    trainer: Trainer
-    backbone: Node
-    residual: Node
-    diffusion: Node
-    first_stage: Node
-    condition: Node | None
-    data: Node
-    optimizer: Node
-    strategy: Node
-    sampler: Node
-    metric: Node | None
-    callbacks: dict[str, Node | None] | None
-    logger: dict[str, Node | None] | None
 
 
 @dataclass
@@ -343,9 +280,22 @@ class Stored:
     latents: str | None = None
 
 
+@dataclass
+class Sweeping:
+    """The primary configuration of `python -m neural_rdm.sweep`, beside that of its jobs (see `Sweep`)."""
+
+    #: so many seeds from 0 on, or a list of them, for all jobs
+    seeds: Count | list[Natural] | None
+    #: at once
+    jobs: Count
+    launcher: Node
+    sweeper: Node
+
+
 #: primary configuration -> its class
 COMMANDS: dict[str, type] = {
     "train": Train,
+    "sweep": Sweeping,
     "sample": Sample,
     "evaluate": Evaluate,
     "lens": Lens,

@@ -26,6 +26,7 @@ CHANGEABLE = (
     "data.root",
     "hydra",
     "logger",
+    "optimized_metric",
     "optimizer.skip_nonfinite",
     "resume",
     "strategy",

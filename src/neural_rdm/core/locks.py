@@ -67,7 +67,7 @@ def check_job(folder: Path) -> None:
         ConfigError: a living process of this machine, of another job, holds its lock.
     """
     holder = _holder(folder)
-    if holder.get("job") != _job() and holder.get("host") == socket.gethostname() and _lives(holder.get("pid")):
+    if holder.get("job") != _job() and holder.get("host") == socket.gethostname() and lives(holder.get("pid")):
         raise _in_use(folder, holder)
 
 
@@ -128,7 +128,8 @@ def _holder(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _lives(pid: Any) -> bool:
+def lives(pid: Any) -> bool:
+    """Whether a process of this machine is alive."""
     if not isinstance(pid, int) or pid <= 0:
         return False
     try:

@@ -30,6 +30,7 @@ class DigitsReport(Report):
     """
 
     kind = "digits"  # the name of the metric, and of the data that it needs
+    measures = ("accuracy", "frechet_pixels")  # what `optimized_metric` may name, `at_N_...` too
 
     def __init__(self, per_class: Count = 50) -> None:
         self.per_class = per_class
@@ -142,6 +143,7 @@ class DigitsVideoReport(DigitsReport):
     """
 
     kind = "digits_video"
+    measures = ("accuracy", "consistency", "frechet_pixels", "motion")
 
     def _fits(self, data: Any) -> bool:
         return isinstance(data, DigitsVideo)

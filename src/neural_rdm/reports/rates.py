@@ -101,8 +101,11 @@ def metric(run: Path, name: str) -> float | None:
     """The last value of a column of `metrics.csv` (`val/loss`), or a number of the run's report; None for an unfinished
     run and where it is not recorded.
     """
-    if progress(run).finished is False:
-        return None
+    return None if progress(run).finished is False else recorded(run, name)
+
+
+def recorded(run: Path, name: str) -> float | None:
+    """The same of a run in whose report it stands already, whether or not that is all of the run."""
     if "/" not in name:
         value = generated(run).get(name)
         return None if value is None else number(str(value))

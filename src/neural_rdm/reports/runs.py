@@ -126,6 +126,15 @@ def generated(folder: Path) -> dict[str, Any]:
     return next((r for r in read_report(folder)["rows"] if isinstance(r, dict) and r.get("name") == GENERATED), {})
 
 
+def steps_done(run: Path) -> int | None:
+    """The last step that a run has logged or saved; None where it has done none yet."""
+    saved = [
+        int(match[1]) for path in (run / "checkpoints").glob("*.ckpt") if (match := _CHECKPOINT.fullmatch(path.name))
+    ]
+    logged = [_logged(run / name) for name in ("metrics.csv", "throughput.csv")]
+    return max([*saved, *(step for step in logged if step is not None)], default=None)
+
+
 def _logged(path: Path) -> int | None:
     try:
         return max((int(row["step"]) for row in read_rows(path)), default=None)

@@ -30,6 +30,8 @@ _TRACES = (
     ("report/metrics.json", "evaluate"),
     ("sampling.json", "sample"),
 )
+#: what a job of a sweep prints; it is there before the job
+LOG = "output.log"
 _OURS = {FILE, CONFIG, LOCK, LEASED, HOLDER}
 
 
@@ -80,7 +82,7 @@ def refuse_used(folder: Path, command: str, cfg: DictConfig | None = None) -> No
     Raises:
         ConfigError: saying what it holds.
     """
-    if folder.is_dir() and FILE in (there := set(os.listdir(folder))) and there <= _OURS - {CONFIG}:
+    if folder.is_dir() and FILE in (there := set(os.listdir(folder))) and there <= _OURS - {CONFIG} | {LOG}:
         return  # a command was killed there before anything came of it
     maker = made_by(folder)
     if maker is None:
@@ -112,7 +114,11 @@ def made_by(folder: Path) -> str | None:
 
 
 def _remove(folder: Path, names: set[str]) -> None:
-    """Remove a folder that holds nothing but these files."""
+    """Remove a folder that holds nothing but these files; what a sweep has kept of its output stays."""
     with contextlib.suppress(OSError):
-        if set(os.listdir(folder)) <= names:
+        there = set(os.listdir(folder))
+        if there <= names:
             shutil.rmtree(folder)
+        elif there - {LOG} <= names:
+            for name in there - {LOG}:
+                (folder / name).unlink(missing_ok=True)
