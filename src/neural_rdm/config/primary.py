@@ -34,8 +34,8 @@ def known_weights(features: str, features_path: str | None, features_sha256: str
     """A feature network that nobody publishes under a hash that is known here is named with its file and hash."""
     if features != "c3d" or None not in (features_path, features_sha256):
         return None
-    said = "features=c3d has no published file that is known here: pass {at}features_path=FILE, a C3D fine-tuned on"
-    return Problem("features", f"{said} UCF-101, and {{at}}features_sha256=HEX, what it hashes to", features)
+    said = "has no published file that is known here: pass {at}features_path=FILE, a C3D fine-tuned on UCF-101, and"
+    return Problem("features", f"{said} {{at}}features_sha256=HEX, what it hashes to", features)
 
 
 @dataclass

@@ -107,7 +107,8 @@ class Evaluation(Metric):
     def protocol(self) -> str:
         """In one line what the numbers depend on, besides the samples and how they were made."""
         (network,) = self._network
-        what = "published" if network.official else "not the published ones"
+        others = "not the published ones" if network.weights.sha256 else "no published ones are known"
+        what = "published" if network.official else others
         line = f"features {network.name} (weights {network.weights_hash[:8]}, {what}); "
         if self.reference is None:
             return f"{line}real samples without a file{self._score}"
