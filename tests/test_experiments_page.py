@@ -1,4 +1,4 @@
-"""docs/experiments.md: every number and curve of the paper's Neural-RDM has its command, and says whose values it sets."""
+"""docs/experiments.md: every number and curve of Neural-RDM has its command, and every value says whose it is."""
 
 from __future__ import annotations
 
