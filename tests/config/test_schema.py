@@ -19,7 +19,7 @@ from neural_rdm.backbones.dit import DiT
 from neural_rdm.backbones.unet import UNet
 from neural_rdm.backbones.uvit import UViT
 from neural_rdm.config import primary, primary_train
-from neural_rdm.config.check import config_dir, validate
+from neural_rdm.config.check import choices_of, config_dir, validate
 from neural_rdm.config.compose import Composed, compose_config
 from neural_rdm.config.reader import REQUIRED, signature
 from neural_rdm.config.schema import of_class, rules, targets
@@ -40,12 +40,14 @@ OURS = [target for target in TARGETS if target.startswith("neural_rdm.")]
 #: the groups of configs/; a file anywhere else would never be found
 GROUPS = {
     "backbone", "callbacks", "condition", "data", "diffusion", "exp", "first_stage", "launcher", "logger", "metric",
-    "optimizer", "residual", "sampler", "strategy", "sweeper", "trainer",
+    "optimizer", "residual", "sampler", "strategy", "study", "sweeper", "trainer",
 }  # fmt: skip
 #: those of a sweep, and not of its jobs
 SWEEPS = {"launcher", "sweeper"}
+#: those whose files say things of all nodes, and have none of their own
+WIDE = {"exp", "study"}
 CHOICES = sorted(f"{p.parent.name}={p.stem}" for p in config_dir().glob("*/*.yaml") if p.parent.name not in SWEEPS)
-EXPERIMENTS = sorted(p.stem for p in (config_dir() / "exp").glob("*.yaml"))
+EXPERIMENTS = choices_of("exp")
 #: what a choice needs beside it to fit the default experiment
 VIDEO = ["backbone=latte", "backbone.extras=class", "sampler.cfg_scale=1"]
 TEXT = ["backbone.num_classes=0", "backbone.context_dim=${condition.dim}"]
@@ -185,11 +187,13 @@ def test_python_callers_get_the_same_refusal(thing: Any, arguments: dict[str, An
 
 
 def test_every_file_belongs_to_a_group_and_every_group_to_the_schema() -> None:
-    files = sorted(config_dir().rglob("*.yaml"))
-    assert {p.parent.name for p in files if p.parent != config_dir()} == GROUPS
-    assert all(p.parent == config_dir() or p.parent.parent == config_dir() for p in files)
-    assert {p.stem for p in files if p.parent == config_dir()} == set(primary.COMMANDS)
-    assert GROUPS - {"exp"} - SWEEPS <= {f.name for f in dataclasses.fields(primary.Train)}
+    files = [p.relative_to(config_dir()) for p in sorted(config_dir().rglob("*.yaml"))]
+    assert {p.parts[0] for p in files if len(p.parts) > 1} == GROUPS
+    assert all(len(p.parts) <= 2 or p.parts[0] == "exp" for p in files), (
+        "experiments alone lie in folders of their group"
+    )
+    assert {p.stem for p in files if len(p.parts) == 1} == set(primary.COMMANDS)
+    assert {f.name for f in dataclasses.fields(primary.Train)} >= GROUPS - WIDE - SWEEPS
     assert {f.name for f in dataclasses.fields(primary.Sweeping)} >= SWEEPS
     assert [p for p in config_dir().rglob("*") if p.is_file() and p.suffix != ".yaml"] == []
 
@@ -260,7 +264,7 @@ def test_every_choice_composes_with_the_default_experiment(
     cfg = result.cfg
     if "root" in cfg.data:
         cfg.data.root = images(cfg)
-    if name.startswith("deepspeed") or group in ("exp", "trainer"):
+    if name.startswith("deepspeed") or group in ("exp", "study", "trainer"):
         return  # DeepSpeed needs GPUs; experiments have a test of their own; a trainer is not one object
     if group == "backbone":
         with torch.device("meta"):

@@ -13,17 +13,21 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from neural_rdm.config.check import validate
+from neural_rdm.config.compose import compose_config
 from neural_rdm.core.errors import CheckpointError, ConfigError, DataError
 from neural_rdm.diffusion.samplers import Sampler
 from neural_rdm.evaluation.features import FeatureReport
 from neural_rdm.evaluation.measuring import Subject
 from neural_rdm.evaluation.sample_files import open_samples
 from neural_rdm.media.images import to_bytes
-from neural_rdm.metrics import clip_score, networks
+from neural_rdm.metrics import clip_score, inception_score, networks
 from neural_rdm.metrics.frechet import frechet_distance
-from neural_rdm.metrics.networks.base import FeatureNetwork
+from neural_rdm.metrics.networks.base import FeatureNetwork, sha256_of
+from neural_rdm.metrics.networks.c3d import Layers
 from neural_rdm.metrics.networks.text_image import CLIP
 from neural_rdm.metrics.reference import write_reference
+from neural_rdm.stats import complete, stats
 from neural_rdm.training.callbacks.ema import EMA
 from neural_rdm.training.callbacks.recording import EvaluationLog
 from tests.helpers import save_word_tokenizer
@@ -301,3 +305,53 @@ def test_an_evaluation_does_not_touch_the_training(real: Tensor, tmp_path: Path)
     fit(plain, tmp_path / "plain", EMA(decay=0.5), steps=3)
     for one, other in zip(watched.parameters(), plain.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_the_score_of_clips_is_c3ds_in_every_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """stats, evaluate and metric=videos take a C3D by path and hash, and say whose score it is."""
+
+    def cheap(self: Any, clips: Tensor) -> dict[str, Tensor]:
+        return {"logits": clips.float().mean((1, 2, 4)).repeat(1, 15)[:, :101] / 9}
+
+    monkeypatch.setattr(networks.C3D, "features", cheap)
+    with torch.device("meta"):
+        layout = Layers(ends=False).state_dict()
+    torch.save({name: torch.zeros(()).expand(value.shape) for name, value in layout.items()}, tmp_path / "c3d.pth")
+    clips = np.random.default_rng(0).integers(0, 256, (24, 16, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "clips.npz", arr_0=clips)
+    named = [f"features_path={tmp_path / 'c3d.pth'}", f"features_sha256={sha256_of(tmp_path / 'c3d.pth')}"]
+
+    def composed(command: str, *overrides: str) -> Any:
+        found = compose_config(command, list(overrides))
+        validate(found.cfg, command, found.sources)
+        return found.cfg
+
+    asked = complete([f"samples={tmp_path / 'clips.npz'}", "features=c3d", "accelerator=cpu"])
+    with pytest.raises(ConfigError, match=r"features=c3d has no published file .* pass features_path=FILE"):
+        composed("stats", *asked)
+    assert stats(composed("stats", *asked, *named), tmp_path) == 0
+
+    video = ["exp=digits_video_gated", "data.num_frames=16", "backbone.num_frames=16", "metric=videos"]
+    video += ["metric.features=c3d", f"metric.reference={tmp_path / 'statistics.npz'}"]
+    with pytest.raises(
+        ConfigError, match=r"metric.features=c3d has no published file .* pass metric.features_path=FILE"
+    ):
+        composed("train", *video)
+    metric = composed("train", *video, *(f"metric.{name}" for name in named)).metric
+    report = FeatureReport(**{str(key): value for key, value in metric.items() if key != "_target_"})
+    rows, protocol, facts = report.rows_of_files(open_samples(tmp_path / "clips.npz"), 8, torch.device("cpu"), "")
+    expected = cheap(None, torch.from_numpy(clips).movedim(-1, 2))["logits"].double().softmax(1)
+    assert 1 < rows[0]["inception_score_c3d"] < inception_score(expected, 1)[0]
+    assert rows[0]["frechet_c3d"] == pytest.approx(0, abs=1e-6)
+    assert facts["features"] == "c3d"
+    assert "Features c3d (weights " in protocol
+    assert "no published ones are known" in protocol
+    with pytest.raises(ConfigError, match="frame_features"):
+        FeatureReport("i3d", "x.npz", frame_features="c3d", frame_reference="x.npz")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="holds clips"):
+        FeatureReport("inception", "x.npz").rows_of_files(
+            open_samples(tmp_path / "clips.npz"), 8, torch.device("cpu"), ""
+        )
+    short = SimpleNamespace(sample_shape=(8, 3, 8, 8))
+    with pytest.raises(ConfigError, match=r"features=c3d wants 16 frames a clip"):
+        report.check(short, SimpleNamespace(context_dim=None), True)  # type: ignore[arg-type]

@@ -14,9 +14,12 @@ from torch import nn
 
 from neural_rdm.core.errors import CheckpointError, ConfigError
 from neural_rdm.metrics import frechet_distance, inception_score
-from neural_rdm.metrics.networks import I3D, NETWORKS, EfficientNetLite0, Inception, feature_network
+from neural_rdm.metrics.networks import C3D, I3D, NETWORKS, EfficientNetLite0, Inception, feature_network
 from neural_rdm.metrics.networks.base import full_precision
+from neural_rdm.metrics.networks.c3d import NUMBERED
+from neural_rdm.metrics.networks.c3d import Layers as C3DLayers
 from neural_rdm.metrics.networks.inception import published, resize_like_tensorflow_1
+from neural_rdm.metrics.suite import Evaluation
 from tests.helpers import shared
 
 ORACLES = "data/oracles/"
@@ -464,3 +467,120 @@ def test_video_distance_ranks_generated_skies(offline):
 @pytest.mark.full
 def test_video_distance_ranks_generated_skies_on_all_frames(offline):
     assert_ranks_the_first_stage_closer(every=1)
+
+
+# C3D of UCF-101
+
+
+def c3d_state(scale=None):
+    """Weights in the layout of PyTorch's ports: random ones that keep the signal alive, or one number, stored once."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.device("meta"):
+        layout = C3DLayers(ends=False).state_dict()
+
+    def fill(value):
+        if scale is not None:
+            return torch.full((), scale).expand(value.shape)
+        if value.ndim == 1:
+            return torch.randn(value.shape, generator=generator) * 0.1
+        return torch.randn(value.shape, generator=generator) * (2 / value[0].numel()) ** 0.5
+
+    return {name: fill(value) for name, value in layout.items()}
+
+
+def c3d_of(path, state):
+    if path.suffix == ".npz":
+        np.savez(path, **state)
+    else:
+        torch.save(state, path)
+    return feature_network("c3d", path, sha256(path))
+
+
+def test_c3d_is_the_published_network():
+    """Tran et al. 2015: eight convolutions of 3 x 3 x 3; with UCF-101's classes 78 million parameters."""
+    state = c3d_state(0.0)
+    sizes = {name: tuple(value.shape) for name, value in state.items() if name.endswith("weight")}
+    convolutions = [size for size in sizes.values() if size[2:] == (3, 3, 3)]
+    assert [size[0] for size in convolutions] == [64, 128, 256, 256, 512, 512, 512, 512]
+    assert list(sizes.values())[8:] == [(4096, 8192), (4096, 4096), (101, 4096)]
+    assert sum(value.numel() for value in state.values()) == 78_409_573
+
+
+@pytest.mark.parametrize("layout", ["ports", "TGAN's"])
+def test_c3d_in_both_layouts_against_a_forward_pass_by_hand(layout, tmp_path):
+    """Caffe's and Chainer's last pool looks over the end of its 7 x 7 places, PyTorch's over both sides."""
+    state = c3d_state()
+    clip = images(16, 256, 256)
+    frames = nn.functional.interpolate(clip.float(), (128, 128), mode="bicubic")
+    x = frames[:, [2, 1, 0], 8:120, 8:120].transpose(0, 1)[None]
+    if layout == "ports":
+        given, file = {f"module.{name}": value for name, value in state.items()}, "c3d.pth"
+        x, pool = x - torch.tensor([90.0, 98.0, 102.0]).view(3, 1, 1, 1), {"padding": (0, 1, 1)}
+    else:
+        mean = torch.rand(3, 16, 128, 171, generator=torch.Generator().manual_seed(1)) * 200
+        given, file = {"mean": mean.reshape(1, -1).numpy()}, "c3d.npz"
+        for name, value in state.items():
+            layer, _, leaf = name.rpartition(".")
+            given[f"{layer}{'a' * (layer in ('conv1', 'conv2'))}/{'W' if leaf == 'weight' else 'b'}"] = value.numpy()
+        x, pool = x - mean[:, :, 8:120, 29:141], {"ceil_mode": True}
+    with torch.no_grad():
+        for name in ("conv1", "conv2", "conv3a", "conv3b", "conv4a", "conv4b", "conv5a", "conv5b"):
+            x = nn.functional.conv3d(x, state[f"{name}.weight"], state[f"{name}.bias"], padding=1).relu()
+            if name in ("conv1", "conv2", "conv3b", "conv4b"):
+                x = nn.functional.max_pool3d(x, (1, 2, 2) if name == "conv1" else 2)
+        x = nn.functional.max_pool3d(x, 2, **pool).flatten(1)
+        for name in ("fc6", "fc7", "fc8"):
+            x = nn.functional.linear(x if name == "fc6" else x.relu(), state[f"{name}.weight"], state[f"{name}.bias"])
+    network = c3d_of(tmp_path / file, given)
+    (tmp_path / file).unlink()  # 300 MB
+    got = network(clip[None])["logits"]
+    assert (got - x).abs().max() < 1e-4 * x.abs().max()
+    assert (got - network(clip.flip(1)[None])["logits"]).abs().max() > 1e-3 * x.abs().max()  # red is not blue
+    assert not network.official
+
+
+def test_c3d_knows_numbered_layers_and_what_a_file_lacks(tmp_path):
+    state = c3d_state(0.25)
+    theirs = {ours: number for number, ours in NUMBERED.items()}
+    numbered = {f"{theirs[n.rpartition('.')[0]]}.{n.rpartition('.')[2]}": value for n, value in state.items()}
+    network = c3d_of(tmp_path / "numbered.pth", {"state_dict": numbered, "epoch": 3})
+    assert [p[..., :1].unique().item() for p in network.parameters()] == [0.25] * 22
+    with pytest.raises(CheckpointError, match=r"lacks the mean clip .*numpy\.savez"):
+        c3d_of(tmp_path / "tgan.npz", {"conv1a/W": np.zeros(1)})
+    with pytest.raises(CheckpointError, match=r"mean is \[5\] instead of \[3, 16, 128, 171\]"):
+        c3d_of(tmp_path / "mean.pth", {**state, "mean": torch.zeros(5)})
+    with pytest.raises(CheckpointError, match=r"fc8.weight is float32 \[487, 4096\] instead of float32 \[101, 4096\]"):
+        c3d_of(tmp_path / "sports.pth", {**state, "fc8.weight": torch.zeros(1).expand(487, 4096)})
+    for frames in (15, 17):
+        with pytest.raises(ValueError, match=r"c3d wants clips of at (least|most) 16 frames"):
+            network(torch.zeros(1, frames, 3, 112, 112, dtype=torch.uint8))
+
+
+def test_c3d_and_inception_are_never_taken_for_one_another(inception_file, tmp_path):
+    with pytest.raises(ConfigError, match=r"features_path=.*features_sha256="):
+        feature_network("c3d")
+    with pytest.raises(CheckpointError, match="does not hold a C3D fine-tuned on UCF-101"):
+        feature_network("c3d", inception_file, sha256(inception_file))
+    torch.save(c3d_state(0.0), tmp_path / "c3d.pth")
+    with pytest.raises(CheckpointError, match="does not hold the FID InceptionV3"):
+        feature_network("inception", tmp_path / "c3d.pth", sha256(tmp_path / "c3d.pth"))
+    with pytest.raises(CheckpointError, match="is not the file that was asked for"):
+        feature_network("c3d", tmp_path / "c3d.pth", "0" * 64)
+
+
+def test_c3d_scores_clips_under_its_own_name(tmp_path, monkeypatch):
+    def cheap(self, clips):
+        return {"logits": clips.float().mean((1, 2, 4)).repeat(1, 15)[:, :101] / 9}
+
+    monkeypatch.setattr(C3D, "features", cheap)
+    evaluation = Evaluation(c3d_of(tmp_path / "c3d.pth", c3d_state(0.0)))
+    clips = images(320, 8, 8).view(20, 16, 3, 8, 8)
+    for real in (True, False):
+        evaluation.update(clips, real=real)
+    numbers = evaluation.compute()
+    expected = inception_score(cheap(None, clips)["logits"].double().softmax(1), splits=1)[0]
+    assert 1 < numbers["inception_score_c3d"] < expected  # ten small splits see less variety than one large one
+    assert {"frechet_c3d", "inception_score_c3d_std"} < set(numbers)
+    assert not any("inception_score_inception" in name or "i3d" in name for name in numbers)
+    assert "features c3d" in evaluation.protocol
+    assert "Inception Score in 10 shuffled splits" in evaluation.protocol

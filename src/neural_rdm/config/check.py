@@ -37,8 +37,9 @@ def config_dir() -> Path:
 
 
 def choices_of(group: str) -> list[str]:
-    """The names that a group of the project can be given."""
-    return sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
+    """The names that a group of the project can be given, those in its sub-folders with their folder."""
+    folder = config_dir() / group
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
 
 
 def flat_keys(cfg: Any, prefix: str = "") -> Iterator[str]:
@@ -166,7 +167,7 @@ def _nearest_key(node: DictConfig, name: str, prefix: str, sources: Sources) -> 
 
 def _other_network(node: DictConfig, key: str, sources: Sources) -> str:
     """What to type where a typed `backbone=` is not of the network that the experiment sets keys of; else nothing."""
-    chosen, experiments = ([f for f in sources.files if f.parent.name == group] for group in ("backbone", "exp"))
+    chosen, experiments = map(sources.of, ("backbone", "exp"))
     if key != "backbone" or "backbone" not in sources.typed or not chosen or not experiments:
         return ""
     fitting = []

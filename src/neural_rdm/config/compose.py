@@ -147,19 +147,23 @@ def _compose(config_name: str, overrides: list[str]) -> DictConfig:
 
 
 def _files(name: str, roots: list[Path]) -> list[Path]:
-    """The files of a choice, and of those of its group that its defaults list builds on (`defaults: [adamw]`)."""
+    """The files of a choice, and of those that its defaults list builds on (`defaults: [adamw, /study/fig6]`)."""
     found = [root / f"{name}.yaml" for root in roots if (root / f"{name}.yaml").is_file()]
     contents: list[Any] = [OmegaConf.load(f) for f in found if "defaults:" in f.read_text(encoding="utf-8")]
     group = name.rpartition("/")[0]
-    parents = [
-        f"{group}/{entry}" for content in contents for entry in content.get("defaults") or [] if isinstance(entry, str)
-    ]
-    return [*found, *(file for parent in parents for file in _files(parent.lstrip("/"), roots))]
+    entries = [e for content in contents for e in content.get("defaults") or [] if isinstance(e, str) and e != "_self_"]
+    parents = [entry[1:] if entry.startswith("/") else f"{group}/{entry}".lstrip("/") for entry in entries]
+    return [*found, *(file for parent in parents for file in _files(parent, roots))]
 
 
 def _check_choice(override: Override, config_name: str) -> None:
-    """Refuse a group that is given null, a number or a dictionary, which Hydra answers with a traceback."""
+    """Refuse a group that is given null, a number or a dictionary, which Hydra answers with a traceback, and a folder
+    of a group in place of the group.
+    """
     group = override.key_or_group
+    whole, _, folder = group.partition("/")
+    if folder and any(choice.startswith(f"{folder}/") for choice in choices_of(whole)):
+        raise ConfigError(f"{override.input_line}: {folder} is a folder of {whole}; pass {whole}={folder}/NAME")
     choices = choices_of(group)
     if choices and not override.is_delete() and not isinstance(override.value(), (str, list, Sweep)):
         argument = of_class(primary.COMMANDS[config_name]).arguments.get(group)
@@ -168,8 +172,11 @@ def _check_choice(override: Override, config_name: str) -> None:
 
 
 def _unknown_choice(error: MissingConfigException) -> ConfigError:
-    group, _, choice = str(error.missing_cfg_file or "").rpartition("/")
-    options = sorted(error.options or [])
+    missing = str(error.missing_cfg_file or "")
+    first, _, choice = missing.partition("/")
+    own = choices_of(first) if choice else []
+    group, choice = (first, choice) if own else missing.rpartition("/")[::2]
+    options = sorted({*own, *(error.options or [])})
     if not group:
         return ConfigError(first_line(error))
     return ConfigError(

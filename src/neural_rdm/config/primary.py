@@ -25,9 +25,17 @@ from neural_rdm.core.arguments import (
 WEIGHTS = r"ema|raw|ema-[0-9][0-9.e-]*"
 #: the feature networks of `metrics.networks` that take images, and those that take clips
 ImageFeatures = Literal["inception", "efficientnet_lite0"]
-ClipFeatures = Literal["i3d", "efficientnet_lite0_video"]
+ClipFeatures = Literal["i3d", "c3d", "efficientnet_lite0_video"]
 #: which weights of a checkpoint a command uses
 Weights = Annotated[str, matching(WEIGHTS, "ema, raw, or ema-DECAY for one of callbacks.ema.further")]
+
+
+def known_weights(features: str, features_path: str | None, features_sha256: str | None) -> Problem | None:
+    """A feature network that nobody publishes under a hash that is known here is named with its file and hash."""
+    if features != "c3d" or None not in (features_path, features_sha256):
+        return None
+    said = "has no published file that is known here: pass {at}features_path=FILE, a C3D fine-tuned on UCF-101, and"
+    return Problem("features", f"{said} {{at}}features_sha256=HEX, what it hashes to", features)
 
 
 @dataclass
@@ -267,7 +275,7 @@ class Stats:
             return Problem("data", "statistics of what? Pass data=NAME data.root=DIR, or samples=FILE.npz or a folder")
         if not self.out.endswith(".npz") or "/" in self.out or self.out == ".npz":
             return Problem("out", f"{self.out} is no name of a file .npz; choose the folder with hydra.run.dir=DIR")
-        return None
+        return known_weights(self.features, self.features_path, self.features_sha256)
 
 
 @dataclass

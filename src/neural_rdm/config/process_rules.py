@@ -54,7 +54,7 @@ def _check_variant(process: DictConfig, sources: Sources) -> None:
     """A variant of DiT's process is no variant of an experiment's own: LDM's official weights, for example, know other
     betas. Whoever wants DiT's types diffusion.process.schedule=linear.
     """
-    files = {group: [f for f in sources.files if f.parent.name == group] for group in ("diffusion", "exp")}
+    files = {group: sources.of(group) for group in ("diffusion", "exp")}
     typed = "diffusion" in sources.typed and f"{PROCESS}.schedule" not in sources.typed
     if not typed or not files["diffusion"] or files["diffusion"][0].stem not in VARIANTS:
         return

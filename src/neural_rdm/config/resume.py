@@ -36,6 +36,8 @@ CHANGEABLE = (
 )
 #: keys that say what is to happen this time alone, and how a configuration that is kept has them
 MOMENTARY = {"resume": None, "accept_data": False}
+#: where runs lie below `outputs/train`: experiment and time; an experiment may lie in a folder (`exp=paper/table2_sky`)
+LEVELS = ("*/*", "*/*/*")
 #: keys of files and folders: those that must be there, and those that may also be names of something else
 _FOLDERS, _PATHS = (
     ("data.root", "data.latents"),
@@ -64,7 +66,7 @@ def find_run(value: str, root: Path = Path("outputs/train")) -> Run:
         ConfigError: there is no such folder, or it is not a run's.
         CheckpointError: its config.yaml or finished.json cannot be read, or the former is not as the run wrote it.
     """
-    runs = sorted((p.parent for p in root.glob("*/*/config.yaml")), key=lambda p: p.name)
+    runs = sorted((p.parent for level in LEVELS for p in root.glob(f"{level}/config.yaml")), key=lambda p: p.name)
     if value == "last":
         if not runs:
             raise ConfigError(f"resume=last: there is no run below {root.resolve()} yet; start one without resume")

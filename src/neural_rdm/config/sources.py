@@ -16,6 +16,10 @@ class Sources:
     files: tuple[Path, ...] = ()
     typed: frozenset[str] = frozenset()  # keys that were overridden on the command line
 
+    def of(self, group: str) -> list[Path]:
+        """The files of a group's choice, in the group's folder or one below it, and of those that it builds on."""
+        return [file for file in self.files if group in (file.parent.name, file.parent.parent.name)]
+
     def where(self, key: str) -> str:
         """` (command line; FILE, FILE)`: the places that hold the last part of `key`."""
         key = re.sub(r"\[\d+\]$", "", key)  # an entry of a list

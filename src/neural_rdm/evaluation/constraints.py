@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import get_args
 
-from neural_rdm.config.primary import ClipFeatures
+from neural_rdm.config.primary import ClipFeatures, known_weights
 from neural_rdm.core.arguments import Problem
+
+__all__ = ["frames_of_clips", "known_reference", "known_weights"]
 
 
 def known_reference(reference: str | None, features: str) -> Problem | None:

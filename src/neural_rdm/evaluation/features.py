@@ -95,7 +95,7 @@ class Held:
         return text
 
 
-@checked(constraints.known_reference, constraints.frames_of_clips)
+@checked(constraints.known_reference, constraints.frames_of_clips, constraints.known_weights)
 class FeatureReport(Report):
     """Distances between generated samples and the statistics of real ones, in the features of a named network.
 
@@ -106,7 +106,7 @@ class FeatureReport(Report):
 
     Args:
         features: feature network: `inception` (FID, sFID, IS) or `efficientnet_lite0` (needs no download) for images,
-            `i3d` (FVD) or `efficientnet_lite0_video` for clips.
+            `i3d` (FVD), `c3d` (the Inception Score of clips) or `efficientnet_lite0_video` for clips.
         reference: statistics of real samples: a file of `python -m neural_rdm.stats`, or one that ADM, torch-fidelity
             or clean-fid published.
         count: generated samples: 50,000 for an FID, 2,048 clips for an FVD.
@@ -157,13 +157,14 @@ class FeatureReport(Report):
             raise ConfigError(
                 "metric=images and videos want pixels; these are latents, and no first_stage decodes them"
             )
-        clips, least = len(data.sample_shape) == 4, NETWORKS[self.features].min_frames
+        clips, network = len(data.sample_shape) == 4, NETWORKS[self.features]
         if clips != self.clips:
             kinds = ", ".join(name for name, network in NETWORKS.items() if network.takes_clips == clips)
             what = "clips" if clips else "images"
             raise ConfigError(f"metric.features={self.features} does not take {what}; choose one of {kinds}")
-        if clips and data.sample_shape[0] < least:
-            raise ConfigError(f"metric.features={self.features} wants at least {least} frames a clip")
+        if clips and not network.min_frames <= data.sample_shape[0] <= (network.max_frames or data.sample_shape[0]):
+            bound = "at least " * (network.max_frames is None)
+            raise ConfigError(f"metric.features={self.features} wants {bound}{network.min_frames} frames a clip")
         if self.clip is not None and net.context_dim is None:
             raise ConfigError(f"metric.clip={self.clip} compares images with texts, and this network reads none")
         self.evaluations()

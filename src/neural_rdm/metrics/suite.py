@@ -49,7 +49,7 @@ class Evaluation(Metric):
         network: on the device where it runs; states are on the metric's own device, `to` moves them.
         reference: moments and, perhaps, features of real samples under this network; None takes real samples.
         spatial: also the Frechet distance of spatial features (sFID), where the network and the reference have them.
-        splits: of the Inception Score, which is there where the network classifies images.
+        splits: of the Inception Score, which is there where the network is one that scores (`FeatureNetwork.scores`).
         subsets, subset_size: of the kernel distance, which is there, with precision and recall, where real features are
             known; subsets of fewer samples where there are fewer.
         space: what the names of the numbers say instead of the network's name.
@@ -91,7 +91,7 @@ class Evaluation(Metric):
             children[output] = distance = FrechetDistance(space, network.outputs[output])
             if reference is not None and output in stored:
                 distance.set_reference(*stored[output], count=reference.count)
-        if not network.takes_clips and "logits" in network.outputs:
+        if network.scores:
             children[SCORE] = InceptionScore(self.space, network.outputs["logits"], splits)
         if reference is None or self.main in features or reference.holds_images:
             neighbours = PrecisionRecall(self.space, self.dim)
@@ -107,7 +107,8 @@ class Evaluation(Metric):
     def protocol(self) -> str:
         """In one line what the numbers depend on, besides the samples and how they were made."""
         (network,) = self._network
-        what = "published" if network.official else "not the published ones"
+        others = "not the published ones" if network.weights.sha256 else "no published ones are known"
+        what = "published" if network.official else others
         line = f"features {network.name} (weights {network.weights_hash[:8]}, {what}); "
         if self.reference is None:
             return f"{line}real samples without a file{self._score}"

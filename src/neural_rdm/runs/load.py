@@ -16,6 +16,7 @@ from neural_rdm.config.check import as_plain, choices_of, leaves, validate
 from neural_rdm.config.compose import parse
 from neural_rdm.config.grammar import written
 from neural_rdm.config.provenance import check_checkpoint, check_config, read_provenance
+from neural_rdm.config.resume import LEVELS
 from neural_rdm.config.sources import Sources
 from neural_rdm.core.errors import CheckpointError, ConfigError, UserError, first_line
 from neural_rdm.core.extras import typed
@@ -32,9 +33,12 @@ if TYPE_CHECKING:
 
 
 def find_runs(folder: Path, files: Sequence[str] = ("config.yaml",)) -> list[Path]:
-    """`folder` itself if it is a run (it holds one of `files`), else the runs one, or else two, levels below it."""
-    for level in ("", "*/", "*/*/"):
-        if found := {path.parents[file.count("/")] for file in files for path in folder.glob(level + file)}:
+    """`folder` itself if it is a run (it holds one of `files`), else the runs one, or else two or three, levels below
+    it: `outputs/train` holds those of exp=digits_gated and of exp=paper/table2_sky.
+    """
+    for levels in ([""], ["*/"], [f"{level}/" for level in LEVELS]):
+        found = {p.parents[file.count("/")] for level in levels for file in files for p in folder.glob(level + file)}
+        if found:
             return natural_order(found)
     return []
 
@@ -120,7 +124,8 @@ def newest(key: str) -> Path:
         ConfigError: there is none.
     """
     root = Path("outputs/train")
-    runs = sorted((p.parents[1] for p in root.glob("*/*/checkpoints/last.ckpt")), key=lambda p: p.name)
+    files = (file for level in LEVELS for file in root.glob(f"{level}/checkpoints/last.ckpt"))
+    runs = sorted((file.parents[1] for file in files), key=lambda p: p.name)
     if not runs:
         raise ConfigError(f"{key}=last: there is no trained run below {root.resolve()} yet; pass {key}=DIR")
     return runs[-1]

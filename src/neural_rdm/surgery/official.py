@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TypeVar
 
@@ -39,8 +40,8 @@ def load_official(model: Model, source: str | Path | State, reinit: Iterable[str
         model: a DiT, Latte, UViT or UNet, or another network, which reads its own names or what its adapter says.
         source: a file, a folder (see `core.weights.read_weights`) or a state dict, whatever wrappers its names show.
         reinit: beginnings of parameter names that keep this network's own values, such as `y_embedder` (`label_emb`,
-            `class_embedder`) for another number of classes; `pos_embed` (another resolution) and `temp_embed` (another
-            number of frames) are interpolated instead.
+            `class_embedder`) for another number of classes, and patterns of them, such as `*.attn2.to_k` for another
+            context; `pos_embed` (another resolution) and `temp_embed` (another number of frames) are interpolated.
 
     Returns:
         `model`.
@@ -58,7 +59,7 @@ def load_official(model: Model, source: str | Path | State, reinit: Iterable[str
     found = adapter.to_ours(state, name)
     state = adapter.kept(found)
     for start in reinit:
-        matching = {k for k in {*own, *state} if k == start or k.startswith(f"{start}.")}
+        matching = {k for k in {*own, *state} if fnmatchcase(k, start) or fnmatchcase(k, f"{start}.*")}
         if not matching:
             parts = ", ".join(sorted({k.split(".")[0] for k in own}))
             raise CheckpointError(

@@ -6,15 +6,17 @@ from pathlib import Path
 
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.metrics.networks.base import FeatureNetwork, key
+from neural_rdm.metrics.networks.c3d import C3D
 from neural_rdm.metrics.networks.inception import Inception
 from neural_rdm.metrics.networks.offline import EfficientNetLite0, EfficientNetLite0Video
 from neural_rdm.metrics.networks.video import I3D
 
-NETWORKS: dict[str, type[Inception | I3D | EfficientNetLite0]] = {
-    network.name: network for network in (Inception, I3D, EfficientNetLite0, EfficientNetLite0Video)
+NETWORKS: dict[str, type[Inception | I3D | C3D | EfficientNetLite0]] = {
+    network.name: network for network in (Inception, I3D, C3D, EfficientNetLite0, EfficientNetLite0Video)
 }
 
 __all__ = [
+    "C3D",
     "I3D",
     "NETWORKS",
     "EfficientNetLite0",

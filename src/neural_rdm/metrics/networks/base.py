@@ -121,13 +121,17 @@ class FeatureNetwork(nn.Module):
         outputs: the width D of each feature.
         weights_hash: sha256 of the file of weights.
         official: whether that is the published file.
+        scores: whether its `logits` are those of a classifier whose Inception Score is asked for.
+        min_frames, max_frames: of a clip; None: any number of them.
     """
 
     name: ClassVar[str]
     outputs: ClassVar[Mapping[str, int]]
     weights: ClassVar[Weights]
     takes_clips: ClassVar[bool] = False
+    scores: ClassVar[bool] = False
     min_frames: ClassVar[int] = 1
+    max_frames: ClassVar[int | None] = None
     weights_hash: str
 
     @property
@@ -146,6 +150,8 @@ class FeatureNetwork(nn.Module):
             raise ValueError(f"{self.name} wants uint8 {axes} in 0..255; got {images.dtype} {list(images.shape)}")
         if self.takes_clips and images.shape[1] < self.min_frames:
             raise ValueError(f"{self.name} wants clips of at least {self.min_frames} frames; got {images.shape[1]}")
+        if self.takes_clips and self.max_frames is not None and images.shape[1] > self.max_frames:
+            raise ValueError(f"{self.name} wants clips of at most {self.max_frames} frames; got {images.shape[1]}")
         with torch.no_grad(), full_precision(images.device):
             features = {name: value.float() for name, value in self.features(images).items()}
         widths = {name: value.shape[1] if value.ndim == 2 else tuple(value.shape) for name, value in features.items()}

@@ -59,6 +59,7 @@ class Inception(FeatureNetwork):
     """
 
     name = "inception"
+    scores = True
     outputs = {"pool": 2048, "spatial": SPATIAL_CHANNELS * 17 * 17, "logits": 1008}
     weights = Weights(
         what="the FID InceptionV3",

