@@ -84,9 +84,7 @@ def plot_metric(study: Study, metric: Metric, path: Path) -> Path:
             _row(panels[0], row, [*result.values.values()], result, ink(), base=False)
         if differences:
             _difference(panels[1], row, result, metric.higher)
-    panels[0].set_yticks(
-        range(len(labels)), [f"{label} (base)" if _is_base(study, label) else label for label in labels]
-    )
+    panels[0].set_yticks(range(len(labels)), [_named(study, metric, label) for label in labels])
     panels[0].set_ylim(len(labels) - 0.4, -0.6)
     arrow = "higher is better" if metric.higher else "lower is better"
     panels[0].set_xlabel(f"{metric.name} ({arrow})")
@@ -97,8 +95,12 @@ def plot_metric(study: Study, metric: Metric, path: Path) -> Path:
     return save(figure, path)
 
 
-def _is_base(study: Study, label: str) -> bool:
-    return label in study.bases.values()
+def _named(study: Study, metric: Metric, label: str) -> str:
+    """The label, marked where it is a base, and with the number of its protocol where there are several."""
+    result = metric.results[label]
+    several = len(metric.protocols) > 1 and result.values
+    mark = f" [{metric.protocols.index(result.protocol) + 1}]" if several else ""
+    return f"{label} (base){mark}" if label in study.bases.values() else f"{label}{mark}"
 
 
 def _row(axes: Axes, row: int, values: Sequence[float], result: Result, colour: Any, base: bool) -> None:
