@@ -95,12 +95,13 @@ def compare(runs: list[Path], folder: Path, best_by: str | None = None, base: st
 def read_study(
     runs: list[Path], base: str | None = None, best_by: str | None = None, quality: float | None = None
 ) -> Study:
-    """The study that these runs are; networks are counted where there is more than one run to compare."""
+    """The study that these runs are; networks are counted and looked into where there is more than one run."""
     if len(runs) < 2:
         return study(runs, base, best_by, quality)
     from neural_rdm.runs.counting import counted
+    from neural_rdm.runs.mixing import mixing
 
-    return study(runs, base, best_by, quality, counted)
+    return study(runs, base, best_by, quality, counted, mixing)
 
 
 def show(pages: list[Path], paths: list[Path]) -> None:

@@ -20,6 +20,7 @@ from neural_rdm.reports.figures import (
     theme,
     tidy,
 )
+from neural_rdm.reports.mixing import plot_matrices
 from neural_rdm.reports.results import Metric, Result
 from neural_rdm.reports.study import Study
 
@@ -52,6 +53,8 @@ def draw(study: Study, folder: Path, dark: bool = False) -> dict[str, Path]:
                 written[name] = plot_metric(study, metric, path(name))
         for name, chart in study.charts.items():
             written[name] = plot_chart(chart, looks, path(name))
+        if study.mixing:
+            written["mixing"] = plot_matrices(study.mixing, path("mixing"))
     return written
 
 
@@ -132,7 +135,7 @@ def plot_chart(chart: Chart, looks: Mapping[str, Look], path: Path) -> Path:
     figure = canvas(7.6, 4.4)
     axes = tidy(figure.add_subplot())
     for line in chart.lines:
-        _line(axes, line, looks[line.label], band=True)
+        _line(axes, line, looks[line.label])
     _scales([axes], chart)
     label_ends(axes, {line.label: (line.mean[-1], looks[line.label]["color"]) for line in chart.lines})
     axes.set(xlabel=chart.xlabel, ylabel=chart.ylabel)
@@ -151,23 +154,24 @@ def _panels(chart: Chart, looks: Mapping[str, Look], path: Path) -> Path:
         for other in chart.lines:
             if other is not own:
                 axes.plot(other.x, other.mean, color="0.6", alpha=0.45, linewidth=0.7)
-        _line(axes, own, looks[own.label], band=True)
+        _line(axes, own, {**looks[own.label], "linestyle": "-"})
         axes.set_title(own.label, fontsize=9, color=looks[own.label]["color"])
     _scales(grid[: len(chart.lines)], chart)
     for axes in grid[len(chart.lines) :]:
         axes.set_axis_off()
+    for axes in grid[max(0, len(chart.lines) - COLUMNS) : len(chart.lines)]:
+        axes.tick_params(axis="x", labelbottom=True)  # the lowest of its column
     figure.supxlabel(chart.xlabel, fontsize=10)
     figure.supylabel(chart.ylabel, fontsize=10)
     figure.suptitle(f"{chart.title} (each group in turn; pale: the others)", fontsize=10)
     return save(figure, path)
 
 
-def _line(axes: Axes, line: Line, of: Look, band: bool) -> None:
+def _line(axes: Axes, line: Line, of: Look) -> None:
     colour = of["color"]
     marker = of["marker"] if len(line.x) <= 24 else ""
     axes.plot(line.x, line.mean, color=colour, linestyle=of["linestyle"], marker=marker, markersize=3, linewidth=1.6)
-    if band:
-        axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.13, linewidth=0)
+    axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.13, linewidth=0)
 
 
 def _scales(panels: Sequence[Axes], chart: Chart) -> None:

@@ -5,7 +5,7 @@ The Markdown and CSV files, the figures and the page are made of a `Study`; none
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from neural_rdm.reports import results
 from neural_rdm.reports.costs import Cost, Counted, costs
 from neural_rdm.reports.curves import Chart, charts
 from neural_rdm.reports.groups import DEFAULT_BASE, Group, base_of, bases, groups
+from neural_rdm.reports.mixing import Mixing
 from neural_rdm.reports.results import LOSS, Metric
 from neural_rdm.reports.runs import progress
 
@@ -31,6 +32,7 @@ class Study:
         charts: by name; curves over steps and over depth.
         costs: label -> what the group costs.
         quality: the validation loss until which `costs` count; None for the last one of the base's run of the seed.
+        mixing: label -> depth-mixing matrix of the group's first finished run, for rules that have one.
         notes: what a reader has to know before any number, a sentence each.
     """
 
@@ -42,6 +44,7 @@ class Study:
     charts: dict[str, Chart]
     costs: dict[str, Cost]
     quality: float | None
+    mixing: dict[str, Mixing]
     notes: list[str]
 
     def group(self, label: str) -> Group:
@@ -63,6 +66,7 @@ def study(
     best_by: str | None = None,
     quality: float | None = None,
     counted: Counted | None = None,
+    mixing: Callable[[Path], Mixing | None] | None = None,
 ) -> Study:
     """Read a set of runs.
 
@@ -74,6 +78,7 @@ def study(
         quality: the validation loss until which costs are told; None for the one with which the base's run of the same
             seed ends.
         counted: counts parameters and FLOPs of a configuration's network; None: they are not told.
+        mixing: finds the depth-mixing matrix of a finished run, where its rule has one; None: none is told.
 
     Raises:
         DataError: no group is the base.
@@ -95,8 +100,18 @@ def study(
         charts=charts(found, partners),
         costs=costs(found, partners, quality, counted),
         quality=quality,
+        mixing=_mixing(found, mixing) if mixing else {},
         notes=notes(found, metrics, partners),
     )
+
+
+def _mixing(found: Sequence[Group], look: Callable[[Path], Mixing | None]) -> dict[str, Mixing]:
+    matrices = {}
+    for group in found:
+        done = [run for run in group.runs.values() if progress(run).finished]
+        if done and (matrix := look(done[0])) is not None:
+            matrices[group.label] = matrix
+    return matrices
 
 
 def notes(found: Sequence[Group], metrics: Sequence[Metric], partners: Mapping[str, str]) -> list[str]:
