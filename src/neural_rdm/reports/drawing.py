@@ -130,6 +130,7 @@ def plot_chart(chart: Chart, looks: Mapping[str, Look], path: Path) -> Path:
     """The lines of a chart with their bands and their names at their ends; of more than six each in a panel of its own,
     the others pale behind it.
     """
+    looks = {line.label: looks.get(line.label) or look(index) for index, line in enumerate(chart.lines)}
     if len(chart.lines) > MOST_LINES:
         return _panels(chart, looks, path)
     figure = canvas(7.6, 4.4)

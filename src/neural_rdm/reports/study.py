@@ -97,7 +97,7 @@ def study(
         bases=partners,
         base=None if not chosen else chosen[0] if len(chosen) == 1 else named or DEFAULT_BASE,
         metrics=metrics,
-        charts=charts(found, partners),
+        charts=charts(found, metrics, partners),
         costs=costs(found, partners, quality, counted),
         quality=quality,
         mixing=_mixing(found, mixing) if mixing else {},
@@ -131,6 +131,10 @@ def notes(found: Sequence[Group], metrics: Sequence[Metric], partners: Mapping[s
     if partners and (alone := [g.label for g in found if g.label not in partners and g.label not in partners.values()]):
         told.append(f"No single base is most like these, so they are compared with none: {'; '.join(alone)}.")
     for metric in metrics:
-        if len(metric.protocols) > 1:
+        counts = dict.fromkeys(r.count for r in metric.results.values() if r.values and r.count is not None)
+        if len(counts) > 1:
+            many = " and ".join(f"{count:g}" for count in counts)
+            told.append(f"{metric.name} is of {many} samples; only numbers of equally many are compared.")
+        elif len(metric.protocols) > 1:
             told.append(f"{metric.name} was made in {len(metric.protocols)} ways; only numbers of one are compared.")
     return told
