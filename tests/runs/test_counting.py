@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from omegaconf import OmegaConf
 
+from neural_rdm.config.check import as_plain
+from neural_rdm.config.compose import compose_config
 from neural_rdm.runs.counting import counted
-from tests.helpers import compose
 
 
 def test_flops_of_a_small_dit_are_those_of_its_matrix_products() -> None:
     size = ["backbone.hidden_size=32", "backbone.depth=2", "backbone.num_heads=2", "residual=gated"]
-    config = compose(["exp=digits_gated", *size])
+    config = compose_config("train", ["exp=digits_gated", *size]).cfg
     width, tokens = 32, 4
     linear = [  # inputs, outputs, how often, whether a gradient reaches the input
         (16, width, tokens, False), (256, width, 1, False), (width, width, 1, True),
@@ -21,7 +21,7 @@ def test_flops_of_a_small_dit_are_those_of_its_matrix_products() -> None:
     ]  # fmt: skip
     flops = sum(2 * a * b * count * (3 if inward else 2) for a, b, count, inward in linear)
     flops += 2 * 3 * 2 * (2 * tokens * tokens * width)  # the two products of each attention, forward and backward
-    found = counted(OmegaConf.to_container(config, resolve=True))
+    found = counted(as_plain(config))
     assert found["flops"] == pytest.approx(flops)
     assert found["parameters"] is not None
     assert found["parameters"] > 40_000

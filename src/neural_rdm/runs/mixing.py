@@ -11,8 +11,8 @@ SHARE = 0.5  # of the way to pure noise
 
 
 def mixing(folder: Path, samples: int = 16) -> Mixing | None:
-    """The matrix of the averaged weights on the first validation samples, half way to pure noise, with the labels or
-    texts of the data and fixed noise.
+    """The matrix on the first validation samples half way to pure noise, with their labels or texts and fixed noise, of
+    the averaged weights where there are some.
 
     None where the rule's stream is one tensor (the matrix would only repeat its gates), where long skips mix channels,
     and, with a line that says so, where the weights or the data cannot be read.
@@ -30,7 +30,8 @@ def mixing(folder: Path, samples: int = 16) -> Mixing | None:
         config = read_config(folder)
         if config.get("control") is not None or build.residual(config.residual).unit_class.single:
             return None
-        run = load_run(folder, accelerator="cpu")
+        averaged = (config.get("callbacks") or {}).get("ema") is not None
+        run = load_run(folder, "ema" if averaged else "raw", accelerator="cpu")
         if not has_mixing(run.net):
             return None
         run.data.setup()
