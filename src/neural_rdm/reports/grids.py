@@ -1,24 +1,43 @@
-"""Sample grids: crisp PNGs of images and of clips' frames, and animated GIFs of clips."""
+"""Sample grids: crisp PNGs of images and of clips' frames, and animated GIFs of clips; and their tiles, read back."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from torch import Tensor
 
-from neural_rdm.core.errors import ConfigError
+from neural_rdm.core.errors import ConfigError, DataError, first_line
 from neural_rdm.core.files import write_atomically
-from neural_rdm.media.gifs import save_gif
+from neural_rdm.media.gifs import read_gif, save_gif
 from neural_rdm.media.images import to_bytes
 
 MIN_TILE = 48  # pixels; a tile below this cannot be judged by eye
 GAP = 2
 MARGIN = 8
+#: the text of a PNG that says where its tiles are
+KEY = "neural_rdm_tiles"
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """The tiles of a grid as they stand in its file, enlarged as they are there.
+
+    Attributes:
+        pixels: uint8 [rows, columns, F, H, W, 3]; F is 1 but for the clips of a GIF.
+        labels: one text a row; None where the rows bear none.
+        frames: whether a row is one clip, and its columns are its frames.
+    """
+
+    pixels: NDArray[np.uint8]
+    labels: list[str] | None
+    frames: bool
 
 
 def save_grid(
@@ -66,14 +85,49 @@ def save_grid(
         raise ConfigError(f"{path.name}: {len(labels)} row labels for {rows} rows; give one label for each row.")
     scale = scale or max(1, -(-MIN_TILE // min(clips.shape[2:4])))
     title = " ".join((title or "").split())
-    pages = [_page(clips[:, frame], columns, labels, title, scale) for frame in range(clips.shape[1])]
+    left, top = _corner(labels, title, clips.shape[2] * scale)
+    pages = [_page(clips[:, frame], columns, labels, title, scale, left, top) for frame in range(clips.shape[1])]
     if x.shape[-3] == 1:
         pages = [page.convert("L") for page in pages]  # a GIF's palette then holds every level exactly
     if path.suffix == ".png":
-        write_atomically(path, lambda file: pages[0].save(file, format="PNG"))
+        size = [clips.shape[2] * scale, clips.shape[3] * scale]
+        said = PngImagePlugin.PngInfo()
+        said.add_text(
+            KEY, json.dumps({"left": left, "top": top, "size": size, "labels": labels, "frames": x.ndim == 5})
+        )
+        write_atomically(path, lambda file: pages[0].save(file, format="PNG", pnginfo=said))
     else:
         write_atomically(path, lambda file: save_gif(file, pages, fps))
     return path
+
+
+def read_tiles(path: str | Path, gif: bool = False) -> Tiles:
+    """The tiles of a PNG that `save_grid` wrote.
+
+    Args:
+        gif: those of the GIF beside it instead, whose rows have the same labels: the clips that the PNG shows frame by
+            frame, and the others of each row.
+
+    Raises:
+        DataError: a file is missing or damaged, or is no such grid.
+    """
+    try:
+        with Image.open(path, formats=["PNG"]) as file:
+            said = json.loads(file.text[KEY])  # type: ignore[attr-defined]
+            pages = np.asarray(file.convert("RGB"))[None]
+        if gif:
+            pages = read_gif(Path(path).with_suffix(".gif"))
+        left, top, labels = int(said["left"]), int(said["top"]), said["labels"]
+        height, width = (int(side) for side in said["size"])
+        rows = (pages.shape[1] - top - MARGIN + GAP) // (height + GAP)
+        columns = (pages.shape[2] - left - MARGIN + GAP) // (width + GAP)
+        cut = [
+            [pages[:, y : y + height, x : x + width] for x in range(left, left + columns * (width + GAP), width + GAP)]
+            for y in range(top, top + rows * (height + GAP), height + GAP)
+        ]
+        return Tiles(np.array(cut), None if labels is None else [str(label) for label in labels], bool(said["frames"]))
+    except Exception as error:  # whatever Pillow makes of a damaged file
+        raise DataError(f"{path} is no grid of samples with its tiles: {first_line(error)}") from error
 
 
 def _to_uint8(x: Tensor) -> NDArray[np.uint8]:
@@ -96,17 +150,27 @@ def _stretch(latents: Tensor) -> Tensor:
     return shown
 
 
-def _page(tiles: NDArray[np.uint8], columns: int, labels: list[str] | None, title: str, scale: int) -> Image.Image:
+def _font(height: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """For words beside tiles so many pixels tall."""
+    return ImageFont.load_default(size=max(12, min(24, height // 3)))
+
+
+def _corner(labels: list[str] | None, title: str, height: int) -> tuple[int, int]:
+    """Where the first tile stands, right of the labels and below the title: left, top."""
+    font = _font(height)
+    widest = max((int(font.getbbox(label)[2]) for label in labels or []), default=-MARGIN)
+    return 2 * MARGIN + widest, MARGIN + (int(font.getbbox(title)[3]) + MARGIN if title else 0)
+
+
+def _page(
+    tiles: NDArray[np.uint8], columns: int, labels: list[str] | None, title: str, scale: int, left: int, top: int
+) -> Image.Image:
     """Lay tiles [N, H, W, 3] out row by row on white."""
     tiles = tiles.repeat(scale, axis=1).repeat(scale, axis=2)
     count, height, width, _ = tiles.shape
     rows, columns = -(-count // columns), min(columns, count)
-    font = ImageFont.load_default(size=max(12, min(24, height // 3)))
-    label_boxes = [font.getbbox(label) for label in labels or []]
-    title_box = font.getbbox(title)
-    left = MARGIN + (int(max(box[2] for box in label_boxes)) + MARGIN if label_boxes else 0)
-    top = MARGIN + (int(title_box[3]) + MARGIN if title else 0)
-    page_width = max(left + columns * (width + GAP) - GAP, MARGIN + int(title_box[2])) + MARGIN
+    font = _font(height)
+    page_width = max(left + columns * (width + GAP) - GAP, MARGIN + int(font.getbbox(title)[2])) + MARGIN
     canvas = np.full((top + rows * (height + GAP) - GAP + MARGIN, page_width, 3), 255, dtype=np.uint8)
     for index, tile in enumerate(tiles):
         y, x = top + index // columns * (height + GAP), left + index % columns * (width + GAP)
