@@ -1,0 +1,159 @@
+"""Curves of groups of runs: the mean over seeds with its interval, over training steps and over depth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from neural_rdm.core.errors import DataError
+from neural_rdm.reports.groups import Group
+from neural_rdm.reports.plots import Series, read_sensitivity, read_series, stages_of
+from neural_rdm.reports.results import Metric
+from neural_rdm.reports.statistics import interval
+from neural_rdm.reports.units import read_quantities
+
+SENSITIVITY = Path("sensitivity") / "sensitivity.csv"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One group's mean at each place, with its 95 % interval; `low` and `high` are NaN where one seed is all.
+
+    Attributes:
+        label: of the group.
+        x: ascending.
+        n: seeds behind each place.
+    """
+
+    label: str
+    x: list[float]
+    mean: list[float]
+    low: list[float]
+    high: list[float]
+    n: list[int]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Lines on one pair of axes, before anything is drawn.
+
+    Attributes:
+        name: also of its file, such as `val_loss`.
+        names: unit index -> name, where x is depth.
+        note: what has to be said below it.
+    """
+
+    name: str
+    title: str
+    xlabel: str
+    ylabel: str
+    lines: list[Line]
+    names: dict[int, str]
+    note: str = ""
+
+
+def line(label: str, series: Sequence[Mapping[float, float]]) -> Line:
+    """The mean over series {x: value}, one a seed, at every place where one has a finite value."""
+    found: dict[float, list[float]] = {}
+    for each in series:
+        for x, value in each.items():
+            if math.isfinite(value):
+                found.setdefault(x, []).append(value)
+    told = [(x, interval(found[x])) for x in sorted(found)]
+    kept = [(x, i) for x, i in told if i is not None]
+    return Line(
+        label,
+        [x for x, _ in kept],
+        [i.mean for _, i in kept],
+        [i.low for _, i in kept],
+        [i.high for _, i in kept],
+        [i.n for _, i in kept],
+    )
+
+
+def charts(found: Sequence[Group], metrics: Sequence[Metric]) -> dict[str, Chart]:
+    """Every chart that these runs have recorded, by name; runs that are not finished count as far as they are."""
+    made = [
+        over_steps(found, "val/loss", "Validation loss"),
+        over_steps(found, "train/loss", "Training loss"),
+        *(over_steps(found, name, name.partition("/")[2]) for name in _evaluated(found)),
+        *over_depth(found),
+    ]
+    return {chart.name: chart for chart in made if chart.lines}
+
+
+def over_steps(found: Sequence[Group], column: str, title: str) -> Chart:
+    """A column of metrics.csv against the optimizer step."""
+    lines = _lines(found, lambda run: dict(zip(*_series(run, column), strict=True)))
+    return Chart(column.replace("/", "_"), title, "optimizer step", column, lines, {})
+
+
+def over_depth(found: Sequence[Group]) -> list[Chart]:
+    """Sensitivity and gates against depth, each a run's mean over the last stage of its training."""
+    told = {
+        "sensitivity": ("Sensitivity over depth, end of training", r"$\|s_i\| \,/\, \max_j \|s_j\|$"),
+        "alpha_mean": ("Gates over depth, end of training", r"$\alpha$, mean over channels"),
+        "beta_norm": ("Gates over depth, end of training", r"norm of beta  $\|\beta_i\|$"),
+    }
+    names: dict[int, str] = {}
+    for group in found:
+        for run in group.runs.values():
+            try:
+                names = {**read_sensitivity(run / SENSITIVITY)[1], **names}
+            except DataError:
+                continue
+    made = []
+    for column, (title, label) in told.items():
+        lines = _lines(found, lambda run, column=column: _last_stage(run, column))  # type: ignore[misc]
+        note = "a run's value is the mean over the batches recorded in the last stage of its training"
+        made.append(Chart(column, title, "unit, in the order in which they run", label, lines, names, note))
+    return made
+
+
+def _lines(found: Sequence[Group], read: Callable[[Path], Mapping[float, float]]) -> list[Line]:
+    lines = [line(group.label, [read(run) for run in group.runs.values()]) for group in found]
+    return [each for each in lines if each.x]
+
+
+def _series(run: Path, column: str) -> Series:
+    try:
+        return read_series(run / "metrics.csv", column)
+    except DataError:
+        return [], []
+
+
+def _evaluated(found: Sequence[Group]) -> list[str]:
+    """The metrics that were evaluated during training, as columns of metrics.csv."""
+    from neural_rdm.reports.figures import read_csv
+
+    columns: dict[str, None] = {}
+    for group in found:
+        for run in group.runs.values():
+            try:
+                columns |= dict.fromkeys(next(iter(read_csv(run / "metrics.csv")), {}))
+            except DataError:
+                continue
+    return [
+        c for c in columns if c.startswith("evaluation/") and not c.startswith(("evaluation/count", "evaluation/at_"))
+    ]
+
+
+def _last_stage(run: Path, column: str) -> dict[float, float]:
+    """unit -> mean over the records of the last stage."""
+    try:
+        if column == "sensitivity":
+            records = read_sensitivity(run / SENSITIVITY)[0]
+        else:
+            records = read_quantities(run / SENSITIVITY, (column,))[0][column]
+    except DataError:
+        return {}
+    if not records:
+        return {}
+    found: dict[float, list[float]] = {}
+    for step in stages_of(sorted(records))[-1]:
+        for unit, value in records[step].items():
+            if math.isfinite(value):
+                found.setdefault(float(unit), []).append(value)
+    return {unit: sum(values) / len(values) for unit, values in found.items()}

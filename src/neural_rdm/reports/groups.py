@@ -1,0 +1,219 @@
+"""Which runs differ in their seed alone, what tells such groups apart, and which one the others are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from neural_rdm.config.resume import CHANGEABLE
+from neural_rdm.core.errors import DataError
+from neural_rdm.reports import sweeps
+from neural_rdm.reports.runs import flat, labels, progress, read_mapping, rule_of
+
+Seed = int | None
+#: what runs of one group may differ in: the seed, and that on which the course of training does not depend
+NOT_A_SETTING = (
+    *CHANGEABLE, "seed", "choices", "sweep", "optimized_metric", "log_every_n_steps", "trainer.num_threads",
+    "callbacks.samples", "callbacks.sensitivity", "callbacks.throughput", "callbacks.evaluation",
+    "callbacks.validation.every_n_steps", "residual.gamma",
+)  # fmt: skip
+#: keys that are called by their last part in tables and labels, as people say them
+_SHORT = {"backbone.depth": "depth", "trainer.max_steps": "steps", "optimizer.lr": "lr"}
+RULE = "residual"
+MAX_SETTINGS = 8  # groups that differ in more keys are too unlike each other to be told apart by a list
+DEFAULT_BASE = "residual=resnet"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seed alone.
+
+    Attributes:
+        label: tells the group from the others, such as `gated, gamma=0.35`; unique.
+        settings: key -> value of what tells it apart; `residual` is the rule or its control.
+        runs: seed -> run folder, by ascending seed; None is the seed of a run without a configuration.
+        failed: seed -> why there is no run of a job that a sweep has planned.
+        again: further runs of a seed that is there already; they do not count.
+        config: of the first run; empty where there is none.
+    """
+
+    label: str
+    settings: dict[str, Any]
+    runs: dict[Seed, Path]
+    failed: dict[Seed, str] = field(default_factory=dict)
+    again: tuple[Path, ...] = ()
+    config: dict[str, Any] = field(default_factory=dict, repr=False)
+
+
+def groups(folders: Iterable[str | Path]) -> list[Group]:
+    """The groups of runs, in the order in which their first run stands among `folders`.
+
+    Of several runs of one seed the finished one counts, of equals the last. A run without a readable configuration is a
+    group of its own, and so are jobs of their sweeps that failed before they left one, unless other seeds of them did.
+    """
+    folders = [Path(folder) for folder in folders]
+    found: dict[Any, list[tuple[Path, dict[str, Any]]]] = {}
+    for folder in folders:
+        config = read_mapping(folder / "config.yaml")
+        found.setdefault(_key(config) if config else folder, []).append((folder, config))
+    members = list(found.values())
+    told = settings([runs[0][1] for runs in members])
+    names = _unique([label(own) for own in told], [runs[0][0] for runs in members])
+    made = [_group(name, own, runs) for name, own, runs in zip(names, told, members, strict=True)]
+    return _with_failures(made, folders)
+
+
+def _group(name: str, own: dict[str, Any], runs: Sequence[tuple[Path, dict[str, Any]]]) -> Group:
+    best: dict[Seed, Path] = {}
+    again: list[Path] = []
+    for folder, config in runs:
+        seed = config.get("seed")
+        if (other := best.get(seed)) is not None:
+            keep = folder if progress(folder).finished or not progress(other).finished else other
+            again.append(other if keep is folder else folder)
+            folder = keep
+        best[seed] = folder
+    by_seed = {seed: best[seed] for seed in sorted(best, key=lambda s: (s is None, s))}
+    return Group(name, own, by_seed, again=tuple(again), config=runs[0][1])
+
+
+def _with_failures(made: list[Group], folders: Sequence[Path]) -> list[Group]:
+    """The groups with what their sweeps say of jobs that failed."""
+    places = {run.resolve(): (group, seed) for group in made for seed, run in group.runs.items()}
+    failed = sweeps.failures(folders)
+    lost: dict[str, Group] = {}
+    for folder, (overrides, why) in failed.items():
+        if folder in places:
+            group, seed = places[folder]
+            group.failed[seed] = why
+            continue
+        seed, rest = _without_seed(overrides)
+        of_sweep = [run for run in places if run.parent == folder.parent]
+        jobs = sweeps.read(folder.parent).get("jobs", {})
+        like = [run for run in of_sweep if _without_seed(jobs.get(run.name, ()))[1] == rest]
+        told = " ".join(rest)
+        group = places[like[0]][0] if like else lost.setdefault(told, Group(told, {}, {}))
+        group.failed[seed] = why
+    return [*made, *lost.values()]
+
+
+def _without_seed(overrides: Iterable[str]) -> tuple[Seed, list[str]]:
+    """The seed that overrides set, and the others; None where they set none."""
+    seeds = [text.partition("=")[2] for text in overrides if text.startswith("seed=")]
+    seed = int(seeds[-1]) if seeds and seeds[-1].isdigit() else None
+    return seed, [text for text in overrides if not text.startswith("seed=")]
+
+
+def _key(config: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """All that makes the setting of a run, comparable."""
+    return tuple(sorted((key, repr(value)) for key, value in flat(config).items() if _is_setting(key)))
+
+
+def _is_setting(key: str) -> bool:
+    return not any(key == name or key.startswith(f"{name}.") for name in NOT_A_SETTING)
+
+
+def settings(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What tells each configuration from the others: the rule, then at most eight keys in which they differ.
+
+    Keys of a rule (`residual.granularity`) count where they differ among configurations of the same rule, or else the
+    defaults of unlike rules would fill the list. Where more than eight keys differ, those that some lack go first, then
+    all but the choices of groups.
+    """
+    flats = [{k: v for k, v in flat(config).items() if _is_setting(k)} for config in configs]
+    rules = [rule_of(config) for config in configs]
+    known = [i for i, each in enumerate(flats) if each]
+
+    def differ(key: str, among: Sequence[int]) -> bool:
+        return len({repr(flats[i].get(key)) for i in among}) > 1
+
+    def told(key: str) -> bool:
+        if key in ("control", "residual.rule") or key.endswith("_target_"):
+            return False
+        if key.startswith("residual."):
+            return any(differ(key, [i for i in known if rules[i] == rule]) for rule in set(rules))
+        return differ(key, known)
+
+    keys = [key for key in dict.fromkeys(k for i in known for k in flats[i]) if told(key)]
+    if len(keys) > MAX_SETTINGS:
+        keys = [key for key in keys if all(key in flats[i] for i in known)]
+    chosen: list[dict[str, Any]] = [dict(config.get("choices") or {}) for config in configs]
+    if len(keys) > MAX_SETTINGS:
+        groups = dict.fromkeys(g for each in chosen for g in each if g != RULE)
+        varied = [g for g in groups if len({each.get(g) for each in chosen}) > 1][:MAX_SETTINGS]
+        return [{RULE: rule, **{g: each.get(g) for g in varied}} for rule, each in zip(rules, chosen, strict=True)]
+    return [
+        {RULE: rule, **{_SHORT.get(key, key): each.get(key) for key in keys if key in each}}
+        for rule, each in zip(rules, flats, strict=True)
+    ]
+
+
+def label(own: Mapping[str, Any]) -> str:
+    """`gated, gamma=0.35`: the rule, then the settings; a weight gamma of 0 is left out, for it supervises nothing."""
+    words = [str(own[RULE])] if own.get(RULE) is not None else []
+    words += [f"{key}={_short(value)}" for key, value in own.items() if key != RULE and (key != "gamma" or value)]
+    return ", ".join(words)
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _unique(names: Sequence[str], firsts: Sequence[Path]) -> list[str]:
+    """Names of groups, those that are equal or empty told apart by their first run."""
+    folders = labels(firsts)
+    return [
+        name if name and names.count(name) == 1 else f"{name} ({folder})" if name else folder
+        for name, folder in zip(names, folders, strict=True)
+    ]
+
+
+def bases(found: Sequence[Group], base: str | None) -> dict[str, str]:
+    """label -> label of the group that it is compared with; groups that are a base themselves have none.
+
+    Args:
+        base: a group's label, or settings such as `residual=resnet`; None for `residual=resnet` where there is such a
+            group. Where several groups have these settings (a study of several depths) each is compared with the one
+            that is most like it; without a single such one it is compared with none.
+
+    Raises:
+        DataError: no group is that base.
+    """
+    wanted = DEFAULT_BASE if base is None else base
+    chosen = [group for group in found if group.label == wanted] or [g for g in found if _has(g.config, wanted)]
+    if not chosen:
+        if base is None:
+            return {}
+        names = "; ".join(group.label for group in found)
+        raise DataError(f"base={base}: no group of these runs is that. Give settings that one has, or one of: {names}")
+    partners = {}
+    for group in found:
+        if group in chosen:
+            continue
+        likeness = [sum(repr(group.settings.get(k)) == repr(v) for k, v in b.settings.items()) for b in chosen]
+        if likeness.count(max(likeness)) == 1:
+            partners[group.label] = chosen[likeness.index(max(likeness))].label
+    return partners
+
+
+def _has(config: Mapping[str, Any], wanted: str) -> bool:
+    """Whether a configuration has the settings `KEY=VALUE ...`; it is no control unless they say so."""
+    values, choices = flat(config), config.get("choices") or {}
+    asked = dict(part.partition("=")[::2] for part in wanted.split())
+    if (
+        not config
+        or not all("=" in part for part in wanted.split())
+        or ("control" not in asked and values.get("control"))
+    ):
+        return False
+
+    def same(key: str, text: str) -> bool:
+        value = choices[key] if key in choices and key not in values else values.get(key)
+        try:
+            return value is not None and float(value) == float(text)
+        except (TypeError, ValueError):
+            return str(value) == text
+
+    return all(same(key, text) for key, text in asked.items())

@@ -1,0 +1,119 @@
+"""All that is told of a set of runs, as plain data: groups over seeds, their numbers, curves and costs.
+
+The Markdown and CSV files, the figures and the page are made of a `Study`; none of them reads a run's numbers itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from neural_rdm.reports import results
+from neural_rdm.reports.costs import Cost, Counted, costs
+from neural_rdm.reports.curves import Chart, charts
+from neural_rdm.reports.groups import DEFAULT_BASE, Group, bases, groups
+from neural_rdm.reports.results import LOSS, Metric
+from neural_rdm.reports.runs import progress
+from neural_rdm.reports.sweeps import base_of
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is told of a set of runs.
+
+    Attributes:
+        groups: in the order of the plan, never of the score.
+        bases: label -> label of the group that it is compared with.
+        base: the base in words; None without one.
+        metrics: first the one by which the study is judged.
+        charts: by name; curves over steps and over depth.
+        costs: label -> what the group costs.
+        quality: the validation loss until which `costs` count; None where there is none.
+        notes: what a reader has to know before any number, a sentence each.
+    """
+
+    groups: list[Group]
+    bases: dict[str, str]
+    base: str | None
+    metrics: list[Metric]
+    charts: dict[str, Chart]
+    costs: dict[str, Cost]
+    quality: float | None
+    notes: list[str]
+
+    def group(self, label: str) -> Group:
+        """The group of that label."""
+        return next(group for group in self.groups if group.label == label)
+
+    def metric(self, name: str) -> Metric:
+        """The metric of that name."""
+        return next(metric for metric in self.metrics if metric.name == name)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row a group, as in `summary.csv` (see `results.rows`)."""
+        return results.rows(self.groups, self.metrics)
+
+
+def study(
+    folders: Iterable[str | Path],
+    base: str | None = None,
+    best_by: str | None = None,
+    quality: float | None = None,
+    counted: Counted | None = None,
+) -> Study:
+    """Read a set of runs.
+
+    Args:
+        folders: of runs, finished or not.
+        base: what the groups are compared with, see `groups.bases`; None for the base of the sweep that they are of.
+        best_by: the metric by which the study is judged, a column of metrics.csv or a number of the report; None for
+            the validation loss.
+        quality: the validation loss until which costs are told; None for the final mean of the base.
+        counted: counts parameters and FLOPs of a configuration's network; None: they are not told.
+
+    Raises:
+        DataError: no group is the base.
+    """
+    runs = [Path(folder) for folder in folders]
+    found = groups(runs)
+    named = base_of(runs) if base is None else base
+    partners = bases(found, named)
+    metrics = [results.compared(metric, partners) for metric in results.read_metrics(found, best_by or LOSS)]
+    chosen = list(dict.fromkeys(partners.values()))
+    if quality is None and len(chosen) == 1:
+        final = next((m.results[chosen[0]].interval for m in metrics if m.name == LOSS), None)
+        quality = None if final is None else final.mean
+    return Study(
+        groups=found,
+        bases=partners,
+        base=None if not chosen else chosen[0] if len(chosen) == 1 else named or DEFAULT_BASE,
+        metrics=metrics,
+        charts=charts(found, metrics),
+        costs=costs(found, quality, counted),
+        quality=quality,
+        notes=notes(found, metrics, partners),
+    )
+
+
+def notes(found: Sequence[Group], metrics: Sequence[Metric], partners: Mapping[str, str]) -> list[str]:
+    """What a reader has to know before any number."""
+    told = []
+    runs = [(group, seed, run) for group in found for seed, run in group.runs.items()]
+    unfinished = [f"{g.label}, seed {s} ({far})" for g, s, run in runs if (far := progress(run)).finished is False]
+    failed = [f"{group.label}, seed {seed} ({why})" for group in found for seed, why in group.failed.items()]
+    if unfinished:
+        told.append(f"Not finished, and in no mean: {'; '.join(unfinished)}.")
+    if failed:
+        told.append(f"Failed, and in no mean: {'; '.join(failed)}.")
+    if single := [group.label for group in found if len(group.runs) == 1]:
+        told.append(f"One seed has neither an interval nor a sign: {'; '.join(single)}.")
+    if again := [f"{group.label}: {', '.join(map(str, group.again))}" for group in found if group.again]:
+        told.append(f"A seed that ran more than once counts once; left out: {'; '.join(again)}.")
+    if partners and (alone := [g.label for g in found if g.label not in partners and g.label not in partners.values()]):
+        told.append(f"No single base is most like these, so they are compared with none: {'; '.join(alone)}.")
+    for metric in metrics:
+        if len(metric.protocols) > 1:
+            told.append(f"{metric.name} was made in {len(metric.protocols)} ways; only numbers of one are compared.")
+    return told
