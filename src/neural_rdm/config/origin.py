@@ -18,7 +18,7 @@ from neural_rdm.core.extras import ROOT
 #: what a run's numbers depend on beside this project
 LIBRARIES = ("torch", "lightning", "diffusers", "timm", "torchmetrics", "hydra-core", "numpy")
 #: arguments that say where a run is and how its process was started, not what is trained
-_PLACES = ("hydra.run.dir=", "hydra.mode=", "resume=", "accept_data=")
+PLACES = ("hydra.run.dir=", "hydra.mode=", "resume=", "accept_data=")
 
 
 def origin() -> dict[str, Any]:
@@ -32,7 +32,7 @@ def origin() -> dict[str, Any]:
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command_line": ["python", *sys.orig_argv[1:]],
-        "arguments": [a for a in sys.argv[1:] if not a.startswith(_PLACES)],
+        "arguments": [a for a in sys.argv[1:] if not a.startswith(PLACES)],
         **_lasting(),
     }
 
