@@ -14,18 +14,18 @@ from neural_rdm.reports.groups import Group
 from neural_rdm.reports.pages import origins, render
 from neural_rdm.reports.pages.render import Picture
 from neural_rdm.reports.pages.samples import side_by_side
-from neural_rdm.reports.results import Metric, Result
+from neural_rdm.reports.results import Metric
 from neural_rdm.reports.runs import node
 from neural_rdm.reports.study import Study
 
 FILE = "index.html"
 #: sign -> the words of a cell, its mark (words and marks say it, not colour alone) and its class
 SIGNS = {
-    "better": ("better: settled", "▲", "better"),
-    "better?": ("better? not settled once all groups are tested together", "△", "open"),
-    "worse": ("worse: settled", "▼", "worse"),
-    "worse?": ("worse? not settled once all groups are tested together", "▽", "open"),
-    "open": ("open: either sign is possible", "○", "open"),
+    "better": ("better, settled", "▲", "better"),
+    "better?": ("better? not settled", "△", "open"),
+    "worse": ("worse, settled", "▼", "worse"),
+    "worse?": ("worse? not settled", "▽", "open"),
+    "open": ("open", "○", "open"),
     "equal": ("equal, seed by seed", "=", "open"),
 }
 #: headings of the figures' sections, and the beginnings of the names of those that stand there
@@ -60,6 +60,7 @@ def write_page(study: Study, folder: Path, figures: Mapping[str, Path]) -> Path:
         DataError: a figure cannot be read.
     """
     found = origins.origins(study.groups, folder)
+    facts, unlike = origins.shared(found)
     made = origin()
     return render.write(
         "comparison.html",
@@ -73,7 +74,8 @@ def write_page(study: Study, folder: Path, figures: Mapping[str, Path]) -> Path:
         scale=scale(study.metrics[0]),
         origins=found,
         pending=[each for each in found if not each.done],
-        shared=origins.shared(found),
+        facts=facts,
+        unlike=unlike,
         sections=sections(study, figures),
         samples=side_by_side(study.groups),
         made=made,
@@ -94,7 +96,8 @@ def question(study: Study) -> str:
     others = [group.label for group in study.groups if group.label not in study.bases.values()]
     if study.base is None:
         return f"How do {_named([g.label for g in study.groups])} compare, by {judged}?"
-    return f"What do {_named(others)} change, compared with {study.base}, by {judged}?"
+    verb = "does" if len(others) == 1 else "do"
+    return f"How {verb} {_named(others)} differ from {study.base}, by {judged}?"
 
 
 def answer(metric: Metric) -> list[tuple[str, list[str]]]:
@@ -153,17 +156,15 @@ def in_words(chart: Chart) -> str:
 
 
 def _title(study: Study) -> str:
-    return f"{len(study.groups)} groups compared" if len(study.groups) > 1 else study.groups[0].label
+    of = ", ".join(_experiments(study.groups)) or "Runs"
+    return f"{of}: {len(study.groups)} groups compared" if len(study.groups) > 1 else f"{of}: {study.groups[0].label}"
 
 
 def _named(labels: Sequence[str]) -> str:
-    return ", ".join(labels) if len(labels) <= 5 else f"{len(labels)} groups"
+    if len(labels) > 5:
+        return f"{len(labels)} groups"
+    return " and ".join(filter(None, [", ".join(labels[:-1]), labels[-1]]))
 
 
 def _experiments(groups: Sequence[Group]) -> list[str]:
     return list(dict.fromkeys(str(e) for g in groups if (e := node(g.config, "choices").get("exp"))))
-
-
-def missing_of(result: Result) -> str:
-    """Why seeds of a group have no number."""
-    return "; ".join(f"seed {seed}: {why}" for seed, why in result.missing.items())

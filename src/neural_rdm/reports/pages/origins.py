@@ -118,10 +118,18 @@ def _environment(start: Mapping[str, Any]) -> dict[str, str]:
     return {str(name): str(value) for name, value in told.items() if value is not None}
 
 
-def shared(found: Sequence[Origin]) -> list[tuple[str, dict[str, str], list[str]]]:
-    """The different origins of runs: commit, environment, and the runs that have both."""
-    kinds: dict[tuple[str, tuple[tuple[str, str], ...]], list[str]] = {}
-    for each in found:
-        if each.folder:
-            kinds.setdefault((each.code, tuple(each.environment.items())), []).append(f"{each.group}, seed {each.seed}")
-    return [(code, dict(environment), runs) for (code, environment), runs in kinds.items()]
+def shared(found: Sequence[Origin]) -> tuple[dict[str, str], list[tuple[dict[str, str], list[str]]]]:
+    """What all runs have in common of their code and environment, and what they have not: for each kind of run what is
+    its own, and which runs are of it; empty where all are of one kind.
+    """
+    runs = {
+        f"{each.group}, seed {each.seed}": {"commit": each.code, **each.environment} for each in found if each.folder
+    }
+    names = dict.fromkeys(name for facts in runs.values() for name in facts)
+    values = {name: {facts.get(name, UNKNOWN) for facts in runs.values()} for name in names}
+    common = {name: next(iter(those)) for name, those in values.items() if len(those) == 1}
+    kinds: dict[tuple[str, ...], list[str]] = {}
+    own = [name for name in names if name not in common]
+    for run, facts in runs.items():
+        kinds.setdefault(tuple(facts.get(name, UNKNOWN) for name in own), []).append(run)
+    return common, [(dict(zip(own, kind, strict=True)), of) for kind, of in kinds.items()] if own else []

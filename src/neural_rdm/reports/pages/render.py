@@ -82,14 +82,19 @@ def environment() -> Environment:
     return made
 
 
+def _typeset(number: str) -> str:
+    """With a minus sign in place of hyphens."""
+    return number.replace("-", "\N{MINUS SIGN}")
+
+
 def number(value: float | None, signed: bool = False) -> str:
     """A number with four digits that count, thousands set apart; a dash for none."""
     if value is None or not math.isfinite(value):
         return NONE
     sign = "+" if signed else ""
     if value == int(value) and abs(value) < 1e6:
-        return f"{value:{sign},.0f}"
-    return f"{value:{sign},.0f}" if 1e4 <= abs(value) < 1e6 else f"{value:{sign}.4g}"
+        return _typeset(f"{value:{sign},.0f}")
+    return _typeset(f"{value:{sign},.0f}" if 1e4 <= abs(value) < 1e6 else f"{value:{sign}.4g}")
 
 
 def told(found: Interval | None, signed: bool = False) -> str:
@@ -101,8 +106,8 @@ def told(found: Interval | None, signed: bool = False) -> str:
     sign, half = "+" if signed else "", found.half
     digits = 4 if half <= 0 else 1 - math.floor(math.log10(half))
     if not -3 <= digits <= 6:  # far too large or small for decimals
-        return f"{found.mean:{sign}.4g} ± {half:.2g}"
-    return f"{found.mean:{sign},.{max(0, digits)}f} ± {half:,.{max(0, digits)}f}"
+        return _typeset(f"{found.mean:{sign}.4g} ± {half:.2g}")
+    return _typeset(f"{found.mean:{sign},.{max(0, digits)}f} ± {half:,.{max(0, digits)}f}")
 
 
 def percent_of(value: float, low: float, high: float) -> str:
