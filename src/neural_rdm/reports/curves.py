@@ -40,7 +40,7 @@ class Chart:
     """Lines on one pair of axes, before anything is drawn.
 
     Attributes:
-        name: also of its file, such as `val_loss`.
+        name: also of its file, such as `val_loss_steps`.
         names: unit index -> name, where x is depth.
         note: what has to be said below it.
     """
@@ -87,7 +87,7 @@ def charts(found: Sequence[Group], metrics: Sequence[Metric]) -> dict[str, Chart
 def over_steps(found: Sequence[Group], column: str, title: str) -> Chart:
     """A column of metrics.csv against the optimizer step."""
     lines = _lines(found, lambda run: dict(zip(*_series(run, column), strict=True)))
-    return Chart(column.replace("/", "_"), title, "optimizer step", column, lines, {})
+    return Chart(column.replace("/", "_") + "_steps", title, "optimizer step", column, lines, {})
 
 
 def over_depth(found: Sequence[Group]) -> list[Chart]:
@@ -108,7 +108,7 @@ def over_depth(found: Sequence[Group]) -> list[Chart]:
     for column, (title, label) in told.items():
         lines = _lines(found, lambda run, column=column: _last_stage(run, column))  # type: ignore[misc]
         note = "a run's value is the mean over the batches recorded in the last stage of its training"
-        made.append(Chart(column, title, "unit, in the order in which they run", label, lines, names, note))
+        made.append(Chart(f"{column}_depth", title, "unit, in the order in which they run", label, lines, names, note))
     return made
 
 

@@ -1,11 +1,12 @@
-"""What all figures share: canvases outside pyplot, the axis of units, the colours of training stages, CSV cells."""
+"""What all figures share: canvases outside pyplot, colours for light and dark, the axis of units, labels, CSV cells."""
 
 from __future__ import annotations
 
 import csv
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
 
 MAX_STAGES = 8
 MAX_NAMED_UNITS = 24
+#: told apart by every kind of eye, and seen on white and on black (Okabe and Ito, without yellow and black)
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+DASHES = ("-", (0, (4, 1.2)), (0, (1, 1)), (0, (5, 1, 1, 1)))
+MARKERS = "osD^vP"
+#: foreground and background
+LIGHT, DARK = ("#1b1b1b", "#ffffff"), ("#e4e4e4", "#16181c")
 
 #: a U-Net's names are as long as its structure is deep
 _SHORTER = (
@@ -71,6 +78,31 @@ def attempt(plot: Callable[[], Path | None]) -> list[Path]:
         print(f"no plot: {error}")
         return []
     return [path] if path is not None else []
+
+
+@contextmanager
+def theme(dark: bool = False) -> Iterator[None]:
+    """Figures that are made and saved inside stand on white, or on the dark ground of a page."""
+    from matplotlib import rc_context
+
+    ink, ground = DARK if dark else LIGHT
+    keys = ("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor", "xtick.color", "ytick.color")
+    colours = dict.fromkeys(keys, ink) | dict.fromkeys(("figure.facecolor", "axes.facecolor"), ground)
+    with rc_context(colours):
+        yield
+
+
+def ink() -> str:
+    """The foreground of the theme: of what the others are compared with."""
+    from matplotlib import rcParams
+
+    return str(rcParams["text.color"])
+
+
+def look(index: int) -> dict[str, Any]:
+    """Colour, dashes and marker of line number `index`; 24 differ in colour or dashes."""
+    place, turn = index % len(PALETTE), index // len(PALETTE)
+    return {"color": PALETTE[place], "linestyle": DASHES[turn % len(DASHES)], "marker": MARKERS[turn % len(MARKERS)]}
 
 
 def canvas(wide: float, tall: float) -> Figure:
@@ -135,6 +167,45 @@ def log_if_wide(axes: Axes, values: Sequence[float], decades: float, zero: bool 
         axes.set_yscale("log")
     elif zero and finite and min(finite) >= 0:
         axes.set_ylim(bottom=0)
+
+
+def label_ends(axes: Axes, ends: Mapping[str, tuple[float, Any]], size: float = 8) -> None:
+    """Write each line's name to the right of the axes at the height of its end, in its colour, none over another.
+
+    Args:
+        ends: name -> value at the line's end, and colour. Limits and scale of the axes must be final.
+    """
+    figure = axes.get_figure()
+    assert figure is not None
+    subplot = axes.get_subplotspec()
+    rows = subplot.get_gridspec().nrows if subplot is not None else 1
+    gap = 1.3 * size / (0.75 * 72 * figure.get_size_inches()[1] / rows)  # in heights of the axes
+    whole = axes.transData + axes.transAxes.inverted()
+    left = axes.get_xlim()[0]
+    wanted = {name: float(whole.transform((left, value))[1]) for name, (value, _) in ends.items()}
+    for (name, place), (_, height) in zip(wanted.items(), _apart(list(wanted.items()), gap).items(), strict=True):
+        colour = ends[name][1]
+        axes.plot([1.0, 1.03], [place, height], color=colour, linewidth=0.7, transform=axes.transAxes, clip_on=False)
+        axes.text(1.04, height, name, color=colour, fontsize=size, va="center", transform=axes.transAxes)
+
+
+def _apart(places: Sequence[tuple[str, float]], gap: float) -> dict[str, float]:
+    """name -> a height at least `gap` from the others, in their order and as near as can be to the one wanted."""
+    blocks: list[tuple[list[str], float]] = []  # names, and the middle that they would like
+    for name, place in sorted(places, key=lambda each: each[1]):
+        blocks.append(([name], min(max(place, 0.0), 1.0)))
+        while len(blocks) > 1 and blocks[-1][1] - blocks[-2][1] < gap * (len(blocks[-1][0]) + len(blocks[-2][0])) / 2:
+            (names, middle), (lower, other) = blocks.pop(), blocks.pop()
+            count = len(names) + len(lower)
+            # what the members of both would like on average, their own offsets in the block taken off
+            centre = (middle * len(names) + other * len(lower)) / count
+            blocks.append((lower + names, centre))
+    found = {
+        name: middle + gap * (place - (len(names) - 1) / 2)
+        for names, middle in blocks
+        for place, name in enumerate(names)
+    }
+    return {name: found[name] for name, _ in places}
 
 
 def save(figure: Figure, path: str | Path) -> Path:

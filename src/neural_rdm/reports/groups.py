@@ -20,9 +20,13 @@ NOT_A_SETTING = (
     "callbacks.validation.every_n_steps", "residual.gamma",
 )  # fmt: skip
 #: keys that are called by their last part in tables and labels, as people say them
-_SHORT = {"backbone.depth": "depth", "trainer.max_steps": "steps", "optimizer.lr": "lr"}
+_SHORT = {"gamma": "gamma", "backbone.depth": "depth", "trainer.max_steps": "steps", "optimizer.lr": "lr"}
 RULE = "residual"
-MAX_SETTINGS = 8  # groups that differ in more keys are too unlike each other to be told apart by a list
+MAX_SETTINGS = 8  # keys; runs that differ in more are too unlike each other to be told apart by a list
+#: keys that have columns of their own in every table
+_SHOWN = (
+    "exp", "residual", "residual.rule", "control", "gamma", "backbone.depth", "trainer.max_steps", "seed", "resume",
+)  # fmt: skip
 DEFAULT_BASE = "residual=resnet"
 
 
@@ -116,38 +120,56 @@ def _is_setting(key: str) -> bool:
 
 
 def settings(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What tells each configuration from the others: the rule, then at most eight keys in which they differ.
+    """What tells each configuration from the others: its rule, and the keys in which they differ (see `differences`).
 
-    Keys of a rule (`residual.granularity`) count where they differ among configurations of the same rule, or else the
-    defaults of unlike rules would fill the list. Where more than eight keys differ, those that some lack go first, then
-    all but the choices of groups.
+    Keys of a rule (`residual.granularity`) count where they differ among configurations of one rule, or else the
+    defaults of unlike rules would fill the list.
     """
-    flats = [{k: v for k, v in flat(config).items() if _is_setting(k)} for config in configs]
     rules = [rule_of(config) for config in configs]
-    known = [i for i, each in enumerate(flats) if each]
-
-    def differ(key: str, among: Sequence[int]) -> bool:
-        return len({repr(flats[i].get(key)) for i in among}) > 1
+    flats = [flat(config) for config in configs]
 
     def told(key: str) -> bool:
-        if key in ("control", "residual.rule") or key.endswith("_target_"):
-            return False
-        if key.startswith("residual."):
-            return any(differ(key, [i for i in known if rules[i] == rule]) for rule in set(rules))
-        return differ(key, known)
+        if not key.startswith("residual."):
+            return _is_setting(key) or (key.startswith("choices.") and key != "choices.residual")
+        return _is_setting(key) and any(
+            len({repr(each.get(key)) for each, own in zip(flats, rules, strict=True) if own == rule}) > 1
+            for rule in set(rules)
+        )
 
-    keys = [key for key in dict.fromkeys(k for i in known for k in flats[i]) if told(key)]
-    if len(keys) > MAX_SETTINGS:
-        keys = [key for key in keys if all(key in flats[i] for i in known)]
-    chosen: list[dict[str, Any]] = [dict(config.get("choices") or {}) for config in configs]
-    if len(keys) > MAX_SETTINGS:
-        groups = dict.fromkeys(g for each in chosen for g in each if g != RULE)
-        varied = [g for g in groups if len({each.get(g) for each in chosen}) > 1][:MAX_SETTINGS]
-        return [{RULE: rule, **{g: each.get(g) for g in varied}} for rule, each in zip(rules, chosen, strict=True)]
+    reduced = [{key: value for key, value in each.items() if told(key)} for each in flats]
+    keys = [key for key in _SHORT if len({repr(each.get(key)) for each in reduced if each}) > 1]
+    keys += [key for key in differences(reduced) if key not in keys]
     return [
-        {RULE: rule, **{_SHORT.get(key, key): each.get(key) for key in keys if key in each}}
-        for rule, each in zip(rules, flats, strict=True)
+        {RULE: rule, **{_SHORT.get(key, key): each[key] for key in keys if key in each}}
+        for rule, each in zip(rules, reduced, strict=True)
     ]
+
+
+def differences(configs: Sequence[dict[str, Any]]) -> list[str]:
+    """Keys in which the readable configurations differ, at most eight, and that no other column shows.
+
+    Runs of unlike choices of a group may hold unlike keys below it. The choice gets a column then (the residual rule
+    has one already), and of the keys that some lack only those in which the others differ. Where there are too many
+    columns the keys that are merely lacked go first.
+    """
+    each = [flat(config) for config in configs if config]
+    keys = [
+        key
+        for key in dict.fromkeys(key for other in each for key in other)
+        if key not in _SHOWN and not key.endswith("_target_")
+    ]
+    found = {key: [other[key] for other in each if key in other] for key in keys}
+    differing = {key for key in keys if len(set(map(repr, found[key]))) > 1}
+    lacked = {key for key in keys if len(found[key]) < len(each)}
+    unlike = {key.partition(".")[0] for key in lacked} - {"choices"}
+    choices = [f"choices.{group}" for group in sorted(unlike) if f"choices.{group}" in differing]
+    told = {"choices", "residual", *(choice.partition(".")[2] for choice in choices)}
+    plain = [key for key in keys if key in differing and not key.startswith("choices.")]
+    lacking = {key for key in lacked - differing if key.partition(".")[0] not in told}
+    for shown in ([key for key in keys if key in lacking or key in plain], plain):
+        if len(choices) + len(shown) <= MAX_SETTINGS:
+            return choices + shown
+    return choices
 
 
 def label(own: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from neural_rdm.reports.figures import (
     MAX_STAGES,
     canvas,
     log_if_wide,
+    look,
     name_units,
     new_figure,
     number,
@@ -129,7 +130,7 @@ def plot_curves(curves: Mapping[str, Series], png_path: str | Path, ylabel: str,
     figure, axes = new_figure(wide=7.2)
     shown: list[float] = []
     for index, (name, (steps, values)) in enumerate((name, series) for name, series in curves.items() if series[0]):
-        colour, dashes = f"C{index % 10}", ("-", "--", ":", "-.")[index // 10 % 4]
+        colour, dashes = look(index)["color"], look(index)["linestyle"]
         if len(values) > 60:
             axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
             values = _running_mean(values, max(2, len(values) // 30))

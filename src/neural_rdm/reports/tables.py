@@ -19,6 +19,7 @@ from typing import Any
 from neural_rdm.core.errors import DataError
 from neural_rdm.core.files import write_text
 from neural_rdm.reports import rates
+from neural_rdm.reports.groups import differences
 from neural_rdm.reports.plots import plot_curves, read_series
 from neural_rdm.reports.runs import (
     flat,
@@ -33,12 +34,8 @@ from neural_rdm.reports.runs import (
 
 Row = Mapping[str, Any]
 MISSING = "-"
-MAX_DIFFERENCES = 8  # keys; runs that differ in more are too unlike each other to be told apart by a list
 #: what equal protocols of two runs may differ in
 _RUNS_OWN = re.compile(r"\bstep \d+; seed \d+")
-_SHOWN = (
-    "exp", "residual", "residual.rule", "control", "gamma", "backbone.depth", "trainer.max_steps", "seed", "resume",
-)  # fmt: skip
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
@@ -139,7 +136,7 @@ def compare_runs(run_folders: Iterable[str | Path]) -> list[dict[str, Any]]:
     """
     folders = [Path(folder) for folder in run_folders]
     configs = [read_mapping(folder / "config.yaml") for folder in folders]
-    differing = _differences(configs)
+    differing = differences(configs)
     far = [progress(folder) for folder in folders]
     rows = []
     for folder, label, config, reached in zip(folders, labels(folders), configs, far, strict=True):
@@ -260,29 +257,6 @@ def _gates(residual: Any) -> str | None:
     words += ["time-conditioned"] if residual.get("time_conditioned") else []
     words += ["linear beta"] if residual.get("beta_form") == "linear" else []
     return ", ".join(str(word) for word in words if word) or None
-
-
-def _differences(configs: Sequence[dict[str, Any]]) -> list[str]:
-    """Keys in which the readable configurations differ, and that no other column shows.
-
-    Runs of unlike choices of a group may hold unlike keys below it. The choice gets a column then (the residual rule
-    has one already), and of the keys that some lack only those in which the others differ. Where there are too many
-    columns the keys that are merely lacked go first.
-    """
-    each = [flat(config) for config in configs if config]
-    keys = [key for key in _columns(each) if key not in _SHOWN and not key.endswith("_target_")]
-    found = {key: [other[key] for other in each if key in other] for key in keys}
-    differing = {key for key in keys if len(set(map(repr, found[key]))) > 1}
-    lacked = {key for key in keys if len(found[key]) < len(each)}
-    unlike = {key.partition(".")[0] for key in lacked} - {"choices"}
-    choices = [f"choices.{group}" for group in sorted(unlike) if f"choices.{group}" in differing]
-    told = {"choices", "residual", *(choice.partition(".")[2] for choice in choices)}
-    plain = [key for key in keys if key in differing and not key.startswith("choices.")]
-    lacking = {key for key in lacked - differing if key.partition(".")[0] not in told}
-    for shown in ([key for key in keys if key in lacking or key in plain], plain):
-        if len(choices) + len(shown) <= MAX_DIFFERENCES:
-            return choices + shown
-    return choices
 
 
 def _legend(rows: Sequence[Row]) -> list[str]:

@@ -1,0 +1,174 @@
+"""The figures of a study: numbers with their intervals, differences to the base, and curves with bands."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neural_rdm.reports.curves import Chart, Line
+from neural_rdm.reports.figures import canvas, ink, label_ends, log_if_wide, look, name_units, save, theme, tidy
+from neural_rdm.reports.results import Metric, Result
+from neural_rdm.reports.study import Study
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MOST_LINES = 6  # with bands in one panel; more have a panel each
+COLUMNS = 4
+Look = Mapping[str, Any]
+
+
+def draw(study: Study, folder: Path, dark: bool = False) -> dict[str, Path]:
+    """Draw all that there is to draw of a study; return name -> path of each figure.
+
+    Names are those of the metrics and of `Study.charts`, `/` replaced by `_`.
+
+    Args:
+        folder: files are `comparison_NAME.png`, on a dark ground `comparison_NAME_dark.png`.
+    """
+    looks = _looks(study)
+    written = {}
+    with theme(dark):
+
+        def path(name: str) -> Path:
+            return folder / f"comparison_{name}{'_dark' if dark else ''}.png"
+
+        for metric in study.metrics:
+            if sum(bool(result.values) for result in metric.results.values()) > 1:
+                name = metric.name.replace("/", "_")
+                written[name] = plot_metric(study, metric, path(name))
+        for name, chart in study.charts.items():
+            written[name] = plot_chart(chart, looks, path(name))
+    return written
+
+
+def _looks(study: Study) -> dict[str, dict[str, Any]]:
+    """A look for each group, the same in all figures; bases have the foreground's colour."""
+    bases = [group.label for group in study.groups if group.label in study.bases.values()]
+    rest = [group.label for group in study.groups if group.label not in bases]
+    looks: dict[str, dict[str, Any]] = {label: look(index) for index, label in enumerate(rest)}
+    for index, label in enumerate(bases):
+        looks[label] = {**look(6 * index), "color": ""}  # the ink of the theme, see _colour
+    return looks
+
+
+def _colour(of: Look) -> Any:
+    return of["color"] or ink()
+
+
+def plot_metric(study: Study, metric: Metric, path: Path) -> Path:
+    """A row a group, in the order of the plan: a dot a seed, the mean with its 95 % interval; to the right the paired
+    differences to the base, in colour where their sign is settled.
+    """
+    labels = [group.label for group in study.groups]
+    differences = any(result.less for result in metric.results.values())
+    figure = canvas(10.0 if differences else 6.4, 1.5 + 0.34 * len(labels))
+    panels = figure.subplots(1, 2 if differences else 1, sharey=True, squeeze=False)[0]
+    for axes in panels:
+        tidy(axes).grid(axis="y", visible=False)
+    for row, label in enumerate(labels):
+        result = metric.results[label]
+        if result.interval is None:
+            reason = next(iter(result.missing.values()), "no run")
+            panels[0].text(0.01, row, reason[:60], transform=panels[0].get_yaxis_transform(), va="center", fontsize=7)
+        else:
+            _row(panels[0], row, [*result.values.values()], result, ink(), base=False)
+        if differences:
+            _difference(panels[1], row, result, metric.higher)
+    panels[0].set_yticks(
+        range(len(labels)), [f"{label} (base)" if _is_base(study, label) else label for label in labels]
+    )
+    panels[0].set_ylim(len(labels) - 0.4, -0.6)
+    arrow = "higher is better" if metric.higher else "lower is better"
+    panels[0].set_xlabel(f"{metric.name} ({arrow})")
+    if differences:
+        panels[1].axvline(0, color=ink(), linewidth=0.8)
+        panels[1].set_xlabel("less the base, paired by seed")
+    figure.suptitle(f"{metric.name}: a dot a seed, the mean and its 95 % interval", fontsize=10)
+    return save(figure, path)
+
+
+def _is_base(study: Study, label: str) -> bool:
+    return label in study.bases.values()
+
+
+def _row(axes: Axes, row: int, values: Sequence[float], result: Result, colour: Any, base: bool) -> None:
+    found = result.less if base else result.interval
+    assert found is not None
+    axes.plot(values, [row + 0.22] * len(values), "o", color=colour, markersize=2.5, alpha=0.55, linestyle="none")
+    if math.isfinite(found.low):
+        axes.plot([found.low, found.high], [row, row], color=colour, linewidth=2)
+    axes.plot([found.mean], [row], "o", color=colour, markersize=5)
+
+
+def _difference(axes: Axes, row: int, result: Result, higher: bool) -> None:
+    """One row of differences: blue or orange where settled for all together, pale where not."""
+    if result.less is None:
+        if result.note:
+            axes.text(0.01, row, result.note[:60], transform=axes.get_yaxis_transform(), va="center", fontsize=7)
+        return
+    settled = {"better": look(0)["color"], "worse": look(1)["color"]}
+    _row(axes, row, [*result.pairs.values()], result, settled.get(result.sign, "0.55"), base=True)
+    axes.text(1.01, row, result.sign, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
+
+
+def plot_chart(chart: Chart, looks: Mapping[str, Look], path: Path) -> Path:
+    """The lines of a chart with their bands and their names at their ends; of more than six each in a panel of its own,
+    the others pale behind it.
+    """
+    if len(chart.lines) > MOST_LINES:
+        return _panels(chart, looks, path)
+    figure = canvas(7.6, 4.4)
+    axes = tidy(figure.add_subplot())
+    for line in chart.lines:
+        _line(axes, line, looks[line.label], band=True)
+    _scales(axes, chart)
+    label_ends(axes, {line.label: (line.mean[-1], _colour(looks[line.label])) for line in chart.lines})
+    axes.set(xlabel=chart.xlabel, ylabel=chart.ylabel)
+    axes.set_title(chart.title, fontsize=10)
+    if chart.names:
+        name_units(axes, chart.names)
+    return save(figure, path)
+
+
+def _panels(chart: Chart, looks: Mapping[str, Look], path: Path) -> Path:
+    rows = -(-len(chart.lines) // COLUMNS)
+    figure = canvas(11.0, 0.8 + 2.3 * rows)
+    grid = figure.subplots(rows, COLUMNS, sharex=True, sharey=True, squeeze=False).ravel()
+    for axes, own in zip(grid, chart.lines, strict=False):
+        tidy(axes)
+        for other in chart.lines:
+            if other is not own:
+                axes.plot(other.x, other.mean, color="0.6", alpha=0.45, linewidth=0.7)
+        _line(axes, own, looks[own.label], band=True)
+        axes.set_title(own.label, fontsize=9, color=_colour(looks[own.label]))
+    _scales(grid[0], chart)
+    for axes in grid[len(chart.lines) :]:
+        axes.set_axis_off()
+    figure.supxlabel(chart.xlabel, fontsize=10)
+    figure.supylabel(chart.ylabel, fontsize=10)
+    figure.suptitle(f"{chart.title} (each group in turn; pale: the others)", fontsize=10)
+    return save(figure, path)
+
+
+def _line(axes: Axes, line: Line, of: Look, band: bool) -> None:
+    colour = _colour(of)
+    marker = of["marker"] if len(line.x) <= 24 else ""
+    axes.plot(line.x, line.mean, color=colour, linestyle=of["linestyle"], marker=marker, markersize=3, linewidth=1.6)
+    if band:
+        axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.13, linewidth=0)
+
+
+def _scales(axes: Axes, chart: Chart) -> None:
+    """Logarithmic where the means span more than a decade; bands are cut off where they would flatten the lines."""
+    means = [value for line in chart.lines for value in line.mean]
+    log_if_wide(axes, means, decades=1, zero=False)
+    if axes.get_yscale() == "log":
+        axes.set_ylim(min(means) / 1.5, max(means) * 1.5)
+        return
+    ends = [value for line in chart.lines for value in (*line.low, *line.high) if math.isfinite(value)]
+    low, high = min(means), max(means)
+    room = (high - low) or abs(high) or 1.0
+    axes.set_ylim(max(min([low, *ends]), low - room) - 0.05 * room, min(max([high, *ends]), high + room) + 0.05 * room)
