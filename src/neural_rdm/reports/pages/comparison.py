@@ -44,9 +44,10 @@ MOST_TOLD = 16  # groups whose last values an alternative text tells
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure of the page."""
+    """A figure of the page, and the same for a dark one; None where there is none."""
 
     picture: Picture
+    dark: Picture | None
     caption: str
 
 
@@ -54,7 +55,8 @@ def write_page(study: Study, folder: Path, figures: Mapping[str, Path]) -> Path:
     """Write `index.html` into `folder`, one file that needs nothing else, and return its path.
 
     Args:
-        figures: PNGs by name; those of charts of the study by the charts' names.
+        figures: PNGs by name; those of charts of the study by the charts' names. Where a file `..._dark.png` stands
+            beside one, a dark page shows that.
 
     Raises:
         DataError: a figure cannot be read.
@@ -137,12 +139,14 @@ def sections(study: Study, figures: Mapping[str, Path]) -> list[tuple[str, list[
 
 
 def _figure(name: str, path: Path, chart: Chart | None) -> Drawn:
+    dark = path.with_stem(f"{path.stem}_dark")
     if chart is None:
-        words = name.replace("_", " ")
-        return Drawn(render.picture(path, f"Figure: {words}"), words)
-    band = any(math.isfinite(low) for line in chart.lines for low in line.low)
-    notes = [chart.title, "the band is the 95 % interval of the mean over seeds" if band else "", chart.note]
-    return Drawn(render.picture(path, in_words(chart)), "; ".join(filter(None, notes)) + ".")
+        alt = caption = name.replace("_", " ")
+    else:
+        band = any(math.isfinite(low) for line in chart.lines for low in line.low)
+        notes = [chart.title, "the band is the 95 % interval of the mean over seeds" if band else "", chart.note]
+        alt, caption = in_words(chart), "; ".join(filter(None, notes)) + "."
+    return Drawn(render.picture(path, alt), render.picture(dark, alt) if dark.is_file() else None, caption)
 
 
 def in_words(chart: Chart) -> str:

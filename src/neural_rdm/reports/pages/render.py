@@ -87,14 +87,13 @@ def _typeset(number: str) -> str:
     return number.replace("-", "\N{MINUS SIGN}")
 
 
-def number(value: float | None, signed: bool = False) -> str:
-    """A number with four digits that count, thousands set apart; a dash for none."""
+def number(value: float | None, signed: bool = False, digits: int = 4) -> str:
+    """A number with so many digits that count, thousands set apart; a dash for none."""
     if value is None or not math.isfinite(value):
         return NONE
     sign = "+" if signed else ""
-    if value == int(value) and abs(value) < 1e6:
-        return _typeset(f"{value:{sign},.0f}")
-    return _typeset(f"{value:{sign},.0f}" if 1e4 <= abs(value) < 1e6 else f"{value:{sign}.4g}")
+    whole = value == int(value) or abs(value) >= 10 ** (digits - 1)
+    return _typeset(f"{value:{sign},.0f}" if whole and abs(value) < 1e7 else f"{value:{sign}.{digits}g}")
 
 
 def told(found: Interval | None, signed: bool = False) -> str:
