@@ -28,17 +28,11 @@ SIGNS = {
     "open": ("open", "○", "open"),
     "equal": ("equal, seed by seed", "=", "open"),
 }
-#: headings of the figures' sections, and the beginnings of the names of those that stand there
-SECTIONS = {
-    "Learning curves": ("val_loss", "train_loss", "comparison_losses"),
-    "Metrics over training": ("evaluation",),
-    "Differences": ("differences",),
-    "Metrics over depth": ("depth", "over_depth", "metric_over_depth"),
-    "Sensitivity and gates over depth": ("sensitivity", "alpha", "beta", "gates"),
-    "Mixing of depths": ("mixing",),
-    "Learning rates": ("rates", "comparison_rates"),
-    "Further figures": ("",),
-}
+#: headings of the figures' sections, in their order
+CURVES, TRAINING, DEPTH, UNITS, MIXING, RATES, OTHERS = SECTIONS = (
+    "Learning curves", "Metrics over training", "Metrics over depth", "Sensitivity and gates over depth",
+    "Mixing of depths", "Learning rates", "Further figures",
+)  # fmt: skip
 MOST_TOLD = 16  # groups whose last values an alternative text tells
 
 
@@ -78,16 +72,17 @@ def write_page(study: Study, folder: Path, figures: Mapping[str, Path]) -> Path:
         pending=[each for each in found if not each.done],
         facts=facts,
         unlike=unlike,
+        of_metrics=_of_metrics(study, figures),
         sections=sections(study, figures),
         samples=side_by_side(study.groups),
         made=made,
         made_by=shlex.join(made["command_line"]),
-        has={name: any(getattr(c, name) is not None for c in study.costs.values()) for name in _COSTS},
+        has={name: any(getattr(c, name) for c in study.costs.values()) for name in _COSTS},
         experiments=_experiments(study.groups),
     )
 
 
-_COSTS = ("parameters", "flops", "seconds", "memory", "steps", "images", "train_flops")
+_COSTS = ("parameters", "flops", "seconds", "memory", "reached", "train_flops")
 
 
 def question(study: Study) -> str:
@@ -127,26 +122,59 @@ def scale(metric: Metric) -> tuple[float, float]:
 
 
 def sections(study: Study, figures: Mapping[str, Path]) -> list[tuple[str, list[Drawn]]]:
-    """The figures under their headings; a heading without one is left out."""
-    left = dict(figures)
+    """The figures under their headings, but for those of single metrics; a heading without one is left out."""
+    found: dict[str, list[Drawn]] = {heading: [] for heading in SECTIONS}
+    for name, path in figures.items():
+        if name not in _metric_figures(study):
+            chart = study.charts.get(name)
+            found[_heading(name, chart)].append(_figure(name, path, chart))
+    return [(heading, drawn) for heading, drawn in found.items() if drawn]
+
+
+def _heading(name: str, chart: Chart | None) -> str:
+    if "mixing" in name:
+        return MIXING
+    if "rates" in name:
+        return RATES
+    if chart is None:
+        return OTHERS
+    if chart.names:
+        return UNITS
+    if "step" not in chart.xlabel:
+        return DEPTH
+    return CURVES if name.startswith(("val_loss", "train_loss")) else TRAINING
+
+
+def _metric_figures(study: Study) -> dict[str, str]:
+    """Name of a figure -> the metric that it shows."""
+    return {metric.name.replace("/", "_"): metric.name for metric in study.metrics}
+
+
+def _of_metrics(study: Study, figures: Mapping[str, Path]) -> list[Drawn]:
+    """The figures of single metrics, in the order of the metrics."""
+    compared = " and its paired difference to the base" if study.bases else ""
     found = []
-    for heading, beginnings in SECTIONS.items():
-        names = [name for beginning in beginnings for name in left if name.startswith(beginning)]
-        drawn = [_figure(name, left.pop(name), study.charts.get(name)) for name in dict.fromkeys(names)]
-        if drawn:
-            found.append((heading, drawn))
+    for name, metric in _metric_figures(study).items():
+        if name in figures:
+            shown = f"{metric} of each group: a dot a seed, the mean with its 95 % interval{compared}"
+            alt = f"{shown}. The table above has the same numbers."
+            found.append(Drawn(*_both(figures[name], alt), f"{shown}."))
     return found
 
 
-def _figure(name: str, path: Path, chart: Chart | None) -> Drawn:
+def _both(path: Path, alt: str) -> tuple[Picture, Picture | None]:
+    """A figure, and the same for a dark page where it is there."""
     dark = path.with_stem(f"{path.stem}_dark")
+    return render.picture(path, alt), render.picture(dark, alt) if dark.is_file() else None
+
+
+def _figure(name: str, path: Path, chart: Chart | None) -> Drawn:
     if chart is None:
-        alt = caption = name.replace("_", " ")
-    else:
-        band = any(math.isfinite(low) for line in chart.lines for low in line.low)
-        notes = [chart.title, "the band is the 95 % interval of the mean over seeds" if band else "", chart.note]
-        alt, caption = in_words(chart), "; ".join(filter(None, notes)) + "."
-    return Drawn(render.picture(path, alt), render.picture(dark, alt) if dark.is_file() else None, caption)
+        words = name.replace("_", " ")
+        return Drawn(*_both(path, words), words)
+    band = any(math.isfinite(low) for line in chart.lines for low in line.low)
+    notes = [chart.title, "the band is the 95 % interval of the mean over seeds" if band else "", chart.note]
+    return Drawn(*_both(path, in_words(chart)), "; ".join(filter(None, notes)) + ".")
 
 
 def in_words(chart: Chart) -> str:

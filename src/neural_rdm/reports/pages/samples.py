@@ -99,8 +99,8 @@ def side_by_side(groups: Sequence[Group]) -> Samples | None:
     count = max(1, min(max(a.shape[0] for a in arrays), MOST_ROWS // len(drawn)))
     names = first.tiles.labels or []
     classes = [names[i] if i < len(names) else str(i + 1) for i in range(max(*first.tiles.pixels.shape[:2]))]
-    columns = [f"frame {i + 1}" if frames else classes[i] for i in places]
-    blocks = [classes[b] if frames else f"sample {b + 1} of each" for b in range(count)]
+    columns = [str(i + 1) if frames else classes[i] for i in places]
+    blocks = [f"a clip of {classes[b]}" if frames else f"sample {b + 1} of each" for b in range(count)]
     limit = math.sqrt(ALL_PIXELS / (len(drawn) * count * len(places)))
     arrays = [_smaller(a, min(LARGEST_TILE, int(limit))) for a in arrays]
     rows = []
@@ -153,7 +153,7 @@ def _of(drawn: _Drawn, key: str) -> Any:
 
 
 def _alt(drawn: _Drawn, frames: bool, columns: Sequence[str], block: str) -> str:
-    what = f"a clip of {block}, {len(columns)} frames" if frames else f"{block}: {', '.join(columns)}"
+    what = f"{block}, {len(columns)} frames" if frames else f"{block}: {', '.join(columns)}"
     return f"Drawn by {drawn.group.label}, seed {drawn.seed}: {what}"
 
 

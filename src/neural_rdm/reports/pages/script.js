@@ -21,7 +21,7 @@ for (const pre of document.querySelectorAll("pre")) {
     button.textContent = copied ? "Copied" : "Selected";
     setTimeout(() => { button.textContent = "Copy"; }, 2000);
   });
-  pre.after(button);
+  pre.parentElement.append(button);
 }
 addEventListener("beforeprint", () => {
   for (const details of document.querySelectorAll("details")) details.open = true;
