@@ -16,10 +16,11 @@ from neural_rdm.cli.app import main, print_paths
 from neural_rdm.config.compose import parse
 from neural_rdm.core.errors import DataError
 from neural_rdm.core.listing import natural_order
+from neural_rdm.reports.comparison import write_comparison
 from neural_rdm.reports.efficiency import write_efficiency
 from neural_rdm.reports.own import own_runs
 from neural_rdm.reports.published import write_published
-from neural_rdm.reports.tables import write_comparison
+from neural_rdm.reports.study import Study, study
 from neural_rdm.runs.load import find_runs, newest
 
 #: a folder with one of these can be compared; evaluated samples of unknown origin have no configuration
@@ -33,10 +34,10 @@ def report(cfg: DictConfig, folder: Path) -> int:
     took; with `cfg.published` the paper's tables, the runs in them.
 
     Raises:
-        DataError: no run is found, or its recorded evaluations are damaged.
+        DataError: no run is found or none is the base, or recorded evaluations are damaged.
     """
     runs = select_runs(cfg.runs) if cfg.runs is not None else []
-    parts = [write_comparison(runs, folder, cfg.best_by)] if runs else []
+    parts = [write_comparison(read_study(runs, cfg.base, cfg.best_by, cfg.quality), folder)] if runs else []
     if cfg.ep_fid is not None:
         parts.append([write_efficiency(runs, cfg.ep_fid, folder)])
     if cfg.published:
@@ -76,15 +77,30 @@ def select_runs(runs: str) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def compare(runs: list[Path], folder: Path, best_by: str) -> list[Path]:
+def compare(runs: list[Path], folder: Path, best_by: str | None = None, base: str | None = None) -> list[Path]:
     """Write the comparison of `runs` into `folder`, print its table and its paths, and return the paths.
 
     Args:
-        best_by: the metric by which each rule's best learning rate is chosen, see `write_comparison`.
+        best_by: the metric by which the runs are judged, see `reports.study.study`.
+        base: what the others are compared with, see there.
+
+    Raises:
+        DataError: no run is that base.
     """
-    paths = write_comparison(runs, folder, best_by)
+    paths = write_comparison(read_study(runs, base, best_by), folder)
     show(paths[:1], paths)
     return paths
+
+
+def read_study(
+    runs: list[Path], base: str | None = None, best_by: str | None = None, quality: float | None = None
+) -> Study:
+    """The study that these runs are; networks are counted where there is more than one run to compare."""
+    if len(runs) < 2:
+        return study(runs, base, best_by, quality)
+    from neural_rdm.runs.counting import counted
+
+    return study(runs, base, best_by, quality, counted)
 
 
 def show(pages: list[Path], paths: list[Path]) -> None:

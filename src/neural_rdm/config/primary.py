@@ -184,7 +184,9 @@ class Report:
     """The primary configuration of `python -m neural_rdm.report`."""
 
     runs: Verbatim | None
-    best_by: str
+    base: Verbatim | None
+    best_by: str | None
+    quality: float | None
     published: bool
     ep_fid: Positive | None
 
@@ -192,8 +194,9 @@ class Report:
         """Refuse to report on nothing."""
         if self.runs is None and not self.published:
             return Problem("runs", "has no value; pass runs=DIR, or published=true for the paper's own tables")
-        if self.runs is None and self.ep_fid is not None:
-            return Problem("ep_fid", "is measured on runs; pass runs=DIR as well")
+        for key in ("ep_fid", "base", "best_by", "quality"):
+            if self.runs is None and getattr(self, key) is not None:
+                return Problem(key, "is of runs; pass runs=DIR as well")
         return None
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from neural_rdm.core.errors import DataError
 from neural_rdm.reports.groups import Group
-from neural_rdm.reports.plots import Series, read_sensitivity, read_series, stages_of
-from neural_rdm.reports.results import Metric
+from neural_rdm.reports.plots import read_sensitivity, read_series, stages_of
+from neural_rdm.reports.results import same_loss
 from neural_rdm.reports.statistics import interval
 from neural_rdm.reports.units import read_quantities
 
@@ -43,6 +43,7 @@ class Chart:
         name: also of its file, such as `val_loss_steps`.
         names: unit index -> name, where x is depth.
         note: what has to be said below it.
+        zero: whether 0 is a line to compare with.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Chart:
     lines: list[Line]
     names: dict[int, str]
     note: str = ""
+    zero: bool = False
 
 
 def line(label: str, series: Sequence[Mapping[float, float]]) -> Line:
@@ -73,21 +75,39 @@ def line(label: str, series: Sequence[Mapping[float, float]]) -> Line:
     )
 
 
-def charts(found: Sequence[Group], metrics: Sequence[Metric]) -> dict[str, Chart]:
-    """Every chart that these runs have recorded, by name; runs that are not finished count as far as they are."""
-    made = [
-        over_steps(found, "val/loss", "Validation loss"),
-        over_steps(found, "train/loss", "Training loss"),
-        *(over_steps(found, name, name.partition("/")[2]) for name in _evaluated(found)),
-        *over_depth(found),
-    ]
+def charts(found: Sequence[Group], bases: Mapping[str, str]) -> dict[str, Chart]:
+    """Every chart that these runs have recorded, by name; runs that are not finished count as far as they are.
+
+    Args:
+        bases: label -> label of the group that it is compared with.
+    """
+    by_label = {group.label: group for group in found}
+    alike = {label: base for label, base in bases.items() if same_loss(by_label[label], by_label[base])}
+    columns = {"val/loss": "Validation loss", "train/loss": "Training loss"}
+    columns |= {name: f"{name.partition('/')[2]} during training" for name in _evaluated(found)}
+    made: list[Chart] = []
+    for column, title in columns.items():
+        made += [over_steps(found, column, title), less_base(found, column, title, alike)]
+    made += over_depth(found)
     return {chart.name: chart for chart in made if chart.lines}
 
 
 def over_steps(found: Sequence[Group], column: str, title: str) -> Chart:
     """A column of metrics.csv against the optimizer step."""
-    lines = _lines(found, lambda run: dict(zip(*_series(run, column), strict=True)))
+    lines = _lines(found, lambda run: _steps(run, column))
     return Chart(column.replace("/", "_") + "_steps", title, "optimizer step", column, lines, {})
+
+
+def less_base(found: Sequence[Group], column: str, title: str, bases: Mapping[str, str]) -> Chart:
+    """A column of metrics.csv less that of the base, paired by seed, at the steps that both have recorded."""
+    series = {g.label: {seed: _steps(run, column) for seed, run in g.runs.items()} for g in found}
+    lines = []
+    for label, base in bases.items():
+        pairs = [(own, series[base][seed]) for seed, own in series[label].items() if seed in series[base]]
+        lines.append(line(label, [{x: own[x] - other[x] for x in own if x in other} for own, other in pairs]))
+    name = column.replace("/", "_") + "_less_base_steps"
+    shown = [each for each in lines if each.x]
+    return Chart(name, f"{title}, less the base's", "optimizer step", f"{column} less the base's", shown, {}, zero=True)
 
 
 def over_depth(found: Sequence[Group]) -> list[Chart]:
@@ -117,11 +137,13 @@ def _lines(found: Sequence[Group], read: Callable[[Path], Mapping[float, float]]
     return [each for each in lines if each.x]
 
 
-def _series(run: Path, column: str) -> Series:
+def _steps(run: Path, column: str) -> dict[float, float]:
+    """step -> value of a column of metrics.csv; empty where there is none."""
     try:
-        return read_series(run / "metrics.csv", column)
+        steps, values = read_series(run / "metrics.csv", column)
     except DataError:
-        return [], []
+        return {}
+    return dict(zip(map(float, steps), values, strict=True))
 
 
 def _evaluated(found: Sequence[Group]) -> list[str]:

@@ -8,7 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neural_rdm.reports.curves import Chart, Line
-from neural_rdm.reports.figures import canvas, ink, label_ends, log_if_wide, look, name_units, save, theme, tidy
+from neural_rdm.reports.figures import (
+    PALETTE,
+    canvas,
+    ink,
+    label_ends,
+    log_if_wide,
+    look,
+    name_units,
+    save,
+    theme,
+    tidy,
+)
 from neural_rdm.reports.results import Metric, Result
 from neural_rdm.reports.study import Study
 
@@ -28,9 +39,9 @@ def draw(study: Study, folder: Path, dark: bool = False) -> dict[str, Path]:
     Args:
         folder: files are `comparison_NAME.png`, on a dark ground `comparison_NAME_dark.png`.
     """
-    looks = _looks(study)
     written = {}
     with theme(dark):
+        looks = _looks(study)
 
         def path(name: str) -> Path:
             return folder / f"comparison_{name}{'_dark' if dark else ''}.png"
@@ -50,12 +61,8 @@ def _looks(study: Study) -> dict[str, dict[str, Any]]:
     rest = [group.label for group in study.groups if group.label not in bases]
     looks: dict[str, dict[str, Any]] = {label: look(index) for index, label in enumerate(rest)}
     for index, label in enumerate(bases):
-        looks[label] = {**look(6 * index), "color": ""}  # the ink of the theme, see _colour
+        looks[label] = {**look(len(PALETTE) * index), "color": ink()}
     return looks
-
-
-def _colour(of: Look) -> Any:
-    return of["color"] or ink()
 
 
 def plot_metric(study: Study, metric: Metric, path: Path) -> Path:
@@ -124,8 +131,8 @@ def plot_chart(chart: Chart, looks: Mapping[str, Look], path: Path) -> Path:
     axes = tidy(figure.add_subplot())
     for line in chart.lines:
         _line(axes, line, looks[line.label], band=True)
-    _scales(axes, chart)
-    label_ends(axes, {line.label: (line.mean[-1], _colour(looks[line.label])) for line in chart.lines})
+    _scales([axes], chart)
+    label_ends(axes, {line.label: (line.mean[-1], looks[line.label]["color"]) for line in chart.lines})
     axes.set(xlabel=chart.xlabel, ylabel=chart.ylabel)
     axes.set_title(chart.title, fontsize=10)
     if chart.names:
@@ -143,8 +150,8 @@ def _panels(chart: Chart, looks: Mapping[str, Look], path: Path) -> Path:
             if other is not own:
                 axes.plot(other.x, other.mean, color="0.6", alpha=0.45, linewidth=0.7)
         _line(axes, own, looks[own.label], band=True)
-        axes.set_title(own.label, fontsize=9, color=_colour(looks[own.label]))
-    _scales(grid[0], chart)
+        axes.set_title(own.label, fontsize=9, color=looks[own.label]["color"])
+    _scales(grid[: len(chart.lines)], chart)
     for axes in grid[len(chart.lines) :]:
         axes.set_axis_off()
     figure.supxlabel(chart.xlabel, fontsize=10)
@@ -154,16 +161,20 @@ def _panels(chart: Chart, looks: Mapping[str, Look], path: Path) -> Path:
 
 
 def _line(axes: Axes, line: Line, of: Look, band: bool) -> None:
-    colour = _colour(of)
+    colour = of["color"]
     marker = of["marker"] if len(line.x) <= 24 else ""
     axes.plot(line.x, line.mean, color=colour, linestyle=of["linestyle"], marker=marker, markersize=3, linewidth=1.6)
     if band:
         axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.13, linewidth=0)
 
 
-def _scales(axes: Axes, chart: Chart) -> None:
+def _scales(panels: Sequence[Axes], chart: Chart) -> None:
     """Logarithmic where the means span more than a decade; bands are cut off where they would flatten the lines."""
-    means = [value for line in chart.lines for value in line.mean]
+    means = [value for line in chart.lines for value in line.mean] + [0.0] * chart.zero
+    axes = panels[0]  # the others share its limits
+    if chart.zero:
+        for each in panels:
+            each.axhline(0, color=ink(), linewidth=0.8)
     log_if_wide(axes, means, decades=1, zero=False)
     if axes.get_yscale() == "log":
         axes.set_ylim(min(means) / 1.5, max(means) * 1.5)

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 MAX_STAGES = 8
 MAX_NAMED_UNITS = 24
-#: told apart by every kind of eye, and seen on white and on black (Okabe and Ito, without yellow and black)
+#: told apart by every kind of eye (Okabe and Ito, without yellow and black), and the same for a dark ground
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+ON_DARK = ("#4F9FE0", "#F0803C", "#2FBF97", "#E39AC4", "#F2B640", "#A5DCF7")
 DASHES = ("-", (0, (4, 1.2)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 MARKERS = "osD^vP"
 #: foreground and background
@@ -101,8 +102,9 @@ def ink() -> str:
 
 def look(index: int) -> dict[str, Any]:
     """Colour, dashes and marker of line number `index`; 24 differ in colour or dashes."""
-    place, turn = index % len(PALETTE), index // len(PALETTE)
-    return {"color": PALETTE[place], "linestyle": DASHES[turn % len(DASHES)], "marker": MARKERS[turn % len(MARKERS)]}
+    palette = PALETTE if ink() != DARK[0] else ON_DARK
+    place, turn = index % len(palette), index // len(palette)
+    return {"color": palette[place], "linestyle": DASHES[turn % len(DASHES)], "marker": MARKERS[turn % len(MARKERS)]}
 
 
 def canvas(wide: float, tall: float) -> Figure:

@@ -9,8 +9,8 @@ from typing import Any
 
 from neural_rdm.config.resume import CHANGEABLE
 from neural_rdm.core.errors import DataError
-from neural_rdm.reports import sweeps
 from neural_rdm.reports.runs import flat, labels, progress, read_mapping, rule_of
+from neural_rdm.reports.sweeps import Record, read_record
 
 Seed = int | None
 #: what runs of one group may differ in: the seed, and that on which the course of training does not depend
@@ -38,7 +38,7 @@ class Group:
         label: tells the group from the others, such as `gated, gamma=0.35`; unique.
         settings: key -> value of what tells it apart; `residual` is the rule or its control.
         runs: seed -> run folder, by ascending seed; None is the seed of a run without a configuration.
-        failed: seed -> why there is no run of a job that a sweep has planned.
+        failed: seed -> what became of a sweep's job that failed, was pruned, or left nothing behind.
         again: further runs of a seed that is there already; they do not count.
         config: of the first run; empty where there is none.
     """
@@ -50,18 +50,23 @@ class Group:
     again: tuple[Path, ...] = ()
     config: dict[str, Any] = field(default_factory=dict, repr=False)
 
+    @property
+    def seeds(self) -> list[Seed]:
+        """Those that were planned, whether or not their run is there."""
+        return list(dict.fromkeys([*self.runs, *self.failed]))
+
 
 def groups(folders: Iterable[str | Path]) -> list[Group]:
     """The groups of runs, in the order in which their first run stands among `folders`.
 
     Of several runs of one seed the finished one counts, of equals the last. A run without a readable configuration is a
-    group of its own, and so are jobs of their sweeps that failed before they left one, unless other seeds of them did.
+    group of its own, and so are jobs of their sweeps that left none, unless another seed of them did.
     """
     folders = [Path(folder) for folder in folders]
     found: dict[Any, list[tuple[Path, dict[str, Any]]]] = {}
     for folder in folders:
         config = read_mapping(folder / "config.yaml")
-        found.setdefault(_key(config) if config else folder, []).append((folder, config))
+        found.setdefault(setting(config) if config else folder, []).append((folder, config))
     members = list(found.values())
     told = settings([runs[0][1] for runs in members])
     names = _unique([label(own) for own in told], [runs[0][0] for runs in members])
@@ -84,23 +89,43 @@ def _group(name: str, own: dict[str, Any], runs: Sequence[tuple[Path, dict[str, 
 
 
 def _with_failures(made: list[Group], folders: Sequence[Path]) -> list[Group]:
-    """The groups with what their sweeps say of jobs that failed."""
+    """The groups with what their sweeps say of jobs that failed, were pruned, or have left nothing behind."""
     places = {run.resolve(): (group, seed) for group in made for seed, run in group.runs.items()}
-    failed = sweeps.failures(folders)
     lost: dict[str, Group] = {}
-    for folder, (overrides, why) in failed.items():
-        if folder in places:
-            group, seed = places[folder]
-            group.failed[seed] = why
-            continue
-        seed, rest = _without_seed(overrides)
-        of_sweep = [run for run in places if run.parent == folder.parent]
-        jobs = sweeps.read(folder.parent).get("jobs", {})
-        like = [run for run in of_sweep if _without_seed(jobs.get(run.name, ()))[1] == rest]
-        told = " ".join(rest)
-        group = places[like[0]][0] if like else lost.setdefault(told, Group(told, {}, {}))
-        group.failed[seed] = why
+    for sweep, record in _sweeps(folders).items():
+        of_sweep = {number: places[sweep / number] for number in record.jobs if sweep / number in places}
+        for number, overrides in record.jobs.items():
+            state = record.states.get(number, {})
+            what = str(state.get("state", "not started"))
+            why = f"{what}: {state['error']}" if state.get("error") else what
+            if number in of_sweep:
+                if what in ("failed", "pruned"):
+                    group, seed = of_sweep[number]
+                    group.failed[seed] = why
+            elif not (sweep / number / "config.yaml").is_file():
+                seed, rest = _without_seed(overrides)
+                like = [each for each in of_sweep if _without_seed(record.jobs[each])[1] == rest]
+                name = " ".join(o for o in record.apart(number) if o in rest) or " ".join(rest)
+                group = of_sweep[like[0]][0] if like else lost.setdefault(name, Group(name, {}, {}))
+                group.failed[seed] = why
     return [*made, *lost.values()]
+
+
+def _sweeps(runs: Iterable[Path]) -> dict[Path, Record]:
+    """Folder -> record of the sweeps that these runs are jobs of."""
+    found = {}
+    for folder in dict.fromkeys(run.resolve().parent for run in runs):
+        try:
+            found[folder] = read_record(folder)
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def base_of(runs: Iterable[Path]) -> str | None:
+    """What the sweeps that these runs are jobs of compare with, where they agree."""
+    bases = {record.base for record in _sweeps(runs).values()}
+    return bases.pop() if len(bases) == 1 else None
 
 
 def _without_seed(overrides: Iterable[str]) -> tuple[Seed, list[str]]:
@@ -110,9 +135,10 @@ def _without_seed(overrides: Iterable[str]) -> tuple[Seed, list[str]]:
     return seed, [text for text in overrides if not text.startswith("seed=")]
 
 
-def _key(config: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    """All that makes the setting of a run, comparable."""
-    return tuple(sorted((key, repr(value)) for key, value in flat(config).items() if _is_setting(key)))
+def setting(config: Mapping[str, Any], but: Sequence[str] = ()) -> tuple[tuple[str, str], ...]:
+    """All of a configuration that makes its group, comparable; without the keys `but`."""
+    kept = {key: value for key, value in flat(config).items() if _is_setting(key) and key not in but}
+    return tuple(sorted((key, repr(value)) for key, value in kept.items()))
 
 
 def _is_setting(key: str) -> bool:
@@ -161,7 +187,7 @@ def differences(configs: Sequence[dict[str, Any]]) -> list[str]:
     found = {key: [other[key] for other in each if key in other] for key in keys}
     differing = {key for key in keys if len(set(map(repr, found[key]))) > 1}
     lacked = {key for key in keys if len(found[key]) < len(each)}
-    unlike = {key.partition(".")[0] for key in lacked} - {"choices"}
+    unlike = {key.partition(".")[0] for key in lacked} - {"choices", "residual"}
     choices = [f"choices.{group}" for group in sorted(unlike) if f"choices.{group}" in differing]
     told = {"choices", "residual", *(choice.partition(".")[2] for choice in choices)}
     plain = [key for key in keys if key in differing and not key.startswith("choices.")]

@@ -1,29 +1,31 @@
 """Each rule at the learning rate that suits it: what a sweep over `optimizer.lr` says, rule by rule.
 
-A comparison at one learning rate for all compares the rules with the rate that one of them likes. A *case* here is a
-residual rule (or its control) with those settings in which runs of that rule differ beside learning rate and seed.
+A comparison at one learning rate for all compares the rules with the rate that one of them likes. A *case* here is what
+groups share that differ in the learning rate alone: a residual rule (or its control) and its settings.
 """
 
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from neural_rdm.core.errors import DataError
-from neural_rdm.reports.figures import log_if_wide, new_figure, number, save
+from neural_rdm.reports.figures import log_if_wide, look, new_figure, number, save
+from neural_rdm.reports.groups import Group, label, setting
 from neural_rdm.reports.plots import read_series
-from neural_rdm.reports.runs import flat, generated, progress, read_mapping, rule_of
+from neural_rdm.reports.runs import generated, node, progress
+from neural_rdm.reports.statistics import paired, signs
+
+if TYPE_CHECKING:
+    from neural_rdm.reports.results import Metric, Result
 
 RATE = "optimizer.lr"
 BEST_BY = "val/loss"
 #: numbers of a report that are better the larger they are, by the beginnings of their names; all others are distances
 HIGHER = ("accuracy", "consistency", "precision", "recall", "inception_score", "clip_score")
-#: never a setting that makes a case: what every run has of its own, and what the rule's name says already
-_NOT_A_CASE = ("choices", "control", "resume", "seed", RATE, "residual.rule")
 
 
 def is_higher(best_by: str) -> bool:
@@ -31,70 +33,70 @@ def is_higher(best_by: str) -> bool:
     return best_by.rpartition("/")[2].startswith(HIGHER)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Case:
-    """A rule and its settings: the values of the metric at every learning rate, one a seed."""
+    """A rule and its settings: what was measured at each learning rate.
+
+    Attributes:
+        name: the label of its groups without the rate.
+        results: rate -> the metric there, ascending.
+        higher: whether larger values are better.
+    """
 
     name: str
-    values: dict[float, list[float]] = field(default_factory=dict)
-    #: runs without a value: not finished, failed, or without this number
-    missing: dict[float, int] = field(default_factory=dict)
-    #: whether some of these are finished, and have no such number
-    unrecorded: bool = False
+    results: dict[float, Result]
+    higher: bool
 
     @property
     def seeds(self) -> int:
         """The most seeds that any rate has: rates with fewer are not compared with it."""
-        return max(map(len, self.values.values()), default=0)
+        return max(len(result.values) for result in self.results.values())
 
     def mean(self, rate: float) -> float:
         """Over seeds; NaN where a run has no value or is missing, and where it is not finite."""
-        values = self.values.get(rate, [])
-        return math.nan if len(values) < max(1, self.seeds) or rate in self.missing else statistics.fmean(values)
+        result = self.results[rate]
+        whole = not result.missing and len(result.values) == self.seeds
+        return result.interval.mean if whole and result.interval is not None else math.nan
 
-    def rates(self) -> list[float]:
-        """The grid, ascending."""
-        return sorted({*self.values, *self.missing})
-
-    def best(self, higher: bool) -> float | None:
+    def best(self) -> float | None:
         """The learning rate with the best mean; None where no rate has one."""
-        finite = [rate for rate in self.rates() if math.isfinite(self.mean(rate))]
-        return min(finite, key=lambda rate: -self.mean(rate) if higher else self.mean(rate), default=None)
+        finite = [rate for rate in self.results if math.isfinite(self.mean(rate))]
+        return min(finite, key=lambda rate: -self.mean(rate) if self.higher else self.mean(rate), default=None)
 
-    def edge(self, higher: bool) -> str:
+    def open(self) -> list[float]:
+        """The rates that may be as good as the best: no paired t test settles it for all of them together."""
+        best = self.best()
+        if best is None:
+            return []
+        ours = self.results[best].values
+        others = [rate for rate in self.results if rate != best and math.isfinite(self.mean(rate))]
+        pairs = {str(rate): [*paired(self.results[rate].values, ours).values()] for rate in others}
+        told = signs(pairs, self.higher)
+        return [rate for rate in others if told[str(rate)] != "worse"]
+
+    def edge(self) -> str:
         """What to do where the best rate is the lowest or highest of the grid; "" where it is inside."""
-        best, rates = self.best(higher), self.rates()
+        best, rates = self.best(), list(self.results)
         if best is None or best not in (rates[0], rates[-1]):
             return ""
         return f"edge: widen the grid {'below' if best == rates[0] else 'above'} {best:g}"
 
 
-def read_cases(runs: Iterable[Path], best_by: str) -> list[Case]:
-    """The cases among runs that were trained at two learning rates or more, in the order of the runs."""
-    found = []
-    for run in runs:
-        config = read_mapping(run / "config.yaml")
-        settings, rule = flat(config), rule_of(config)
-        if rule is not None and isinstance(settings.get(RATE), (int, float)):
-            found.append((run, rule, settings))
-    cases: dict[str, Case] = {}
-    seen: set[tuple[str, float, Any]] = set()  # a seed that ran twice is one seed
-    for run, rule, settings in found:
-        name = ", ".join([rule, *_apart(settings, [other for _, its, other in found if its == rule])])
-        case, rate, value = cases.setdefault(name, Case(name)), float(settings[RATE]), metric(run, best_by)
-        if value is None:
-            case.missing[rate] = case.missing.get(rate, 0) + 1
-            case.unrecorded |= progress(run).finished is not False
-        elif (key := (name, rate, settings.get("seed"))) not in seen:
-            seen.add(key)
-            case.values.setdefault(rate, []).append(value)
-    return [case for case in cases.values() if len(case.rates()) > 1]
-
-
-def _apart(settings: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The settings of a run in which runs of the same rule differ, as `key=value`."""
-    keys = [k for k in settings if not k.startswith(_NOT_A_CASE) and not k.endswith("_target_")]
-    return [f"{key}={settings[key]}" for key in keys if len({repr(other.get(key)) for other in others}) > 1]
+def cases(groups: Sequence[Group], metric: Metric) -> list[Case]:
+    """The cases among groups that were trained at two learning rates or more, in the order of the groups."""
+    found: dict[Any, dict[float, Group]] = {}
+    for group in groups:
+        rate = node(group.config, "optimizer").get("lr")
+        if isinstance(rate, int | float):
+            found.setdefault(setting(group.config, but=(RATE,)), {})[float(rate)] = group
+    made = []
+    for by_rate in found.values():
+        if len(by_rate) > 1:
+            own = next(iter(by_rate.values())).settings
+            name = label({key: value for key, value in own.items() if key != "lr"})
+            results = {rate: metric.results[by_rate[rate].label] for rate in sorted(by_rate)}
+            made.append(Case(name, results, metric.higher))
+    return made
 
 
 def metric(run: Path, name: str) -> float | None:
@@ -114,74 +116,74 @@ def metric(run: Path, name: str) -> float | None:
 
 def rows_of(case: Case, best_by: str) -> list[dict[str, Any]]:
     """A row for each learning rate: `case`, `lr`, the metric's mean, its `std` over seeds, `seeds`, `missing`, `best`,
-    `edge`.
+    `open` (it may be as good as the best), `edge`.
     """
-    higher = is_higher(best_by)
-    best = case.best(higher)
+    best, undecided = case.best(), case.open()
     rows = []
-    for rate in case.rates():
-        values, mean = case.values.get(rate, []), case.mean(rate)
+    for rate, result in case.results.items():
+        mean, found = case.mean(rate), result.interval
         rows.append(
             {
                 "case": case.name,
                 "lr": rate,
                 best_by: None if math.isnan(mean) else mean,
-                "std": statistics.stdev(values) if len(values) > 1 and math.isfinite(sum(values)) else None,
-                "seeds": len(values),
-                "missing": case.missing.get(rate, 0),
+                "std": found.sd if found is not None and math.isfinite(found.sd) else None,
+                "seeds": len(result.values),
+                "missing": len(result.missing),
                 "best": rate == best,
-                "edge": case.edge(higher) if rate == best else "",
+                "open": rate in undecided,
+                "edge": case.edge() if rate == best else "",
             }
         )
     return rows
 
 
 def summary(cases: Sequence[Case], best_by: str) -> list[dict[str, Any]]:
-    """A row a case: its best learning rate, the metric there, whether it is at the edge, and the metric at every other
-    rate.
+    """A row a case: the learning rate with the best mean, the metric there, which rates may be as good, whether it is
+    at the edge, and the metric at every rate.
     """
-    higher = is_higher(best_by)
-    rates = sorted({rate for case in cases for rate in case.rates()})
+    rates = sorted({rate for case in cases for rate in case.results})
     rows = []
     for case in cases:
-        best = case.best(higher)
+        best = case.best()
         row: dict[str, Any] = {"case": case.name, "best lr": None if best is None else f"{best:g}"}
         row[best_by] = None if best is None else case.mean(best)
-        row["seeds"] = None if best is None else len(case.values[best])
-        row["note"] = case.edge(higher) or (_nothing(case, best_by) if best is None else None)
-        means = {rate: case.mean(rate) for rate in case.rates()}
-        row |= {f"at {r:g}": _cell(case, r, means[r]) if r in means else None for r in rates}
+        row["seeds"] = None if best is None else len(case.results[best].values)
+        row["may be as good"] = ", ".join(f"{rate:g}" for rate in case.open()) or None
+        row["note"] = case.edge() or (_nothing(case, best_by) if best is None else None)
+        row |= {f"at {r:g}": _cell(case, r) if r in case.results else None for r in rates}
         rows.append(row)
     return rows
 
 
 def _nothing(case: Case, best_by: str) -> str:
-    return f"no run has {best_by}" if case.unrecorded else "no finished run"
+    reasons = {why for result in case.results.values() for why in result.missing.values()}
+    return f"no run has {best_by}" if "not recorded" in reasons else "no finished run"
 
 
-def _cell(case: Case, rate: float, mean: float) -> str:
+def _cell(case: Case, rate: float) -> str:
+    mean, result = case.mean(rate), case.results[rate]
     if not math.isnan(mean):
         return f"{mean:.4g}"
-    if rate in case.missing:
-        return "not recorded" if case.unrecorded else "not finished"
-    count = len(case.values[rate])
-    return f"{count} of {case.seeds} seeds" if count < case.seeds else "not finite"
+    for why in ("not recorded", "not finite"):
+        if why in result.missing.values():
+            return why
+    return "not finished" if result.missing else f"{len(result.values)} of {case.seeds} seeds"
 
 
 def plot_rates(cases: Sequence[Case], best_by: str, png_path: str | Path) -> Path:
     """Draw the metric against the learning rate, a line a case; a large mark is its best rate, a hollow one is at the
     edge of its grid.
     """
-    higher = is_higher(best_by)
     figure, axes = new_figure(wide=7.6)
     shown = []
     for index, case in enumerate(cases):
-        rates = [rate for rate in case.rates() if math.isfinite(case.mean(rate))]
+        rates = [rate for rate in case.results if math.isfinite(case.mean(rate))]
         means = [case.mean(rate) for rate in rates]
-        colour, dashes = f"C{index % 10}", ("-", "--", ":", "-.")[index // 10 % 4]
+        colour, dashes = look(index)["color"], look(index)["linestyle"]
         axes.plot(rates, means, color=colour, linestyle=dashes, marker="o", markersize=3, label=case.name)
-        if (best := case.best(higher)) is not None:
-            face = "none" if case.edge(higher) else colour
+        if (best := case.best()) is not None:
+            face = "none" if case.edge() else colour
             axes.plot([best], [case.mean(best)], "o", markersize=9, markeredgecolor=colour, markerfacecolor=face)
         shown += means
     axes.set_xscale("log")

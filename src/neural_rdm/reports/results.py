@@ -10,11 +10,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from neural_rdm.core.errors import DataError
 from neural_rdm.reports.figures import number
 from neural_rdm.reports.groups import Group, Seed
-from neural_rdm.reports.plots import read_series
 from neural_rdm.reports.rates import is_higher
+from neural_rdm.reports.rates import metric as read_metric
 from neural_rdm.reports.runs import flat, generated, progress, read_report
 from neural_rdm.reports.statistics import Interval, Sign, extrapolated, interval, p_value, paired, resolvable, signs
 
@@ -106,22 +105,23 @@ _Reading = tuple[float | str, str, float | None]
 
 
 def _read(run: Path, name: str, loss_protocol: str) -> _Reading:
-    far = progress(run)
+    value, far = read_metric(run, name), progress(run)
     if far.finished is False:
         return str(far), "", None
     if "/" in name:
-        try:
-            values = read_series(run / "metrics.csv", name)[1]
-        except DataError:
-            values = []
-        return (values[-1] if values else "not recorded"), loss_protocol, None
-    row, protocol = generated(run), _RUNS_OWN.sub("", read_report(run)["protocol"])
-    if row.get(name) is None:
+        return ("not recorded" if value is None else value), loss_protocol, None
+    row, protocol = generated(run), without_own(read_report(run)["protocol"])
+    if value is None:
         return "not recorded", protocol, None
     if at := _AT_COUNT.fullmatch(name):
-        return number(str(row[name])), _HOW_MANY.sub("", protocol), float(at[1])
+        return value, _HOW_MANY.sub("", protocol), float(at[1])
     count = number(str(row.get("count_frames" if name.endswith("_frames") else "count")))
-    return number(str(row[name])), protocol, count if math.isfinite(count) else None
+    return value, protocol, count if math.isfinite(count) else None
+
+
+def without_own(protocol: str) -> str:
+    """A protocol without its run's own step and seed: what protocols of runs that can be compared share."""
+    return _RUNS_OWN.sub("", protocol)
 
 
 def _result(group: Group, readings: Mapping[Seed, _Reading]) -> Result:
@@ -179,6 +179,12 @@ def _loss_protocols(found: Sequence[Group]) -> dict[str, str]:
     }
 
 
+def same_loss(one: Group, other: Group) -> bool:
+    """Whether the losses of two groups can be compared: of the same objective, data, latents and validation."""
+    protocols = _loss_protocols([one, other])
+    return protocols[one.label] == protocols[other.label]
+
+
 def compared(metric: Metric, bases: Mapping[str, str]) -> Metric:
     """The metric with each group beside its base: paired differences, and signs tested for all groups together.
 
@@ -221,7 +227,7 @@ def rows(found: Sequence[Group], metrics: Sequence[Metric]) -> list[dict[str, An
     """
     table = []
     for group in found:
-        row: dict[str, Any] = {"group": group.label, **group.settings, "seeds": len(group.runs) + len(group.failed)}
+        row: dict[str, Any] = {"group": group.label, **group.settings, "seeds": len(group.seeds)}
         for metric in metrics:
             result, name = metric.results[group.label], metric.name
             row[f"{name}_n"] = len(result.values)

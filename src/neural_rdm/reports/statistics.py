@@ -34,8 +34,18 @@ class Interval:
         """Half the width; NaN of a single value."""
         return (self.high - self.low) / 2
 
+    def __format__(self, spec: str) -> str:
+        """`mean ± half`, the mean as precise as its interval; `+` gives it a sign."""
+        sign = "+" if "+" in spec else ""
+        if not self.half > 0:
+            return f"{self.mean:{sign}.4g}"
+        if abs(self.mean) >= 1e5:
+            return f"{self.mean:{sign}.4g} ± {self.half:.2g}"
+        digits = max(0, 1 - math.floor(math.log10(self.half)))
+        return f"{self.mean:{sign}.{digits}f} ± {self.half:.{digits}f}"
+
     def __str__(self) -> str:
-        return f"{self.mean:.4g} ± {self.half:.2g}" if self.n > 1 else f"{self.mean:.4g}"
+        return format(self)
 
 
 def interval(values: Sequence[float]) -> Interval | None:

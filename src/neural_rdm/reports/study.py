@@ -13,10 +13,9 @@ from typing import Any
 from neural_rdm.reports import results
 from neural_rdm.reports.costs import Cost, Counted, costs
 from neural_rdm.reports.curves import Chart, charts
-from neural_rdm.reports.groups import DEFAULT_BASE, Group, bases, groups
+from neural_rdm.reports.groups import DEFAULT_BASE, Group, base_of, bases, groups
 from neural_rdm.reports.results import LOSS, Metric
 from neural_rdm.reports.runs import progress
-from neural_rdm.reports.sweeps import base_of
 
 
 @dataclass(frozen=True)
@@ -24,16 +23,18 @@ class Study:
     """What is told of a set of runs.
 
     Attributes:
+        runs: all of them, in the order given.
         groups: in the order of the plan, never of the score.
         bases: label -> label of the group that it is compared with.
         base: the base in words; None without one.
         metrics: first the one by which the study is judged.
         charts: by name; curves over steps and over depth.
         costs: label -> what the group costs.
-        quality: the validation loss until which `costs` count; None where there is none.
+        quality: the validation loss until which `costs` count; None for the last one of the base's run of the seed.
         notes: what a reader has to know before any number, a sentence each.
     """
 
+    runs: list[Path]
     groups: list[Group]
     bases: dict[str, str]
     base: str | None
@@ -69,8 +70,9 @@ def study(
         folders: of runs, finished or not.
         base: what the groups are compared with, see `groups.bases`; None for the base of the sweep that they are of.
         best_by: the metric by which the study is judged, a column of metrics.csv or a number of the report; None for
-            the validation loss.
-        quality: the validation loss until which costs are told; None for the final mean of the base.
+            the `optimized_metric` of the runs, or else the validation loss.
+        quality: the validation loss until which costs are told; None for the one with which the base's run of the same
+            seed ends.
         counted: counts parameters and FLOPs of a configuration's network; None: they are not told.
 
     Raises:
@@ -80,18 +82,18 @@ def study(
     found = groups(runs)
     named = base_of(runs) if base is None else base
     partners = bases(found, named)
-    metrics = [results.compared(metric, partners) for metric in results.read_metrics(found, best_by or LOSS)]
+    stated = {group.config.get("optimized_metric") for group in found}
+    first = best_by or (stated.pop() if len(stated) == 1 else None) or LOSS
+    metrics = [results.compared(metric, partners) for metric in results.read_metrics(found, first)]
     chosen = list(dict.fromkeys(partners.values()))
-    if quality is None and len(chosen) == 1:
-        final = next((m.results[chosen[0]].interval for m in metrics if m.name == LOSS), None)
-        quality = None if final is None else final.mean
     return Study(
+        runs=runs,
         groups=found,
         bases=partners,
         base=None if not chosen else chosen[0] if len(chosen) == 1 else named or DEFAULT_BASE,
         metrics=metrics,
-        charts=charts(found, metrics),
-        costs=costs(found, quality, counted),
+        charts=charts(found, partners),
+        costs=costs(found, partners, quality, counted),
         quality=quality,
         notes=notes(found, metrics, partners),
     )
@@ -106,7 +108,7 @@ def notes(found: Sequence[Group], metrics: Sequence[Metric], partners: Mapping[s
     if unfinished:
         told.append(f"Not finished, and in no mean: {'; '.join(unfinished)}.")
     if failed:
-        told.append(f"Failed, and in no mean: {'; '.join(failed)}.")
+        told.append(f"Without a run to its end, and in no mean: {'; '.join(failed)}.")
     if single := [group.label for group in found if len(group.runs) == 1]:
         told.append(f"One seed has neither an interval nor a sign: {'; '.join(single)}.")
     if again := [f"{group.label}: {', '.join(map(str, group.again))}" for group in found if group.again]:

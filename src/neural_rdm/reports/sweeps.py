@@ -3,13 +3,51 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-#: {"arguments": [typed, ...], "jobs": {number: [override, ...]}}, beside the folders of the jobs; `base` is what the
-#: sweep compares with, `states` {number: {"state": word, "error": first line}} how far each job came
+#: beside the folders of the jobs, see `Record`
 FILE = "sweep.json"
+
+
+@dataclass
+class Record:
+    """The content of `sweep.json`.
+
+    Attributes:
+        arguments: of the sweep, as they were typed.
+        jobs: number -> its overrides, one of them `seed=...` where seeds vary.
+        base: the setting that a report compares the others with, as overrides (`residual=resnet`).
+        states: number -> `state` (running, finished, failed, stopped or pruned), `seconds` that it took, `steps` that
+            it has done in them, and of a failed one `error`, the line that says why. Jobs that never began have none.
+    """
+
+    arguments: list[str]
+    jobs: dict[str, list[str]] = field(default_factory=dict)
+    base: str | None = None
+    states: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def apart(self, number: str) -> list[str]:
+        """The overrides of a job that not all jobs have, such as `residual=gated` and `seed=1`."""
+        every = set.intersection(*map(set, self.jobs.values()))
+        return [o for o in self.jobs[number] if o not in every]
+
+
+def read_record(folder: Path) -> Record:
+    """What `sweep.json` in a sweep's folder says.
+
+    Raises:
+        OSError: there is none.
+        ValueError: it is damaged.
+    """
+    content = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    try:
+        jobs = {str(number): list(map(str, overrides)) for number, overrides in content["jobs"].items()}
+        states = {str(number): dict(state) for number, state in content.get("states", {}).items()}
+        return Record(list(content["arguments"]), jobs, content.get("base"), states)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"it is no record of a sweep: {error}") from error
 
 
 def swept(run: Path) -> str | None:
@@ -23,45 +61,6 @@ def swept(run: Path) -> str | None:
     """
     run = run.resolve()
     try:
-        jobs = json.loads((run.parent / FILE).read_text(encoding="utf-8"))["jobs"]
-        own, others = jobs[run.name], [set(other) for number, other in jobs.items() if number != run.name]
-        varied = [o for o in own if not all(o in other for other in others)]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return " ".join(read_record(run.parent).apart(run.name)) or None
+    except (OSError, ValueError, KeyError):
         return None
-    return " ".join(varied) or None
-
-
-def base_of(runs: Sequence[Path]) -> str | None:
-    """What the sweeps that these runs are jobs of compare with: their `base`, where all have the same."""
-    found = {base for folder in _sweeps(runs) if (base := read(folder).get("base"))}
-    return str(found.pop()) if len(found) == 1 else None
-
-
-def failures(runs: Sequence[Path]) -> dict[Path, tuple[list[str], str]]:
-    """Job folder -> its overrides and why it failed, of the sweeps that these runs are jobs of."""
-    found: dict[Path, tuple[list[str], str]] = {}
-    for folder in _sweeps(runs):
-        record = read(folder)
-        jobs, states = record.get("jobs"), record.get("states")
-        for number, overrides in jobs.items() if isinstance(jobs, dict) else ():
-            state = states.get(number) if isinstance(states, dict) else None
-            told = state if isinstance(state, dict) else {"state": state}
-            if told.get("state") == "failed":
-                found[folder / number] = (
-                    list(map(str, overrides)),
-                    f"failed: {told.get('error') or 'no reason recorded'}",
-                )
-    return found
-
-
-def read(folder: Path) -> dict[str, Any]:
-    """The content of a sweep's file; empty where it is missing or damaged."""
-    try:
-        content = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _sweeps(runs: Sequence[Path]) -> list[Path]:
-    return list(dict.fromkeys(folder for run in runs if ((folder := run.resolve().parent) / FILE).is_file()))

@@ -10,17 +10,13 @@ import csv
 import io
 import json
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from neural_rdm.core.errors import DataError
 from neural_rdm.core.files import write_text
-from neural_rdm.reports import rates
 from neural_rdm.reports.groups import differences
-from neural_rdm.reports.plots import plot_curves, read_series
 from neural_rdm.reports.runs import (
     flat,
     generated,
@@ -28,14 +24,11 @@ from neural_rdm.reports.runs import (
     node,
     progress,
     read_mapping,
-    read_report,
     rule_of,
 )
 
 Row = Mapping[str, Any]
 MISSING = "-"
-#: what equal protocols of two runs may differ in
-_RUNS_OWN = re.compile(r"\bstep \d+; seed \d+")
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
@@ -157,43 +150,6 @@ def compare_runs(run_folders: Iterable[str | Path]) -> list[dict[str, Any]]:
     return rows
 
 
-def write_comparison(
-    run_folders: Iterable[str | Path], out_folder: str | Path, best_by: str = rates.BEST_BY
-) -> list[Path]:
-    """Write `comparison.md`, `comparison.csv` and, where a run has a `metrics.csv`, `comparison_losses.png`.
-
-    Where a rule was trained at several learning rates, the page also tells each rule's best one, by the metric
-    `best_by`, and `comparison_rates.csv` and `comparison_rates.png` are written.
-
-    The Markdown page quotes the protocol of the numbers. Where the runs' protocols differ in more than the step and the
-    seed, a column `protocol` marks each row with the letter of its own: only rows of one letter can be compared.
-    """
-    folders, out = [Path(folder) for folder in run_folders], Path(out_folder)
-    protocols = [read_report(folder)["protocol"] for folder in folders]
-    rows, told = with_protocols(compare_runs(folders), protocols, same=lambda text: _RUNS_OWN.sub("", text))
-    if any("state" in row for row in rows):
-        told += "\nNot all of these runs are finished (column `state`): an unfinished one may still change its place.\n"
-    page = f"# Comparison of {len(rows)} runs\n\n{markdown_table(rows)}{told}"
-    write_text(out / "comparison.csv", csv_text(rows))
-    written = [out / "comparison.md", out / "comparison.csv"]
-    curves = {name: _loss(folder) for folder, name in zip(folders, _legend(rows), strict=True)}
-    if any(steps for steps, _ in curves.values()):
-        written.append(plot_curves(curves, out / "comparison_losses.png", ylabel="train/loss", title="Training loss"))
-        page += "\n![training loss](comparison_losses.png)\n"
-    if cases := rates.read_cases(folders, best_by):
-        write_text(
-            out / "comparison_rates.csv", csv_text([row for case in cases for row in rates.rows_of(case, best_by)])
-        )
-        written += [out / "comparison_rates.csv", rates.plot_rates(cases, best_by, out / "comparison_rates.png")]
-        page += (
-            f"\n## Each rule at its own learning rate\n\nBy `{best_by}`, the mean over seeds. A best rate at the edge "
-            f"of its grid may not be the best there is.\n\n{markdown_table(rates.summary(cases, best_by))}\n"
-            "![learning rates](comparison_rates.png)\n"
-        )
-    write_text(out / "comparison.md", page)
-    return written
-
-
 def _letter(index: int) -> str:
     """a, b, ..., z, aa, ab, ..."""
     return (_letter(index // 26 - 1) if index >= 26 else "") + chr(ord("a") + index % 26)
@@ -240,13 +196,6 @@ def _text(value: Any) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def _loss(folder: Path) -> tuple[list[int], list[float]]:
-    try:
-        return read_series(folder / "metrics.csv", "train/loss")
-    except DataError:
-        return [], []
-
-
 def _gates(residual: Any) -> str | None:
     """The shape of a run's gates in a few words; "none" for the plain rule."""
     if not isinstance(residual, dict):
@@ -257,14 +206,3 @@ def _gates(residual: Any) -> str | None:
     words += ["time-conditioned"] if residual.get("time_conditioned") else []
     words += ["linear beta"] if residual.get("beta_form") == "linear" else []
     return ", ".join(str(word) for word in words if word) or None
-
-
-def _legend(rows: Sequence[Row]) -> list[str]:
-    """A name for each run: its folder's, and the settings in which the runs differ."""
-    shown = ("exp", "residual", "gates", "depth", "steps", "seed", "state")
-    settings = [k for k in _columns(rows) if k in shown or "." in k]
-    varied = [k for k in settings if len({repr(row.get(k)) for row in rows}) > 1]
-    if "residual" in varied and "gates" in varied:
-        varied.remove("gates")
-    texts = [", ".join(f"{k}={_text(row[k])}" for k in varied if row.get(k) is not None) for row in rows]
-    return [f"{row['run']} ({text})" if text else str(row["run"]) for row, text in zip(rows, texts, strict=True)]
