@@ -56,13 +56,12 @@ FOCUSED = """(() => { const n = document.activeElement; if (n === document.body)
   n.dataset.seen = "1"; return getComputedStyle(n).outlineStyle + " " + getComputedStyle(n).outlineWidth; })()"""
 
 
-def figures(found: Study, folder: Path) -> dict[str, Path]:
-    """A figure for each chart and metric, as large as they are, and another for dark pages."""
+def figures(found: Study, folder: Path, shade: int) -> dict[str, Path]:
+    """A figure for each chart and metric, as large as they are."""
     written = {}
     for name in [*found.charts, *(metric.name.replace("/", "_") for metric in found.metrics), "mixing_gated"]:
-        written[name] = folder / f"comparison_{name}.png"
-        Image.new("L", (1094, 634), 255).save(written[name])
-        Image.new("L", (1094, 634), 24).save(folder / f"comparison_{name}_dark.png")
+        written[name] = folder / f"{name}_{shade}.png"
+        Image.new("L", (1094, 634), shade).save(written[name])
     return written
 
 
@@ -70,7 +69,7 @@ def figures(found: Study, folder: Path) -> dict[str, Path]:
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sweep")
     found = study(make_sweep(folder))
-    return write_page(found, folder, figures(found, folder))
+    return write_page(found, folder, figures(found, folder, 255), figures(found, folder, 24))
 
 
 @pytest.fixture(scope="module")

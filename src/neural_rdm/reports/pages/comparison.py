@@ -45,17 +45,18 @@ class Drawn:
     caption: str
 
 
-def write_page(study: Study, folder: Path, figures: Mapping[str, Path]) -> Path:
+def write_page(study: Study, folder: Path, figures: Mapping[str, Path], dark: Mapping[str, Path] | None = None) -> Path:
     """Write `index.html` into `folder`, one file that needs nothing else, and return its path.
 
     Args:
-        figures: PNGs by name; those of charts of the study by the charts' names. Where a file `..._dark.png` stands
-            beside one, a dark page shows that.
+        figures: PNGs by name, as `drawing.draw` names them.
+        dark: the same on a dark ground, for a dark page; a figure without one stands on white there too.
 
     Raises:
         DataError: a figure cannot be read.
     """
     found = origins.origins(study.groups, folder)
+    pictures = _Pictures(figures, dark or {})
     facts, unlike = origins.shared(found)
     made = origin()
     return render.write(
@@ -72,8 +73,8 @@ def write_page(study: Study, folder: Path, figures: Mapping[str, Path]) -> Path:
         pending=[each for each in found if not each.done],
         facts=facts,
         unlike=unlike,
-        of_metrics=_of_metrics(study, figures),
-        sections=sections(study, figures),
+        of_metrics=_of_metrics(study, pictures),
+        sections=sections(study, pictures),
         samples=side_by_side(study.groups),
         made=made,
         made_by=shlex.join(made["command_line"]),
@@ -121,13 +122,28 @@ def scale(metric: Metric) -> tuple[float, float]:
     return min(ends) - room, max(ends) + room
 
 
-def sections(study: Study, figures: Mapping[str, Path]) -> list[tuple[str, list[Drawn]]]:
+@dataclass(frozen=True)
+class _Pictures:
+    """The files of figures, on white and on a dark ground."""
+
+    light: Mapping[str, Path]
+    dark: Mapping[str, Path]
+
+    def drawn(self, name: str, alt: str, caption: str) -> Drawn:
+        """A figure for the page."""
+        dark = render.picture(self.dark[name], alt) if name in self.dark else None
+        return Drawn(render.picture(self.light[name], alt), dark, caption)
+
+
+def sections(study: Study, pictures: _Pictures) -> list[tuple[str, list[Drawn]]]:
     """The figures under their headings, but for those of single metrics; a heading without one is left out."""
     found: dict[str, list[Drawn]] = {heading: [] for heading in SECTIONS}
-    for name, path in figures.items():
+    for name in pictures.light:
         if name not in _metric_figures(study):
             chart = study.charts.get(name)
-            found[_heading(name, chart)].append(_figure(name, path, chart))
+            words = name.replace("_", " ")
+            alt, caption = (words, words) if chart is None else (in_words(chart), _caption(chart))
+            found[_heading(name, chart)].append(pictures.drawn(name, alt, caption))
     return [(heading, drawn) for heading, drawn in found.items() if drawn]
 
 
@@ -150,31 +166,21 @@ def _metric_figures(study: Study) -> dict[str, str]:
     return {metric.name.replace("/", "_"): metric.name for metric in study.metrics}
 
 
-def _of_metrics(study: Study, figures: Mapping[str, Path]) -> list[Drawn]:
+def _of_metrics(study: Study, pictures: _Pictures) -> list[Drawn]:
     """The figures of single metrics, in the order of the metrics."""
     compared = " and its paired difference to the base" if study.bases else ""
     found = []
     for name, metric in _metric_figures(study).items():
-        if name in figures:
-            shown = f"{metric} of each group: a dot a seed, the mean with its 95 % interval{compared}"
-            alt = f"{shown}. The table above has the same numbers."
-            found.append(Drawn(*_both(figures[name], alt), f"{shown}."))
+        if name in pictures.light:
+            shown = f"{metric} of each group: a dot a seed, the mean with its 95 % interval{compared}."
+            found.append(pictures.drawn(name, f"{shown} The table above has the same numbers.", shown))
     return found
 
 
-def _both(path: Path, alt: str) -> tuple[Picture, Picture | None]:
-    """A figure, and the same for a dark page where it is there."""
-    dark = path.with_stem(f"{path.stem}_dark")
-    return render.picture(path, alt), render.picture(dark, alt) if dark.is_file() else None
-
-
-def _figure(name: str, path: Path, chart: Chart | None) -> Drawn:
-    if chart is None:
-        words = name.replace("_", " ")
-        return Drawn(*_both(path, words), words)
+def _caption(chart: Chart) -> str:
     band = any(math.isfinite(low) for line in chart.lines for low in line.low)
     notes = [chart.title, "the band is the 95 % interval of the mean over seeds" if band else "", chart.note]
-    return Drawn(*_both(path, in_words(chart)), "; ".join(filter(None, notes)) + ".")
+    return "; ".join(filter(None, notes)) + "."
 
 
 def in_words(chart: Chart) -> str:

@@ -12,9 +12,9 @@ from typing import Any
 from neural_rdm.config.origin import PLACES
 from neural_rdm.config.provenance import read_provenance
 from neural_rdm.core.errors import CheckpointError
-from neural_rdm.reports import sweeps
 from neural_rdm.reports.groups import Group, Seed
 from neural_rdm.reports.runs import progress
+from neural_rdm.reports.sweeps import read_record
 
 UNKNOWN = "not recorded"
 
@@ -85,9 +85,10 @@ def _origin(group: Group, seed: Seed, run: Path, page: Path) -> Origin:
 def _repeat(run: Path, command: str, starts: Sequence[Mapping[str, Any]]) -> list[str]:
     """The command of the first start, and those that changed something when they went on with the run."""
     if not starts:
-        jobs = sweeps.read(run.resolve().parent).get("jobs")
-        job = jobs.get(run.resolve().name) if isinstance(jobs, dict) else None
-        return [_module("train", job)] if isinstance(job, list) else []
+        try:
+            return [_module("train", read_record(run.resolve().parent).jobs[run.resolve().name])]
+        except (OSError, ValueError, KeyError):  # not a job of a sweep
+            return []
     lines = [_module(command, starts[0].get("arguments", []))]
     for start in starts[1:]:
         typed = [str(a) for a in start.get("command_line", [])]
