@@ -235,5 +235,6 @@ def test_numbers_are_told_with_the_digits_that_they_have() -> None:
     assert told(Interval(-12.4, -14.4, -10.4, 1, 5), signed=True) == "−12.4 ± 2.0"
     assert told(Interval(7637.2, 7237.2, 8037.2, 1, 5)) == "7,637 ± 400"
     assert told(Interval(3.2e12, 3.1e12, 3.3e12, 1, 5)) == "3.2e+12 ± 1e+11"
+    assert told(Interval(100.0, 100.0, 100.0, 0.0, 2)) == "100 ± 0"
     assert told(Interval(0.25, float("nan"), float("nan"), float("nan"), 1), signed=True) == "+0.25"
     assert (number(753_010), number(0.006185, digits=2), number(None), number(2.0)) == ("753,010", "0.0062", "–", "2")

@@ -103,7 +103,9 @@ def told(found: Interval | None, signed: bool = False) -> str:
     if found.n < 2 or not math.isfinite(found.half):
         return number(found.mean, signed)
     sign, half = "+" if signed else "", found.half
-    digits = 4 if half <= 0 else 1 - math.floor(math.log10(half))
+    if half == 0:
+        return f"{number(found.mean, signed)} ± 0"
+    digits = 1 - math.floor(math.log10(half))
     if not -3 <= digits <= 6:  # far too large or small for decimals
         return _typeset(f"{found.mean:{sign}.4g} ± {half:.2g}")
     return _typeset(f"{found.mean:{sign},.{max(0, digits)}f} ± {half:,.{max(0, digits)}f}")
