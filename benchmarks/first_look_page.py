@@ -7,18 +7,18 @@ import json
 import math
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from scipy import stats
 
 from benchmarks import first_look, gains
 from benchmarks.first_look import PARTS, RULES, SEEDS, STEPS, SWEEP_STEPS, UNITS, best_rate
 from benchmarks.pages import PAGES, percent, read
 from neural_rdm.core.files import write_atomically, write_text
+from neural_rdm.reports.statistics import signs as settled
 from neural_rdm.reports.tables import markdown_table
 
 BASE = "resnet"
@@ -62,33 +62,13 @@ class Study:
         return best, "lowest tried" if best == min(swept) else "highest tried" if best == max(swept) else ""
 
     def signs(self, units: int) -> dict[str, str]:
-        """case -> what its paired differences to the base tell, see `holm`; for all cases of a depth together."""
-        return holm({name: self.less(units, name, BASE) for name in self.cases(units) if name != BASE})
+        """case -> what its paired differences to the base tell, see `reports.statistics.signs`; for all cases of a depth together."""
+        return settled({name: self.less(units, name, BASE) for name in self.cases(units) if name != BASE})
 
     def of_sign(self, units: int, word: str) -> list[str]:
         """The cases whose sign begins with a word, in the order of the study."""
         signs = self.signs(units)
         return [name for name in self.cases(units) if signs.get(name, "").startswith(word)]
-
-
-def holm(differences: Mapping[str, Sequence[float]]) -> dict[str, str]:
-    """name -> `better` or `worse` where a t test settles the sign of its differences at 5 % for all names together
-    (Holm), `better?` or `worse?` where it does for this one alone, else `open`.
-    """
-    p = {name: p_value(values) for name, values in differences.items()}
-    found, together = {}, True
-    for place, name in enumerate(sorted(p, key=lambda n: p[n])):
-        together = together and p[name] * (len(p) - place) < 0.05
-        word = "better" if statistics.fmean(differences[name]) < 0 else "worse"
-        found[name] = word if together else f"{word}?" if p[name] < 0.05 else "open"
-    return found
-
-
-def p_value(differences: Sequence[float]) -> float:
-    """Of the two-sided t test that they are 0 on average; 1 where it cannot be made."""
-    if not all(map(math.isfinite, differences)) or len(set(differences)) == 1:
-        return 1.0
-    return float(stats.ttest_1samp(differences, 0.0).pvalue)
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -199,7 +179,7 @@ def controls(study: Study, units: int) -> str:
 def against_controls(study: Study, units: int) -> dict[str, str]:
     """rule -> what its paired differences to its control tell, for all of them together."""
     done = study.cases(units)
-    return holm({name: study.less(units, name, other) for name, other in CONTROLLED.items() if other in done})
+    return settled({name: study.less(units, name, other) for name, other in CONTROLLED.items() if other in done})
 
 
 def rates(study: Study, units: int) -> str:

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from scipy import stats
 from torch import Tensor, nn
 
 from neural_rdm.backbones.dit import DiT
@@ -24,6 +23,7 @@ from neural_rdm.data.builtin.digits import Digits, TensorSet
 from neural_rdm.diffusion.objectives import DDPMObjective
 from neural_rdm.diffusion.process import DDPM
 from neural_rdm.dynamics import probe, sensitivity_loss, stream_overlaps, supervise
+from neural_rdm.reports import statistics
 from neural_rdm.reports.tables import markdown_table
 from neural_rdm.residual import Residual, Unit, units
 from neural_rdm.training.optim import Optimizer
@@ -208,9 +208,9 @@ def interval(values: Sequence[float | None], log: bool = False) -> list[float] |
     """[mean, low, high], 95 %, Student t; in logarithms where `log`. None where a value is missing."""
     if any(value is None for value in values):
         return None
-    x = np.log(values) if log else np.asarray(values)
-    half = stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))
-    ends = x.mean() + half * np.array([0, -1, 1])
+    found = statistics.interval((np.log(values) if log else np.asarray(values)).tolist())
+    assert found is not None
+    ends = np.array([found.mean, found.low, found.high])
     return (np.exp(ends) if log else ends).tolist()
 
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import t as student
-
 from neural_rdm.core.records import read_rows
+from neural_rdm.reports.statistics import interval
 from neural_rdm.reports.tables import markdown_table
 
 RUNS = Path("outputs/benchmarks/objectives")
@@ -39,8 +37,9 @@ def run() -> dict[str, Any]:
         row: dict[str, Any] = {"objective": name}
         for key in found[0]:
             values = [numbers[key] for numbers in found]
-            half = student.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
-            row |= {key: statistics.mean(values), f"{key}_95": half}
+            over_seeds = interval(values)
+            assert over_seeds is not None
+            row |= {key: over_seeds.mean, f"{key}_95": over_seeds.half}
         rows.append(row | {"values": found})
         print(f"{name}: done", flush=True)
     print(markdown_table([{k: v for k, v in row.items() if k != "values"} for row in rows]))

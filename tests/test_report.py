@@ -13,7 +13,9 @@ from neural_rdm.config.compose import parse
 from neural_rdm.config.grammar import as_typed
 from neural_rdm.core.errors import CheckpointError, ConfigError, DataError
 from neural_rdm.report import complete, select_runs
-from neural_rdm.reports.tables import write_comparison, write_metrics
+from neural_rdm.reports.comparison import write_comparison
+from neural_rdm.reports.study import study
+from neural_rdm.reports.tables import write_metrics
 from neural_rdm.runs.load import read_config
 from tests.test_sample import command, refused_without_torch
 
@@ -69,7 +71,7 @@ def test_samples_that_were_measured_without_their_run_are_a_row(runs):
     assert select_runs("measured/0") == select_runs("measured") == [folder]
     make_run(Path("measured") / "1")
     assert select_runs("measured") == [folder, Path("measured/1")]
-    rows = (write_comparison(select_runs("measured"), Path("out"))[1]).read_text().splitlines()
+    rows = write_comparison(study(select_runs("measured")), Path("out"))[1].read_text().splitlines()
     assert rows[1].startswith("0,,,,")
     assert "0.25" in rows[1]
     with pytest.raises(CheckpointError, match=r"holds no config.yaml.$"):  # it is no run to draw from
@@ -104,7 +106,9 @@ def test_the_command_compares_runs(runs):
     assert "| 1: gated | digits_gated | gated | channel |  | 2 | 4 | 0 | 0.5 |" in done.stdout
     assert "| other | digits_gated | rezero | channel |  | 2 | 4 | 0 | 0.75 |" in done.stdout
     paths = [Path(line.strip()) for line in done.stdout.split("wrote:\n")[1].splitlines()]
-    assert [path.name for path in paths] == ["comparison.md", "comparison.csv", "comparison_losses.png"]
+    assert [path.name for path in paths] == ["comparison.md", "comparison.csv", "summary.csv"] + [
+        f"comparison_{name}.png" for name in ("accuracy", "train_loss_steps")
+    ]
     assert all(path.is_file() and path.parent.parent == Path("outputs/report") for path in paths)
 
 

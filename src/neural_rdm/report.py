@@ -21,6 +21,7 @@ from neural_rdm.reports.efficiency import write_efficiency
 from neural_rdm.reports.own import own_runs
 from neural_rdm.reports.published import write_published
 from neural_rdm.reports.study import Study, study
+from neural_rdm.reports.sweeps import FILE as SWEEP_FILE
 from neural_rdm.runs.load import find_runs, newest
 
 #: a folder with one of these can be compared; evaluated samples of unknown origin have no configuration
@@ -51,7 +52,7 @@ def select_runs(runs: str) -> list[Path]:
 
     Args:
         runs: entries separated by commas; an entry that exists as it is, commas and all, is one folder, and `last` is
-            the newest run of training.
+            the newest run of training, or the newest sweep where that began later.
 
     Raises:
         DataError: an entry names no run.
@@ -61,7 +62,7 @@ def select_runs(runs: str) -> list[Path]:
     entries = [runs] if one else [entry for entry in (e.strip() for e in runs.split(",")) if entry]
     for entry in entries:
         if entry == "last":
-            folders = [newest("runs")]
+            folders = [newest_of_all()]
         else:
             folders = [Path(entry)] if os.path.isdir(entry) else natural_order(map(Path, glob.glob(entry)))
         below = [run for folder in folders if folder.is_dir() for run in find_runs(folder, FILES)]
@@ -75,6 +76,19 @@ def select_runs(runs: str) -> list[Path]:
     if not found:
         raise DataError("runs= names nothing. Pass a run folder, a folder of runs, or a glob in quotes.")
     return list(dict.fromkeys(found))
+
+
+def newest_of_all() -> Path:
+    """The newest run of training or sweep below `outputs`; their folders are named by the time at which they began.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    sweeps = [path.parent for path in Path("outputs/sweep").glob(f"*/*/{SWEEP_FILE}") if find_runs(path.parent)]
+    if not sweeps:
+        return newest("runs")
+    trained = [path.parents[1] for path in Path("outputs/train").glob("*/*/checkpoints/last.ckpt")]
+    return max([*sweeps, *trained], key=lambda folder: folder.name)
 
 
 def compare(runs: list[Path], folder: Path, best_by: str | None = None, base: str | None = None) -> list[Path]:
@@ -95,12 +109,13 @@ def compare(runs: list[Path], folder: Path, best_by: str | None = None, base: st
 def read_study(
     runs: list[Path], base: str | None = None, best_by: str | None = None, quality: float | None = None
 ) -> Study:
-    """The study that these runs are; networks are counted where there is more than one run to compare."""
+    """The study that these runs are; networks are counted and looked into where there is more than one run."""
     if len(runs) < 2:
         return study(runs, base, best_by, quality)
     from neural_rdm.runs.counting import counted
+    from neural_rdm.runs.mixing import mixing
 
-    return study(runs, base, best_by, quality, counted)
+    return study(runs, base, best_by, quality, counted, mixing)
 
 
 def show(pages: list[Path], paths: list[Path]) -> None:

@@ -12,10 +12,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
-from neural_rdm.reports import tables
-from neural_rdm.reports.tables import Footnotes, compare_runs, markdown_table, write_comparison, write_metrics
+from neural_rdm.reports.comparison import write_comparison
+from neural_rdm.reports.study import study
+from neural_rdm.reports.tables import Footnotes, compare_runs, markdown_table, write_metrics
 
 ROWS = [
     {"name": "generated", "accuracy": 0.87654321, "frechet_pixels": 1.5, "count": 200},
@@ -105,17 +105,6 @@ def test_runs_side_by_side(tmp_path):
     assert list(compare_runs([one])[0])[: len(first)] == first
 
 
-def test_the_legend_of_the_losses_tells_the_runs_apart(tmp_path, monkeypatch):
-    drawn = {}
-    monkeypatch.setattr(tables, "plot_curves", lambda curves, path, **_: drawn.update(curves) or path)
-    runs = [make_run(tmp_path / name, rule, seed=i) for i, (name, rule) in enumerate([("a", "gated"), ("b", "rezero")])]
-    write_comparison(runs, tmp_path / "out")
-    assert list(drawn) == ["a (residual=gated, seed=0)", "b (residual=rezero, seed=1)"]
-    drawn.clear()
-    write_comparison(runs[:1], tmp_path / "out")
-    assert list(drawn) == ["a"]
-
-
 def test_gates_and_swept_keys_have_columns(tmp_path):
     shapes = [
         "{rule: resnet, granularity: channel, beta_form: additive}",
@@ -190,8 +179,9 @@ def test_damaged_runs_become_empty_cells(tmp_path, config, report):
     assert row.pop("state", "") in ("", "unfinished: nothing saved")
     assert row == dict.fromkeys(["residual", "gates", "gamma", "depth", "steps", "seed"])
     whole = make_run(tmp_path / "whole", "skip")
-    paths = write_comparison([folder, whole, tmp_path / "never made"], tmp_path / "out")
+    paths = write_comparison(study([folder, whole, tmp_path / "never made"]), tmp_path / "out")
     assert [row["accuracy"] for row in read_csv(paths[1])] == ["", "0.5", ""]
+    assert [row["accuracy_mean"] for row in read_csv(paths[2])] == ["", "0.5", ""]
 
 
 def test_equal_folder_names_are_told_apart(tmp_path):
@@ -208,48 +198,7 @@ def test_a_run_that_stopped_says_how_far_it_came(tmp_path):
         (stopped / "checkpoints" / name).touch()
     rows = compare_runs([whole, stopped])
     assert [(row["steps"], row["state"]) for row in rows] == [(300, "finished"), (30, "unfinished: step 30 of 300")]
-    page = write_comparison([whole, stopped], tmp_path / "out")[0].read_text()
-    assert "| 30 | 0 | unfinished: step 30 of 300 |" in page
-    assert "Not all of these runs are finished" in page
     assert "state" not in compare_runs([whole])[0]
-
-
-def test_comparison_files(tmp_path):
-    runs = [make_run(tmp_path / "one", "gated"), make_run(tmp_path / "two", "rezero", accuracy=0.7)]
-    out = tmp_path / "new" / "out"
-    paths = write_comparison(runs, out)
-    assert paths == [out / "comparison.md", out / "comparison.csv", out / "comparison_losses.png"]
-    page = paths[0].read_text()
-    assert "| one | digits_gated | gated |  | 0.35 | 6 | 300 | 0 | 0.5 | 2.25 | 200 |" in page
-    assert page.count("how") == 1
-    assert "cannot be compared" not in page
-    assert "(comparison_losses.png)" in page
-    assert [row["accuracy"] for row in read_csv(paths[1])] == ["0.5", "0.7"]
-    with Image.open(paths[2]) as image:
-        assert image.format == "PNG"
-
-
-def test_comparison_says_where_protocols_differ_and_needs_no_losses(tmp_path):
-    runs = [make_run(tmp_path / "one", "gated"), make_run(tmp_path / "two", "rezero", protocol="otherwise")]
-    for run in runs:
-        (run / "metrics.csv").unlink()
-    paths = write_comparison(runs, tmp_path / "out")
-    assert [path.name for path in paths] == ["comparison.md", "comparison.csv"]
-    page = paths[0].read_text()
-    assert "only numbers of one letter can be compared" in page
-    assert "- [a] how\n- [b] otherwise\n" in page
-    assert [row["protocol"] for row in csv.DictReader((tmp_path / "out" / "comparison.csv").open())] == ["[a]", "[b]"]
-    assert "png" not in page
-
-
-def test_runs_that_differ_in_step_and_seed_share_a_protocol(tmp_path):
-    runs = [
-        make_run(tmp_path / str(i), "gated", seed=i, protocol=f"how; weights ema; step {9 + i}; seed {i}. Rounding.")
-        for i in range(2)
-    ]
-    page = write_comparison(runs, tmp_path / "out")[0].read_text()
-    assert "protocol |" not in page
-    assert page.count("how; weights ema") == 1
 
 
 def test_footnotes_are_lettered():

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from neural_rdm.core.errors import DataError
-from neural_rdm.reports.groups import Group
+from neural_rdm.reports.groups import Group, Seed, label
 from neural_rdm.reports.plots import read_sensitivity, read_series, stages_of
-from neural_rdm.reports.results import same_loss
+from neural_rdm.reports.results import Metric, same_loss
 from neural_rdm.reports.statistics import interval
 from neural_rdm.reports.units import read_quantities
 
@@ -56,7 +56,7 @@ class Chart:
     zero: bool = False
 
 
-def line(label: str, series: Sequence[Mapping[float, float]]) -> Line:
+def line(name: str, series: Sequence[Mapping[float, float]]) -> Line:
     """The mean over series {x: value}, one a seed, at every place where one has a finite value."""
     found: dict[float, list[float]] = {}
     for each in series:
@@ -66,7 +66,7 @@ def line(label: str, series: Sequence[Mapping[float, float]]) -> Line:
     told = [(x, interval(found[x])) for x in sorted(found)]
     kept = [(x, i) for x, i in told if i is not None]
     return Line(
-        label,
+        name,
         [x for x, _ in kept],
         [i.mean for _, i in kept],
         [i.low for _, i in kept],
@@ -75,20 +75,20 @@ def line(label: str, series: Sequence[Mapping[float, float]]) -> Line:
     )
 
 
-def charts(found: Sequence[Group], bases: Mapping[str, str]) -> dict[str, Chart]:
+def charts(found: Sequence[Group], metrics: Sequence[Metric], bases: Mapping[str, str]) -> dict[str, Chart]:
     """Every chart that these runs have recorded, by name; runs that are not finished count as far as they are.
 
     Args:
         bases: label -> label of the group that it is compared with.
     """
     by_label = {group.label: group for group in found}
-    alike = {label: base for label, base in bases.items() if same_loss(by_label[label], by_label[base])}
+    alike = {name: base for name, base in bases.items() if same_loss(by_label[name], by_label[base])}
     columns = {"val/loss": "Validation loss", "train/loss": "Training loss"}
     columns |= {name: f"{name.partition('/')[2]} during training" for name in _evaluated(found)}
     made: list[Chart] = []
     for column, title in columns.items():
         made += [over_steps(found, column, title), less_base(found, column, title, alike)]
-    made += over_depth(found)
+    made += [*over_depth(found), *(by_depth(found, metric) for metric in metrics)]
     return {chart.name: chart for chart in made if chart.lines}
 
 
@@ -102,12 +102,19 @@ def less_base(found: Sequence[Group], column: str, title: str, bases: Mapping[st
     """A column of metrics.csv less that of the base, paired by seed, at the steps that both have recorded."""
     series = {g.label: {seed: _steps(run, column) for seed, run in g.runs.items()} for g in found}
     lines = []
-    for label, base in bases.items():
-        pairs = [(own, series[base][seed]) for seed, own in series[label].items() if seed in series[base]]
-        lines.append(line(label, [{x: own[x] - other[x] for x in own if x in other} for own, other in pairs]))
-    name = column.replace("/", "_") + "_less_base_steps"
+    for name, base in bases.items():
+        pairs = [(own, series[base][seed]) for seed, own in series[name].items() if seed in series[base]]
+        lines.append(line(name, [{x: own[x] - other[x] for x in own if x in other} for own, other in pairs]))
     shown = [each for each in lines if each.x]
-    return Chart(name, f"{title}, less the base's", "optimizer step", f"{column} less the base's", shown, {}, zero=True)
+    return Chart(
+        f"{column.replace('/', '_')}_less_base_steps",
+        f"{title}, less the base's",
+        "optimizer step",
+        f"{column} less the base's",
+        shown,
+        {},
+        zero=True,
+    )
 
 
 def over_depth(found: Sequence[Group]) -> list[Chart]:
@@ -125,11 +132,29 @@ def over_depth(found: Sequence[Group]) -> list[Chart]:
             except DataError:
                 continue
     made = []
-    for column, (title, label) in told.items():
+    for column, (title, quantity) in told.items():
         lines = _lines(found, lambda run, column=column: _last_stage(run, column))  # type: ignore[misc]
         note = "a run's value is the mean over the batches recorded in the last stage of its training"
-        made.append(Chart(f"{column}_depth", title, "unit, in the order in which they run", label, lines, names, note))
+        made.append(
+            Chart(f"{column}_depth", title, "unit, in the order in which they run", quantity, lines, names, note)
+        )
     return made
+
+
+def by_depth(found: Sequence[Group], metric: Metric) -> Chart:
+    """A metric against the depth of the network: a line for groups that differ in their depth alone; without lines
+    where there are no two depths, or where its numbers were made in several ways.
+    """
+    kinds: dict[str, dict[Seed, dict[float, float]]] = {}
+    for group in found if len(metric.protocols) == 1 else ():
+        if isinstance(depth := group.settings.get("depth"), int):
+            rest = {key: value for key, value in group.settings.items() if key != "depth"}
+            for seed, value in metric.results[group.label].values.items():
+                kinds.setdefault(label(rest), {}).setdefault(seed, {})[float(depth)] = value
+    lines = [line(name, [*series.values()]) for name, series in kinds.items()]
+    name = metric.name.replace("/", "_") + "_by_depth"
+    shown = [each for each in lines if len(each.x) > 1]
+    return Chart(name, f"{metric.name} by the depth of the network", "blocks", metric.name, shown, {})
 
 
 def _lines(found: Sequence[Group], read: Callable[[Path], Mapping[float, float]]) -> list[Line]:

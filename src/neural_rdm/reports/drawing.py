@@ -20,6 +20,7 @@ from neural_rdm.reports.figures import (
     theme,
     tidy,
 )
+from neural_rdm.reports.mixing import plot_matrices
 from neural_rdm.reports.results import Metric, Result
 from neural_rdm.reports.study import Study
 
@@ -52,6 +53,8 @@ def draw(study: Study, folder: Path, dark: bool = False) -> dict[str, Path]:
                 written[name] = plot_metric(study, metric, path(name))
         for name, chart in study.charts.items():
             written[name] = plot_chart(chart, looks, path(name))
+        if study.mixing:
+            written["mixing"] = plot_matrices(study.mixing, path("mixing"))
     return written
 
 
@@ -84,9 +87,7 @@ def plot_metric(study: Study, metric: Metric, path: Path) -> Path:
             _row(panels[0], row, [*result.values.values()], result, ink(), base=False)
         if differences:
             _difference(panels[1], row, result, metric.higher)
-    panels[0].set_yticks(
-        range(len(labels)), [f"{label} (base)" if _is_base(study, label) else label for label in labels]
-    )
+    panels[0].set_yticks(range(len(labels)), [_named(study, metric, label) for label in labels])
     panels[0].set_ylim(len(labels) - 0.4, -0.6)
     arrow = "higher is better" if metric.higher else "lower is better"
     panels[0].set_xlabel(f"{metric.name} ({arrow})")
@@ -97,8 +98,12 @@ def plot_metric(study: Study, metric: Metric, path: Path) -> Path:
     return save(figure, path)
 
 
-def _is_base(study: Study, label: str) -> bool:
-    return label in study.bases.values()
+def _named(study: Study, metric: Metric, label: str) -> str:
+    """The label, marked where it is a base, and with the number of its protocol where there are several."""
+    result = metric.results[label]
+    several = len(metric.protocols) > 1 and result.values
+    mark = f" [{metric.protocols.index(result.protocol) + 1}]" if several else ""
+    return f"{label} (base){mark}" if label in study.bases.values() else f"{label}{mark}"
 
 
 def _row(axes: Axes, row: int, values: Sequence[float], result: Result, colour: Any, base: bool) -> None:
@@ -125,12 +130,13 @@ def plot_chart(chart: Chart, looks: Mapping[str, Look], path: Path) -> Path:
     """The lines of a chart with their bands and their names at their ends; of more than six each in a panel of its own,
     the others pale behind it.
     """
+    looks = {line.label: looks.get(line.label) or look(index) for index, line in enumerate(chart.lines)}
     if len(chart.lines) > MOST_LINES:
         return _panels(chart, looks, path)
     figure = canvas(7.6, 4.4)
     axes = tidy(figure.add_subplot())
     for line in chart.lines:
-        _line(axes, line, looks[line.label], band=True)
+        _line(axes, line, looks[line.label])
     _scales([axes], chart)
     label_ends(axes, {line.label: (line.mean[-1], looks[line.label]["color"]) for line in chart.lines})
     axes.set(xlabel=chart.xlabel, ylabel=chart.ylabel)
@@ -149,23 +155,24 @@ def _panels(chart: Chart, looks: Mapping[str, Look], path: Path) -> Path:
         for other in chart.lines:
             if other is not own:
                 axes.plot(other.x, other.mean, color="0.6", alpha=0.45, linewidth=0.7)
-        _line(axes, own, looks[own.label], band=True)
+        _line(axes, own, {**looks[own.label], "linestyle": "-"})
         axes.set_title(own.label, fontsize=9, color=looks[own.label]["color"])
     _scales(grid[: len(chart.lines)], chart)
     for axes in grid[len(chart.lines) :]:
         axes.set_axis_off()
+    for axes in grid[max(0, len(chart.lines) - COLUMNS) : len(chart.lines)]:
+        axes.tick_params(axis="x", labelbottom=True)  # the lowest of its column
     figure.supxlabel(chart.xlabel, fontsize=10)
     figure.supylabel(chart.ylabel, fontsize=10)
     figure.suptitle(f"{chart.title} (each group in turn; pale: the others)", fontsize=10)
     return save(figure, path)
 
 
-def _line(axes: Axes, line: Line, of: Look, band: bool) -> None:
+def _line(axes: Axes, line: Line, of: Look) -> None:
     colour = of["color"]
     marker = of["marker"] if len(line.x) <= 24 else ""
     axes.plot(line.x, line.mean, color=colour, linestyle=of["linestyle"], marker=marker, markersize=3, linewidth=1.6)
-    if band:
-        axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.13, linewidth=0)
+    axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.13, linewidth=0)
 
 
 def _scales(panels: Sequence[Axes], chart: Chart) -> None:

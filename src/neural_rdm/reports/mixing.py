@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,14 @@ from neural_rdm.reports.tables import csv_text
 MOST_PANELS = 3
 #: what stands for the first source and the last reader, which are no units
 INPUT, OUTPUT = "input", "output"
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """The depth-mixing matrix of a run: `matrix[reader][source]`, [U + 1][U + 1], and the names of its U units."""
+
+    names: list[str]
+    matrix: list[list[float]]
 
 
 def write_mixing(path: Path, names: Sequence[str], matrices: Mapping[float, Any]) -> Path:
@@ -45,29 +54,47 @@ def plot_mixing(csv_path: str | Path, png_path: str | Path) -> Path:
     times = sorted(matrices)
     first = matrices[times[0]]
     if all(abs(w - matrices[t].get(place, math.nan)) < 1e-6 for t in times for place, w in first.items()):
-        shown, titles = [times[0]], [""]
+        shown = {"": first}
     else:
-        shown = [times[round(i * (len(times) - 1) / (MOST_PANELS - 1))] for i in range(MOST_PANELS)]
-        shown = sorted(set(shown))
-        titles = [f"t {t:g}" for t in shown]
+        chosen = sorted({times[round(i * (len(times) - 1) / (MOST_PANELS - 1))] for i in range(MOST_PANELS)})
+        shown = {f"t {t:g}": matrices[t] for t in chosen}
     readers = list(dict.fromkeys(reader for reader, _ in first))
     sources = [INPUT, *readers[:-1]]
-    side = min(7.0, 2.6 + 0.12 * len(readers))
-    figure = canvas(side * len(shown) + 1.0, side + 0.6)
-    most = max(abs(w) for t in shown for w in matrices[t].values()) or 1.0
-    panels = figure.subplots(1, len(shown), squeeze=False)[0]
-    for axes, t, title in zip(panels, shown, titles, strict=True):
-        grid = [[matrices[t].get((reader, source), math.nan) for source in sources] for reader in readers]
-        image = axes.imshow(grid, cmap="RdBu_r", vmin=-most, vmax=most, interpolation="nearest")
+    found = {
+        title: Mixing(readers[:-1], [[weights.get((r, s), math.nan) for s in sources] for r in readers])
+        for title, weights in shown.items()
+    }
+    return plot_matrices(found, png_path)
+
+
+def plot_matrices(matrices: Mapping[str, Mixing], png_path: str | Path, columns: int = MOST_PANELS) -> Path:
+    """Draw matrices side by side as heat maps with one scale of colours, white at 0.
+
+    Args:
+        matrices: title -> matrix; those of networks of unlike depth may stand together.
+    """
+    wide = min(columns, len(matrices))
+    tall = -(-len(matrices) // wide)
+    side = min(7.0 if len(matrices) <= MOST_PANELS else 4.5, 2.6 + 0.12 * max(len(m.matrix) for m in matrices.values()))
+    figure = canvas(side * wide + 1.0, (side + 0.6) * tall)
+    weights = [abs(w) for m in matrices.values() for row in m.matrix for w in row if math.isfinite(w)]
+    most = max(weights, default=0.0) or 1.0
+    panels = figure.subplots(tall, wide, squeeze=False)
+    for axes, (title, mixing) in zip(panels.ravel(), matrices.items(), strict=False):
+        readers, sources = [*mixing.names, OUTPUT], [INPUT, *mixing.names]
+        image = axes.imshow(mixing.matrix, cmap="RdBu_r", vmin=-most, vmax=most, interpolation="nearest")
         axes.set(title=title, xlabel="written by")
         axes.spines[:].set_visible(False)
         every = math.ceil(len(readers) / MAX_NAMED_UNITS)
         places = range(0, len(readers), every)
         axes.set_xticks(places, [short_name(sources[i]) for i in places], rotation=60, ha="right", fontsize=7)
         axes.set_yticks(places, [short_name(readers[i]) for i in places], fontsize=7)
-    panels[0].set_ylabel("read by")
+    for axes in panels.ravel()[len(matrices) :]:
+        axes.set_axis_off()
+    for row in panels:
+        row[0].set_ylabel("read by")
     figure.suptitle("How much of what a unit wrote reaches what a later one reads")
-    figure.colorbar(image, ax=list(panels), pad=0.02, shrink=0.8, label="weight")
+    figure.colorbar(image, ax=panels.ravel().tolist(), pad=0.02, shrink=0.8, label="weight")
     return save(figure, png_path)
 
 

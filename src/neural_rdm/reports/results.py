@@ -223,7 +223,7 @@ def _samples(count: float | None) -> str:
 def rows(found: Sequence[Group], metrics: Sequence[Metric]) -> list[dict[str, Any]]:
     """A row a group, for `summary.csv`: `group`, its settings, `seeds`; then of each metric NAME `NAME_n`, `NAME_mean`,
     `..._low`, `..._high`, `..._sd`, `..._count`, `..._missing`; and where there is a base the paired difference to it,
-    `NAME_less_base`, with `..._low`, `..._high`, `..._sd`, `..._n`, `..._p`, `..._sign`, `..._resolvable`, `..._note`.
+    `NAME_less_base_mean`, `..._low`, `..._high`, `..._sd`, `..._n`, `..._p`, `..._sign`, `..._resolvable`, `..._note`.
     """
     table = []
     for group in found:
@@ -235,8 +235,7 @@ def rows(found: Sequence[Group], metrics: Sequence[Metric]) -> list[dict[str, An
             row |= {f"{name}_count": result.count, f"{name}_missing": _reasons(result.missing) or None}
             if any(r.less or r.note for r in metric.results.values()):
                 less = f"{name}_less_base"
-                row |= {less: None if result.less is None else result.less.mean}
-                row |= {k: v for k, v in _told(less, result.less).items() if k != f"{less}_mean"}
+                row |= _told(less, result.less)
                 row |= {
                     f"{less}_n": len(result.pairs) or None,
                     f"{less}_p": result.p,

@@ -66,8 +66,12 @@ def paired(ours: Mapping[int | None, float], base: Mapping[int | None, float]) -
 
 
 def p_value(differences: Sequence[float]) -> float:
-    """Of the two-sided t test that they are 0 on average; 1 where it cannot be made (one value, or all the same)."""
-    if len(differences) < 2 or not all(map(math.isfinite, differences)) or len(set(differences)) == 1:
+    """Of the two-sided t test that they are 0 on average; 1 where it cannot be made: of one value, or of values that
+    are all the same but for rounding.
+    """
+    if len(differences) < 2 or not all(map(math.isfinite, differences)):
+        return 1.0
+    if statistics.stdev(differences) <= 1e-9 * max(map(abs, differences)):
         return 1.0
     from scipy import stats
 

@@ -5,7 +5,7 @@ The Markdown and CSV files, the figures and the page are made of a `Study`; none
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from neural_rdm.reports import results
 from neural_rdm.reports.costs import Cost, Counted, costs
 from neural_rdm.reports.curves import Chart, charts
 from neural_rdm.reports.groups import DEFAULT_BASE, Group, base_of, bases, groups
+from neural_rdm.reports.mixing import Mixing
 from neural_rdm.reports.results import LOSS, Metric
 from neural_rdm.reports.runs import progress
 
@@ -31,6 +32,7 @@ class Study:
         charts: by name; curves over steps and over depth.
         costs: label -> what the group costs.
         quality: the validation loss until which `costs` count; None for the last one of the base's run of the seed.
+        mixing: label -> depth-mixing matrix of the group's first finished run, for rules that have one.
         notes: what a reader has to know before any number, a sentence each.
     """
 
@@ -42,6 +44,7 @@ class Study:
     charts: dict[str, Chart]
     costs: dict[str, Cost]
     quality: float | None
+    mixing: dict[str, Mixing]
     notes: list[str]
 
     def group(self, label: str) -> Group:
@@ -63,6 +66,7 @@ def study(
     best_by: str | None = None,
     quality: float | None = None,
     counted: Counted | None = None,
+    mixing: Callable[[Path], Mixing | None] | None = None,
 ) -> Study:
     """Read a set of runs.
 
@@ -74,6 +78,7 @@ def study(
         quality: the validation loss until which costs are told; None for the one with which the base's run of the same
             seed ends.
         counted: counts parameters and FLOPs of a configuration's network; None: they are not told.
+        mixing: finds the depth-mixing matrix of a finished run, where its rule has one; None: none is told.
 
     Raises:
         DataError: no group is the base.
@@ -92,11 +97,21 @@ def study(
         bases=partners,
         base=None if not chosen else chosen[0] if len(chosen) == 1 else named or DEFAULT_BASE,
         metrics=metrics,
-        charts=charts(found, partners),
+        charts=charts(found, metrics, partners),
         costs=costs(found, partners, quality, counted),
         quality=quality,
+        mixing=_mixing(found, mixing) if mixing else {},
         notes=notes(found, metrics, partners),
     )
+
+
+def _mixing(found: Sequence[Group], look: Callable[[Path], Mixing | None]) -> dict[str, Mixing]:
+    matrices = {}
+    for group in found:
+        done = [run for run in group.runs.values() if progress(run).finished]
+        if done and (matrix := look(done[0])) is not None:
+            matrices[group.label] = matrix
+    return matrices
 
 
 def notes(found: Sequence[Group], metrics: Sequence[Metric], partners: Mapping[str, str]) -> list[str]:
@@ -116,6 +131,10 @@ def notes(found: Sequence[Group], metrics: Sequence[Metric], partners: Mapping[s
     if partners and (alone := [g.label for g in found if g.label not in partners and g.label not in partners.values()]):
         told.append(f"No single base is most like these, so they are compared with none: {'; '.join(alone)}.")
     for metric in metrics:
-        if len(metric.protocols) > 1:
+        counts = dict.fromkeys(r.count for r in metric.results.values() if r.values and r.count is not None)
+        if len(counts) > 1:
+            many = " and ".join(f"{count:g}" for count in counts)
+            told.append(f"{metric.name} is of {many} samples; only numbers of equally many are compared.")
+        elif len(metric.protocols) > 1:
             told.append(f"{metric.name} was made in {len(metric.protocols)} ways; only numbers of one are compared.")
     return told
