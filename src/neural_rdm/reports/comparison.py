@@ -1,17 +1,13 @@
-"""The files of a comparison: the page, `comparison.md`, `comparison.csv`, `summary.csv` and the figures, made of a
-`Study`.
-"""
+"""The files of a comparison: `comparison.md`, `comparison.csv`, `summary.csv` and the figures, made of a `Study`."""
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from neural_rdm.core.files import write_text
 from neural_rdm.reports import costs, rates
 from neural_rdm.reports.drawing import draw
-from neural_rdm.reports.pages.comparison import write_page
 from neural_rdm.reports.results import Metric, Result, without_own
 from neural_rdm.reports.runs import read_report
 from neural_rdm.reports.study import Study
@@ -27,7 +23,7 @@ METHOD = (
 
 
 def write_comparison(study: Study, folder: Path) -> list[Path]:
-    """Write the comparison of a study's runs; return the paths, `comparison.md` first, the page last.
+    """Write the comparison of a study's runs; return the paths, `comparison.md` first.
 
     `summary.csv` has a row a group, `comparison.csv` a row a run (`tables.compare_runs`). Where a rule was trained at
     several learning rates, the page tells each rule's best one, and `comparison_rates.csv` and `comparison_rates.png`
@@ -47,17 +43,14 @@ def write_comparison(study: Study, folder: Path) -> list[Path]:
     if cases := rates.cases(study.groups, study.metrics[0]):
         table = [row for case in cases for row in rates.rows_of(case, best_by)]
         write_text(folder / "comparison_rates.csv", csv_text(table))
-        pictures["rates"] = rates.plot_rates(cases, best_by, folder / "comparison_rates.png")
-        written += [folder / "comparison_rates.csv", pictures["rates"]]
+        written += [folder / "comparison_rates.csv", rates.plot_rates(cases, best_by, folder / "comparison_rates.png")]
         page += (
             f"\n## Each rule at its own learning rate\n\nBy `{best_by}`, the mean over seeds; beside it stand the "
             "rates that no test tells from it. A best rate at the edge of its grid may not be the best there is.\n\n"
             f"{markdown_table(rates.summary(cases, best_by))}\n![learning rates](comparison_rates.png)\n"
         )
-    page += "".join(f"\n![{name}]({path.name})\n" for name, path in pictures.items() if name != "rates")
+    page += "".join(f"\n![{name}]({path.name})\n" for name, path in pictures.items())
     write_text(folder / "comparison.md", page)
-    with tempfile.TemporaryDirectory() as dark:
-        written.append(write_page(study, folder, pictures, draw(study, Path(dark), dark=True)))
     return written
 
 

@@ -33,6 +33,13 @@ CURVES, TRAINING, DEPTH, UNITS, MIXING, RATES, OTHERS = SECTIONS = (
     "Learning curves", "Metrics over training", "Metrics over depth", "Sensitivity and gates over depth",
     "Mixing of depths", "Learning rates", "Further figures",
 )  # fmt: skip
+#: figures that are no charts of lines
+CAPTIONS = {
+    "mixing": "How much of what a unit wrote reaches what a later one reads: a row for each reader, a column for each "
+    "unit that wrote.",
+    "rates": "Each rule at every learning rate that it was trained at; a large mark is its best rate, a hollow one is "
+    "at the edge of its grid.",
+}
 MOST_TOLD = 16  # groups whose last values an alternative text tells
 
 
@@ -141,8 +148,9 @@ def sections(study: Study, pictures: _Pictures) -> list[tuple[str, list[Drawn]]]
     for name in pictures.light:
         if name not in _metric_figures(study):
             chart = study.charts.get(name)
-            words = name.replace("_", " ")
-            alt, caption = (words, words) if chart is None else (in_words(chart), _caption(chart))
+            alt = caption = CAPTIONS.get(name, name.replace("_", " "))
+            if chart is not None:
+                alt, caption = in_words(chart), _caption(chart)
             found[_heading(name, chart)].append(pictures.drawn(name, alt, caption))
     return [(heading, drawn) for heading, drawn in found.items() if drawn]
 
