@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.helpers import ROOT
+from tests.reports.page_runs import make_sweep
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -54,20 +56,56 @@ def sensitivity(names: dict[str, Any]) -> None:
     assert all(math.isfinite(number) for number in numbers)
 
 
-CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {f.__name__: f for f in (one_residual_rule, sensitivity)}
+def variants(names: dict[str, Any]) -> None:
+    found, judged = names["found"], names["judged"]
+    assert [group.label for group in found.groups] == list(judged.results)
+    assert set(found.bases.values()) == {"resnet"}
+    assert judged.name == "val/loss"
+    for group in found.groups:  # the means are those of the files
+        result = judged.results[group.label]
+        ends = []
+        for seed in result.values:
+            with (group.runs[seed] / "metrics.csv").open(newline="") as file:
+                ends.append([float(row["val/loss"]) for row in csv.DictReader(file) if row["val/loss"]][-1])
+        assert result.interval.mean == pytest.approx(sum(ends) / len(ends))
+    compared = [result for result in judged.results.values() if result.less]
+    assert len(compared) == len(found.groups) - 1
+    assert len(names["differences"].axes[0].lines) == 3 * len(compared) + 1
+    assert len(names["curves"].axes[0].lines) == len(names["over_depth"].axes[0].lines) == len(found.groups)
+    assert all(math.isfinite(y) for line in names["curves"].axes[0].lines for y in line.get_ydata())
+
+
+CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
+    f.__name__: f for f in (one_residual_rule, sensitivity, variants)
+}
+
+
+#: minutes long; of `variants` all but the training of its sweep runs always
+LONG = ("sensitivity", "variants")
 
 
 @pytest.mark.parametrize(
-    "path", [pytest.param(p, id=p.stem, marks=[pytest.mark.full] if p.stem == "sensitivity" else []) for p in NOTEBOOKS]
+    "path", [pytest.param(p, id=p.stem, marks=[pytest.mark.full] if p.stem in LONG else []) for p in NOTEBOOKS]
 )
 def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    CHECKS[path.stem](run(path))
+
+
+def test_variants_reads_a_sweep_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_sweep(tmp_path / "a sweep")
+    monkeypatch.setenv("NEURAL_RDM_SWEEP", str(tmp_path / "a sweep"))
+    variants(run(ROOT / "notebooks" / "variants.ipynb"))
+
+
+def run(path: Path) -> dict[str, Any]:
+    """The names that a notebook leaves behind."""
     notebook = json.loads(path.read_text(encoding="utf-8"))
     assert notebook["nbformat"] == 4
     assert len({cell["id"] for cell in notebook["cells"]}) == len(notebook["cells"])
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert all(not cell["outputs"] and cell["execution_count"] is None for cell in cells)
-    monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     for cell in cells:
         exec("".join(cell["source"]), names)
-    CHECKS[path.stem](names)
+    return names

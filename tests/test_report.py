@@ -106,9 +106,10 @@ def test_the_command_compares_runs(runs):
     assert "| 1: gated | digits_gated | gated | channel |  | 2 | 4 | 0 | 0.5 |" in done.stdout
     assert "| other | digits_gated | rezero | channel |  | 2 | 4 | 0 | 0.75 |" in done.stdout
     paths = [Path(line.strip()) for line in done.stdout.split("wrote:\n")[1].splitlines()]
-    assert [path.name for path in paths] == ["comparison.md", "comparison.csv", "summary.csv"] + [
-        f"comparison_{name}.png" for name in ("accuracy", "train_loss_steps")
-    ]
+    assert [path.name for path in paths] == [
+        "comparison.md", "comparison.csv", "summary.csv", "comparison_accuracy.png", "comparison_train_loss_steps.png",
+        "index.html",
+    ]  # fmt: skip
     assert all(path.is_file() and path.parent.parent == Path("outputs/report") for path in paths)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import os
+import tempfile
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -17,8 +18,10 @@ from neural_rdm.config.compose import parse
 from neural_rdm.core.errors import DataError
 from neural_rdm.core.listing import natural_order
 from neural_rdm.reports.comparison import write_comparison
+from neural_rdm.reports.drawing import draw
 from neural_rdm.reports.efficiency import write_efficiency
 from neural_rdm.reports.own import own_runs
+from neural_rdm.reports.pages.comparison import write_page
 from neural_rdm.reports.published import write_published
 from neural_rdm.reports.study import Study, study
 from neural_rdm.reports.sweeps import FILE as SWEEP_FILE
@@ -38,7 +41,7 @@ def report(cfg: DictConfig, folder: Path) -> int:
         DataError: no run is found or none is the base, or recorded evaluations are damaged.
     """
     runs = select_runs(cfg.runs) if cfg.runs is not None else []
-    parts = [write_comparison(read_study(runs, cfg.base, cfg.best_by, cfg.quality), folder)] if runs else []
+    parts = [write(read_study(runs, cfg.base, cfg.best_by, cfg.quality), folder)] if runs else []
     if cfg.ep_fid is not None:
         parts.append([write_efficiency(runs, cfg.ep_fid, folder)])
     if cfg.published:
@@ -101,9 +104,21 @@ def compare(runs: list[Path], folder: Path, best_by: str | None = None, base: st
     Raises:
         DataError: no run is that base.
     """
-    paths = write_comparison(read_study(runs, base, best_by), folder)
+    paths = write(read_study(runs, base, best_by), folder)
     show(paths[:1], paths)
     return paths
+
+
+def write(study: Study, folder: Path) -> list[Path]:
+    """Write the comparison of a study's runs, and the page that shows it; return the paths, the page last.
+
+    Figures stand beside the page on white, and in it on a dark ground as well.
+    """
+    paths = write_comparison(study, folder)
+    figures = {path.stem.removeprefix("comparison_"): path for path in paths if path.suffix == ".png"}
+    with tempfile.TemporaryDirectory() as dark:
+        page = write_page(study, folder, figures, draw(study, Path(dark), dark=True))
+    return [*paths, page]
 
 
 def read_study(

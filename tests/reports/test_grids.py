@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageSequence
 
 from neural_rdm.core.errors import ConfigError
-from neural_rdm.reports.grids import GAP, MARGIN, MIN_TILE, save_grid
+from neural_rdm.reports.grids import MIN_TILE, save_grid
+from neural_rdm.reports.tiles import GAP, MARGIN
 
 
 def pixels(path):

@@ -1,7 +1,8 @@
 """What a folder says of its own origin: which command has made it, under which configurations, of which data.
 
-`provenance.json` is written before anything else is. A run's `config.yaml` must be one that the run itself has written:
-each one's hash stands here, and the hash of the one in force in every checkpoint.
+`provenance.json` is written before anything else is, and says of each process that worked there how it began (`starts`,
+see `origin`). A run's `config.yaml` must be one that the run itself has written: each one's hash stands here, and the
+hash of the one in force in every checkpoint.
 """
 
 from __future__ import annotations

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from torch import Tensor
 
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.core.files import write_atomically
 from neural_rdm.media.gifs import save_gif
 from neural_rdm.media.images import to_bytes
+from neural_rdm.reports.tiles import GAP, KEY, MARGIN
 
 MIN_TILE = 48  # pixels; a tile below this cannot be judged by eye
-GAP = 2
-MARGIN = 8
 
 
 def save_grid(
@@ -66,11 +66,17 @@ def save_grid(
         raise ConfigError(f"{path.name}: {len(labels)} row labels for {rows} rows; give one label for each row.")
     scale = scale or max(1, -(-MIN_TILE // min(clips.shape[2:4])))
     title = " ".join((title or "").split())
-    pages = [_page(clips[:, frame], columns, labels, title, scale) for frame in range(clips.shape[1])]
+    left, top = _corner(labels, title, clips.shape[2] * scale)
+    pages = [_page(clips[:, frame], columns, labels, title, scale, left, top) for frame in range(clips.shape[1])]
     if x.shape[-3] == 1:
         pages = [page.convert("L") for page in pages]  # a GIF's palette then holds every level exactly
     if path.suffix == ".png":
-        write_atomically(path, lambda file: pages[0].save(file, format="PNG"))
+        size = [clips.shape[2] * scale, clips.shape[3] * scale]
+        said = PngImagePlugin.PngInfo()
+        said.add_text(
+            KEY, json.dumps({"left": left, "top": top, "size": size, "labels": labels, "frames": x.ndim == 5})
+        )
+        write_atomically(path, lambda file: pages[0].save(file, format="PNG", pnginfo=said))
     else:
         write_atomically(path, lambda file: save_gif(file, pages, fps))
     return path
@@ -96,17 +102,27 @@ def _stretch(latents: Tensor) -> Tensor:
     return shown
 
 
-def _page(tiles: NDArray[np.uint8], columns: int, labels: list[str] | None, title: str, scale: int) -> Image.Image:
+def _font(height: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """For words beside tiles so many pixels tall."""
+    return ImageFont.load_default(size=max(12, min(24, height // 3)))
+
+
+def _corner(labels: list[str] | None, title: str, height: int) -> tuple[int, int]:
+    """Where the first tile stands, right of the labels and below the title: left, top."""
+    font = _font(height)
+    widest = max((int(font.getbbox(label)[2]) for label in labels or []), default=-MARGIN)
+    return 2 * MARGIN + widest, MARGIN + (int(font.getbbox(title)[3]) + MARGIN if title else 0)
+
+
+def _page(
+    tiles: NDArray[np.uint8], columns: int, labels: list[str] | None, title: str, scale: int, left: int, top: int
+) -> Image.Image:
     """Lay tiles [N, H, W, 3] out row by row on white."""
     tiles = tiles.repeat(scale, axis=1).repeat(scale, axis=2)
     count, height, width, _ = tiles.shape
     rows, columns = -(-count // columns), min(columns, count)
-    font = ImageFont.load_default(size=max(12, min(24, height // 3)))
-    label_boxes = [font.getbbox(label) for label in labels or []]
-    title_box = font.getbbox(title)
-    left = MARGIN + (int(max(box[2] for box in label_boxes)) + MARGIN if label_boxes else 0)
-    top = MARGIN + (int(title_box[3]) + MARGIN if title else 0)
-    page_width = max(left + columns * (width + GAP) - GAP, MARGIN + int(title_box[2])) + MARGIN
+    font = _font(height)
+    page_width = max(left + columns * (width + GAP) - GAP, MARGIN + int(font.getbbox(title)[2])) + MARGIN
     canvas = np.full((top + rows * (height + GAP) - GAP + MARGIN, page_width, 3), 255, dtype=np.uint8)
     for index, tile in enumerate(tiles):
         y, x = top + index // columns * (height + GAP), left + index % columns * (width + GAP)

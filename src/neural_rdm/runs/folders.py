@@ -10,6 +10,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from neural_rdm.config.origin import origin
 from neural_rdm.config.provenance import CONFIG, FILE, config_hash, read_provenance, write_provenance
 from neural_rdm.core.errors import CheckpointError, ConfigError, UserError
 from neural_rdm.core.extras import typed
@@ -63,9 +64,12 @@ def opened(folder: Path, command: str, cfg: DictConfig, resumes: bool = False) -
                 "deepen (an evaluation has a configuration too), or that file was lost and has to be restored"
             )
         sweep(folder)
-        if not resumes or not read_provenance(folder):
+        said = read_provenance(folder)
+        if not resumes or not said:
             # of a training run its own hashes follow: its configuration is not complete yet
             write_provenance(folder, command=command, **({} if command == "train" else {"request": config_hash(cfg)}))
+        if resumes or "starts" not in said:
+            write_provenance(folder, starts=[*said.get("starts", []), origin()])
         try:
             yield
         except UserError:

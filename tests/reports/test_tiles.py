@@ -1,0 +1,36 @@
+"""Tiles read back from the files that `save_grid` writes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from neural_rdm.core.errors import DataError
+from neural_rdm.reports.grids import save_grid
+from neural_rdm.reports.tiles import read_tiles
+from tests.reports.test_grids import as_uint8
+
+
+def test_tiles_are_read_back(tmp_path):
+    images = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    tiles = read_tiles(save_grid(images, tmp_path / "x.png", 2, row_labels=["a", "<b>", "é"], title="t", scale=2))
+    assert (tiles.pixels.shape, tiles.labels, tiles.frames) == ((3, 2, 1, 16, 16, 3), ["a", "<b>", "é"], False)
+    for index in range(5):
+        np.testing.assert_array_equal(tiles.pixels[index // 2, index % 2, 0, ::2, ::2], as_uint8(images[index]))
+    assert (tiles.pixels[2, 1] == 255).all()
+    clips = torch.rand(4, 3, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    save_grid(clips, tmp_path / "c.gif", 2, row_labels=["a", "b"], scale=1)
+    path = save_grid(clips[::2], tmp_path / "c.png", 2, row_labels=["a", "b"], scale=1)
+    rows, played = read_tiles(path), read_tiles(path, gif=True)
+    assert (rows.pixels.shape, rows.frames, played.pixels.shape) == ((2, 3, 1, 8, 8, 3), True, (2, 2, 3, 8, 8, 3))
+    for frame in range(3):
+        np.testing.assert_array_equal(rows.pixels[1, frame, 0], np.broadcast_to(as_uint8(clips[2, frame]), (8, 8, 3)))
+        np.testing.assert_array_equal(played.pixels[1, 1, frame], np.broadcast_to(as_uint8(clips[3, frame]), (8, 8, 3)))
+    unlabelled = read_tiles(save_grid(images[:1], tmp_path / "one.png", 1))
+    assert (unlabelled.pixels.shape, unlabelled.labels) == ((1, 1, 1, 48, 48, 3), None)
+    Image.new("L", (9, 9)).save(tmp_path / "other.png")
+    for name in ("other.png", "missing.png"):
+        with pytest.raises(DataError, match=name):
+            read_tiles(tmp_path / name)
