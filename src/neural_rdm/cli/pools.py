@@ -212,4 +212,6 @@ def _imported(library: str) -> Any:
     try:
         return import_module(library)
     except ImportError as error:
-        raise ConfigError(f"launcher={library} needs {library}: {install('launchers')}") from error
+        raise ConfigError(
+            f"launcher={library} needs {library}: {install('ray' if library == 'ray' else 'launchers')}"
+        ) from error
