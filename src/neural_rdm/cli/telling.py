@@ -88,7 +88,10 @@ class Telling:
             for override in self.record.apart(number):
                 key, _, value = override.partition("=")
                 varied.setdefault(key, {})[value] = None
-        for key, values in varied.items():
+        for override in self.plan.typed if self.total > len(far) else ():  # jobs that are still to be proposed
+            if override.is_sweep_override():
+                print(f"  {override.input_line}")
+        for key, values in varied.items() if self.total == len(far) else ():
             print(f"  {key}: {', '.join(values)}")
         left = self.left([])
         print(f"  about {span(left)}" if left else "  how long it takes is told once a job has done steps", flush=True)
