@@ -116,7 +116,7 @@ class Telling:
             rate = job.rate(new)
             if rate and done != planned:
                 line += f", {rate:.3g} steps/s" + (f", {span((planned - done) / rate)} left" if planned else "")
-            print(f"{self._title(number)}: {line if done else f'no step in {span(job.seconds())}'}", flush=True)
+            print(f"{self._title(number)}: {line if done else f'running for {span(job.seconds())}'}", flush=True)
         self.summary(self.left(running.values()))
 
     def summary(self, left: float | None = None) -> None:
