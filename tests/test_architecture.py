@@ -13,7 +13,10 @@ from tests.architecture import COMMANDS, FILES, FLOORS, PACKAGE, TOP, floor, imp
 from tests.helpers import ROOT
 
 #: may be absent on a training machine, so nothing imports them at the top of a module
-OPTIONAL = {"av", "decord", "deepspeed", "diffusers", "matplotlib", "sklearn", "torchcodec", "transformers", "wandb"}
+OPTIONAL = {
+    "av", "decord", "deepspeed", "diffusers", "matplotlib", "optuna", "ray", "sklearn", "submitit", "torchcodec",
+    "transformers", "wandb",
+}  # fmt: skip
 
 
 def breaches(allowed: object, *libraries: str) -> list[str]:

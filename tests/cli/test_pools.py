@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from neural_rdm.cli.jobs import PARENT
 from neural_rdm.cli.pools import Joblib, Line, Local, Ray, Submitit
 from neural_rdm.core.errors import ConfigError
 from tests.cli.jobs import COMMAND
@@ -91,6 +92,20 @@ def test_a_job_stops_where_its_sweep_has_died_on_this_machine_and_stays_where_it
     assert line("how=wait", owner=("elsewhere", dead.pid))() == 0
 
 
+def test_before_a_time_limit_a_job_saves_its_step_and_is_queued_again_to_go_on() -> None:
+    pytest.importorskip("submitit")
+    Path("sweep").mkdir()
+    running: Any = Submitit("local").start(1, Path("sweep"))(line("how=wait"))
+    wait_for(Path("sweep/0/metrics.csv"), "3,")
+    worker = int(json.loads(Path("sweep/0/environment.json").read_text())[PARENT])
+    os.kill(worker, signal.SIGUSR2)  # what SLURM does
+    wait_for(Path("sweep/0/signals.json"))
+    assert json.loads(Path("sweep/0/signals.json").read_text()) == [[signal.SIGTERM], True]
+    Path("go").touch()
+    assert running.result() == 0
+    assert Path("sweep/0/output.log").read_text().split("\n")[::2] == ["I am 0", "I am 0"]
+
+
 def ray(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What of Ray is used, on threads: Ray itself is hundreds of megabytes."""
     asked: dict[str, Any] = {}
@@ -133,9 +148,9 @@ def test_every_pool_runs_lines_and_stops_them(name: str, monkeypatch: pytest.Mon
 
 
 def test_a_library_that_is_missing_is_named_with_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, pool in {"joblib": Joblib(), "submitit": Submitit(), "ray": Ray()}.items():
+    for name, pool, extra in (("submitit", Submitit(), "launchers"), ("ray", Ray(), "ray")):
         monkeypatch.setitem(sys.modules, name, None)
-        with pytest.raises(ConfigError, match=rf"launcher={name} needs {name}: .*launchers"):
+        with pytest.raises(ConfigError, match=rf"launcher={name} needs {name}: .*\[{extra}\]"):
             pool.start(1, Path())
 
 

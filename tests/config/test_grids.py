@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from neural_rdm.config.compose import parse
 from neural_rdm.config.grids import crossed, seeds_of, study
 from neural_rdm.config.primary_train import Sweep
 from neural_rdm.core.errors import ConfigError
+from tests.helpers import ROOT
 
 STUDY = {
     "seeds": 2,
@@ -30,6 +32,12 @@ def test_the_jobs_are_those_of_all_grids_seed_by_seed() -> None:
     assert jobs({**STUDY, "seeds": [7, 3]})[::3] == ["residual=resnet seed=7", "residual=resnet seed=3"]
     assert jobs({**STUDY, "seeds": None}) == settings
     assert jobs({"seeds": 2}) == ["seed=0", "seed=1"]
+
+
+def test_the_study_of_the_page_is_one() -> None:
+    page = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    node = OmegaConf.to_container(OmegaConf.create(page.split("```yaml\n")[1].split("```")[0])["sweep"])  # type: ignore[index]
+    assert len(jobs(node)) == 5 * (5 + 3 + 2)
 
 
 def test_a_job_that_two_grids_have_is_one() -> None:

@@ -21,8 +21,8 @@ from neural_rdm.reports.sweeps import FILE, Record, read_record
 SWEEP_DIR = "hydra.sweep.dir"
 PARENT = "NEURAL_RDM_PARENT"  # environment variable: the process whose end ends this one
 _PAUSE = 0.5  # seconds between two looks at the parent
-#: arguments that say how the jobs are run, and not which: they may change when a sweep goes on
-_HOW = (f"{SWEEP_DIR}=", "hydra.mode=", "jobs=", "launcher=", "launcher.")
+#: arguments that say how the jobs are run and not which, or how many more follow: they may change when a sweep goes on
+_HOW = (f"{SWEEP_DIR}=", "hydra.mode=", "jobs=", "launcher=", "launcher.", "sweeper.trials=")
 
 
 class State(Enum):

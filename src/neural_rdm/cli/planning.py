@@ -201,7 +201,7 @@ def _refusal(refused: dict[tuple[str, ...], UserError], fine: Iterable[tuple[str
                 *lines[:_TOLD],
                 *more,
                 "Cross only what goes together: an experiment's sweep.grids has a grid for each group of keys that do, "
-                "as for gamma and the rules whose gates can be supervised (see docs/experiments.md).",
+                "as for gamma and the rules whose gates can be supervised (see docs/sweeps.md).",
             ]
         )
     )

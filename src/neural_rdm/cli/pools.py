@@ -8,6 +8,7 @@ with: a job that was cut is started anew. What is left of them for command lines
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -41,9 +42,11 @@ class Line:
     sweep on another host may die, as the login node of a cluster does, and its jobs stay.
 
     Attributes:
+        folder: of its run, from `cwd`.
         overrides: of a run that begins.
         further: of every run: options of Hydra and `--config-dir`.
         threads: `OMP_NUM_THREADS` of the job; None leaves the environment's.
+        requests: signals that it was asked to send; a copy of the line, elsewhere, reads them from a file.
     """
 
     folder: Path
@@ -51,6 +54,7 @@ class Line:
     overrides: list[str]
     further: list[str]
     threads: int | None = None
+    requests: list[int] = field(default_factory=list)
     cwd: str = field(default_factory=os.getcwd)
     owner: tuple[str, int] = field(default_factory=lambda: (socket.gethostname(), os.getpid()))
 
@@ -74,6 +78,7 @@ class Line:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # what asks the sweep to stop reaches the job through it, and once
             )
+            self._pid = process.pid
             received: list[int] = []
             before = catch(received.append)  # of a cluster; in a thread this does nothing
             try:
@@ -81,15 +86,24 @@ class Line:
             finally:
                 give_back(before)
 
+    def checkpoint(self) -> Any:
+        """What submitit calls before a time limit or a preemption: the job saves its step, and goes on in a new one."""
+        from submitit.helpers import DelayedSubmission
+
+        os.kill(self._pid, signal.SIGTERM)
+        os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOWAIT)
+        return DelayedSubmission(self)
+
     def _watched(self, process: subprocess.Popen[bytes], received: list[int]) -> int:
-        told = False
+        sent = 0
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 code = process.wait(_PAUSE)
                 return code if code >= 0 else 128 - code
-            if not told and (number := self._asked() or next(iter(received), 0)):
+            wanted = [*self._asked(), *received]
+            for number in wanted[sent:]:
                 process.send_signal(number)
-                told = True
+            sent = max(sent, len(wanted))
 
     def _logged(self) -> Any:
         folder = Path(self.cwd) / self.folder
@@ -98,7 +112,9 @@ class Line:
 
     def ask_to_stop(self, number: int) -> None:
         """Send a signal to the job, wherever it runs."""
-        self._request.write_text(str(int(number)), encoding="utf-8")
+        self.requests.append(int(number))
+        with contextlib.suppress(OSError):  # on a full disk jobs of this process stop all the same
+            self._request.write_text(json.dumps(self.requests), encoding="utf-8")
 
     def forget(self) -> None:
         """Remove what `ask_to_stop` has left."""
@@ -109,11 +125,13 @@ class Line:
         folder = Path(self.cwd) / self.folder
         return folder.with_name(f".stop-{folder.name}")
 
-    def _asked(self) -> int:
+    def _asked(self) -> list[int]:
+        found = self.requests
         with contextlib.suppress(OSError, ValueError):
-            return int(self._request.read_text(encoding="utf-8"))
+            found = found or json.loads(self._request.read_text(encoding="utf-8"))
         host, pid = self.owner
-        return int(signal.SIGTERM) if host == socket.gethostname() and not lives(pid) else 0
+        orphan = not found and host == socket.gethostname() and not lives(pid)
+        return [int(signal.SIGTERM)] if orphan else found
 
 
 class Future(Protocol):
@@ -178,7 +196,7 @@ class Submitit:
             executor.update_parameters(**self.parameters)
         except (RuntimeError, NameError, ValueError, TypeError) as error:
             raise ConfigError(f"launcher=submitit launcher.cluster={self.cluster}: {error}") from error
-        return lambda line: executor.submit(_run, line)
+        return executor.submit  # type: ignore[no-any-return]
 
 
 @checked()
@@ -212,4 +230,6 @@ def _imported(library: str) -> Any:
     try:
         return import_module(library)
     except ImportError as error:
-        raise ConfigError(f"launcher={library} needs {library}: {install('launchers')}") from error
+        raise ConfigError(
+            f"launcher={library} needs {library}: {install('ray' if library == 'ray' else 'launchers')}"
+        ) from error

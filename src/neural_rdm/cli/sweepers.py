@@ -191,8 +191,10 @@ class Optuna:
         """Tell Optuna the validation losses that a running job has logged, and ask it."""
         if self.pruner is None:
             return False
-        trial = self.trials[number]
-        for step, value in _validated(self.plan.folder / number):
+        trial, losses = self.trials[number], _validated(self.plan.folder / number)
+        if not losses or losses[-1][0] <= self.told[number]:
+            return False
+        for step, value in losses:
             if step > self.told[number]:
                 self.told[number] = step
                 trial.report(-value if is_higher(self.plan.objective or "") else value, step)

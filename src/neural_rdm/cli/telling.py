@@ -88,7 +88,10 @@ class Telling:
             for override in self.record.apart(number):
                 key, _, value = override.partition("=")
                 varied.setdefault(key, {})[value] = None
-        for key, values in varied.items():
+        for override in self.plan.typed if self.total > len(far) else ():  # jobs that are still to be proposed
+            if override.is_sweep_override():
+                print(f"  {override.input_line}")
+        for key, values in varied.items() if self.total == len(far) else ():
             print(f"  {key}: {', '.join(values)}")
         left = self.left([])
         print(f"  about {span(left)}" if left else "  how long it takes is told once a job has done steps", flush=True)
@@ -113,7 +116,7 @@ class Telling:
             rate = job.rate(new)
             if rate and done != planned:
                 line += f", {rate:.3g} steps/s" + (f", {span((planned - done) / rate)} left" if planned else "")
-            print(f"{self._title(number)}: {line if done else f'no step in {span(job.seconds())}'}", flush=True)
+            print(f"{self._title(number)}: {line if done else f'running for {span(job.seconds())}'}", flush=True)
         self.summary(self.left(running.values()))
 
     def summary(self, left: float | None = None) -> None:
