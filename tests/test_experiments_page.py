@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from neural_rdm.backbones.latte import Latte
 from neural_rdm.config.check import choices_of, config_dir, validate
 from neural_rdm.config.compose import compose_config
 from neural_rdm.config.grids import crossed, study
 from neural_rdm.reports.published import published
+from neural_rdm.surgery.official import load_official
+from tests.helpers import is_gate
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "experiments.md"
 PAPERS = [name for name in choices_of("exp") if name.startswith("paper/")]
@@ -138,6 +142,22 @@ def leaves(node: Any, key: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], 
     if isinstance(node, dict):
         return [leaf for name, child in node.items() for leaf in leaves(child, (*key, name))]
     return [(key, node)]
+
+
+@pytest.mark.parametrize("name", ["table1_c2i_f", "table1_t2i_f_coco", "table2_sky"])
+def test_a_row_of_latte_starts_from_the_file_that_it_names(name: str) -> None:
+    """At a small size: from a network of clips with UCF-101's classes, or of unconditional clips."""
+    cfg = compose_config("train", [f"exp=paper/{name}"]).cfg
+    size = {"input_size": 4, "hidden_size": 32, "depth": 4, "num_heads": 2, "residual": "resnet"}
+    classes = {"extras": "unconditional"} if cfg.pretrained.path == "skytimelapse.pt" else {"extras": "class"}
+    source = Latte(**size, **classes, num_frames=16, num_classes=101)
+    own = {key: cfg.backbone[key] for key in ("extras", "num_frames", "num_classes")}
+    net = Latte(**{**size, "residual": "gated"}, **own)
+    load_official(net, source.state_dict(), cfg.pretrained.reinit)
+    given = source.state_dict()
+    for key, value in net.state_dict().items():
+        fresh = key.startswith(("y_embedder", "text_embedding_projection")) or is_gate(key)
+        assert fresh or torch.equal(value, given[key]), key
 
 
 @pytest.mark.parametrize("name", [name for name in STUDIES if not name.startswith("paper/fig6_variants_")])
