@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from omegaconf import OmegaConf
 
+from neural_rdm.backbones.latte import Latte
 from neural_rdm.config.check import choices_of, config_dir, validate
-from neural_rdm.config.compose import compose_config
+from neural_rdm.config.compose import Composed, compose_config
 from neural_rdm.config.grids import crossed, study
 from neural_rdm.reports.published import published
+from neural_rdm.surgery.official import load_official
+from tests.helpers import is_gate
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "experiments.md"
 PAPERS = [name for name in choices_of("exp") if name.startswith("paper/")]
@@ -20,6 +26,14 @@ STUDIES = [name for name in choices_of("exp") if re.match(r"(paper|small)/fig\d"
 #: the experiments that rows are built of; those of the paper's own folder and the studies come to them
 RECIPES = ("dit_xl_gated", "latte_xl_gated", "ldm4_gated", "ldm4_gated_t2i")
 OURS = " (the paper's)"
+
+
+@functools.cache
+def composed(name: str) -> Composed:
+    """The checked configuration of an experiment; not to be changed."""
+    found = compose_config("train", [f"exp={name}"])
+    validate(found.cfg, "train", found.sources)
+    return found
 
 
 def table(heading: str) -> list[dict[str, str]]:
@@ -73,9 +87,7 @@ def test_the_settings_are_those_that_the_experiments_compose() -> None:
 
 def settings(name: str) -> dict[str, str]:
     """What an experiment sets, in the words of the page."""
-    composed = compose_config("train", [f"exp={name}"])
-    validate(composed.cfg, "train", composed.sources)
-    cfg, choices = composed.cfg, composed.choices
+    cfg, choices = composed(name).cfg, composed(name).choices
     optimizer, metric, frames = cfg.optimizer, cfg.metric, cfg.backbone.get("num_frames")
     features = metric.features + (f", {metric.frame_features} of frames" if metric.frame_features else "")
     return {
@@ -108,8 +120,8 @@ def test_every_value_says_whose_it_is(name: str) -> None:
     assert lines
     assert [line for line in lines if not re.search(r" # .*\[[PO]\]", line)] == []
     if name.startswith("exp/"):
-        composed = compose_config("train", [f"exp={name.removeprefix('exp/')}"])
-        built_of = {file.relative_to(config_dir()).with_suffix("").as_posix() for file in composed.sources.of("exp")}
+        files = composed(name.removeprefix("exp/")).sources.of("exp")
+        built_of = {file.relative_to(config_dir()).with_suffix("").as_posix() for file in files}
         assert name in built_of
         recipes = {part.removeprefix("exp/").removesuffix("_finetune") for part in built_of if "paper/" not in part}
         assert recipes <= set(RECIPES)
@@ -122,7 +134,7 @@ def test_what_is_marked_as_the_papers_stands_in_no_file_twice() -> None:
     for name in PAPERS:
         content: Any = yaml.safe_load((config_dir() / "exp" / f"{name}.yaml").read_text(encoding="utf-8"))
         parents = [entry for entry in content["defaults"] if isinstance(entry, str) and entry.startswith("/exp/")]
-        base = compose_config("train", [f"exp={parents[0].removeprefix('/exp/')}"]).cfg
+        base = composed(parents[0].removeprefix("/exp/")).cfg
         groups = {
             entry.split(" /")[1] for e in content["defaults"] if isinstance(e, dict) for entry in e if " /" in entry
         }
@@ -140,16 +152,33 @@ def leaves(node: Any, key: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], 
     return [(key, node)]
 
 
+@pytest.mark.parametrize("name", ["table1_c2i_f", "table1_t2i_f_coco", "table2_sky"])
+def test_a_row_of_latte_starts_from_the_file_that_it_names(name: str) -> None:
+    """At a small size: from a network of clips with UCF-101's classes, or of unconditional clips."""
+    cfg = composed(f"paper/{name}").cfg
+    size = {"input_size": 4, "hidden_size": 32, "depth": 4, "num_heads": 2, "residual": "resnet"}
+    classes = {"extras": "unconditional"} if cfg.pretrained.path == "skytimelapse.pt" else {"extras": "class"}
+    source = Latte(**size, **classes, num_frames=16, num_classes=101)
+    own = {key: cfg.backbone[key] for key in ("extras", "num_frames", "num_classes")}
+    net = Latte(**{**size, "residual": "gated"}, **own)
+    load_official(net, source.state_dict(), cfg.pretrained.reinit)
+    given = source.state_dict()
+    for key, value in net.state_dict().items():
+        fresh = key.startswith(("y_embedder", "text_embedding_projection")) or is_gate(key)
+        assert fresh or torch.equal(value, given[key]), key
+
+
 @pytest.mark.parametrize("name", [name for name in STUDIES if not name.startswith("paper/fig6_variants_")])
 def test_every_job_of_a_study_is_one_that_can_be_trained(name: str) -> None:
-    node = yaml.safe_load(str(compose_config("train", [f"exp={name}"]).cfg.sweep))
+    node = OmegaConf.to_container(composed(name).cfg.sweep)
+    assert isinstance(node, dict)
     jobs = crossed(study(node), [], [], choices_of)
     assert len(jobs) > 2
     assert [str(node["base"])] in [[o for o in job if not o.startswith("backbone.depth")] for job in jobs]
     for job in jobs:
-        composed = compose_config("train", [f"exp={name}", "sweep=null", *job])
-        validate(composed.cfg, "train", composed.sources)
-        assert composed.cfg.gamma in (0, 0.35)
+        found = compose_config("train", [f"exp={name}", "sweep=null", *job])
+        validate(found.cfg, "train", found.sources)
+        assert found.cfg.gamma in (0, 0.35)
     plain = [job for job in jobs if not any(o.startswith(("gamma", "control", "backbone")) for o in job)]
     if "fig6" in name:
         assert plain == [[f"residual={rule}"] for rule in ("resnet", "gated", "adaln", "skip", "rezero")]
@@ -157,7 +186,7 @@ def test_every_job_of_a_study_is_one_that_can_be_trained(name: str) -> None:
 
 def test_the_small_studies_are_the_papers_but_for_their_sizes() -> None:
     for number, paper in (("5", "paper/fig5_sensitivity"), ("6", "paper/fig6_variants"), ("7", "paper/fig7_depth")):
-        sweeps = [compose_config("train", [f"exp={name}"]).cfg.sweep for name in (paper, f"small/fig{number}")]
+        sweeps = [composed(name).cfg.sweep.copy() for name in (paper, f"small/fig{number}")]
         for sweep in sweeps:
             for grid in sweep.grids:
                 grid.pop("backbone.depth", None)

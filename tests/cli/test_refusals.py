@@ -52,6 +52,9 @@ FILES = config_dir()
         ("bakbone=dit", ["unknown configuration key bakbone", "Did you mean backbone?", "command line"]),
         ("backbone=dit_xxl", ["backbone=dit_xxl", "Did you mean dit_xl?", "dit, dit_b, dit_l, dit_s, dit_xl"]),
         ("exp=dit_xl_gatd", ["exp=dit_xl_gatd", "Did you mean dit_xl_gated?", str(FILES / "exp")]),
+        ("exp=paper/table2_skye", ["exp=paper/table2_skye", "Did you mean paper/table2_sky?", "small/fig6"]),
+        ("exp=table2_sky", ["Did you mean paper/table2_sky?", str(FILES / "exp")]),
+        ("exp/paper=table2_sky", ["paper is a folder of exp", "pass exp=paper/NAME"]),
         ("metric=null", ["metric=null", "~metric leaves it out"]),
         (
             "backbone.depth=deep",

@@ -139,6 +139,8 @@ def test_last_is_the_newest_run_of_any_experiment(tmp_path: Path) -> None:
         run_of(root / name)
     (root / "a_exp" / "2026-12-31_10-00-00-000000").mkdir()  # killed before it wrote its configuration
     assert find_run("last", root).folder == root / "a_exp" / "2026-01-02_10-00-00-000000"
+    run_of(root / "paper" / "table2_sky" / "2026-01-03_10-00-00-000000")
+    assert find_run("last", root).folder.parent == root / "paper" / "table2_sky", "an experiment may lie in a folder"
 
 
 def test_a_missing_folder_gets_a_hint(tmp_path: Path) -> None:

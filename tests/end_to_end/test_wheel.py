@@ -33,7 +33,8 @@ def test_an_installed_wheel_needs_no_checkout(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     site = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:
-        assert "neural_rdm/configs/exp/digits_gated.yaml" in archive.namelist()
+        for name in ("exp/digits_gated", "exp/paper/table2_sky", "study/fig6"):
+            assert f"neural_rdm/configs/{name}.yaml" in archive.namelist()
         archive.extractall(site)
     # `site` comes before the editable install's path, so nothing of the checkout is imported.
     environment = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}

@@ -100,7 +100,7 @@ def tiny_network(clips=False):
         name = "tiny_video" if clips else "tiny"
         outputs = {"pool": 27, "spatial": 6, "logits": 4}
         weights = Weights("a test", "none", "a" * 64, 0)
-        takes_clips = clips
+        takes_clips, scores = clips, not clips
 
         def __init__(self):
             super().__init__()

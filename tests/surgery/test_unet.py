@@ -134,6 +134,18 @@ def test_checkpoints_of_latent_diffusion(averaged: bool, tmp_path: Path) -> None
     load_official(fewer, tmp_path / "model.ckpt", reinit=["class_embedder"])
     assert torch.equal(fewer.class_embedder.embedding.weight, own)
 
+    texts = UNet(image_size=8, **SIZES, **{**TEXT, "context_dim": 40})
+    with pytest.raises(
+        CheckpointError, match=r"another context: its width is 24 .* 40 here.*reinit='\[\*\.attn2\.to_k,"
+    ):
+        load_official(texts, tmp_path / "model.ckpt")
+    own = {key: value.clone() for key, value in texts.state_dict().items()}
+    load_official(texts, tmp_path / "model.ckpt", reinit=["*.attn2.to_k", "*.attn2.to_v"])
+    keys = [key for key in own if ".attn2.to_k." in key or ".attn2.to_v." in key]
+    assert keys
+    assert all(torch.equal(texts.state_dict()[key], own[key]) for key in keys)
+    assert torch.equal(texts.net.conv_in.weight, state["input_blocks.0.0.weight"])
+
 
 @pytest.mark.parametrize("name", list(UNETS))
 def test_every_tensor_of_the_published_networks_has_an_official_name(name: str) -> None:

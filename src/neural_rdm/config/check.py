@@ -16,7 +16,7 @@ from neural_rdm.config import primary, reader
 from neural_rdm.config.group_rules import check_across
 from neural_rdm.config.reader import REQUIRED, Node, Signature
 from neural_rdm.config.schema import fill, of_class, of_node, plain, rules, targets, text_of
-from neural_rdm.config.sources import Sources, refused
+from neural_rdm.config.sources import Sources, choice_of, refused
 from neural_rdm.core.arguments import broken, members, nearest, problem
 from neural_rdm.core.errors import ConfigError, first_line
 
@@ -174,9 +174,9 @@ def _other_network(node: DictConfig, key: str, sources: Sources) -> str:
     for file in sorted({file for own in experiments for file in own.parent.glob("*.yaml")}):
         match = re.search(r"(?m)^\s*-\s*override /backbone:\s*(\w+)", file.read_text(encoding="utf-8"))
         if match and _target(chosen[0].with_name(f"{match[1]}.yaml")) == node["_target_"]:
-            fitting.append(f"exp={file.stem}")
+            fitting.append(f"exp={choice_of(file, 'exp')}")
     advice = f"pass {' or '.join(fitting)} with it" if fitting else "write one for it"
-    return f" exp={experiments[0].stem} is of another network than backbone={chosen[0].stem}: {advice}."
+    return f" exp={choice_of(experiments[0], 'exp')} is of another network than backbone={chosen[0].stem}: {advice}."
 
 
 def _target(file: Path) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from neural_rdm.config.sources import Sources, refused
+from neural_rdm.config.sources import Sources, choice_of, refused
 from neural_rdm.core import noise
 from neural_rdm.core.errors import ArgumentError, ConfigError
 
@@ -68,7 +68,7 @@ def _check_variant(process: DictConfig, sources: Sources) -> None:
     own = content.get("process") or {}
     if differing := [f"{PROCESS}.{k}={v}" for k, v in own.items() if process.get(k) != v]:
         raise ConfigError(
-            f"diffusion={chosen.stem} changes DiT's process, but exp={files['exp'][0].stem} has that of "
+            f"diffusion={chosen.stem} changes DiT's process, but exp={choice_of(files['exp'][0], 'exp')} has that of "
             f"diffusion={base}; pass {' '.join(differing)} too, or {PROCESS}.schedule=linear for DiT's"
         )
 

@@ -32,6 +32,11 @@ class Sources:
         return f" ({'; '.join(places)})" if places else ""
 
 
+def choice_of(file: Path, group: str) -> str:
+    """What is typed to choose a file of a group: its name, with the folder where it lies in one below the group's."""
+    return file.stem if file.parent.name == group else f"{file.parent.name}/{file.stem}"
+
+
 def refused(message: str, key: str, sources: Sources) -> ConfigError:
     """The error that refuses what a key says, with the places that say it."""
     return ConfigError(f"{message}{sources.where(key)}", key=key)

@@ -134,7 +134,10 @@ class UNetAdapter(Adapter[UNet]):
             lines.append(f"other outputs: channels are {sizes(key, 0)}; set backbone.out_channels (twice in_channels: "
                          "a learned variance)")  # fmt: skip
         if keys := [k for k in misshaped if k.endswith("attn2.to_k.weight")]:
-            lines.append(f"another context: its width is {sizes(keys[0], 1)}; set backbone.context_dim")
+            fresh = "pretrained.reinit='[*.attn2.to_k,*.attn2.to_v]' to read another"
+            lines.append(
+                f"another context: its width is {sizes(keys[0], 1)}; set backbone.context_dim, or pass {fresh}"
+            )
         table = "class_embedder.embedding.weight"
         if table in misshaped:
             lines.append(f"another number of classes: rows are {sizes(table, 0)} (one may be the null class of "
