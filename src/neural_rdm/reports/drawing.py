@@ -152,7 +152,7 @@ def _panels(chart: Chart, looks: Mapping[str, Look], path: Path) -> Path:
     rows = -(-len(chart.lines) // COLUMNS)
     wide, tall = 11.0, 1.1 + 2.2 * rows
     figure = canvas(wide, tall, layout=None)  # to measure so many panels would take longer than all the drawing
-    figure.subplots_adjust(0.9 / wide, 0.7 / tall, 1 - 0.15 / wide, 1 - 0.7 / tall, wspace=0.08, hspace=0.28)
+    figure.subplots_adjust(0.9 / wide, 0.7 / tall, 1 - 0.3 / wide, 1 - 0.7 / tall, wspace=0.08, hspace=0.28)
     grid = figure.subplots(rows, COLUMNS, sharex=True, sharey=True, squeeze=False).ravel()
     others = [[*zip(line.x, line.mean, strict=True)] for line in chart.lines]
     for axes, own in zip(grid, chart.lines, strict=False):
