@@ -131,7 +131,7 @@ class Report:
     runs: Verbatim | None
     base: Verbatim | None
     best_by: str | None
-    quality: float | None
+    quality: Positive | None
     published: bool
     ep_fid: Positive | None
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +92,16 @@ def rule_of(config: Mapping[str, Any]) -> str | None:
 def read_mapping(path: Path) -> dict[str, Any]:
     """A YAML or JSON file of a run as a dictionary; empty where it is missing, damaged or something else."""
     try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        content = copy.deepcopy(_parsed(path.read_text(encoding="utf-8"), path.suffix == ".json"))
     except (OSError, ValueError, yaml.YAMLError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+@lru_cache(maxsize=1024)
+def _parsed(text: str, is_json: bool) -> Any:
+    """What a text says; a report asks the same of a run many times, and YAML is slow to read."""
+    return json.loads(text) if is_json else yaml.safe_load(text)
 
 
 def node(config: Mapping[str, Any], key: str) -> dict[str, Any]:
