@@ -13,14 +13,16 @@ import pytest
 from PIL import Image
 
 from neural_rdm.config.provenance import read_provenance, write_provenance
+from neural_rdm.core.errors import DataError
 from neural_rdm.reports.pages.comparison import answer, question, write_page
 from neural_rdm.reports.pages.origins import origins, shared
 from neural_rdm.reports.pages.render import number, told
 from neural_rdm.reports.pages.samples import ALL_PIXELS, side_by_side
 from neural_rdm.reports.statistics import Interval
 from neural_rdm.reports.study import Study, study
+from neural_rdm.reports.tables import write_metrics
 from tests.browser import Browser, browser
-from tests.reports.page_runs import CLASSES, EVIL, EVIL_ERROR, make_sweep
+from tests.reports.page_runs import CLASSES, EVIL, EVIL_ERROR, make_run, make_sweep
 
 PHONE, DESKTOP = (360, 740), (1440, 900)
 
@@ -227,6 +229,26 @@ def test_many_large_samples_stay_small(tmp_path: Path) -> None:
     pixels = sum(p.width * p.height for row in many.rows for p in row.pictures)
     assert pixels <= 1.2 * ALL_PIXELS
     assert len(many.blocks) == 1
+
+
+def test_of_runs_that_say_little_the_page_says_little(tmp_path: Path) -> None:
+    """Samples that were measured without their run, a run that has only begun, and a picture that is damaged."""
+    write_metrics(tmp_path / "a" / "report", [{"name": "generated", "accuracy": 0.5}], "how")
+    begun = make_run(tmp_path / "b", "gated", 0, done=False)
+    for name in ("metrics.csv", "throughput.csv", "sensitivity/sensitivity.csv", "provenance.json"):
+        (begun / name).unlink()
+    (begun / "samples").mkdir()
+    (begun / "samples" / "step=000000020.png").write_bytes(b"no picture")
+    text = write_page(study([tmp_path / "a", begun]), tmp_path, {}).read_text(encoding="utf-8")
+    assert "step 20 of 40" not in text
+    assert "unfinished: nothing saved of 40" in text
+    assert text.count("The command was not recorded.") == 2
+    assert 'id="costs"' not in text
+    assert 'id="samples"' not in text
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"broken.png cannot be shown"):
+        write_page(study([begun]), tmp_path, {"val_loss": broken, "mixing": broken})
 
 
 def test_numbers_are_told_with_the_digits_that_they_have() -> None:

@@ -77,6 +77,7 @@ def write_page(study: Study, folder: Path, figures: Mapping[str, Path], dark: Ma
         signs=SIGNS,
         scale=scale(study.metrics[0]),
         origins=found,
+        seeds=sorted({each.seed for each in found if each.seed is not None}),
         pending=[each for each in found if not each.done],
         facts=facts,
         unlike=unlike,

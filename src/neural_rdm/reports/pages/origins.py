@@ -134,3 +134,7 @@ def shared(found: Sequence[Origin]) -> tuple[dict[str, str], list[tuple[dict[str
     for run, facts in runs.items():
         kinds.setdefault(tuple(facts.get(name, UNKNOWN) for name in own), []).append(run)
     return common, [(dict(zip(own, kind, strict=True)), of) for kind, of in kinds.items()] if own else []
+
+
+def _named(each: Origin) -> str:
+    return each.group if each.seed is None else f"{each.group}, seed {each.seed}"
