@@ -98,3 +98,34 @@ def test_the_metric_that_runs_were_optimised_for_comes_first(tmp_path: Path) -> 
     assert [m.name for m in study(runs).metrics] == ["accuracy", "val/loss"]
     assert study(runs, best_by="val/loss").metrics[0].name == "val/loss"
     assert study(runs).metrics[0].higher
+
+
+def test_a_group_of_which_a_run_broke_has_no_sign(tmp_path: Path) -> None:
+    """The runs that are left would make a rule that breaks look better than one that does not."""
+    shifts = (0.0, 0.01, -0.01, 0.02)
+    runs = [make_run(tmp_path / f"r{s}", "resnet", s, {2: 1.0, 4: 0.5}) for s in range(4)]
+    for rule, broken in (("gated", 3), ("skip", None)):
+        losses = [math.nan if seed == broken else 0.3 + shift for seed, shift in enumerate(shifts)]
+        runs += [make_run(tmp_path / f"{rule}{s}", rule, s, {2: 1.0, 4: loss}) for s, loss in enumerate(losses)]
+    found = study(runs)
+    gated = result(found, "val/loss", "gated")
+    assert (len(gated.values), gated.sign, gated.note) == (3, "open", "a run broke: no sign")
+    assert result(found, "val/loss", "skip").sign == "better"
+
+
+def test_evaluations_during_training_are_compared_where_sampler_and_count_are_equal(tmp_path: Path) -> None:
+    counts = {"resnet": 100, "gated": 100, "skip": 50}
+    runs = []
+    for rule, count in counts.items():
+        own = {"callbacks": {"evaluation": {"count": count}}, "diffusion": {"loss": rule}}
+        for seed in range(2):
+            runs.append(make_run(tmp_path / f"{rule}{seed}", rule, seed, **own))
+            text = "".join(f"{step},{1 / step + seed},{3 - seed}\n" for step in (2, 4))
+            (runs[-1] / "metrics.csv").write_text(f"step,val/loss,evaluation/frechet_pixels\n{text}")
+    found = study(runs, best_by="evaluation/frechet_pixels")
+    gated, skip = (label for label in found.bases)
+    assert result(found, "evaluation/frechet_pixels", gated).note == ""
+    assert result(found, "evaluation/frechet_pixels", skip).note == "measured by another protocol"
+    lines = found.charts["evaluation_frechet_pixels_less_base_steps"].lines
+    assert [line.label for line in lines] == [gated]
+    assert "val_loss_less_base_steps" not in found.charts

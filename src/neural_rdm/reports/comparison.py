@@ -18,7 +18,7 @@ METHOD = (
     "seed. The sign is *better* or *worse* where a t test settles it at 5 % for all groups of the metric together "
     "(Holm), with a *?* where it does so only for that group by itself, else *open*; *equal* where all pairs are. "
     "`resolvable`: the true difference that so many seeds would settle four times out of five. Groups stand in the "
-    "order of the plan: means whose order is open are not ranked."
+    "order of the plan: means whose order is open are not ranked. Metrics are not corrected for one another."
 )
 
 
@@ -68,9 +68,14 @@ def overview(study: Study) -> str:
         page += f"## {metric.name} ({better} is better)\n\n{markdown_table(metric_rows(study, metric))}\n"
     page += f"{METHOD}\n\n"
     if table := costs.rows(study.costs):
-        until = f"a validation loss of {study.quality:g}" if study.quality is not None else "the base's last loss"
+        until = (
+            f"a validation loss of {study.quality:g}"
+            if study.quality is not None
+            else "the last one of the base's run of the seed"
+        )
         page += f"## What it costs\n\n{markdown_table(table)}\n"
-        page += f"`steps`, `images` and `FLOPs` are those until {until}, of the same seed.\n\n"
+        page += f"`steps`, `images` and `FLOPs` are those until {until}, linear between two records. FLOPs are "
+        page += "those of the products of one forward and backward pass, two for a multiply and an add.\n\n"
     return page
 
 

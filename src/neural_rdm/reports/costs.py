@@ -13,7 +13,7 @@ from neural_rdm.core.errors import DataError
 from neural_rdm.reports.figures import number, read_csv
 from neural_rdm.reports.groups import Group, Seed
 from neural_rdm.reports.plots import read_series
-from neural_rdm.reports.results import same_loss
+from neural_rdm.reports.results import comparable
 from neural_rdm.reports.runs import node, progress
 from neural_rdm.reports.statistics import Interval, interval
 
@@ -73,7 +73,7 @@ def costs(
         reached = {}
         for seed, run in group.runs.items():
             aim = quality
-            if aim is None and known and seed in base.runs and same_loss(group, base):
+            if aim is None and known and seed in base.runs and comparable(group, base):
                 aim = _last_loss(base.runs[seed])
             if aim is not None:
                 reached[seed] = first_below(run, aim)

@@ -10,7 +10,7 @@ from pathlib import Path
 from neural_rdm.core.errors import DataError
 from neural_rdm.reports.groups import Group, Seed, label
 from neural_rdm.reports.plots import read_sensitivity, read_series, stages_of
-from neural_rdm.reports.results import Metric, same_loss
+from neural_rdm.reports.results import Metric, comparable
 from neural_rdm.reports.statistics import interval
 from neural_rdm.reports.units import read_quantities
 
@@ -82,11 +82,11 @@ def charts(found: Sequence[Group], metrics: Sequence[Metric], bases: Mapping[str
         bases: label -> label of the group that it is compared with.
     """
     by_label = {group.label: group for group in found}
-    alike = {name: base for name, base in bases.items() if same_loss(by_label[name], by_label[base])}
     columns = {"val/loss": "Validation loss", "train/loss": "Training loss"}
     columns |= {name: f"{name.partition('/')[2]} during training" for name in _evaluated(found)}
     made: list[Chart] = []
     for column, title in columns.items():
+        alike = {n: base for n, base in bases.items() if comparable(by_label[n], by_label[base], column)}
         made += [over_steps(found, column, title), less_base(found, column, title, alike)]
     made += [*over_depth(found), *(by_depth(found, metric) for metric in metrics)]
     return {chart.name: chart for chart in made if chart.lines}

@@ -18,6 +18,7 @@ from neural_rdm.reports.runs import flat, generated, progress, read_report
 from neural_rdm.reports.statistics import Interval, Sign, extrapolated, interval, p_value, paired, resolvable, signs
 
 LOSS = "val/loss"
+_BROKEN = "not finite"
 #: what a Frechet distance is called once its bias is taken off: at infinitely many samples
 UNBIASED = "_unbiased"
 #: columns of a report that describe its numbers
@@ -27,10 +28,14 @@ _AT_COUNT = re.compile(r"at_(\d+)_(frechet_\w+)")
 _RUNS_OWN = re.compile(r"\bstep \d+; seed \d+")
 #: how many samples a protocol speaks of: `; 50 samples a class;`
 _HOW_MANY = re.compile(r"; [^;.]*\bsamples\b[^;.]*(?=;)")
-#: a loss can be compared where these parts of the configurations are equal
-_OF_A_LOSS = ("diffusion.", "data.", "first_stage.", "condition.", "callbacks.validation.")
-_NOT_OF_A_LOSS = (
+#: a column of metrics.csv, by its beginning, can be compared where these parts of the configurations are equal
+_MADE_BY = {
+    "evaluation/": ("data.", "first_stage.", "condition.", "sampler.", "metric.", "callbacks.evaluation."),
+    "": ("data.", "first_stage.", "condition.", "diffusion.", "callbacks.validation."),
+}
+_NOT_MADE_BY = (
     "data.batch_size", "data.root", "data.num_workers", "data.max_bad_fraction", "callbacks.validation.every_n_steps",
+    "callbacks.evaluation.every_n_steps",
 )  # fmt: skip
 
 
@@ -87,11 +92,11 @@ def read_metrics(found: Sequence[Group], first: str = LOSS) -> list[Metric]:
     """
     rows = [generated(run) for group in found for run in group.runs.values()]
     keys = dict.fromkeys(key for row in rows for key in row if not _NO_NUMBER.fullmatch(key))
-    losses = _loss_protocols(found)
     metrics = []
     for name in dict.fromkeys([first, LOSS, *keys]):
+        made = _protocols(found, name)
         results = {
-            g.label: _result(g, {s: _read(run, name, losses[g.label]) for s, run in g.runs.items()}) for g in found
+            g.label: _result(g, {s: _read(run, name, made[g.label]) for s, run in g.runs.items()}) for g in found
         }
         if name == first or any(result.values for result in results.values()):
             metrics.append(Metric(name, is_higher(name), results))
@@ -104,12 +109,12 @@ def read_metrics(found: Sequence[Group], first: str = LOSS) -> list[Metric]:
 _Reading = tuple[float | str, str, float | None]
 
 
-def _read(run: Path, name: str, loss_protocol: str) -> _Reading:
+def _read(run: Path, name: str, column_protocol: str) -> _Reading:
     value, far = read_metric(run, name), progress(run)
     if far.finished is False:
         return str(far), "", None
     if "/" in name:
-        return ("not recorded" if value is None else value), loss_protocol, None
+        return ("not recorded" if value is None else value), column_protocol, None
     row, protocol = generated(run), without_own(read_report(run)["protocol"])
     if value is None:
         return "not recorded", protocol, None
@@ -134,7 +139,7 @@ def _result(group: Group, readings: Mapping[Seed, _Reading]) -> Result:
         if isinstance(value, str):
             missing[seed] = value
         elif not math.isfinite(value):
-            missing[seed] = "not finite"
+            missing[seed] = _BROKEN
         elif tuple(how) != usual:
             other = how[1] != usual[1]
             missing[seed] = f"of {how[1]:g} samples" if other and how[1] is not None else "measured otherwise"
@@ -167,10 +172,13 @@ def _unbiased(found: Sequence[Group], keys: Mapping[str, None]) -> list[Metric]:
     return metrics
 
 
-def _loss_protocols(found: Sequence[Group]) -> dict[str, str]:
-    """label -> in what its loss differs from that of others, `diffusion.loss=mse`; "" where all are of one kind."""
+def _protocols(found: Sequence[Group], column: str) -> dict[str, str]:
+    """label -> in what the making of a column of metrics.csv differs between groups, `diffusion.loss=mse`; "" where it
+    is the same for all.
+    """
+    parts = next(parts for begin, parts in _MADE_BY.items() if column.startswith(begin))
     flats = {group.label: flat(group.config) for group in found if group.config}
-    keys = dict.fromkeys(k for f in flats.values() for k in f if k.startswith(_OF_A_LOSS) and k not in _NOT_OF_A_LOSS)
+    keys = dict.fromkeys(k for f in flats.values() for k in f if k.startswith(parts) and k not in _NOT_MADE_BY)
     differing = [key for key in keys if len({repr(values.get(key)) for values in flats.values()}) > 1]
     return {
         group.label: ", ".join(f"{key}={values[key]}" for key in differing if key in values)
@@ -179,9 +187,11 @@ def _loss_protocols(found: Sequence[Group]) -> dict[str, str]:
     }
 
 
-def same_loss(one: Group, other: Group) -> bool:
-    """Whether the losses of two groups can be compared: of the same objective, data, latents and validation."""
-    protocols = _loss_protocols([one, other])
+def comparable(one: Group, other: Group, column: str = LOSS) -> bool:
+    """Whether a column of metrics.csv can be compared between two groups: a loss is of the same objective, data,
+    latents and validation, an evaluation of the same data, sampler and number of samples.
+    """
+    protocols = _protocols([one, other], column)
     return protocols[one.label] == protocols[other.label]
 
 
@@ -209,10 +219,19 @@ def compared(metric: Metric, bases: Mapping[str, str]) -> Metric:
             less = interval([*pairs.values()])
             assert less is not None
             p = p_value([*pairs.values()]) if len(pairs) > 1 else None
-            note = "" if len(pairs) > 1 else "one seed in common: no interval, no sign"
+            if len(pairs) == 1:
+                note = "one seed in common: no interval, no sign"
+            elif _BROKEN in (*ours.missing.values(), *theirs.missing.values()):
+                note = "a run broke: no sign"
             ours = replace(ours, pairs=pairs, less=less, p=p, resolvable=resolvable(less.sd, less.n))
         results[label] = replace(ours, note=note)
-    told = signs({label: [*results[label].pairs.values()] for label in bases}, metric.higher)
+    broken = {label for label in results if _BROKEN in results[label].missing.values()}
+    # a group of which a run broke has no sign, whatever its other runs say
+    family = {
+        label: [*results[label].pairs.values(), *([math.nan] if {label, base} & broken else [])]
+        for label, base in bases.items()
+    }
+    told = signs(family, metric.higher)
     return replace(metric, results={k: replace(r, sign=told.get(k, "")) for k, r in results.items()})
 
 
