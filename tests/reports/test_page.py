@@ -167,6 +167,7 @@ def test_where_runs_come_from(tmp_path: Path) -> None:
     found = origins(study(runs).groups, tmp_path)
     assert [each.done for each in found] == [True, True, False, True, True, True, True, True, False]
     assert [each.folder for each in found[:3]] == ["0", "1", ""]
+    assert found[2].repeat == ["python -m neural_rdm.train residual=gated seed=2"]  # failed before it left a run
     common, kinds = shared(found)
     assert common["torch"] == "2.13.0"
     assert [list(own) for own, _ in kinds] == [["commit"], ["commit"]]

@@ -56,7 +56,8 @@ def origins(groups: Sequence[Group], page: Path) -> list[Origin]:
         for seed, run in group.runs.items():
             found.append(_origin(group, seed, run, page))
         lost = {seed: why for seed, why in group.failed.items() if seed not in group.runs}
-        found += [Origin(group.label, seed, "", why, False, [], UNKNOWN, {}, []) for seed, why in lost.items()]
+        for seed, why in lost.items():
+            found.append(Origin(group.label, seed, "", why, False, _lost_job(group, seed), UNKNOWN, {}, []))
     return found
 
 
@@ -95,6 +96,19 @@ def _repeat(run: Path, command: str, starts: Sequence[Mapping[str, Any]]) -> lis
         if changed := [a for a in typed if "=" in a and not a.startswith((*PLACES, "-"))]:
             lines.append(_module("train", ["resume=last", *changed]))
     return lines
+
+
+def _lost_job(group: Group, seed: Seed) -> list[str]:
+    """The command of a job that left no run: in its sweep's file it is like the group's others but for the seed."""
+    for run in (each.resolve() for each in group.runs.values()):
+        try:
+            jobs = read_record(run.parent).jobs
+        except (OSError, ValueError):
+            continue
+        wanted = {o for o in jobs.get(run.name, []) if not o.startswith("seed=")} | {f"seed={seed}"}
+        if found := next((job for job in jobs.values() if set(job) == wanted), None):
+            return [_module("train", found)]
+    return []
 
 
 def _module(command: str, arguments: Sequence[Any]) -> str:
