@@ -65,6 +65,18 @@ def test_the_last_run_is_the_newest_of_training(runs):
     assert select_runs("last,./last") == [newest, Path("./last")]
 
 
+def test_the_last_may_be_a_sweep(runs):
+    make_run(Path("outputs/train/b_exp/2026-01-01_10-00-00-000000/")).joinpath("checkpoints").mkdir()
+    trained = Path("outputs/train/b_exp/2026-01-01_10-00-00-000000")
+    (trained / "checkpoints" / "last.ckpt").touch()
+    for day in (1, 2):
+        sweep = Path(f"outputs/sweep/a_exp/2026-01-0{day}_09-00-00-000000")
+        jobs = [make_run(sweep / str(n)) for n in range(2)]
+        assert select_runs("last") == [trained]
+        (sweep / "sweep.json").write_text("{}")
+        assert select_runs("last") == ([trained] if day == 1 else jobs)
+
+
 def test_samples_that_were_measured_without_their_run_are_a_row(runs):
     folder = Path("measured") / "0"
     write_metrics(folder / "report", [{"name": "generated", "accuracy": 0.25}], "how")
@@ -114,6 +126,27 @@ def test_the_command_compares_runs(runs):
 
 
 @pytest.mark.end_to_end
+def test_a_base_and_a_quality_of_ones_own(runs):
+    for seed in range(2):
+        make_run(Path("other") / str(seed), "rezero")
+        for run in (Path("other") / str(seed), Path("sweep") / str(seed)):
+            config = (run / "config.yaml").read_text().replace("seed: 0", f"seed: {seed}")
+            (run / "config.yaml").write_text(config)
+            (run / "metrics.csv").write_text(f"step,train/loss,val/loss\n2,1.0,{1 + seed}\n4,0.5,{0.5 + seed / 3}\n")
+    asked = ("runs=sweep/0,sweep/1,other", "base=residual=rezero", "quality=0.75", "best_by=accuracy")
+    done = command("report", *asked, cwd=Path.cwd())
+    assert done.returncode == 0, done.stderr
+    assert "Compared with `rezero`." in done.stdout
+    assert "| gated | 2 of 2 | 0.5 | +0 | equal |" in done.stdout.split("## val/loss")[0].split("## accuracy")[1]
+    assert "until a validation loss of 0.75, linear" in done.stdout
+    assert "| gated | reached by 1 of 2 seeds |" in done.stdout
+    wrong = command("report", "runs=sweep", "base=residual=skip", cwd=Path.cwd())
+    assert wrong.returncode == 2
+    assert "base=residual=skip: no group of these runs is that" in wrong.stderr
+    assert "Traceback" not in wrong.stderr
+
+
+@pytest.mark.end_to_end
 def test_the_published_tables_need_no_run(tmp_path):
     done = command("report", "published=true", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -147,6 +180,8 @@ def test_mistakes_are_refused_before_anything_is_written(runs):
     assert "ep_fid" in refused_without_torch("report", "runs=sweep", "ep_fid=0", cwd=Path.cwd())
     assert "no run found" in refused_without_torch("report", "runs=missing/*", cwd=Path.cwd())
     assert "runs" in refused_without_torch("report", cwd=Path.cwd())
+    for key in ("base=residual=gated", "quality=0.1"):
+        assert "pass runs=DIR" in refused_without_torch("report", "published=true", key, cwd=Path.cwd())
     assert "runz" in refused_without_torch("report", "runs=sweep", "runz=1", cwd=Path.cwd())
     assert os.listdir() == ["sweep"]
 

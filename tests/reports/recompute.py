@@ -44,11 +44,11 @@ def read(sweep: Path, metric: str) -> tuple[dict[str, Numbers], str]:
 
 
 def tail(t: float, df: int) -> float:
-    """P(T > t) of Student's t, by integrating its density."""
-    x = np.linspace(0.0, abs(t), 200_001)
+    """P(T > t) of Student's t, by integrating its density (Simpson's rule)."""
+    x = np.linspace(0.0, abs(t), 4001)
     height = math.gamma((df + 1) / 2) / (math.sqrt(df * math.pi) * math.gamma(df / 2))
     density = height * (1 + x**2 / df) ** (-(df + 1) / 2)
-    inside = float(np.sum((density[1:] + density[:-1]) / 2 * np.diff(x)))
+    inside = float(density[0] + density[-1] + 4 * density[1::2].sum() + 2 * density[2:-1:2].sum()) * abs(t) / 12_000
     return 0.5 - inside if t > 0 else 0.5 + inside
 
 

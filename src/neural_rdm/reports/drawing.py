@@ -147,14 +147,17 @@ def plot_chart(chart: Chart, looks: Mapping[str, Look], path: Path) -> Path:
 
 
 def _panels(chart: Chart, looks: Mapping[str, Look], path: Path) -> Path:
+    from matplotlib.collections import LineCollection
+
     rows = -(-len(chart.lines) // COLUMNS)
-    figure = canvas(11.0, 0.8 + 2.3 * rows)
+    wide, tall = 11.0, 1.1 + 2.2 * rows
+    figure = canvas(wide, tall, layout=None)  # to measure so many panels would take longer than all the drawing
+    figure.subplots_adjust(0.9 / wide, 0.7 / tall, 1 - 0.15 / wide, 1 - 0.7 / tall, wspace=0.08, hspace=0.28)
     grid = figure.subplots(rows, COLUMNS, sharex=True, sharey=True, squeeze=False).ravel()
+    others = [[*zip(line.x, line.mean, strict=True)] for line in chart.lines]
     for axes, own in zip(grid, chart.lines, strict=False):
         tidy(axes)
-        for other in chart.lines:
-            if other is not own:
-                axes.plot(other.x, other.mean, color="0.6", alpha=0.45, linewidth=0.7)
+        axes.add_collection(LineCollection(others, colors="0.6", alpha=0.45, linewidths=0.7))
         _line(axes, own, {**looks[own.label], "linestyle": "-"})
         axes.set_title(own.label, fontsize=9, color=looks[own.label]["color"])
     _scales(grid[: len(chart.lines)], chart)
@@ -162,9 +165,9 @@ def _panels(chart: Chart, looks: Mapping[str, Look], path: Path) -> Path:
         axes.set_axis_off()
     for axes in grid[max(0, len(chart.lines) - COLUMNS) : len(chart.lines)]:
         axes.tick_params(axis="x", labelbottom=True)  # the lowest of its column
-    figure.supxlabel(chart.xlabel, fontsize=10)
-    figure.supylabel(chart.ylabel, fontsize=10)
-    figure.suptitle(f"{chart.title} (each group in turn; pale: the others)", fontsize=10)
+    figure.supxlabel(chart.xlabel, y=0.15 / tall, fontsize=10)
+    figure.supylabel(chart.ylabel, x=0.12 / wide, fontsize=10)
+    figure.suptitle(f"{chart.title} (each group in turn; pale: the others)", y=1 - 0.15 / tall, fontsize=10)
     return save(figure, path)
 
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from neural_rdm.core.errors import DataError
 from neural_rdm.core.files import write_atomically
@@ -107,11 +107,13 @@ def look(index: int) -> dict[str, Any]:
     return {"color": palette[place], "linestyle": DASHES[turn % len(DASHES)], "marker": MARKERS[turn % len(MARKERS)]}
 
 
-def canvas(wide: float, tall: float) -> Figure:
-    """An empty figure outside pyplot: no global state, no display."""
+def canvas(wide: float, tall: float, layout: Literal["constrained"] | None = "constrained") -> Figure:
+    """An empty figure outside pyplot: no global state, no display. Without a layout its panels stand where they are
+    put.
+    """
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(wide, tall), dpi=144, layout="constrained")
+    return Figure(figsize=(wide, tall), dpi=144, layout=layout)
 
 
 def tidy(axes: Axes) -> Axes:

@@ -258,7 +258,7 @@ def _has(config: Mapping[str, Any], wanted: str) -> bool:
         return False
 
     def same(key: str, text: str) -> bool:
-        value = choices[key] if key in choices and key not in values else values.get(key)
+        value = values.get(key, choices.get(key, values.get(f"{key}.rule")))
         try:
             return value is not None and float(value) == float(text)
         except (TypeError, ValueError):
