@@ -34,6 +34,7 @@ def test_an_installed_wheel_needs_no_checkout(tmp_path: Path) -> None:
     site = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:
         assert "neural_rdm/configs/exp/digits_gated.yaml" in archive.namelist()
+        assert "neural_rdm/reports/pages/comparison.html" in archive.namelist()
         archive.extractall(site)
     # `site` comes before the editable install's path, so nothing of the checkout is imported.
     environment = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
