@@ -35,6 +35,7 @@ def test_an_installed_wheel_needs_no_checkout(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         for name in ("exp/digits_gated", "exp/paper/table2_sky", "study/fig6"):
             assert f"neural_rdm/configs/{name}.yaml" in archive.namelist()
+        assert "neural_rdm/reports/pages/comparison.html" in archive.namelist()
         archive.extractall(site)
     # `site` comes before the editable install's path, so nothing of the checkout is imported.
     environment = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}

@@ -13,14 +13,16 @@ import pytest
 from PIL import Image
 
 from neural_rdm.config.provenance import read_provenance, write_provenance
+from neural_rdm.core.errors import DataError
 from neural_rdm.reports.pages.comparison import answer, question, write_page
 from neural_rdm.reports.pages.origins import origins, shared
 from neural_rdm.reports.pages.render import number, told
 from neural_rdm.reports.pages.samples import ALL_PIXELS, side_by_side
 from neural_rdm.reports.statistics import Interval
 from neural_rdm.reports.study import Study, study
+from neural_rdm.reports.tables import write_metrics
 from tests.browser import Browser, browser
-from tests.reports.page_runs import CLASSES, EVIL, EVIL_ERROR, make_sweep
+from tests.reports.page_runs import CLASSES, EVIL, EVIL_ERROR, make_run, make_sweep
 
 PHONE, DESKTOP = (360, 740), (1440, 900)
 
@@ -101,8 +103,10 @@ def test_it_reads_on_every_screen(page: Path, tab: Browser, size: tuple[int, int
 def test_everything_is_reached_by_keyboard_and_seen_there(page: Path, tab: Browser) -> None:
     tab.open(page, *PHONE)
     tab.run("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+    tab.run("new Promise((done) => setTimeout(done, 200))")
     count = tab.run(REACHABLE)
     assert count > 20
+    assert tab.run("document.querySelectorAll('.plate:not([tabindex])').length") == 0  # figures scroll on a phone
     outlines = []
     for _ in range(count):
         tab.press("Tab")
@@ -165,6 +169,7 @@ def test_where_runs_come_from(tmp_path: Path) -> None:
     found = origins(study(runs).groups, tmp_path)
     assert [each.done for each in found] == [True, True, False, True, True, True, True, True, False]
     assert [each.folder for each in found[:3]] == ["0", "1", ""]
+    assert found[2].repeat == ["python -m neural_rdm.train residual=gated seed=2"]  # failed before it left a run
     common, kinds = shared(found)
     assert common["torch"] == "2.13.0"
     assert [list(own) for own, _ in kinds] == [["commit"], ["commit"]]
@@ -227,6 +232,26 @@ def test_many_large_samples_stay_small(tmp_path: Path) -> None:
     pixels = sum(p.width * p.height for row in many.rows for p in row.pictures)
     assert pixels <= 1.2 * ALL_PIXELS
     assert len(many.blocks) == 1
+
+
+def test_of_runs_that_say_little_the_page_says_little(tmp_path: Path) -> None:
+    """Samples that were measured without their run, a run that has only begun, and a picture that is damaged."""
+    write_metrics(tmp_path / "a" / "report", [{"name": "generated", "accuracy": 0.5}], "how")
+    begun = make_run(tmp_path / "b", "gated", 0, done=False)
+    for name in ("metrics.csv", "throughput.csv", "sensitivity/sensitivity.csv", "provenance.json"):
+        (begun / name).unlink()
+    (begun / "samples").mkdir()
+    (begun / "samples" / "step=000000020.png").write_bytes(b"no picture")
+    text = write_page(study([tmp_path / "a", begun]), tmp_path, {}).read_text(encoding="utf-8")
+    assert "step 20 of 40" not in text
+    assert "unfinished: nothing saved of 40" in text
+    assert text.count("The command was not recorded.") == 2
+    assert 'id="costs"' not in text
+    assert 'id="samples"' not in text
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"broken.png cannot be shown"):
+        write_page(study([begun]), tmp_path, {"val_loss": broken, "mixing": broken})
 
 
 def test_numbers_are_told_with_the_digits_that_they_have() -> None:

@@ -77,6 +77,7 @@ def write_page(study: Study, folder: Path, figures: Mapping[str, Path], dark: Ma
         signs=SIGNS,
         scale=scale(study.metrics[0]),
         origins=found,
+        seeds=sorted({each.seed for each in found if each.seed is not None}),
         pending=[each for each in found if not each.done],
         facts=facts,
         unlike=unlike,
@@ -106,7 +107,7 @@ def question(study: Study) -> str:
 
 
 def answer(metric: Metric) -> list[tuple[str, list[str]]]:
-    """What the signs of a metric say: a few words, and the groups that they hold for."""
+    """What the signs of a metric say, or why there is none: a few words, and the groups that they hold for."""
     words = {
         "better": "Better than the base, settled",
         "worse": "Worse than the base, settled",
@@ -115,8 +116,11 @@ def answer(metric: Metric) -> list[tuple[str, list[str]]]:
         "open": "Open: the runs do not tell the sign of the difference",
         "equal": "Equal to the base, seed by seed",
     }
-    found = [(text, [k for k, r in metric.results.items() if r.sign == sign]) for sign, text in words.items()]
-    return [(text, labels) for text, labels in found if labels]
+    found = {text: [k for k, r in metric.results.items() if r.sign == sign] for sign, text in words.items()}
+    for label, result in metric.results.items():
+        if result.note and not result.sign:
+            found.setdefault(f"No sign ({result.note})", []).append(label)
+    return [(text, labels) for text, labels in found.items() if labels]
 
 
 def scale(metric: Metric) -> tuple[float, float]:

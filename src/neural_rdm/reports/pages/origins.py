@@ -56,7 +56,8 @@ def origins(groups: Sequence[Group], page: Path) -> list[Origin]:
         for seed, run in group.runs.items():
             found.append(_origin(group, seed, run, page))
         lost = {seed: why for seed, why in group.failed.items() if seed not in group.runs}
-        found += [Origin(group.label, seed, "", why, False, [], UNKNOWN, {}, []) for seed, why in lost.items()]
+        for seed, why in lost.items():
+            found.append(Origin(group.label, seed, "", why, False, _lost_job(group, seed), UNKNOWN, {}, []))
     return found
 
 
@@ -97,6 +98,19 @@ def _repeat(run: Path, command: str, starts: Sequence[Mapping[str, Any]]) -> lis
     return lines
 
 
+def _lost_job(group: Group, seed: Seed) -> list[str]:
+    """The command of a job that left no run: in its sweep's file it is like the group's others but for the seed."""
+    for run in (each.resolve() for each in group.runs.values()):
+        try:
+            jobs = read_record(run.parent).jobs
+        except (OSError, ValueError):
+            continue
+        wanted = {o for o in jobs.get(run.name, []) if not o.startswith("seed=")} | {f"seed={seed}"}
+        if found := next((job for job in jobs.values() if set(job) == wanted), None):
+            return [_module("train", found)]
+    return []
+
+
 def _module(command: str, arguments: Sequence[Any]) -> str:
     return shlex.join(["python", "-m", f"neural_rdm.{command}", *map(str, arguments)])
 
@@ -134,3 +148,7 @@ def shared(found: Sequence[Origin]) -> tuple[dict[str, str], list[tuple[dict[str
     for run, facts in runs.items():
         kinds.setdefault(tuple(facts.get(name, UNKNOWN) for name in own), []).append(run)
     return common, [(dict(zip(own, kind, strict=True)), of) for kind, of in kinds.items()] if own else []
+
+
+def _named(each: Origin) -> str:
+    return each.group if each.seed is None else f"{each.group}, seed {each.seed}"

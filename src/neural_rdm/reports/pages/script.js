@@ -1,5 +1,6 @@
 "use strict";
-// Everything can be read without this. It adds buttons that copy commands, and opens what is folded before printing.
+// Everything can be read without this. It adds buttons that copy commands, lets the keyboard reach figures that scroll,
+// and opens what is folded before printing.
 for (const pre of document.querySelectorAll("pre")) {
   const button = document.createElement("button");
   const label = "Copy" + (pre.getAttribute("aria-label") ? ": " + pre.getAttribute("aria-label") : "");
@@ -23,6 +24,15 @@ for (const pre of document.querySelectorAll("pre")) {
   });
   pre.parentElement.append(button);
 }
+const reach = () => {
+  for (const plate of document.querySelectorAll(".plate")) {
+    if (plate.scrollWidth > plate.clientWidth) plate.tabIndex = 0;
+    else plate.removeAttribute("tabindex");
+  }
+};
+addEventListener("load", reach);
+addEventListener("resize", reach);
+document.addEventListener("toggle", reach, true);
 addEventListener("beforeprint", () => {
   for (const details of document.querySelectorAll("details")) details.open = true;
 });
