@@ -16,7 +16,6 @@ from neural_rdm.config.compose import prepare_hydra
 from neural_rdm.core.errors import UserError
 from neural_rdm.core.extras import typed
 from neural_rdm.report import compare
-from neural_rdm.reports.rates import BEST_BY
 from neural_rdm.runs.load import find_runs
 
 HELP = """Train one run for each job of a study, or each combination of comma-separated values, then compare them.
@@ -34,7 +33,8 @@ jobs=N runs so many jobs at once, which share the processors (OMP_NUM_THREADS); 
 the seeds 0 to N - 1. All other arguments are those of neural_rdm.train (see python -m neural_rdm.train --help); a comma
 list is crossed with the grids of the study, and a key that is typed takes the place of a grid's.
 The runs go to outputs/sweep/<experiment>/<time>/0, 1, 2, ..., each with what it printed in output.log, and
-comparison.md, comparison.csv and comparison_losses.png beside them; sweep.json says what the jobs are and which failed.
+index.html (the page), comparison.md, comparison.csv, summary.csv and the figures beside them; sweep.json
+says what the jobs are and which failed.
 Where runs differ in optimizer.lr, the comparison also tells the best learning rate of each rule, by the metric best_by:
 a column of metrics.csv (optimized_metric, or val/loss, by default) or a number of the report (frechet_pixels).
 A run that fails does not stop the others; the exit code says that one has failed. The same command with the same folder
@@ -55,7 +55,7 @@ def sweep(argv: list[str]) -> int:
     planned = plan("train", Arguments.parse(["-m", *trained]))
     code = launch(planned)
     if runs := find_runs(planned.folder):
-        compare(runs, planned.folder, chosen[-1] if chosen else planned.objective or BEST_BY)
+        compare(runs, planned.folder, chosen[-1] if chosen else planned.objective)
     if code:
         own = shlex.join(a for a in argv if not a.startswith(f"{SWEEP_DIR}="))
         again = f"python -m neural_rdm.sweep {own} {typed(SWEEP_DIR, planned.folder)}"

@@ -24,7 +24,11 @@ def test_every_key_of_every_command_and_choice_has_a_meaning() -> None:
     silent = [
         f"{command}: {k.name}" for command in primary.COMMANDS for k in explained.of_command(command) if not k.meaning
     ]
-    groups = sorted(path.name for path in config_dir().iterdir() if path.is_dir() and path.name not in ("exp", "hydra"))
+    groups = sorted(
+        path.name
+        for path in config_dir().iterdir()
+        if path.is_dir() and path.name not in ("exp", "study", "launcher", "sweeper")
+    )
     for group in groups:
         for target, rule in sorted(schema.named(group, (config_dir(),)), key=str):
             silent += [f"{target}: {k.name}" for k in explained.of_target(target, group, rule) if not k.meaning]

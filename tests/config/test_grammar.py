@@ -82,7 +82,7 @@ def test_everything_else_stays_as_it_is(command: str, override: str) -> None:
 def test_no_name_of_a_group_is_text_in_one_class_and_a_number_in_another(group: str) -> None:
     """A typed key is looked up before it is known which class its node will be of."""
     known = signatures_of(group, (config_dir(),))
-    assert known or group in ("exp", "trainer")
+    assert known or group in ("exp", "study", "trainer")
     for name in {name for signature in known for name in signature.arguments}:
         kinds = [signature.arguments[name].kind for signature in known if name in signature.arguments]
         assert len({text_of(kind) is None for kind in kinds}) == 1, name

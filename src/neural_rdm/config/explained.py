@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from neural_rdm.config import primary, reader, schema
+from neural_rdm.config import primary, primary_train, reader, schema
 from neural_rdm.config.check import config_dir
 from neural_rdm.config.compose import Composed
 from neural_rdm.config.reader import REQUIRED, UNREAD, Argument
@@ -187,7 +187,7 @@ def of_files(group: str) -> list[Key]:
     said: dict[str, str] = {}
     for file in sorted((config_dir() / group).glob("*.yaml")):
         said = comments("", file) | said
-    fields = schema.of_class(primary.Trainer).arguments if group == "trainer" else {}
+    fields = schema.of_class(primary_train.Trainer).arguments if group == "trainer" else {}
     names = dict.fromkeys([*said, *fields])
     return [_key(f"{group}.{name}", fields.get(name, Argument()), said.get(name, "")) for name in names]
 
