@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from neural_rdm.cli.jobs import open_record
 from neural_rdm.config import primary
 from neural_rdm.config.check import as_plain, choices_of, validate
-from neural_rdm.config.compose import Composed, compose_config, parse
+from neural_rdm.config.compose import Composed, as_text, compose_config, parse
 from neural_rdm.config.grids import SEED, crossed, seeds_of, study
 from neural_rdm.config.primary_train import Sweep
 from neural_rdm.config.schema import of_class
@@ -88,7 +88,7 @@ def make_plan(command: str, overrides: Sequence[str], folders: list[str], check:
     for o in parsed:
         key = next((k for k in _REPLACED if o.key_or_group == k or o.key_or_group.startswith(f"{k}.")), None)
         if key is not None:
-            raise ConfigError(f"{o.input_line}: {key} is not used; type {_REPLACED[key]}")
+            raise ConfigError(f"{as_text(o)}: {key} is not used; type {_REPLACED[key]}")
     hydra = [o for o in parsed if o.key_or_group.startswith(("hydra.", "hydra/"))]
     node = [o for o in parsed if o.key_or_group == "sweep" or o.key_or_group.startswith("sweep.")]
     typed = [o for o in parsed if o not in hydra and o not in node]
@@ -102,9 +102,7 @@ def make_plan(command: str, overrides: Sequence[str], folders: list[str], check:
     folder = _folder(command, typed, hydra, folders)
     refuse_used(folder, "sweep")
     record = open_record(folder, overrides, [job for job, _ in composed], found.base)
-    further = [
-        o.input_line for o in hydra if not o.key_or_group.startswith(("hydra.mode", "hydra.run.", "hydra.sweep."))
-    ]
+    further = [as_text(o) for o in hydra if not o.key_or_group.startswith(("hydra.mode", "hydra.run.", "hydra.sweep."))]
     further += ["sweep=null"] * (command == "train") + [w for f in folders for w in ("--config-dir", f)]
     plan = Plan(command, folder, record, how, further, typed, check)
     steps = {tuple(job): OmegaConf.select(cfg, "trainer.max_steps") for job, cfg in composed}
@@ -127,19 +125,19 @@ def _study(command: str, typed: Sequence[Override], folders: list[str]) -> Sweep
     """The study that the experiment is; one without grids where it is none."""
     if command != "train":
         return Sweep()
-    fixed = [o.input_line for o in typed if not o.is_sweep_override()]
+    fixed = [as_text(o) for o in typed if not o.is_sweep_override()]
     several = [o for o in typed if o.is_sweep_override() and o.key_or_group == "exp"]
     names = [text for o in several for text in crossed(Sweep(), [o], [], choices_of)] or [[]]
     nodes = [compose_config(command, [*fixed, *name], folders).cfg.get("sweep") for name in names]
     if several and any(node is not None for node in nodes):
-        raise ConfigError(f"{several[0].input_line}: one of these is a study of its own; sweep over one at a time")
+        raise ConfigError(f"{as_text(several[0])}: one of these is a study of its own; sweep over one at a time")
     node = nodes[0]
     return Sweep() if node is None else study(OmegaConf.to_container(node) if OmegaConf.is_config(node) else node)
 
 
 def _folder(command: str, typed: Sequence[Override], hydra: Sequence[Override], folders: list[str]) -> Path:
     """The folder of the sweep, as `hydra.sweep.dir` says; of a group that varies, `several` stands for its choice."""
-    fixed = [o.input_line for o in [*typed, *hydra] if not o.is_sweep_override() and o.key_or_group != "hydra.mode"]
+    fixed = [as_text(o) for o in [*typed, *hydra] if not o.is_sweep_override() and o.key_or_group != "hydra.mode"]
     compose_config(command, fixed, folders)
     cfg: Any = HydraConfig.instance().cfg
     with read_write(cfg.hydra):

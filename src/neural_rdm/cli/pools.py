@@ -196,7 +196,7 @@ class Submitit:
             executor.update_parameters(**self.parameters)
         except (RuntimeError, NameError, ValueError, TypeError) as error:
             raise ConfigError(f"launcher=submitit launcher.cluster={self.cluster}: {error}") from error
-        return executor.submit  # type: ignore[no-any-return]
+        return executor.submit
 
 
 @checked()

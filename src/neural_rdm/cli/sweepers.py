@@ -18,6 +18,7 @@ from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Overrid
 from neural_rdm.cli.jobs import State, state
 from neural_rdm.cli.planning import Plan
 from neural_rdm.config.check import choices_of
+from neural_rdm.config.compose import as_text
 from neural_rdm.config.grids import values_of
 from neural_rdm.core.arguments import Count, Natural, Seed, checked
 from neural_rdm.core.errors import ConfigError, UserError, first_line
@@ -114,7 +115,7 @@ class Optuna:
         if importlib.util.find_spec("optuna") is None:
             raise ConfigError(f"sweeper=optuna needs optuna: {install('sweepers')}")
         self.plan = plan
-        self.fixed = [o.input_line for o in plan.typed if not o.is_sweep_override()]
+        self.fixed = [as_text(o) for o in plan.typed if not o.is_sweep_override()]
         self.space = {o.get_key_element(): _space(o) for o in plan.typed if o.is_sweep_override()}
         if not self.space:
             raise ConfigError(
@@ -151,7 +152,7 @@ class Optuna:
             pruner=optuna.pruners.MedianPruner(self.pruner_startup, self.pruner_warmup)
             if self.pruner
             else optuna.pruners.NopPruner(),
-            direction="maximize" if is_higher(plan.objective) else "minimize",
+            direction="maximize" if is_higher(plan.objective or "") else "minimize",
             load_if_exists=True,
         )
         cut = self.study.get_trials(states=[optuna.trial.TrialState.RUNNING])
@@ -222,14 +223,16 @@ def _space(override: Override) -> tuple[list[Any], optuna.distributions.BaseDist
             low, high = value.start, value.end
             assert low is not None
             assert high is not None
-            kind = IntDistribution if isinstance(low, int) and isinstance(high, int) else FloatDistribution
-            return [low, high], kind(low, high, log="log" in value.tags)
+            log = "log" in value.tags
+            if isinstance(low, int) and isinstance(high, int):
+                return [low, high], IntDistribution(low, high, log=log)
+            return [low, high], FloatDistribution(low, high, log=log)
         if isinstance(value, RangeSweep) and not value.shuffle:
-            values = list(override.sweep_iterator())
+            values: list[Any] = list(override.sweep_iterator())
             if all(isinstance(v, int) for v in values) and values == sorted(values):
                 return [values[0], values[-1]], IntDistribution(values[0], values[-1], step=int(value.step))
     except (ValueError, IndexError) as error:
-        raise ConfigError(f"{override.input_line}: {first_line(error)}") from error
+        raise ConfigError(f"{as_text(override)}: {first_line(error)}") from error
     texts = [text.partition("=")[2] for text in values_of(override, choices_of)]
     assert isinstance(value, ChoiceSweep) or texts
     return texts, CategoricalDistribution(texts)

@@ -16,6 +16,7 @@ from pathlib import Path
 from neural_rdm.cli.jobs import State, state
 from neural_rdm.cli.planning import Plan
 from neural_rdm.cli.pools import Future, Line
+from neural_rdm.config.compose import as_text
 from neural_rdm.config.grids import SEED
 from neural_rdm.core.progress import span
 from neural_rdm.reports.runs import steps_done
@@ -88,9 +89,9 @@ class Telling:
             for override in self.record.apart(number):
                 key, _, value = override.partition("=")
                 varied.setdefault(key, {})[value] = None
-        for override in self.plan.typed if self.total > len(far) else ():  # jobs that are still to be proposed
-            if override.is_sweep_override():
-                print(f"  {override.input_line}")
+        for ranged in self.plan.typed if self.total > len(far) else ():  # jobs that are still to be proposed
+            if ranged.is_sweep_override():
+                print(f"  {as_text(ranged)}")
         for key, values in varied.items() if self.total == len(far) else ():
             print(f"  {key}: {', '.join(values)}")
         left = self.left([])
@@ -151,7 +152,7 @@ class Telling:
         return state(self.plan.folder / number, self.plan.module)
 
     def _title(self, number: str) -> str:
-        typed = {override.input_line for override in self.plan.typed}
+        typed = {as_text(override) for override in self.plan.typed}
         own = self.record.apart(number) or [o for o in self.record.jobs[number] if o not in typed]
         return f"[{int(number) + 1} of {self.total}] {' '.join(own)}".rstrip()
 

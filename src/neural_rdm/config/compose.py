@@ -80,6 +80,11 @@ def drop_unchosen(cfg: DictConfig, choices: dict[str, str]) -> None:
                 del cfg[group][name]
 
 
+def as_text(override: Override) -> str:
+    """An override as it was typed."""
+    return override.input_line or ""
+
+
 def parse(overrides: list[str]) -> list[Override]:
     """Hydra's reading of `key=value` arguments.
 

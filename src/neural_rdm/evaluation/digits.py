@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -30,7 +30,10 @@ class DigitsReport(Report):
     """
 
     kind = "digits"  # the name of the metric, and of the data that it needs
-    measures = ("accuracy", "frechet_pixels")  # what `optimized_metric` may name, `at_N_...` too
+    measures: ClassVar[tuple[str, ...]] = (
+        "accuracy",
+        "frechet_pixels",
+    )  # what `optimized_metric` may name, `at_N_...` too
 
     def __init__(self, per_class: Count = 50) -> None:
         self.per_class = per_class

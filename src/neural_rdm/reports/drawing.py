@@ -160,7 +160,7 @@ def _panels(chart: Chart, looks: Mapping[str, Look], path: Path) -> Path:
         axes.add_collection(LineCollection(others, colors="0.6", alpha=0.45, linewidths=0.7))
         _line(axes, own, {**looks[own.label], "linestyle": "-"})
         axes.set_title(own.label, fontsize=9, color=looks[own.label]["color"])
-    _scales(grid[: len(chart.lines)], chart)
+    _scales(list(grid[: len(chart.lines)]), chart)
     for axes in grid[len(chart.lines) :]:
         axes.set_axis_off()
     for axes in grid[max(0, len(chart.lines) - COLUMNS) : len(chart.lines)]:

@@ -88,7 +88,7 @@ def theme(dark: bool = False) -> Iterator[None]:
 
     ink, ground = DARK if dark else LIGHT
     keys = ("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor", "xtick.color", "ytick.color")
-    colours = dict.fromkeys(keys, ink) | dict.fromkeys(("figure.facecolor", "axes.facecolor"), ground)
+    colours: Any = dict.fromkeys(keys, ink) | dict.fromkeys(("figure.facecolor", "axes.facecolor"), ground)
     with rc_context(colours):
         yield
 
@@ -179,7 +179,7 @@ def label_ends(axes: Axes, ends: Mapping[str, tuple[float, Any]], size: float = 
     Args:
         ends: name -> value at the line's end, and colour. Limits and scale of the axes must be final.
     """
-    figure = axes.get_figure()
+    figure = axes.get_figure(root=True)
     assert figure is not None
     subplot = axes.get_subplotspec()
     rows = subplot.get_gridspec().nrows if subplot is not None else 1

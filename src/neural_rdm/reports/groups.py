@@ -62,16 +62,16 @@ def groups(folders: Iterable[str | Path]) -> list[Group]:
     Of several runs of one seed the finished one counts, of equals the last. A run without a readable configuration is a
     group of its own, and so are jobs of their sweeps that left none, unless another seed of them did.
     """
-    folders = [Path(folder) for folder in folders]
+    places = [Path(folder) for folder in folders]
     found: dict[Any, list[tuple[Path, dict[str, Any]]]] = {}
-    for folder in folders:
+    for folder in places:
         config = read_mapping(folder / "config.yaml")
         found.setdefault(setting(config) if config else folder, []).append((folder, config))
     members = list(found.values())
     told = settings([runs[0][1] for runs in members])
     names = _unique([label(own) for own in told], [runs[0][0] for runs in members])
     made = [_group(name, own, runs) for name, own, runs in zip(names, told, members, strict=True)]
-    return _with_failures(made, folders)
+    return _with_failures(made, places)
 
 
 def _group(name: str, own: dict[str, Any], runs: Sequence[tuple[Path, dict[str, Any]]]) -> Group:

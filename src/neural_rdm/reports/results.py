@@ -157,15 +157,16 @@ def _unbiased(found: Sequence[Group], keys: Mapping[str, None]) -> list[Metric]:
             readings: dict[Seed, _Reading] = {}
             for seed, run in group.runs.items():
                 value, protocol, count = _read(run, key, "")
-                at = [
+                smaller = [
                     (k, n) for k in generated(run) if (m := _AT_COUNT.fullmatch(k)) and m[2] == key and (n := int(m[1]))
                 ]
-                if isinstance(value, str) or not at or count is None or count <= at[0][1]:
+                if isinstance(value, str) or not smaller or count is None or count <= smaller[0][1]:
                     told = value if isinstance(value, str) else "not recorded at a smaller number of samples"
                     readings[seed] = told, protocol, None
                     continue
-                small = number(str(generated(run)[at[0][0]]))
-                readings[seed] = extrapolated(value, count, small, at[0][1]), _HOW_MANY.sub("", protocol), None
+                name, n_small = smaller[0]
+                small = number(str(generated(run)[name]))
+                readings[seed] = extrapolated(value, count, small, n_small), _HOW_MANY.sub("", protocol), None
             results[group.label] = _result(group, readings)
         if any(result.values for result in results.values()):
             metrics.append(Metric(key + UNBIASED, False, results))

@@ -46,7 +46,7 @@ def read_tiles(path: str | Path, gif: bool = False) -> Tiles:
     """
     try:
         with Image.open(path, formats=["PNG"]) as file:
-            said = json.loads(file.text[KEY])  # type: ignore[attr-defined]
+            said = json.loads(file.text[KEY])
             pages = np.asarray(file.convert("RGB"))[None]
         if gif:
             pages = read_gif(Path(path).with_suffix(".gif"))
