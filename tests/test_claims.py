@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Callable, Iterator
 
@@ -136,6 +137,20 @@ def _shifted(file: dict) -> dict:
     for row in file["rules"]:
         row["last"] += 0.01
     return file
+
+
+def test_the_learning_rate_of_a_study_is_the_best_of_each_of_its_rules() -> None:
+    with (ROOT / "benchmarks/results/fig6_rates.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    losses: dict[str, dict[float, list[float]]] = {}
+    for row in rows:
+        losses.setdefault(row["rule"], {}).setdefault(float(row["lr"]), []).append(float(row["val_loss"]))
+    assert sorted(losses) == ["adaln", "gated", "resnet", "rezero", "skip"]
+    lr = compose_config("train", ["exp=small/fig6"]).cfg.optimizer.lr
+    for rates in losses.values():
+        assert all(len(values) == 3 for values in rates.values())
+        assert min(rates, key=lambda rate: sum(rates[rate])) == lr
+        assert min(rates) < lr < max(rates)
 
 
 def test_keys_that_follow_an_official_recipe_compose() -> None:
