@@ -403,7 +403,7 @@ def test_runs_sort_by_their_numbers(tmp_path):
         (tmp_path / "sweep" / name / "config.yaml").write_text("{}")
     assert [p.name for p in find_runs(tmp_path / "sweep")] == ["9", "10"]
     assert find_runs(tmp_path / "sweep" / "9") == [tmp_path / "sweep" / "9"]
-    assert [p.parent.name for p in find_runs(tmp_path)] == ["sweep", "sweep"]
+    assert [p.parent.name for p in find_runs(tmp_path)] == ["sweep", "sweep", "a", "a"]
     assert find_runs(tmp_path / "sweep" / "a" / "0") == [tmp_path / "sweep" / "a" / "0"]
 
 

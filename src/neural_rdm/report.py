@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from neural_rdm.cli.app import main, print_paths
 from neural_rdm.config.compose import parse
+from neural_rdm.config.resume import LEVELS
 from neural_rdm.core.errors import DataError
 from neural_rdm.core.listing import natural_order
 from neural_rdm.reports.comparison import write_comparison
@@ -81,16 +82,21 @@ def select_runs(runs: str) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
+def _below(command: str, file: str) -> list[Path]:
+    """A file of every run of a command, whose experiment may lie in a folder."""
+    return [path for level in LEVELS for path in Path("outputs", command).glob(f"{level}/{file}")]
+
+
 def newest_of_all() -> Path:
     """The newest run of training or sweep below `outputs`; their folders are named by the time at which they began.
 
     Raises:
         ConfigError: there is none.
     """
-    sweeps = [path.parent for path in Path("outputs/sweep").glob(f"*/*/{SWEEP_FILE}") if find_runs(path.parent)]
+    sweeps = [path.parent for path in _below("sweep", SWEEP_FILE) if find_runs(path.parent)]
     if not sweeps:
         return newest("runs")
-    trained = [path.parents[1] for path in Path("outputs/train").glob("*/*/checkpoints/last.ckpt")]
+    trained = [path.parents[1] for path in _below("train", "checkpoints/last.ckpt")]
     return max([*sweeps, *trained], key=lambda folder: folder.name)
 
 

@@ -268,7 +268,7 @@ def test_downloads_into_torchs_cache(inception_file, tmp_path, monkeypatch):
 
 
 def test_every_network_has_its_name_and_outputs():
-    assert set(NETWORKS) == {"inception", "i3d", "efficientnet_lite0", "efficientnet_lite0_video"}
+    assert set(NETWORKS) == {"inception", "i3d", "c3d", "efficientnet_lite0", "efficientnet_lite0_video"}
     for name, network in NETWORKS.items():
         assert network.name == name
         assert all(width > 0 for width in network.outputs.values())
@@ -277,7 +277,7 @@ def test_every_network_has_its_name_and_outputs():
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("vgg",), "no feature network 'vgg'; there are inception, i3d, efficientnet_lite0"),
+        (("vgg",), "no feature network 'vgg'; there are inception, i3d, c3d, efficientnet_lite0"),
         (("i3d", "x.pt", "abc"), "'abc' is no hash .* 64 hexadecimal digits with features_sha256="),
         (("i3d", None, "0" * 64), "the file with features_path= .*metric.frame_features_path="),
     ],

@@ -70,11 +70,14 @@ def opened(folder: Path, command: str, cfg: DictConfig, resumes: bool = False) -
             write_provenance(folder, command=command, **({} if command == "train" else {"request": config_hash(cfg)}))
         if resumes or "starts" not in said:
             write_provenance(folder, starts=[*said.get("starts", []), origin()])
+        saved = _saved(folder)
         try:
             yield
         except UserError:
             if not resumes:
                 _remove(folder, _OURS)
+            elif said and _saved(folder) == saved:  # refused before anything came of it: it did not start
+                write_provenance(folder, starts=said.get("starts", []))
             raise
         finally:
             _remove(folder, _OURS - {CONFIG})
@@ -115,6 +118,11 @@ def made_by(folder: Path) -> str | None:
     if (command := read_provenance(folder).get("command")) is not None:
         return str(command)
     return next((command for name, command in _TRACES if (folder / name).exists()), None)
+
+
+def _saved(folder: Path) -> set[tuple[str, int]]:
+    """The checkpoints of a run, and when each was written."""
+    return {(path.name, path.stat().st_mtime_ns) for path in folder.glob("checkpoints/*.ckpt")}
 
 
 def _remove(folder: Path, names: set[str]) -> None:
