@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import csv
 import statistics
-import subprocess
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -22,17 +20,13 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from benchmarks import training
 from benchmarks.residual import interleaved
+from benchmarks.training import VAL_DRAWS, commit, held_out, report
 from neural_rdm.config.compose import compose_config
-from neural_rdm.core.errors import UserError, first_line
 from neural_rdm.core.files import write_text
-from neural_rdm.data.base import DataModule
 from neural_rdm.reports.tables import csv_text
 from neural_rdm.runs import build
-from neural_rdm.training.callbacks.ema import averaged
-from neural_rdm.training.callbacks.guards import StopOnSignal
-from neural_rdm.training.drawing import subject_of
-from neural_rdm.training.held import callbacks_of
 from neural_rdm.training.module import NeuralRDM
 
 RUNS = Path(__file__).parent / "results" / "first_look.csv"
@@ -46,7 +40,6 @@ SEEDS = (0, 1, 2)
 SWEEP_SEED = 100  # of no run that is compared
 SWEEP_STEPS, STEPS = 100, 150
 ROUNDS = 5  # of the steps that are timed
-VAL_DRAWS, VAL_SEED = 4, 1_000  # timesteps and noises of every held-out digit, the same for every run
 SETTINGS = (
     "exp=digits_gated",
     "backbone.hidden_size=32",
@@ -198,12 +191,10 @@ def same(row: Row, units: int, case: Case, stage: str, lr: float, seed: int) -> 
 
 
 def configuration(units: int, case: Case, stage: str, lr: float, seed: int) -> DictConfig:
-    """The run's configuration, without the callbacks that only log."""
+    """The run's configuration."""
     steps = STEPS if stage == "run" else SWEEP_STEPS
     sizes = f"backbone.depth={units // 2}", f"trainer.max_steps={steps}", f"optimizer.lr={lr}", f"seed={seed}"
-    cfg = compose_config("train", [*SETTINGS, *case.overrides, *sizes]).cfg
-    cfg.callbacks = {"ema": cfg.callbacks.ema}
-    return cfg
+    return compose_config("train", [*SETTINGS, *case.overrides, *sizes]).cfg
 
 
 def train(units: int, case: Case, stage: str, lr: float, seed: int) -> Row:
@@ -213,71 +204,12 @@ def train(units: int, case: Case, stage: str, lr: float, seed: int) -> Row:
         SystemExit: a signal asks to stop; the run is begun anew next time.
     """
     cfg = configuration(units, case, stage, lr, seed)
-    data = build.data(cfg)
-    data.setup()
-    module = build.module(cfg, data.space)
+    measures = [held_out, report("frechet_pixels", "accuracy")] if stage == "run" else [held_out]
+    found = training.train(cfg, *measures)
     row: Row = {"units": units, "case": case.name, "stage": stage, "lr": lr, "seed": seed}
-    row |= {"steps": cfg.trainer.max_steps, "parameters": sum(p.numel() for p in module.net.parameters())}
-    numbers: Row = dict.fromkeys(("val_loss", "val_mse", "frechet_pixels", "accuracy", "train_loss", "step_ms"))
-    broken = ""
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = build.trainer(cfg, Path(folder))
-        clock = Clock(module)
-        try:
-            trainer.fit(module, datamodule=data)
-        except UserError as error:
-            broken = first_line(error)
-        (stop,) = callbacks_of(trainer, StopOnSignal)
-        if stop.received:
-            raise SystemExit(stop.exit_code)
-        if not broken:
-            numbers |= {"train_loss": clock.loss(), "step_ms": clock.step_ms()}
-            with averaged(trainer, module.net):
-                numbers |= validate(module, data)
-                if stage == "run":
-                    report = build.build(cfg.metric, "metric")
-                    found = report.rows(
-                        subject_of(trainer, module, build.build(cfg.sampler, "sampler"), "ema", progress=False)
-                    )[0][0]
-                    numbers |= {key: found[key] for key in ("frechet_pixels", "accuracy")}
-    return row | numbers | {"broken": broken, "commit": commit()}
-
-
-class Clock:
-    """Losses and CPU seconds of the training steps of a module."""
-
-    def __init__(self, module: NeuralRDM) -> None:
-        self.losses: list[float] = []
-        self.at: list[float] = []
-        step = module.training_step
-
-        def timed(batch: Any, batch_idx: int) -> Any:
-            self.at.append(time.process_time())
-            result = step(batch, batch_idx)
-            self.losses.append(result["loss"].item())
-            return result
-
-        module.training_step = timed  # type: ignore[method-assign]
-
-    def loss(self) -> float:
-        """The mean training loss of the last tenth of the steps."""
-        return statistics.fmean(self.losses[-(len(self.losses) // 10) :])
-
-    def step_ms(self) -> float:
-        """Milliseconds of CPU time from the beginning of a step to that of the next, the median."""
-        return 1e3 * statistics.median(b - a for a, b in zip(self.at, self.at[1:], strict=False))
-
-
-@torch.no_grad()
-def validate(module: NeuralRDM, data: DataModule) -> Row:
-    """The mean losses of all held-out digits at the same timesteps and under the same noise for every run."""
-    module.eval()
-    own, module.seed = module.seed, VAL_SEED
-    batches = list(data.val_dataloader())
-    whole: Any = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
-    parts = [module.losses(whole, f"first look {draw}", drop=False) for draw in range(VAL_DRAWS)]
-    module.seed = own
-    return {f"val_{key}": torch.cat([part[key] for part in parts]).double().mean().item() for key in ("loss", "mse")}
+    row |= {"steps": cfg.trainer.max_steps, "parameters": found["parameters"]}
+    names = ("val_loss", "val_mse", "frechet_pixels", "accuracy", "train_loss", "step_ms", "broken")
+    return row | {name: found.get(name) for name in names} | {"commit": commit()}
 
 
 def read() -> list[Row]:
@@ -303,9 +235,3 @@ def shown(row: Row) -> str:
     return f"{row['units']} units, {row['case']}, {row['stage']}, lr {row['lr']:g}, seed {row['seed']}: " + (
         row["broken"] or numbers
     )
-
-
-def commit() -> str:
-    """The commit of this code; `+` behind it where files differ from it."""
-    line = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--dirty=+"]
-    return subprocess.run(line, capture_output=True, text=True, check=False).stdout.strip()
