@@ -55,7 +55,7 @@ def train(cfg: DictConfig, *measures: Measure, during: Mapping[int, Measure] | N
     Args:
         cfg: of `neural_rdm.train`; its callbacks but `ema` are left out.
         measures: what is asked of the run at its end.
-        during: step -> what is asked of the run behind it, outside of the times; a copy of its random state is put back.
+        during: step -> what is asked of the run behind it, outside of its times and random state.
 
     Returns:
         The numbers by name, and `broken`: why there are none where the loss was not finite, else "".

@@ -78,7 +78,7 @@ def _seen(net: nn.Module, x: Tensor, t: Tensor, y: Tensor) -> list[tuple[float, 
 
 
 def _batches(run: Trained) -> Iterator[dict[str, Any]]:
-    whole = [batch for batch in run.data.val_dataloader()]
+    whole = list(run.data.val_dataloader())
     joined = {key: torch.cat([batch[key] for batch in whole]) for key in whole[0]}
     for i in range(BATCHES):
         yield {key: value[i * SIZE : (i + 1) * SIZE] for key, value in joined.items()}
