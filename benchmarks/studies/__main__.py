@@ -22,6 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.studies", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(STUDIES)}; all by default")
     parser.add_argument("--list", action="store_true", help="say how much of each is done, and train nothing")
+    parser.add_argument("--runs", type=int, metavar="N", help="stop a study once N of its runs are done")
     typed = parser.parse_args()
     if unknown := sorted(set(typed.names) - set(STUDIES)):
         parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(STUDIES)}")
@@ -30,16 +31,16 @@ def main() -> None:
         if typed.list:
             print(f"{name}: {len(read(name))} of {len(study.jobs)} runs done. {study.question}")
         else:
-            run(study)
+            run(study, typed.runs)
 
 
-def run(study: Study) -> None:
-    """Train what is not there yet; one process at a time for a study."""
+def run(study: Study, count: int | None = None) -> None:
+    """Train what is not there yet of the first `count` runs; one process at a time for a study."""
     folder = RESULTS / f".{study.name}"
     folder.mkdir(parents=True, exist_ok=True)
     with held(folder, "benchmarks.studies"):
         done = {study.key(row) for row in read(study.name)}
-        left = [job for job in study.jobs if study.key(job.row) not in done]
+        left = [job for job in study.jobs[:count] if study.key(job.row) not in done]
         print(f"{study.name}: {len(study.jobs) - len(left)} of {len(study.jobs)} runs done", flush=True)
         began, work = time.monotonic(), 0.0
         for i, job in enumerate(left):
