@@ -11,7 +11,7 @@ from neural_rdm.reports.tables import csv_text
 
 RESULTS = Path(__file__).parents[1] / "results" / "studies"
 #: columns that are no numbers
-TEXT = ("rule", "target", "optimizer", "gates", "case", "stage", "broken", "commit", "network")
+TEXT = ("rule", "target", "optimizer", "gates", "case", "stage", "broken", "commit")
 
 
 def read(name: str) -> list[Row]:

@@ -1,0 +1,75 @@
+"""The order of eight rules under two optimizers and two targets."""
+# ruff: noqa: E501 - lines of Markdown, long before their numbers are filled in
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.studies import plan
+from benchmarks.studies.answers.answer import Answer, by_rule, rank, seeds_of
+from benchmarks.studies.compare import compare, grouped
+from benchmarks.studies.rows import read
+from benchmarks.training import Row
+from neural_rdm.reports.tables import markdown_table
+
+
+def rivals(pictures: Path) -> Answer | None:
+    """The order of the rules under two optimizers and two targets."""
+    rows = read("rivals")
+    wheres = [(o, t) for o in plan.OPTIMIZERS for t in ("v", "x0")]
+    best: list[Row] = []
+    for optimizer, target in wheres:
+        for rule in plan.RIVALS:
+            mine = [r for r in rows if (r["optimizer"], r["target"], r["rule"]) == (optimizer, target, rule)]
+            by_rate = {lr: [r for r in mine if r["lr"] == lr] for lr in plan.RATES}
+            if any(len(each) < 2 for each in by_rate.values()):
+                return None
+            best += min(by_rate.values(), key=lambda each: float(np.mean([_number(r["val_loss"]) for r in each])))
+    summary, places = [], {}
+    for optimizer, target in wheres:
+        mine = [r for r in best if (r["optimizer"], r["target"]) == (optimizer, target)]
+        lines = compare(grouped(mine, "val_loss", by_rule), "resnet")
+        places[optimizer, target] = [line.values.mean for line in sorted(lines, key=lambda each: each.name)]
+        for line in lines:
+            rate = next(r["lr"] for r in mine if r["rule"] == line.name)
+            summary.append(
+                {
+                    "optimizer": optimizer, "target": target, "rule": f"`{line.name}`", "best rate": f"{rate:g}",
+                    "validation loss": f"{line.values}", "less `resnet`": f"{line.less:+}" if line.less else "",
+                    "sign": line.sign,
+                }
+            )  # fmt: skip
+    pairs = [(a, b) for i, a in enumerate(wheres) for b in wheres[i + 1 :]]
+    ranks = [
+        {"one": f"{a[0]}, {a[1]}", "other": f"{b[0]}, {b[1]}", "rank correlation of the rules": f"{rank(places[a], places[b]):+.2f}"}
+        for a, b in pairs
+    ]  # fmt: skip
+    low, high = (f([rank(places[a], places[b]) for a, b in pairs]) for f in (min, max))
+    short = (
+        f"The order of eight rules by mean loss correlates by {low:+.2f} to {high:+.2f} between two optimizers and two targets; the means of "
+        "most rules lie inside each other's noise, so that this is an order of means and no ranking."
+    )
+    body = f"""Eight rules at 48 units (width 32, 150 steps), each at its own best of three learning rates, {seeds_of(best)}.
+
+{markdown_table(summary)}
+
+{markdown_table(ranks)}
+
+{short}"""
+    return Answer(
+        "Does the order of the rules survive the optimizer and the target?",
+        "(the paper has one optimizer and one target)",
+        f"rank correlations {low:+.2f} to {high:+.2f}",
+        short,
+        body,
+        "the same at the length of a whole training",
+        "python -m benchmarks.studies rivals",
+        "rivals.csv",
+    )
+
+
+def _number(value: float | None) -> float:
+    return math.inf if value is None else value

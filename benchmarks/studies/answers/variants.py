@@ -1,0 +1,188 @@
+"""The five rules of the paper side by side, and what surrounds them: Fig. 6, supervision, objectives."""
+# ruff: noqa: E501 - lines of Markdown, long before their numbers are filled in
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.studies import figures, plan
+from benchmarks.studies.answers.answer import Answer, by_case, by_rule, complete, mean_of, seeds_of
+from benchmarks.studies.compare import Line, compare, grouped, table, told
+from benchmarks.studies.rows import read
+from benchmarks.training import Row
+from neural_rdm.reports.tables import markdown_table
+
+
+def against_plain(lines: list[Line], gated: str = "gated") -> str:
+    """The verdict for "the paper's rule is the best"."""
+    by_name = {line.name: line for line in lines}
+    sign = by_name[gated].sign if gated in by_name else ""
+    if sign.startswith("better"):
+        return "holds against plain addition" + (" by itself" if sign.endswith("?") else "")
+    if sign.startswith("worse"):
+        return "does not hold: worse than plain addition" + (" by itself" if sign.endswith("?") else "")
+    return "not seen"
+
+
+def fig6(pictures: Path) -> Answer | None:
+    """The five rules on the digits."""
+    rows = complete(read("fig6"), by_case)
+    if len({row["seed"] for row in rows}) < 2:
+        return None
+    loss = compare(grouped(rows, "val_loss", by_case), "resnet")
+    distance = compare(grouped(rows, "frechet_pixels", by_case), "resnet")
+    early = compare(grouped(rows, "frechet_pixels_200", by_case), "resnet")
+    figures.differences(
+        {"validation loss": loss, "Frechet distance": distance, "the same, step 200": early}, pictures / "fig6.png"
+    )
+    gated = {line.name: line for line in distance}["gated"]
+    steps = rows[0]["steps"]
+    body = f"""The default experiment ({steps} steps, learning rate 0.01, which is the best of three for each of the rules,
+[45 runs](../../benchmarks/results/fig6_rates.csv)), {seeds_of(rows)}, which share data, noise and the draws of their weights. Controls:
+`gamma=0.35` is the paper's supervision; `control=mlp_widened` has the parameters of the gates in wider MLPs instead. The folded
+control of `gated`, the plain network with the same start, is `resnet` to the last bit: alpha starts at 1 and beta at 0.
+
+{markdown_table(table(loss, "validation loss"))}
+
+**Loss.** {told(loss)}
+
+{markdown_table(table(distance, "Frechet distance of 500 digits"))}
+
+**Distance.** {told(distance)}
+
+**Early, at step 200** (100 digits): {told(early)}
+
+![Differences to plain addition, with 95 % intervals](fig6.png)"""
+    return Answer(
+        "Which rule is the best? (Fig. 6)",
+        "Variant-0, `z + alpha * F(z) + beta`, is the best of five rules (Sec. 3.5, Fig. 6)",
+        against_plain(distance),
+        f"On the digits `gated` less plain addition is {gated.less:+} in Frechet distance ({gated.values.n} seeds, `gated` itself "
+        f"{gated.values}); a true difference of {gated.found:.2g} would have been found four times in five. {told(distance).split(' Open:')[0]}",
+        body,
+        "Latte-XL on SkyTimelapse, Taichi-HD and UCF-101, three seeds a rule: `exp=paper/fig6_variants` and its two sisters",
+        "make sweep exp=small/fig6 seeds=10 jobs=2",
+        "fig6.csv",
+        ["fig6.png"],
+    )
+
+
+def fig6_elsewhere(name: str, where: str) -> Answer | None:
+    """The five rules on another network."""
+    rows = complete(read(name), by_rule)
+    if len({row["seed"] for row in rows}) < 2:
+        return None
+    loss = compare(grouped(rows, "val_loss", by_rule), "resnet")
+    distance = compare(grouped(rows, "frechet_pixels", by_rule), "resnet")
+    command = f"python -m benchmarks.studies {name}"
+    body = f"""`{command}`: {rows[0]["steps"]} steps, learning rate {rows[0]["lr"]:g}, {seeds_of(rows)}.
+
+{markdown_table(table(loss, "validation loss"))}
+
+**Loss.** {told(loss)}
+
+{markdown_table(table(distance, "Frechet distance"))}
+
+**Distance.** {told(distance)}"""
+    return Answer(
+        f"The same on {where}",
+        f"the same on {where}",
+        against_plain(distance),
+        told(distance),
+        body,
+        "",
+        command,
+        f"{name}.csv",
+    )
+
+
+def supervision(pictures: Path) -> Answer | None:
+    """Supervision from the normal start."""
+    rows = complete(read("supervision"), lambda r: f"{r['rule']} {r['case']} {r['steps']}")
+    if len({row["seed"] for row in rows}) < 2:
+        return None
+    parts, better = [], 0
+    summary = []
+    for rule in plan.SUPERVISED:
+        mine = [r for r in rows if r["rule"] == rule]
+        same = [r for r in mine if r["steps"] == 200]
+        lines = compare(grouped(same, "val_loss", by_case), "gamma 0")
+        cost = {
+            case: mean_of([r["step_ms"] / _plain(mine, r["seed"])["step_ms"] for r in same if r["case"] == case])
+            for case in plan.SUPERVISION
+        }
+        for line in lines:
+            summary.append(
+                {
+                    "rule": f"`{rule}`", "case": line.name, "validation loss": f"{line.values}",
+                    "less gamma 0": f"{line.less:+}" if line.less else "", "sign": line.sign,
+                    "time of a step over gamma 0's": f"{cost[line.name]}",
+                }
+            )  # fmt: skip
+        supervised = [line for line in lines if "0.35" in line.name]
+        better += any(line.sign == "better" for line in supervised)
+        longer = grouped(
+            [{**r, "case": "longer" if r["steps"] == 260 else r["case"]} for r in mine], "val_loss", by_case
+        )
+        at_time = [longer["gamma 0.35"][s] - longer["longer"][s] for s in longer["longer"]]
+        parts.append(f"`{rule}`: gamma 0.35 after 200 steps less gamma 0 after 260 {mean_of(at_time):+}")
+    short = (
+        f"From the normal start supervision lowers the loss for {better} of {len(plan.SUPERVISED)} rules at equal steps, before its time is "
+        "counted."
+    )
+    body = f"""A DiT of width 32 with 48 units, 200 steps, {seeds_of(rows)}. Controls: ten times the gates' learning rate without supervision, and
+longer training without it, which is what supervision's time would buy at most (a supervised step takes up to 1.3 times as long here).
+
+{markdown_table(summary)}
+
+Signs are tested for each rule's three cases together. **At equal time**, {"; ".join(parts)}.
+
+From a start that was damaged on purpose it repairs a part: [What supervision of the gates does](supervision.md)."""
+    return Answer(
+        "Does the supervision of sensitivity help? (Sec. 3.1, 3.4)",
+        "explicit supervision of the gates (gamma = 0.35) corrects sensitivity and helps deep training (Sec. 3.1)",
+        "holds for some rules at equal steps" if better else "not seen from the normal start",
+        short,
+        body,
+        "`exp=paper/fig6_variants`, which has the cases with gamma 0.35 beside those without",
+        "python -m benchmarks.studies supervision",
+        "supervision.csv",
+    )
+
+
+def _plain(rows: Sequence[Row], seed: int) -> Row:
+    return next(r for r in rows if (r["case"], r["steps"], r["seed"]) == ("gamma 0", 200, seed))
+
+
+def objectives(pictures: Path) -> Answer | None:
+    """What the network predicts, and how its errors weigh."""
+    rows = complete(read("objectives"), by_case)
+    if len({row["seed"] for row in rows}) < 2:
+        return None
+    lines = compare(grouped(rows, "frechet_pixels", by_case), next(iter(plan.OBJECTIVES)))
+    shares = grouped(rows, "accuracy", by_case)
+    told_rows = [
+        {**row, "recognised": f"{100 * mean_of(list(shares[line.name].values())).mean:.1f} %"}
+        for row, line in zip(table(lines, "Frechet distance of 500 digits"), lines, strict=True)
+    ]
+    body = f"""The default experiment under each objective, {rows[0]["steps"]} steps, dpm++ with 20 steps (the flow: Heun with 10, 19 evaluations),
+guidance 1.5 for all, 500 digits a run, {seeds_of(rows)}.
+
+{markdown_table(told_rows)}
+
+{told(lines)}
+
+A distance of n samples is above 0 for any n: a perfect sampler of a Gaussian with the digits' moments scores 0.26 with 500
+([equal_count.json](../../benchmarks/results/equal_count.json)). `learned times` is importance sampling of the training timesteps; it is not the paper's
+mean-variance scheduler."""
+    return Answer(
+        "Which objective draws the best digits?",
+        "(not of the paper: what surrounds the rules)",
+        "ranked where the sign is settled",
+        told(lines),
+        body,
+        "",
+        "python -m benchmarks.studies objectives",
+        "objectives.csv",
+    )

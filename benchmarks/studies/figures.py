@@ -1,0 +1,105 @@
+"""The figures of `docs/results/README.md`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.studies.compare import Line
+from neural_rdm.reports.figures import canvas, ink, label_ends, look, save, tidy
+from neural_rdm.reports.statistics import interval
+
+Curves = Mapping[str, Sequence[Sequence[float]]]  # name -> a curve a seed
+
+
+def differences(panels: Mapping[str, list[Line]], path: Path) -> Path:
+    """A panel a number: each group's paired difference to the base with its 95 % interval, in colour where settled."""
+    names = list(dict.fromkeys(line.name for lines in panels.values() for line in lines[1:]))
+    figure = canvas(1.8 + 3.4 * len(panels), 1.3 + 0.3 * len(names))
+    settled = {"better": look(0)["color"], "worse": look(1)["color"]}
+    for column, (axes, (title, lines)) in enumerate(
+        zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True)
+    ):
+        tidy(axes).grid(axis="y", visible=False)
+        axes.axvline(0, color=ink(), linewidth=0.8)
+        for line in lines[1:]:
+            if line.less is None:
+                continue
+            row, colour = names.index(line.name), settled.get(line.sign, "0.55")
+            axes.plot([line.less.low, line.less.high], [row, row], color=colour, linewidth=2)
+            axes.plot([line.less.mean], [row], "o", color=colour, markersize=5)
+            axes.text(1.01, row, line.sign, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
+        axes.set_yticks(range(len(names)), names if column == 0 else [""] * len(names))
+        axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.set_xlabel(f"{title}, less `{lines[0].name}`")
+    return save(figure, path)
+
+
+def curves(
+    panels: Mapping[str, tuple[Sequence[float], Curves]], path: Path, x_label: str, y_label: str, log: str = ""
+) -> Path:
+    """A panel a name: the mean over seeds of each curve, with its 95 % interval as a band, names at their ends.
+
+    Args:
+        log: which axes are logarithmic: any of `x`, `y`.
+    """
+    columns = min(2, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = canvas(5.2 * columns, 3.3 * rows)
+    every = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    for axes, (title, (x, found)) in zip(every.flat, panels.items(), strict=False):
+        tidy(axes).set_title(title, fontsize=10)
+        ends: dict[str, tuple[float, Any]] = {}
+        for index, (name, seeds) in enumerate(found.items()):
+            each = [interval(list(values)) for values in zip(*seeds, strict=True)]
+            mean = [one.mean if one else math.nan for one in each]
+            colour = look(index)["color"]
+            axes.plot(x, mean, **{**look(index), "markersize": 3})
+            axes.fill_between(
+                x, [one.low if one else math.nan for one in each], [one.high if one else math.nan for one in each],
+                color=colour, alpha=0.13, linewidth=0,
+            )  # fmt: skip
+            ends[name] = mean[-1], colour
+        if "x" in log:
+            axes.set_xscale("log")
+            axes.set_xticks(x, [f"{value:g}" for value in x])
+            axes.minorticks_off()
+        if "y" in log:
+            axes.set_yscale("log")
+        label_ends(axes, ends)
+    for axes in every.flat[len(panels) :]:
+        axes.set_visible(False)
+    for axes in every[-1]:
+        axes.set_xlabel(x_label)
+    for axes in every[:, 0]:
+        axes.set_ylabel(y_label)
+    return save(figure, path)
+
+
+def gates(profiles: Curves, schedule: Mapping[str, Sequence[float]], path: Path) -> Path:
+    """Gates over depth, a panel a kind, beside what a schedule would have there; both scaled to a mean square of 1
+    around their mean, since only the shape can be compared.
+    """
+    figure = canvas(3.4 * len(profiles), 3.2)
+    for axes, (name, seeds) in zip(
+        figure.subplots(1, len(profiles), squeeze=False, sharey=True)[0], profiles.items(), strict=True
+    ):
+        tidy(axes).set_title(name, fontsize=9)
+        for values in seeds:
+            axes.plot(_standard(values), color=look(0)["color"], alpha=0.6, linewidth=1)
+        for index, (label, values) in enumerate(schedule.items()):
+            axes.plot(_standard(values), color=look(index + 1)["color"], linestyle="--", label=label)
+        axes.set_xlabel("unit, from the noise to the picture")
+    figure.axes[0].set_ylabel("standardised")
+    figure.axes[-1].legend(frameon=False, fontsize=8)
+    return save(figure, path)
+
+
+def _standard(values: Sequence[float]) -> Any:
+    array = np.asarray(values, dtype=float)
+    spread = array.std()
+    return (array - array.mean()) / (spread if spread > 0 else 1.0)
