@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from benchmarks import pages
+from benchmarks.studies import page
 from omegaconf import OmegaConf
 
 from neural_rdm.config.compose import compose_config
@@ -110,7 +112,8 @@ def test_a_sentence_of_the_readme_says_what_the_files_say(sentence: str) -> None
 
 def test_no_other_number_of_the_readme_claims_a_measurement() -> None:
     """Outside of code, tables of experiments and the way to install: whatever has a decimal point or a percent sign."""
-    text = re.sub(r"```.*?```|^\| `digits_.*$", " ", README, flags=re.S | re.M)
+    text = re.sub(rf"{re.escape(page.BEGIN)}.*?{re.escape(page.END)}", " ", README, flags=re.S)  # compared as a whole
+    text = re.sub(r"```.*?```|^\| `digits_.*$", " ", text, flags=re.S | re.M)
     for sentence in (*CLAIMS, *ONE_RUN):
         for found in list(spans(sentence, text)):
             text = text.replace(found.group(), " ")
@@ -122,6 +125,14 @@ def test_no_other_number_of_the_readme_claims_a_measurement() -> None:
 def test_a_page_of_results_is_what_the_files_make_of_it(page: Callable[[], str]) -> None:
     path = pages.PAGES / f"{page.__name__}.md"
     assert path.read_text(encoding="utf-8") == page(), "run python -m benchmarks.pages"
+
+
+def test_what_the_studies_say_is_what_their_rows_say(tmp_path: Path) -> None:
+    answers = page.found(tmp_path)
+    for path, block in ((page.PAGE, page.page(answers)), (page.README, page.claims(answers))):
+        text = path.read_text(encoding="utf-8")
+        assert text == page.with_block(text, block), "run python -m benchmarks.studies.page"
+    assert {path.name for path in tmp_path.iterdir()} <= {path.name for path in page.PAGE.parent.glob("*.png")}
 
 
 def test_a_changed_number_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -282,6 +282,13 @@ STUDIES = {
             measures=("held out", "digits"),
         ),
         Study(
+            "noise_text",
+            "What does another seed do to the default of texts?",
+            ("exp=digits_text_gated", *WHOLE),
+            tuple(_seeds(5)),
+            measures=("held out", "digits"),
+        ),
+        Study(
             "noise_video",
             "What does another seed do to the default of clips?",
             ("exp=digits_video_gated", *WHOLE),

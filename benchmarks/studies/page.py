@@ -1,0 +1,89 @@
+"""`python -m benchmarks.studies.page` writes what the studies say into `docs/results/README.md` and the README: between
+two marks of each, made of the committed rows alone; what stands around them is written by hand.
+"""
+
+# ruff: noqa: E501 - lines of Markdown
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from benchmarks.studies.answers import ANSWERS, Answer
+from benchmarks.studies.noise import floor
+from neural_rdm.core.files import write_text
+from neural_rdm.reports.tables import markdown_table
+
+ROOT = Path(__file__).parents[2]
+PAGE, README = ROOT / "docs" / "results" / "README.md", ROOT / "README.md"
+BEGIN, END = (
+    "<!-- studies: written by `python -m benchmarks.studies.page`, change the rows instead -->",
+    "<!-- studies end -->",
+)
+
+
+def main() -> None:
+    """Draw the figures, and write both blocks."""
+    answers = found(PAGE.parent)
+    for path, block in ((PAGE, page(answers)), (README, claims(answers))):
+        text = path.read_text(encoding="utf-8")
+        write_text(path, with_block(text, block))
+        print(path)
+
+
+def found(pictures: Path) -> list[Answer]:
+    """What the studies that have two seeds or more say; their figures are drawn into a folder."""
+    return [answer for make in ANSWERS if (answer := make(pictures)) is not None]
+
+
+def with_block(text: str, block: str) -> str:
+    """The text with what stands between its marks replaced.
+
+    Raises:
+        ValueError: it has not one pair of marks.
+    """
+    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.S)
+    if len(pattern.findall(text)) != 1:
+        raise ValueError(f"the text must have one line {BEGIN} and one line {END}")
+    return pattern.sub(lambda _: f"{BEGIN}\n{block}\n{END}", text)
+
+
+def page(answers: list[Answer]) -> str:
+    """The block of `docs/results/README.md`: the claims, each study, and the noise floor."""
+    parts = ["## The paper's claims, at this scale\n", markdown_table(_claims(answers))]
+    for answer in answers:
+        parts.append(f"## {answer.title}\n\n{answer.body}\n")
+        parts.append(
+            f"Repeat it: `{answer.command}`; rows: [{answer.file}](../../benchmarks/results/studies/{answer.file}).\n"
+        )
+    if lines := floor():
+        parts.append(
+            "## The noise floor\n\nWhat another seed alone does to each embedded default, and the difference between two settings that so "
+            "many seeds of each\nwould find four times in five without pairing them. Runs of the same seed share data and noise, and their paired\n"
+            "differences are smaller: the comparisons above say how small a difference each would have found.\n"
+        )
+        parts.append(markdown_table(lines))
+    return "\n".join(parts)
+
+
+def _claims(answers: list[Answer]) -> list[dict[str, str]]:
+    return [
+        {
+            "the paper says": answer.claim,
+            "here": answer.verdict,
+            "to tell it at the paper's scale": answer.needs,
+        }
+        for answer in answers
+        if answer.needs
+    ]
+
+
+def claims(answers: list[Answer]) -> str:
+    """The block of the README: a line a claim."""
+    return "\n".join(
+        f"- **{answer.title}** {answer.verdict[0].upper()}{answer.verdict[1:]}." for answer in answers if answer.needs
+    )
+
+
+if __name__ == "__main__":
+    main()
