@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from neural_rdm.backbones.counting import flops
 from neural_rdm.conditioning.conditions import condition_of
 from neural_rdm.core.records import read_rows
 from neural_rdm.core.signals import Stopped
@@ -70,6 +72,35 @@ def test_no_wall_clock_in_metrics_and_all_of_it_in_throughput(tmp_path: Path) ->
     rows = read_rows(tmp_path / "throughput.csv")
     assert [r["step"] for r in rows] == ["2", "4"]
     assert float(rows[0]["samples_per_second"]) * float(rows[0]["seconds_per_step"]) == pytest.approx(16)
+    assert (rows[0]["mfu"], rows[0]["peak_memory_gib"]) == ("", "")  # of a CPU
+
+
+def test_throughput_tells_what_is_computed_and_what_is_waited_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(pl.Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            time.sleep(0.05)
+
+    module = tiny_module()
+    fit(module, tmp_path, Throughput(2), Slow(), steps=6)
+    rows = read_rows(tmp_path / "throughput.csv")
+    a_sample = 3 * flops(module.net, backward=False)
+    for row in rows:
+        assert float(row["tflops"]) == pytest.approx(a_sample * float(row["samples_per_second"]) / 1e12)
+        assert float(row["waiting"]) < 1
+    for row in rows[1:]:  # nobody waits for the first step
+        assert float(row["waiting"]) * float(row["seconds_per_step"]) >= 0.05
+    assert "TFLOP/s a device" in (said := capsys.readouterr().out)
+    assert "of the time between steps" in said
+
+    def broken(*_: Any, **__: Any) -> int:
+        raise ValueError("a value is asked for")
+
+    monkeypatch.setattr("neural_rdm.backbones.counting.flops", broken)
+    fit(tiny_module(), tmp_path / "other", Throughput(2), steps=2)
+    assert read_rows(tmp_path / "other" / "throughput.csv")[0]["tflops"] == ""
+    assert "FLOPs are not counted: a value is asked for" in capsys.readouterr().out
 
 
 def test_validation_uses_every_sample_once_the_averaged_weights_and_the_same_noise(tmp_path: Path) -> None:

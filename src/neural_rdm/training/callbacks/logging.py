@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -13,6 +14,8 @@ from lightning.pytorch.loggers.logger import Logger
 from torch import Tensor
 
 from neural_rdm.core.arguments import Count, checked
+from neural_rdm.core.errors import first_line
+from neural_rdm.core.peaks import peak_tflops
 from neural_rdm.core.records import StepRecords
 from neural_rdm.training import parallel
 from neural_rdm.training.callbacks.steps import Order, StepCallback
@@ -140,37 +143,94 @@ class Metrics(StepCallback):
 
 @checked()
 class Throughput(pl.Callback):
-    """`throughput.csv`: samples a second, seconds a step, peak device memory: what no two runs agree on.
+    """`throughput.csv`: what no two runs agree on, a row every so many steps, and a line in the end.
+
+    | column | holds |
+    |---|---|
+    | `samples_per_second`, `seconds_per_step` | of all ranks together, since the last row |
+    | `peak_memory_gib` | of this device, empty on a CPU |
+    | `tflops` | TFLOP/s of one device, three forward passes a sample (`backbones.counting`) |
+    | `mfu` | `tflops` over what the device can do (`core.peaks`); empty for one that is not listed |
+    | `waiting` | share of the time that lies between two steps: for data, and for callbacks behind this one |
+
+    What is computed twice to save memory is not counted.
 
     Args:
         every_n_steps: optimizer steps between two rows.
     """
 
-    columns = ("step", "samples_per_second", "seconds_per_step", "peak_memory_gib")
+    columns = ("step", "samples_per_second", "seconds_per_step", "peak_memory_gib", "tflops", "mfu", "waiting")
 
     def __init__(self, every_n_steps: Count = 50) -> None:
         self.every_n_steps = every_n_steps
         self._records: StepRecords | None = None
+        self._flops: int | None = None
+        self._peak: float | None = None
+        self._rows: list[dict[str, Any]] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock."""
+        """Count, and start the clock."""
         if trainer.is_global_zero:
             self._records = StepRecords(Path(trainer.default_root_dir) / "throughput.csv", self.columns)
+            self._flops = self._counted(pl_module)
+            if torch.cuda.is_available():
+                self._peak = peak_tflops(torch.cuda.get_device_name(), str(trainer.precision))
+        self._rows = []
         self._mark(trainer)
+        self._ended = time.perf_counter()
+
+    @staticmethod
+    def _counted(module: pl.LightningModule) -> int | None:
+        """FLOPs of a step for one sample; None for a network that only computes with values."""
+        from neural_rdm.backbones.counting import flops
+
+        text = getattr(module, "text", None)
+        try:
+            return 3 * flops(cast(Any, module).net, getattr(text, "max_length", None), backward=False)
+        except Exception as error:  # of a network of one's own: nobody's training ends for a number
+            print(f"FLOPs are not counted: {first_line(error)}", flush=True)
+            return None
 
     def _mark(self, trainer: pl.Trainer) -> None:
-        self._step, self._time = trainer.global_step, time.perf_counter()
+        self._step, self._time, self._waited = trainer.global_step, time.perf_counter(), 0.0
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """The batch is here."""
+        self._waited += time.perf_counter() - self._ended
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Write a row when one is due."""
         steps = trainer.global_step - self._step
-        if self._records is None or steps == 0 or trainer.global_step % self.every_n_steps:
+        if self._records is not None and steps and trainer.global_step % self.every_n_steps == 0:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            passed = time.perf_counter() - self._time
+            seconds = passed / steps
+            rate = data_of(trainer).batch_size / seconds
+            memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
+            tflops = None if self._flops is None else self._flops * rate / trainer.world_size / 1e12
+            mfu = tflops / self._peak if tflops is not None and self._peak else None
+            values = (trainer.global_step, rate, seconds, memory, tflops, mfu, self._waited / passed)
+            self._rows.append(dict(zip(self.columns, values, strict=True)))
+            self._records.append(self._rows[-1:])
+            self._mark(trainer)
+        self._ended = time.perf_counter()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say what this process did: medians over the rows, the first left out where there are others."""
+        rows = self._rows[1:] or self._rows
+        if not rows:
             return
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        seconds = (time.perf_counter() - self._time) / steps
-        batch = data_of(trainer).batch_size
-        memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
-        row = (trainer.global_step, batch / seconds, seconds, memory)
-        self._records.append([dict(zip(self.columns, row, strict=True))])
-        self._mark(trainer)
+
+        def median(name: str) -> float | None:
+            values = [row[name] for row in rows if row[name] is not None]
+            return statistics.median(values) if values else None
+
+        parts = [f"{median('samples_per_second'):,.3g} samples/s"]
+        if (tflops := median("tflops")) is not None:
+            parts.append(f"{tflops:.3g} TFLOP/s a device")
+        if (mfu := median("mfu")) is not None:
+            parts.append(f"{mfu:.0%} of what it can do")
+        if memory := rows[-1]["peak_memory_gib"]:
+            parts.append(f"{memory:.1f} GiB at most")
+        print(f"throughput: {', '.join(parts)}, {median('waiting'):.0%} of the time between steps", flush=True)
