@@ -38,6 +38,23 @@ def test_every_product_is_counted() -> None:
     assert all(parameter.grad is None for parameter in net.parameters())
 
 
+def test_blocks_are_still_compiled_afterwards() -> None:
+    net = DiT(4, 2, 1, 16, 1, 2, num_classes=3)
+    seen: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> object:
+        seen.append(1)
+        return graph.forward
+
+    for block in net.blocks:
+        block.compile(backend=backend)
+    plain = flops(net, backward=False)
+    assert seen == []
+    net(torch.randn(1, 1, 4, 4), torch.zeros(1), torch.zeros(1, dtype=torch.long))
+    assert seen
+    assert flops(net, backward=False) == plain
+
+
 def test_rules_with_products_of_their_own_count_more() -> None:
     def of(rule: str) -> int:
         return flops(DiT(4, 2, 1, 16, 2, 2, residual=rule), backward=False)

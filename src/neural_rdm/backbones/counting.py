@@ -50,8 +50,10 @@ def flops(net: Backbone, tokens: int | None = None, backward: bool = True) -> in
     def empty(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, grad: bool = False) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, requires_grad=grad)
 
-    # the plain attention, because the counter does not know every fused one
-    with FakeTensorMode(), sdpa_kernel(SDPBackend.MATH), torch.set_grad_enabled(backward):
+    # Compiled blocks run as they were written: met inside these modes, their compiler would give them up for good. The
+    # plain attention, because the counter does not know every fused one.
+    eager = torch.compiler.set_stance("force_eager")
+    with eager, FakeTensorMode(), sdpa_kernel(SDPBackend.MATH), torch.set_grad_enabled(backward):
         state = {
             f"net.{name}": empty(tuple(value.shape), value.dtype, value.requires_grad)
             for name, value in chain(net.named_parameters(), net.named_buffers())
