@@ -86,13 +86,19 @@ def _fig5() -> Iterator[Job]:
 
 # -- Eq. 6: the gates of a trained network beside f and g^2
 
+#: the control of what is read over depth: the same network under another f and g^2
+COSINE = ("diffusion=cosine", "diffusion.process.prediction=epsilon")
 GATES = {
     "none (resnet)": ("residual=resnet",),
     "static": ("residual=gated",),
     "static, learning rate x 10": ("residual=gated", "optimizer.gate_lr_scale=10"),
     "time-conditioned": ("residual=gated", "residual.time_conditioned=true"),
     "time-conditioned, beta * z": ("residual=gated", "residual.time_conditioned=true", "residual.beta_form=linear"),
-}
+    "static, cosine schedule": ("residual=gated", *COSINE),
+    "time-conditioned, beta * z, cosine schedule": (
+        "residual=gated", "residual.time_conditioned=true", "residual.beta_form=linear", *COSINE,
+    ),
+}  # fmt: skip
 
 
 def _gates() -> Iterator[Job]:
