@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -76,10 +77,12 @@ def rank(a: Any, b: Any) -> float:
 
 
 def agreement(values: Sequence[Sequence[float]]) -> float:
-    """The mean correlation of two seeds."""
-    array = np.array(values)
-    array = array - array.mean(1, keepdims=True)
-    if len(array) < 2 or (array.std(1) == 0).any():
-        return 0.0
-    matrix = np.corrcoef(array)
-    return float(matrix[np.triu_indices(len(array), 1)].mean())
+    """The mean correlation (Pearson) of two seeds; NaN of profiles that do not move."""
+    return across(values, values)
+
+
+def across(one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> float:
+    """The mean correlation of a seed of one and a different seed of the other, seeds in the same order."""
+    found = [float(np.corrcoef(a, b)[0, 1]) for i, a in enumerate(one) for j, b in enumerate(other)
+             if i != j and np.std(a) > 0 and np.std(b) > 0]  # fmt: skip
+    return float(np.mean(found)) if found else math.nan

@@ -10,13 +10,15 @@ import numpy as np
 import torch
 
 from benchmarks.studies import figures, plan
-from benchmarks.studies.answers.answer import Answer, agreement, complete, mean_of, rank, seeds_of
+from benchmarks.studies.answers.answer import Answer, across, agreement, complete, mean_of, rank, seeds_of
 from benchmarks.studies.compare import compare, grouped, signed, told
 from benchmarks.studies.measures import TIMES
 from benchmarks.studies.rows import read
 from benchmarks.training import Row
 from neural_rdm.diffusion.schedules import Linear
 from neural_rdm.reports.tables import markdown_table
+
+LINEAR, OTHER = "time-conditioned, beta * z", ", cosine schedule"
 
 
 def gates(pictures: Path) -> Answer | None:
@@ -28,18 +30,22 @@ def gates(pictures: Path) -> Answer | None:
     depth_time = np.linspace(1.0, 0.0, units)  # the first unit at the noise, the last at the picture
     schedule = Linear()
     t = torch.from_numpy(depth_time)
-    g2, drift = schedule.g2(t).tolist(), schedule.f(t).tolist()
+    g2, drift = schedule.g2(t).tolist(), (-schedule.f(t)).tolist()  # both times -dt, which is above 0
     over_depth, over_time, drawn = [], [], {}
     for name in plan.GATES:
         mine = [r for r in rows if r["gates"] == name]
         row: dict[str, str] = {"gates": name}
         effective = [_over_times(r, "effective") for r in mine]
         if not name.startswith("none"):
-            alphas = [r["alpha"] for r in mine]
-            row["alpha with g^2"] = f"{mean_of([rank(a, g2) for a in alphas]):+}"
-            row["beta with f"] = f"{mean_of([rank(r['beta'], drift) for r in mine]):+}"
+            alphas, betas = [r["alpha"] for r in mine], [r["beta"] for r in mine]
+            row["alpha with g^2"] = f"{mean_of([rank(each, g2) for each in alphas]):+}"
+            row["beta with f dt"] = f"{mean_of([rank(each, drift) for each in betas]):+}"
             row["range of alpha"] = f"{min(map(min, alphas)):.3g} to {max(map(max, alphas)):.3g}"
-            row["between seeds"] = f"{agreement(alphas):+.2f}"
+            row["between seeds, alpha, beta"] = f"{agreement(alphas):+.2f}, {agreement(betas):+.2f}"
+            if under := [r for r in rows if r["gates"] == name + OTHER]:
+                row["between schedules, alpha, beta"] = ", ".join(
+                    f"{across([r[gate] for r in mine], [r[gate] for r in under]):+.2f}" for gate in ("alpha", "beta")
+                )
             drawn[name] = alphas
         row["alpha * g with g^2"] = f"{mean_of([rank(e.mean(0), g2) for e in effective]):+}"
         over_depth.append(row)
@@ -61,19 +67,27 @@ def gates(pictures: Path) -> Answer | None:
     static = [rank(r["alpha"], g2) for r in rows if r["gates"] == "static"]
     word = signed(static, "with it", "against it")
     seeds = agreement([r["alpha"] for r in rows if r["gates"] == "static"])
+    linear = [rank(r["beta"], drift) for r in rows if r["gates"] == LINEAR]
+    seeds_agree = agreement([r["beta"] for r in rows if r["gates"] == LINEAR])
+    schedules_agree = across(*([r["beta"] for r in rows if r["gates"] == name] for name in (LINEAR, LINEAR + OTHER)))
     short = (
         f"The static alphas of `gated` over depth have a rank correlation of {mean_of(static):+} with g^2 of the schedule "
-        f"({word if word != 'not settled' else 'its sign is not settled'}); those of two seeds correlate by {seeds:+.2f} with each other."
+        f"({word if word != 'not settled' else 'its sign is not settled'}); those of two seeds correlate by {seeds:+.2f} with each other. "
+        f"The beta of the drift form (`beta * z`) has {mean_of(linear):+} with f dt, but every schedule's f dt falls from the first unit to the "
+        f"last, so that any falling profile would: under another schedule the profile correlates by {schedules_agree:+.2f} with this one, where two "
+        f"seeds of one schedule have {seeds_agree:+.2f}."
     )
     body = f"""A DiT of width 32 with {units} units, {rows[0]["steps"]} steps of the linear schedule, {seeds_of(rows)}. Read as an ODE, unit i stands at
 time 1 - i / (N - 1): the first at the noise, the last at the picture; Eq. 6 would have alpha follow -1/2 g^2 dt (dt < 0 when
-denoising, so: rise and fall with g^2) and beta follow f dt. Only the shape can be compared, so the numbers are Spearman's rank
+denoising, so: rise and fall with g^2) and beta follow f dt (from above 0 down to 0). Only the shape can be compared, so the numbers are Spearman's rank
 correlations, means over seeds; +1 is the schedule's order. In DiT the block's own adaLN gate g multiplies the branch too:
 `alpha * g` is all that does, and the plain network has it as well, which is the control.
 
 {markdown_table(over_depth)}
 
-*between seeds*: the mean correlation (Pearson) of the alphas of two seeds: what all networks share, schedule or not.
+*between seeds*: the mean correlation (Pearson) of the profiles of two seeds, alpha and beta: what all networks share, whatever the
+schedule. *between schedules*: the same between this schedule and the cosine one, different seeds: if the gates took the shape of
+their schedule, it would be lower.
 
 Over the timestep that a network is given (rather than over depth), the mean over units:
 
