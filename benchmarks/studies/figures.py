@@ -80,22 +80,29 @@ def curves(
     return save(figure, path)
 
 
-def gates(profiles: Curves, schedule: Mapping[str, Sequence[float]], path: Path) -> Path:
-    """Gates over depth, a panel a kind, beside what a schedule would have there; both scaled to a mean square of 1
-    around their mean, since only the shape can be compared.
+def gates(profiles: Curves, schedule: Sequence[float], path: Path) -> Path:
+    """Gates over depth, a panel a kind, attentions and MLPs apart, beside what a schedule would have there; each scaled
+    to a standard deviation of 1 around its mean, since only the shape can be compared.
     """
-    figure = canvas(3.4 * len(profiles), 3.2)
-    for axes, (name, seeds) in zip(
-        figure.subplots(1, len(profiles), squeeze=False, sharey=True)[0], profiles.items(), strict=True
-    ):
-        tidy(axes).set_title(name, fontsize=9)
-        for values in seeds:
-            axes.plot(_standard(values), color=look(0)["color"], alpha=0.6, linewidth=1)
-        for index, (label, values) in enumerate(schedule.items()):
-            axes.plot(_standard(values), color=look(index + 1)["color"], linestyle="--", label=label)
-        axes.set_xlabel("unit, from the noise to the picture")
-    figure.axes[0].set_ylabel("standardised")
-    figure.axes[-1].legend(frameon=False, fontsize=8)
+    columns = min(4, len(profiles))
+    rows = math.ceil(len(profiles) / columns)
+    figure = canvas(3.2 * columns, 2.9 * rows)
+    every = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    for axes, (name, seeds) in zip(every.flat, profiles.items(), strict=False):
+        tidy(axes).set_title(name, fontsize=8)
+        for place, values in enumerate(seeds):
+            for kind, label in enumerate(("attentions", "MLPs")):
+                axes.plot(
+                    range(kind, len(values), 2), _standard(values[kind::2]), color=look(kind)["color"], alpha=0.6,
+                    linewidth=1, label=None if place else label,
+                )  # fmt: skip
+        axes.plot(_standard(schedule), color=ink(), linestyle="--", label="the schedule")
+        axes.set_xlabel("unit", fontsize=8)
+    for axes in every.flat[len(profiles) :]:
+        axes.set_visible(False)
+    for axes in every[:, 0]:
+        axes.set_ylabel("standardised")
+    every.flat[0].legend(frameon=False, fontsize=7)
     return save(figure, path)
 
 

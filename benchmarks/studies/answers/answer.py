@@ -76,11 +76,6 @@ def rank(a: Any, b: Any) -> float:
     return float(stats.spearmanr(a, b).statistic)
 
 
-def agreement(values: Sequence[Sequence[float]]) -> float:
-    """The mean correlation (Pearson) of two seeds; NaN of profiles that do not move."""
-    return across(values, values)
-
-
 def across(one: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> float:
     """The mean correlation of a seed of one and a different seed of the other, seeds in the same order."""
     found = [float(np.corrcoef(a, b)[0, 1]) for i, a in enumerate(one) for j, b in enumerate(other)

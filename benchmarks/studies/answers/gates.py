@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from benchmarks.studies import figures, plan
-from benchmarks.studies.answers.answer import Answer, across, agreement, complete, mean_of, rank, seeds_of
+from benchmarks.studies.answers.answer import Answer, across, complete, mean_of, rank, seeds_of
 from benchmarks.studies.compare import compare, grouped, signed, told
 from benchmarks.studies.measures import TIMES
 from benchmarks.studies.rows import read
@@ -38,16 +38,16 @@ def gates(pictures: Path) -> Answer | None:
         effective = [_over_times(r, "effective") for r in mine]
         if not name.startswith("none"):
             alphas, betas = [r["alpha"] for r in mine], [r["beta"] for r in mine]
-            row["alpha with g^2"] = f"{mean_of([rank(each, g2) for each in alphas]):+}"
-            row["beta with f dt"] = f"{mean_of([rank(each, drift) for each in betas]):+}"
+            row["alpha with g^2"] = f"{mean_of([ranks(each, g2) for each in alphas]):+}"
+            row["beta with f dt"] = f"{mean_of([ranks(each, drift) for each in betas]):+}"
             row["range of alpha"] = f"{min(map(min, alphas)):.3g} to {max(map(max, alphas)):.3g}"
-            row["between seeds, alpha, beta"] = f"{agreement(alphas):+.2f}, {agreement(betas):+.2f}"
+            row["between seeds, alpha, beta"] = f"{alike(alphas):+.2f}, {alike(betas):+.2f}"
             if under := [r for r in rows if r["gates"] == name + OTHER]:
                 row["between schedules, alpha, beta"] = ", ".join(
-                    f"{across([r[gate] for r in mine], [r[gate] for r in under]):+.2f}" for gate in ("alpha", "beta")
+                    f"{alike([r[gate] for r in mine], [r[gate] for r in under]):+.2f}" for gate in ("alpha", "beta")
                 )
-            drawn[name] = alphas
-        row["alpha * g with g^2"] = f"{mean_of([rank(e.mean(0), g2) for e in effective]):+}"
+            drawn[name] = alphas if not name.startswith("time-conditioned, beta") else betas
+        row["alpha * g with g^2"] = f"{mean_of([ranks(e.mean(0), g2) for e in effective]):+}"
         over_depth.append(row)
         along = [float(np.mean([rank(e[:, i], schedule_at(schedule)) for i in range(units)])) for e in effective]
         own = [_over_times(r, "own") for r in mine]
@@ -61,15 +61,15 @@ def gates(pictures: Path) -> Answer | None:
                 "how far alpha moves over t": f"{mean_of(moves)}",
             }
         )
-    figures.gates(drawn, {"g^2, depth read as time": g2}, pictures / "gates.png")
+    figures.gates(drawn, g2, pictures / "gates.png")
     quality = compare(grouped(rows, "frechet_pixels", lambda r: r["gates"]), "none (resnet)")
     loss = compare(grouped(rows, "val_loss", lambda r: r["gates"]), "none (resnet)")
-    static = [rank(r["alpha"], g2) for r in rows if r["gates"] == "static"]
+    static = [ranks(r["alpha"], g2) for r in rows if r["gates"] == "static"]
     word = signed(static, "with it", "against it")
-    seeds = agreement([r["alpha"] for r in rows if r["gates"] == "static"])
-    linear = [rank(r["beta"], drift) for r in rows if r["gates"] == LINEAR]
-    seeds_agree = agreement([r["beta"] for r in rows if r["gates"] == LINEAR])
-    schedules_agree = across(*([r["beta"] for r in rows if r["gates"] == name] for name in (LINEAR, LINEAR + OTHER)))
+    seeds = alike([r["alpha"] for r in rows if r["gates"] == "static"])
+    linear = [ranks(r["beta"], drift) for r in rows if r["gates"] == LINEAR]
+    seeds_agree = alike([r["beta"] for r in rows if r["gates"] == LINEAR])
+    schedules_agree = alike(*([r["beta"] for r in rows if r["gates"] == name] for name in (LINEAR, LINEAR + OTHER)))
     short = (
         f"The static alphas of `gated` over depth have a rank correlation of {mean_of(static):+} with g^2 of the schedule "
         f"({word if word != 'not settled' else 'its sign is not settled'}); those of two seeds correlate by {seeds:+.2f} with each other. "
@@ -80,7 +80,7 @@ def gates(pictures: Path) -> Answer | None:
     body = f"""A DiT of width 32 with {units} units, {rows[0]["steps"]} steps of the linear schedule, {seeds_of(rows)}. Read as an ODE, unit i stands at
 time 1 - i / (N - 1): the first at the noise, the last at the picture; Eq. 6 would have alpha follow -1/2 g^2 dt (dt < 0 when
 denoising, so: rise and fall with g^2) and beta follow f dt (from above 0 down to 0). Only the shape can be compared, so the numbers are Spearman's rank
-correlations, means over seeds; +1 is the schedule's order. In DiT the block's own adaLN gate g multiplies the branch too:
+correlations within attentions and within MLPs, means over seeds; +1 is the schedule's order. In DiT the block's own adaLN gate g multiplies the branch too:
 `alpha * g` is all that does, and the plain network has it as well, which is the control.
 
 {markdown_table(over_depth)}
@@ -97,7 +97,7 @@ Over the timestep that a network is given (rather than over depth), the mean ove
 
 **What other gates do to the result.** Loss: {told(loss)} Distance: {told(quality)}
 
-![Static alphas over depth, a line a seed, and g^2](gates.png)"""
+![Static alphas over depth (beta where it multiplies z), a line a seed, attentions and MLPs apart; and what the schedule would have](gates.png)"""
     verdict = {
         "with it": "the order over depth agrees",
         "against it": "does not hold: the order over depth is the other way",
@@ -113,6 +113,19 @@ Over the timestep that a network is given (rather than over depth), the mean ove
         "gates.csv",
         ["gates.png"],
     )
+
+
+def ranks(values: Any, other: Any) -> float:
+    """The rank correlation within the attentions and within the MLPs, which take turns, the mean of both: the two kinds
+    have gates of different sizes, which is nothing of depth.
+    """
+    return float(np.mean([rank(values[kind::2], other[kind::2]) for kind in (0, 1)]))
+
+
+def alike(one: Any, other: Any = None) -> float:
+    """The mean correlation of two different seeds, within each kind."""
+    other = one if other is None else other
+    return float(np.mean([across([a[kind::2] for a in one], [b[kind::2] for b in other]) for kind in (0, 1)]))
 
 
 def schedule_at(schedule: Linear) -> list[float]:
