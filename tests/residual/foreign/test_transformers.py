@@ -120,7 +120,7 @@ def test_the_probe_measures_entry_and_exit_of_every_unit() -> None:
     net.double()
     inputs = cast(inputs, torch.float64)
     moved(net)
-    with probe(net) as rows:
+    with probe(net, branches=True) as rows:
         run(net, inputs)[0].square().sum().backward()
     entries, exits = [], []
 
@@ -136,12 +136,10 @@ def test_the_probe_measures_entry_and_exit_of_every_unit() -> None:
     want = torch.stack(
         [torch.stack([z.grad.square().sum() for z in pair]) for pair in zip(entries, exits, strict=True)]
     )
-    torch.testing.assert_close(rows.grad, want, rtol=1e-9, atol=0)
-    with (
-        pytest.raises(ValueError, match=r"probe\(branches=True\): not where a block was rewritten"),
-        probe(net, branches=True),
-    ):
-        run(net, inputs)
+    torch.testing.assert_close(rows.grad[:, :2], want, rtol=1e-9, atol=0)
+    # beta and alpha act behind the branch: on the direct way the gradient is the exit's, and the rest came by the branch
+    rest = torch.stack([(z.grad - out.grad).square().sum() for z, out in zip(entries, exits, strict=True)])
+    torch.testing.assert_close(rows.grad[:, 2:], torch.stack([rest, want[:, 1]], dim=1), rtol=1e-9, atol=0)
 
 
 def test_gates_fold_into_diffusers_own_class() -> None:
