@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from neural_rdm.pipelines.network import PipelineNet
 
 
-
 def complete(overrides: list[str], _: object = None) -> list[str]:
     """Name the output folder after the model's; refuse a folder that cannot be looked into, before torch is loaded.
 
@@ -123,7 +122,9 @@ def _encoded(cfg: DictConfig, source: Folder, device: Any) -> Iterator[Tensor]:
 
     stage, vae = first_stage(source), source.config("vae")
     if vae is None and source.channels not in (1, 3):
-        raise ConfigError(f"images={cfg.images}: {cfg.model} has no autoencoder; pass the pipeline's folder, or latents")
+        raise ConfigError(
+            f"images={cfg.images}: {cfg.model} has no autoencoder; pass the pipeline's folder, or latents"
+        )
     found = open_samples(cfg.images)
     channels = source.channels if vae is None else vae.get("in_channels", 3)
     for i, (pixels, _) in enumerate(found.batches(cfg.batch_size, range(min(cfg.samples, len(found))))):

@@ -51,12 +51,12 @@ def t5() -> Any:
     return transformers.T5EncoderModel(config)
 
 
-def vae(width: int = 16) -> Any:
-    """A random autoencoder: grey pixels 8 x 8 to 4 channels of 4 x 4 cells."""
+def vae(width: int = 16, colours: int = 1) -> Any:
+    """A random autoencoder: pixels 8 x 8 to 4 channels of 4 x 4 cells."""
     import diffusers
 
     return diffusers.AutoencoderKL(
-        in_channels=1, out_channels=1, latent_channels=4, block_out_channels=(width, width), norm_num_groups=4,
+        in_channels=colours, out_channels=colours, latent_channels=4, block_out_channels=(width, width), norm_num_groups=4,
         down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, sample_size=8,
         scaling_factor=0.5,
     )  # fmt: skip

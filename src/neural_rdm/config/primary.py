@@ -221,7 +221,7 @@ class Convert:
 
     run: str
     experiment: str | None
-    to: Literal["official", "diffusers", "hub"]
+    to: Literal["official", "diffusers", "gates", "hub"]
     weights: Weights
     push: str | None
 

@@ -1,11 +1,11 @@
 """What a network's own noisy batches say of every unit: sensitivity, stream, and what is lost without it.
 
-    reading = Thermometer(gate(pipe.transformer))
-    with reading.batch(timesteps):
-        loss(...).mean().backward()
-    with torch.no_grad():
-        reading.look(500, lambda: loss(...).mean())
-    reading.write("folder")
+reading = Thermometer(gate(pipe.transformer))
+with reading.batch(timesteps):
+    loss(...).mean().backward()
+with torch.no_grad():
+    reading.look(500, lambda: loss(...).mean())
+reading.write("folder")
 """
 
 from __future__ import annotations

@@ -9,11 +9,16 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from neural_rdm.config import reader
+from neural_rdm.config.check import config_dir
+from neural_rdm.config.compose import parse
+from neural_rdm.config.grammar import written
 from neural_rdm.core.errors import ConfigError, first_line
 
 INDEX = "model_index.json"
@@ -174,7 +179,9 @@ def read_folder(path: str | Path, key: str) -> Folder:
 
 def _network(path: Path, key: str) -> tuple[Family, dict[str, Any]]:
     if not (path / "config.json").is_file():
-        raise ConfigError(f"{key}={path}: neither {INDEX} nor config.json lies in it; save_pretrained writes one", key=key)
+        raise ConfigError(
+            f"{key}={path}: neither {INDEX} nor config.json lies in it; save_pretrained writes one", key=key
+        )
     config = _read(path / "config.json")
     kind = str(config.get("_class_name")).removeprefix("Gated")
     if kind not in FAMILIES:
@@ -215,7 +222,10 @@ def process_of(folder: Folder) -> dict[str, Any]:
         if folder.family.network == "UNet2DConditionModel":
             scheduler |= {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
     total = scheduler.get("num_train_timesteps", 1000)
-    if str(scheduler.get("_class_name")).startswith("FlowMatch") or scheduler.get("prediction_type") == "flow_prediction":
+    if (
+        str(scheduler.get("_class_name")).startswith("FlowMatch")
+        or scheduler.get("prediction_type") == "flow_prediction"
+    ):
         shift = 1.0 if scheduler.get("use_dynamic_shifting") else float(scheduler.get("shift", 1.0))
         times = {"diffusion.logit_mean": round(math.log(shift), 6)}
         return {"diffusion": "flow", "sampler": "euler", **times, "diffusion.process.num_timesteps": total}
@@ -255,6 +265,34 @@ def stage_of(folder: Folder) -> dict[str, Any]:
         "first_stage.downsample": 2 ** (len(vae["block_out_channels"]) - 1),
         "first_stage.channels": vae["latent_channels"],
     }
+
+
+def completed(overrides: list[str]) -> list[str]:
+    """The overrides of a training command with what `pipeline=FOLDER` stands for in front, except what is typed.
+
+    Raises:
+        ConfigError: see `settings`.
+    """
+    parsed = parse(overrides)
+    typed = {o.key_or_group: None if o.is_delete() or o.is_sweep_override() else o.value() for o in parsed}
+    if typed.get("pipeline") is None or "resume" in typed:
+        return overrides
+    folder = read_folder(str(typed["pipeline"]), "pipeline")
+    keys = {k: v for k, v in settings(folder).items() if k not in typed and k.partition(".")[0] not in typed}
+    cell, side = keys.get("first_stage.downsample", typed.get("first_stage.downsample", 1)), folder.side
+    if "data.image_size" in typed:
+        keys["backbone.input_size"] = int(str(typed["data.image_size"])) // int(str(cell))
+    elif side is not None and "backbone.input_size" not in typed and _is_sized(str(typed.get("data", "coco"))):
+        keys["data.image_size"] = side * int(str(cell))
+    return [*(f"{'++' if '.' in k else ''}{k}={written(v)}" for k, v in keys.items()), *overrides]
+
+
+def _is_sized(data: str) -> bool:
+    """Whether a choice of `data` says how large its pictures become."""
+    file = config_dir() / "data" / f"{data}.yaml"
+    target = re.search(r"(?m)^_target_:\s*(\S+)", file.read_text(encoding="utf-8")) if file.is_file() else None
+    read = reader.signature(target[1]) if target else None
+    return read is not None and "image_size" in read.arguments
 
 
 def settings(folder: Folder) -> dict[str, Any]:

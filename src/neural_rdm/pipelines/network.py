@@ -15,6 +15,7 @@ from neural_rdm.core.errors import CheckpointError, first_line
 from neural_rdm.pipelines.folder import Folder, read_folder
 from neural_rdm.residual import Residual, Unit, gate_names
 from neural_rdm.residual.gating import gate
+from neural_rdm.surgery.adapter import Adapter, adapts
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 #: the lists of blocks of these networks, in run order
@@ -99,11 +100,35 @@ class PipelineNet(Backbone):
         for name, unit in self.net.unit_order():
             yield f"net.{name}", unit
 
+    def in_pipeline(self) -> Any:
+        """The pipeline of its folder with this network, gates and all, in the place of its own."""
+        import diffusers
+
+        kind = getattr(diffusers, str(self.folder.pipeline))
+        options = {str(self.folder.part): self.net, "local_files_only": True, "low_cpu_mem_usage": False}
+        return kind.from_pretrained(self.folder.path, **options)
+
     def predict(self, x: Tensor, t: Tensor, y: Tensor | None, context: Tensor | None, mask: Tensor | None) -> Tensor:
         """What the pipeline's network predicts of latents [B, C, h, w]."""
         with torch.autocast(x.device.type, self.dtype, enabled=self.dtype != torch.float32):
             found: Tensor = self._call(self, x, t, y if context is None else context, mask)
         return found
+
+
+@adapts(PipelineNet)
+class PipelineAdapter(Adapter[PipelineNet]):
+    """Folded, it is diffusers' own network."""
+
+    no_official = "its official layout is that of diffusers; use to=diffusers, or to=gates"
+    no_diffusers = None
+
+    def plain(self) -> nn.Module:
+        """The network of diffusers itself."""
+        return self.model.net
+
+    def to_diffusers(self, plain: nn.Module) -> Any:
+        """What folding has left is diffusers' already."""
+        return plain
 
 
 def load_network(folder: Folder) -> Any:
@@ -128,7 +153,7 @@ def load_network(folder: Folder) -> Any:
         raise CheckpointError(f"{where}: cannot load the {kind.__name__} ({first_line(error)})") from error
     if info["missing_keys"]:  # diffusers would go on with random numbers
         raise CheckpointError(f"{where}: the file of weights lacks {sorted(info['missing_keys'])[0]}")
-    return net
+    return net.train()
 
 
 # -- how each class of networks is called: (net, x, t, condition, mask) -> prediction
@@ -155,7 +180,12 @@ def _pixart(own: PipelineNet, x: Tensor, t: Tensor, text: Tensor | None, mask: T
         size["resolution"] = x.new_tensor([8.0 * height, 8.0 * width]).expand(len(x), 2)
         size["aspect_ratio"] = x.new_tensor([height / width]).expand(len(x), 1)
     return own.net(
-        x, encoder_hidden_states=text, encoder_attention_mask=mask, timestep=t, added_cond_kwargs=size, return_dict=False
+        x,
+        encoder_hidden_states=text,
+        encoder_attention_mask=mask,
+        timestep=t,
+        added_cond_kwargs=size,
+        return_dict=False,
     )[0]
 
 
