@@ -1,8 +1,8 @@
 """What gates cost in the blocks of others at their real width: Flux, Stable Diffusion 3 and Wan 2.1 (1.3 B).
 
-One block of each runs forward and backward, its weights frozen, as when gates alone are trained: the gradient of its
-input is asked for, those of the weights are not. The whole block's time is far too noisy to show what a gate costs, so
-one addition is timed by itself, with and without a gate, and its extra time is multiplied by the additions in the block.
+One block of each runs forward and backward with frozen weights, as when gates alone are trained: the gradient of its
+input is asked for, not those of the weights. A block's own time is far too noisy to show what a gate costs, so one
+addition is timed by itself, with and without a gate, and its extra time is multiplied by the additions in the block.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from neural_rdm.reports.tables import markdown_table
 from neural_rdm.residual import Residual, Unit, make_plain, units
 from neural_rdm.residual.foreign.blocks import added
 from neural_rdm.residual.gating import gate
+from neural_rdm.surgery.folding import without_gates
 
-ROUNDS, REPEATS, BLOCK_ROUNDS = 21, 4, 3
+ROUNDS, REPEATS, BLOCK_ROUNDS = 21, 4, 2
 IMAGE, TEXT = 256, 64
 GATES = {"alpha and beta": Residual("gated"), "alpha alone": Residual("gated", beta_form="none")}
 
@@ -126,8 +127,6 @@ def measured(name: str, make: Callable[[], Any], dtype: torch.dtype) -> list[dic
                 "saved_share": kept / plain - 1,
             }
         )
-        from neural_rdm.surgery.folding import without_gates
-
         without_gates(holder)
     return rows
 

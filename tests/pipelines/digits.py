@@ -1,7 +1,6 @@
-"""The proof of fine-tuning, from nothing: an autoencoder and a base that are trained on some digits, then gates alone on
-the others.
+"""The proof of fine-tuning, from nothing: an autoencoder and a base trained on some digits, then gates on others.
 
-    python -m tests.pipelines.digits sd3 FOLDER
+python -m tests.pipelines.digits sd3 FOLDER
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from tests.pipelines import tiny
 OLD, NEW = range(5), range(5, 10)
 #: of every run
 COMMON = (
-    "data=coco", "data.image_size=8", "data.num_workers=0", "data.batch_size=64", "data.flip=false", "trainer=cpu",
+    "data=coco", "data.image_size=8", "data.num_workers=0", "data.batch_size=32", "data.flip=false", "trainer=cpu",
     "trainer.num_threads=1", "logger=csv", "callbacks.ema.decay=0.99", "callbacks.samples.per_class=1",
     "sampler.cfg_scale=3", "sampler.steps=20", "condition.max_length=12", "log_every_n_steps=20",
     "exp=diffusers_finetune",
@@ -88,7 +87,7 @@ def losses(run: Path) -> list[float]:
 
 def base(name: str, folder: Path, steps: int) -> Path:
     """A pipeline whose network knows the old digits alone."""
-    random = tiny.saved(name, folder / "random", autoencoder=trained_vae(), width=64, depth=3)
+    random = tiny.saved(name, folder / "random", autoencoder=trained_vae(), width=32, depth=3)
     root = tree(folder / "old", OLD)
     command(
         "train", *COMMON, f"pipeline={random}", f"data.root={root}", "residual=resnet",
@@ -96,7 +95,7 @@ def base(name: str, folder: Path, steps: int) -> Path:
         "callbacks.samples.every_n_steps=100000", f"callbacks.validation.every_n_steps={steps // 4}",
         "~callbacks.sensitivity", "hydra.run.dir=base", cwd=folder,
     )  # fmt: skip
-    command("convert", "run=base", "to=diffusers", "accelerator=cpu", "hydra.run.dir=network", cwd=folder)
+    command("convert", "run=base", "to=diffusers", "hydra.run.dir=network", cwd=folder)
     import diffusers
 
     pipe = diffusers.DiffusionPipeline.from_pretrained(random, local_files_only=True)
@@ -118,6 +117,30 @@ def finetuned(pipeline: Path, folder: Path, steps: int, *options: str) -> Path:
     )  # fmt: skip
     command("convert", "run=gates", "to=gates", "hydra.run.dir=adapter", cwd=folder)
     return folder / "gates"
+
+
+def losses_of_base(pipeline: Path, folder: Path) -> float:
+    """The validation loss of the base itself on the new digits: that of a run that does not move."""
+    command(
+        "train", *COMMON, f"pipeline={pipeline}", f"data.root={folder / 'new'}", "trainer.max_steps=1",
+        "optimizer.lr=1e-9", "callbacks.samples.every_n_steps=100000", "callbacks.validation.every_n_steps=1",
+        "~callbacks.sensitivity", "hydra.run.dir=still", cwd=folder,
+    )  # fmt: skip
+    return losses(folder / "still")[-1]
+
+
+def by_class(x: torch.Tensor) -> torch.Tensor:
+    """The mean picture of each of five classes, from as many of each in a row."""
+    return x.unflatten(0, (5, -1)).mean(dim=1)
+
+
+def means(digits: range) -> torch.Tensor:
+    """The mean picture [5, 1, 8, 8] of some real digits, in [-1, 1]."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    x = torch.from_numpy(found.images).float() / 8 - 1
+    return torch.stack([x[torch.from_numpy(found.target == d)].mean(dim=0)[None] for d in digits])
 
 
 def drawn(pipeline: Path, part: str, gates: Path | None, said: list[str], scale: float = 1.0) -> torch.Tensor:
@@ -150,9 +173,9 @@ def main(name: str, folder: Path) -> None:
     from neural_rdm.reports.grids import save_grid
 
     folder.mkdir(parents=True)
-    pipeline = base(name, folder, 1200)
+    pipeline = base(name, folder, 600)
     print("base", losses(folder / "base"))
-    run = finetuned(pipeline, folder, 600)
+    run = finetuned(pipeline, folder, 300)
     print("gates", losses(run))
     part = "unet" if name == "sd" else "transformer"
     said = [caption("a handwritten {word}", d) for d in NEW for _ in range(4)]

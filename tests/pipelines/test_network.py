@@ -40,8 +40,10 @@ def first_call(folder: Path, said: list[str]) -> tuple[dict[str, Any], Tensor]:
     seen: list[tuple[dict[str, Any], Tensor]] = []
 
     def note(_: Any, args: tuple[Tensor, ...], given: dict[str, Any], out: Any) -> None:
-        names = dict(zip(("hidden_states" if net is not getattr(pipe, "unet", None) else "sample", "timestep"), args))
-        seen.append(({**names, **given}, out[0] if isinstance(out, tuple) else out.sample))
+        names = ("sample" if folder.name == "sd" else "hidden_states", "timestep")
+        seen.append(
+            ({**dict(zip(names, args, strict=False)), **given}, out[0] if isinstance(out, tuple) else out.sample)
+        )
 
     net.register_forward_hook(note, with_kwargs=True)
     more = {"max_sequence_length": 12} if folder.name in ("sd3", "flux") else {}
@@ -104,7 +106,7 @@ def test_gates_and_norms_train_beside_frozen_weights(folder: Path) -> None:
     freeze(net, "gates+norms")
     trained = {name for name, p in net.named_parameters() if p.requires_grad}
     assert gates < trained
-    rest = [name for name in trained - gates]
+    rest = trained - gates
     assert rest
     assert all("norm" in n or "scale_shift_table" in n or "adaln" in n for n in rest)
     assert not any(n.endswith(("to_q.weight", "linear.weight", "proj.weight")) for n in rest)

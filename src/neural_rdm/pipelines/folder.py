@@ -22,6 +22,7 @@ from neural_rdm.config.grammar import written
 from neural_rdm.core.errors import ConfigError, first_line
 
 INDEX = "model_index.json"
+EXPERIMENT = "diffusers_finetune"
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Family:
         pipelines: the classes of pipelines that hold one.
         shows: what conditions it: `text`, `classes`, or nothing.
         flow: it is told the times of a flow, and predicts its velocity, where no scheduler says so.
-        widths: keys of its configuration: the width of a text's tokens, then that of the pooled text where it reads one.
+        widths: keys of its configuration: the width of a text's tokens, and of the pooled text where it reads one.
         tokens: of a text for its T5; 0 where it has none.
         side: of its latents, where its configuration does not say.
     """
@@ -168,8 +169,8 @@ def read_folder(path: str | Path, key: str) -> Folder:
         if kind not in family.pipelines:
             known = ", ".join(p for f in FAMILIES.values() for p in f.pipelines)
             raise ConfigError(
-                f"{key}={path} is a {kind}, which is not one of {known}. docs/diffusers.md shows how gates are put into "
-                "any other network of diffusers, and trained, in one's own script",
+                f"{key}={path} is a {kind}, which is not one of {known}. docs/diffusers.md shows how gates are put "
+                "into any other network of diffusers, and trained, in one's own script",
                 key=key,
             )
         return Folder(path, part, family, network, kind, parts)
@@ -179,9 +180,7 @@ def read_folder(path: str | Path, key: str) -> Folder:
 
 def _network(path: Path, key: str) -> tuple[Family, dict[str, Any]]:
     if not (path / "config.json").is_file():
-        raise ConfigError(
-            f"{key}={path}: neither {INDEX} nor config.json lies in it; save_pretrained writes one", key=key
-        )
+        raise ConfigError(f"{key}={path}: it holds neither {INDEX} nor config.json of save_pretrained", key=key)
     config = _read(path / "config.json")
     kind = str(config.get("_class_name")).removeprefix("Gated")
     if kind not in FAMILIES:
@@ -275,6 +274,8 @@ def completed(overrides: list[str]) -> list[str]:
     """
     parsed = parse(overrides)
     typed = {o.key_or_group: None if o.is_delete() or o.is_sweep_override() else o.value() for o in parsed}
+    if typed.get("exp") == EXPERIMENT and typed.get("pipeline") is None and "resume" not in typed:
+        raise ConfigError(f"which pipeline? exp={EXPERIMENT} needs pipeline=FOLDER, one with {INDEX}", key="pipeline")
     if typed.get("pipeline") is None or "resume" in typed:
         return overrides
     folder = read_folder(str(typed["pipeline"]), "pipeline")
