@@ -210,6 +210,7 @@ def test_lora_of_peft_stands_beside_gates(first: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
 def test_group_offloading_takes_gates_along(kind: str) -> None:
+    pytest.importorskip("accelerate", reason="diffusers offloads with accelerate, no dependency of this project")
     net, inputs = theirs()
     gate(net)
     moved(net)
