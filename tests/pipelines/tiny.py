@@ -59,7 +59,7 @@ def vae(width: int = 16, colours: int = 1) -> Any:
         in_channels=colours, out_channels=colours, latent_channels=4, block_out_channels=(width, width),
         norm_num_groups=4,
         down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, sample_size=8,
-        scaling_factor=0.5,
+        scaling_factor=0.5, shift_factor=0.0,
     )  # fmt: skip
 
 
