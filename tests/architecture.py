@@ -17,8 +17,8 @@ PAGE = ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- rooms -->\n", "<!-- end of rooms -->"
 FLOORS = {
     "core": 0, "config": 1, "media": 1, "residual": 1, "backbones": 2, "diffusion": 2, "metrics": 2, "conditioning": 3,
-    "dynamics": 3, "latents": 3, "surgery": 3, "data": 4, "reports": 4, "evaluation": 5, "training": 6, "runs": 7,
-    "cli": 8,
+    "dynamics": 3, "latents": 3, "surgery": 3, "data": 4, "pipelines": 4, "reports": 4, "evaluation": 5, "training": 6,
+    "runs": 7, "cli": 8,
 }  # fmt: skip
 COMMANDS = {p.stem for p in PACKAGE.glob("*.py")} - {"__init__", "__main__"}
 TOP = max(FLOORS.values()) + 1  # of the commands

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from neural_rdm.cli.app import main, print_paths
+from neural_rdm.core.errors import ConfigError
 from neural_rdm.core.files import write_atomically, write_text
 from neural_rdm.runs.load import inherit
 
@@ -47,6 +48,10 @@ def convert(cfg: DictConfig, folder: Path) -> int:
         if cfg.push is not None:
             print(f"uploaded: {push(folder, cfg.push)}")
         return 0
+    if cfg.to == "gates":
+        print("wrote:")
+        print_paths([_gates(run, folder / "gates.safetensors")])
+        return 0
     if cfg.to == "diffusers":
         network: Any = to_diffusers(run.net)  # diffusers does not declare its methods
         network.save_pretrained(folder)
@@ -66,6 +71,24 @@ def convert(cfg: DictConfig, folder: Path) -> int:
     print("wrote:")
     print_paths(paths)
     return 0
+
+
+def _gates(run: LoadedRun, path: Path) -> Path:
+    """Write the gates alone.
+
+    Raises:
+        ConfigError: they do not belong to the weights that the run started from, or there are none.
+    """
+    from neural_rdm.surgery.gates import save_gates
+
+    if run.config.train_only != "gates":
+        raise ConfigError(
+            f"to=gates writes gates that belong to frozen weights, and run={run.folder} has train_only="
+            f"{run.config.train_only}; use to=diffusers or to=hub"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_gates(getattr(run.net, "net", run.net), path)
+    return path
 
 
 def _save(path: Path, state: Mapping[str, Tensor]) -> None:

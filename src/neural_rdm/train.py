@@ -98,6 +98,12 @@ def train(cfg: DictConfig, folder: Path) -> int:
             f"the data are {list(data.sample_shape)} but the network takes {list(shape)}; "
             "set backbone.in_channels, backbone.input_size and, for clips, backbone.num_frames"
         )
+    cell = module.first_stage.downsample
+    if module.encode and data.space == "pixels" and data.sample_shape[-1] != cell * shape[-1]:
+        raise ConfigError(
+            f"the data are {data.sample_shape[-1]} pixels wide, behind the first stage {data.sample_shape[-1] // cell} "
+            f"cells, but the network takes {shape[-1]}; pass backbone.input_size={data.sample_shape[-1] // cell}"
+        )
     report = build.build(cfg.metric, "metric") if cfg.metric is not None else None
     if report is not None:
         report.check(
@@ -161,6 +167,13 @@ def _fit_and_report(
     return 0
 
 
+def complete(overrides: list[str], folders: object = None) -> list[str]:
+    """Put what a pipeline says in front of the overrides; see `pipelines.folder.completed`."""
+    from neural_rdm.pipelines.folder import completed
+
+    return completed(overrides)
+
+
 def _measure_scale(first_stage: Autoencoder, data: DataModule, cfg: DictConfig, folder: Path) -> None:
     """Measure the scale of the latents on the first training batch, the same on every rank, and write it down: from now
     on it is a number of this run's configuration.
@@ -205,4 +218,4 @@ def _announce(cfg: DictConfig, net: Backbone, samples: int, folder: Path, checkp
 
 
 if __name__ == "__main__":
-    main("train", train)
+    main("train", train, complete)

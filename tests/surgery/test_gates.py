@@ -157,6 +157,70 @@ def test_gates_are_merged_into_a_live_network() -> None:
     assert torch.equal(run(net, inputs), before)
 
 
+def test_several_adapters_add_up(tmp_path: Path) -> None:
+    plain, inputs = theirs()
+    files, nets = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"], []
+    for file in files:
+        net = gate(copy.deepcopy(plain), Residual("gated"))
+        moved(net)
+        save_gates(net, file)
+        nets.append(dict(net.named_parameters()))
+    both = load_gates(copy.deepcopy(plain), {str(files[0]): 0.5, str(files[1]): 2.0})
+    for name, p in both.named_parameters():
+        if is_gate(name):
+            start = float(name.endswith("alpha"))
+            want = start + 0.5 * (nets[0][name] - start) + 2.0 * (nets[1][name] - start)
+            torch.testing.assert_close(p, want)
+    base = run(copy.deepcopy(plain), inputs)
+    assert torch.equal(run(load_gates(both, {str(f): 1.0 for f in files}, scale=0), inputs), base)
+    save_gates(gate(copy.deepcopy(plain), "rezero"), files[1])
+    with pytest.raises(CheckpointError, match=r"b\.safetensors holds gates of Residual\('rezero'\), and .*a\.safetens"):
+        load_gates(plain, {str(f): 1.0 for f in files})
+    with pytest.raises(ValueError, match="no file of gates"):
+        load_gates(plain, {})
+    assert torch.equal(run(plain, inputs), base)
+
+
+@pytest.mark.parametrize("first", ["gates", "lora"])
+def test_lora_of_peft_stands_beside_gates(first: str, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft", reason="peft is no dependency of this project")
+    plain, inputs = theirs()
+    net = copy.deepcopy(plain)
+    lora = peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights="gaussian")
+    if first == "gates":
+        gate(net)
+    net.add_adapter(lora, "lora")
+    if first == "lora":
+        gate(net)
+    assert torch.equal(run(net, inputs), run(plain, inputs))
+    with torch.no_grad():
+        for name, p in net.named_parameters():
+            if is_gate(name) or ".lora_" in name:
+                p.add_(0.1 * torch.randn_like(p))
+    save_gates(net, tmp_path / "gates.safetensors")
+    net.save_lora_adapter(tmp_path, adapter_name="lora")
+    where = {"weight_name": "pytorch_lora_weights.safetensors", "adapter_name": "lora", "prefix": None}
+    if first == "gates":
+        load_gates(plain, tmp_path / "gates.safetensors")
+    plain.load_lora_adapter(tmp_path, **where)
+    if first == "lora":
+        load_gates(plain, tmp_path / "gates.safetensors")
+    assert torch.equal(run(plain, inputs), run(net, inputs))
+
+
+@pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
+def test_group_offloading_takes_gates_along(kind: str) -> None:
+    pytest.importorskip("accelerate", reason="diffusers offloads with accelerate, no dependency of this project")
+    net, inputs = theirs()
+    gate(net)
+    moved(net)
+    want = run(net, inputs)
+    groups = {"num_blocks_per_group": 1} if kind == "block_level" else {}
+    cpu = torch.device("cpu")
+    net.enable_group_offload(onload_device=cpu, offload_device=cpu, offload_type=kind, **groups)
+    assert torch.equal(run(net, inputs), want)
+
+
 def test_gates_move_between_two_processes(tmp_path: Path) -> None:
     net, inputs = theirs()
     gate(net)

@@ -62,6 +62,11 @@ class TextEncoder:
         #: the tokens of the captions that were used last; the null prompt is never forgotten
         self._recent: OrderedDict[str, Tensor] = OrderedDict()
 
+    @property
+    def rows(self) -> int:
+        """Rows of an encoded text."""
+        return self.max_length
+
     def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Captions [B] -> context float32 [B, L, dim], zero behind a caption's tokens, and bool mask [B, L] of them.
 
@@ -76,8 +81,8 @@ class TextEncoder:
             known[text] = made
             self._keep(text, made)
         self.remember(known)
-        context = torch.zeros(len(captions), self.max_length, self.dim)
-        mask = torch.zeros(len(captions), self.max_length, dtype=torch.bool)
+        context = torch.zeros(len(captions), self.rows, self.dim)
+        mask = torch.zeros(len(captions), self.rows, dtype=torch.bool)
         for row, text in enumerate(captions):
             tokens = known[text]
             assert tokens is not None

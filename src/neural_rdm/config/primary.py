@@ -125,6 +125,35 @@ class Lens(OfRun):
 
 
 @dataclass
+class Inspect:
+    """The primary configuration of `python -m neural_rdm.inspect`."""
+
+    model: str
+    #: the folder's name, which names the output folder; filled in, never typed
+    name: str | None
+    images: str | None
+    latents: str | None
+    prompts: list[str] | None
+    classes: list[Natural] | None
+    samples: Count
+    batch_size: Count
+    time_bins: Count
+    times: list[float]
+    dtype: Literal["float32", "bfloat16"]
+    seed: Seed
+    accelerator: Accelerator
+
+    def check(self) -> Problem | None:
+        """One kind of samples, and noise levels that are shares."""
+        if (self.images is None) == (self.latents is None):
+            return Problem("images", "look with what? Pass images=FOLDER (or .npz), or latents=FILE")
+        if not all(0 <= share <= 1 for share in self.times):
+            return Problem("times", f"{list(self.times)} must be shares of the timesteps in [0, 1], such as [0.1,0.5]")
+        empty = [key for key in ("prompts", "classes") if getattr(self, key) == []]
+        return Problem(empty[0], f"[]: give some, or leave {empty[0]} out") if empty else None
+
+
+@dataclass
 class Report:
     """The primary configuration of `python -m neural_rdm.report`."""
 
@@ -192,7 +221,7 @@ class Convert:
 
     run: str
     experiment: str | None
-    to: Literal["official", "diffusers", "hub"]
+    to: Literal["official", "diffusers", "gates", "hub"]
     weights: Weights
     push: str | None
 
@@ -310,6 +339,7 @@ COMMANDS: dict[str, type] = {
     "sample": Sample,
     "evaluate": Evaluate,
     "lens": Lens,
+    "inspect": Inspect,
     "report": Report,
     "deepen": Deepen,
     "convert": Convert,

@@ -62,6 +62,7 @@ class Train:
     accept_data: bool
     #: the group choices that made this configuration; written into a run's config.yaml, never typed
     choices: dict[str, str] | None
+    pipeline: str | None
     pretrained: Pretrained
     train_only: Literal["all", "gates", "gates+norms"]
     control: Literal["folded", "mlp_widened"] | None

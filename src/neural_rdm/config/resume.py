@@ -41,7 +41,17 @@ LEVELS = ("*/*", "*/*/*")
 #: keys of files and folders: those that must be there, and those that may also be names of something else
 _FOLDERS, _PATHS = (
     ("data.root", "data.latents"),
-    (*("first_stage.path", "condition.path", "pretrained.path", "metric.reference", "metric.frame_reference"),),
+    (
+        *(
+            "first_stage.path",
+            "condition.path",
+            "pretrained.path",
+            "pipeline",
+            "backbone.path",
+            "metric.reference",
+            "metric.frame_reference",
+        ),
+    ),
 )
 
 

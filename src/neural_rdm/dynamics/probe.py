@@ -63,7 +63,7 @@ def stream_overlaps(model: nn.Module) -> Iterator[dict[Unit, tuple[Tensor, ...]]
     derivative of ||s_i||^2 in it, with z_i, s_{i+1} and the branch's Jacobian held fixed. It stays None behind a
     shortcut, which mixes channels or resamples.
     """
-    found = [unit for _, unit in units(model) if unit.stream_gate is not None]
+    found = [unit for _, unit in units(model) if unit.stream_gate is not None and not unit.entered]
     leaves = {unit: tuple(map(_leaf, unit.gate_parameters(unit.stream_gate))) for unit in found if unit.stream_gate}
     try:
         for unit, overlap in leaves.items():

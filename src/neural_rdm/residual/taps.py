@@ -67,8 +67,38 @@ def open_overlap(z: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def close_overlap(out: Tensor, loan: Tensor) -> Tensor:
-    """Return `out` unchanged; in the backward pass its gradient is handed to `open_overlap` as well."""
+    """Return `out` unchanged; in the backward pass its gradient is handed to where the loan was opened as well."""
     return _CloseOverlap.apply(out, loan)
+
+
+class _OpenBranch(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.row_dtype = row.dtype
+        return z.view_as(z), z.new_zeros(()).expand(z.shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, lent: Tensor) -> tuple[Tensor, Tensor]:
+        wide = torch.promote_types(grad.dtype, torch.float32)
+        return grad, torch.linalg.vector_norm(grad.to(wide) - lent.to(wide)).square().to(ctx.row_dtype)
+
+
+def open_branch(z: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `z` unchanged, and a loan for `close_branch`, which takes the stream on its direct way into the sum. After
+    the backward pass the gradient of `row` (0-d) has grown by the squared norm of the rest: what came by the branch.
+    """
+    return _OpenBranch.apply(z, row)
+
+
+def close_branch(z: Tensor, loan: Tensor | None) -> Tensor:
+    """Return the stream `z` unchanged, on its direct way into a sum whose branch runs outside of its unit.
+
+    Raises:
+        ValueError: it is another tensor than the one that the branch was marked to read.
+    """
+    if loan is None or loan.shape != z.shape:
+        raise ValueError("probe(branches=True), which gamma needs: this block reads and writes its stream in parts")
+    return close_overlap(z, loan)
 
 
 #: what `watch` measures of each sample, in the order of its columns

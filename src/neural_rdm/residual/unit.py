@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from neural_rdm.residual.stack import Stack, Stream, map_stream
-from neural_rdm.residual.taps import close_overlap, open_overlap, tap, watch, watch_write
+from neural_rdm.residual.taps import close_branch, close_overlap, open_overlap, tap, watch, watch_write
 
 Start = Literal["plain", "identity", "other"]
 Branch = Callable[[Tensor], Tensor]
@@ -104,9 +104,9 @@ class Unit(nn.Module):
         self.overlap: tuple[Tensor, ...] | None = None
         #: set by `dynamics.statistics` for one step: the rows [T, 7] of this unit and the bins [B, T] of the samples
         self.watched: tuple[Tensor, Tensor] | None = None
-        #: whether the unit is left out: the stream passes as if its branch did not exist (`dynamics.lens`)
-        self.off = False
+        self.off = False  # whether it is left out: the stream passes as if its branch did not exist (`dynamics.lens`)
         self.entered = False  # whether the block has tapped the stream before the branch reads it (`foreign.blocks`)
+        self.loan: Tensor | None = None  # what the block has opened there, where branches are measured
 
     @classmethod
     def make_stack(cls, place: Place, **options: Any) -> Stack:
@@ -184,14 +184,14 @@ class Unit(nn.Module):
         rows = () if self.probe is None else self.probe.unbind()
         entry, exits, identity = rows[:1], rows[1:2], rows[3:]
         if self.entered and identity:
-            raise ValueError("probe(branches=True): not where a block was rewritten, whose branch runs outside")
+            z = close_branch(self._tensor(z), self.loan)
         z, loan = z if self.entered else _tapped(z, *entry), None
         if self.overlap is not None and shortcut is None:  # through a shortcut the gate's effect is not elementwise
             z = self._tensor(z)
             z, loan = open_overlap(z, self.spread(_overlap_row(self.overlap, e), z))
         stream = z
         if identity:
-            z = _tapped(z, rows[2])
+            z = z if self.entered else _tapped(z, rows[2])
             if shortcut is None and self.adds_to_stream:
                 exits += identity  # one gradient, measured once
             else:

@@ -28,7 +28,7 @@ from neural_rdm.runs import build
 from neural_rdm.runs.shared import share
 
 if TYPE_CHECKING:
-    from diffusers import DiTPipeline
+    from diffusers import DiffusionPipeline
 
     from neural_rdm.conditioning.text import TextEncoder
 
@@ -162,7 +162,7 @@ class LoadedRun:
         """
         return share(self, Path(folder))
 
-    def pipeline(self) -> DiTPipeline:
+    def pipeline(self) -> DiffusionPipeline:
         """This run as a stock pipeline of diffusers; see `runs.pipeline.pipeline`."""
         from neural_rdm.runs.pipeline import pipeline
 

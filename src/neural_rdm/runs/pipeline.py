@@ -10,11 +10,12 @@ from torch import nn
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.diffusion.process import Flow
 from neural_rdm.diffusion.scheduler_config import scheduler_config
+from neural_rdm.pipelines.network import PipelineNet
 from neural_rdm.runs import build
 from neural_rdm.surgery.export import to_diffusers
 
 if TYPE_CHECKING:
-    from diffusers import DiTPipeline
+    from diffusers import DiffusionPipeline
 
     from neural_rdm.runs.loaded import LoadedRun
 
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
 NULL = 1000
 
 
-def pipeline(run: LoadedRun) -> DiTPipeline:
-    """diffusers' DiTPipeline with the run's network (gates folded), scheduler and autoencoder.
+def pipeline(run: LoadedRun) -> DiffusionPipeline:
+    """diffusers' DiTPipeline with the run's network (gates folded), scheduler and autoencoder; of a run that fine-tuned
+    a pipeline, that pipeline with the gated network in it (`merge_gates(pipe.transformer)` folds it there).
 
         pipe = load_run("last").pipeline()
         image = pipe([3], guidance_scale=4.0).images[0]
@@ -42,6 +44,8 @@ def pipeline(run: LoadedRun) -> DiTPipeline:
     """
     import diffusers
 
+    if isinstance(run.net, PipelineNet):
+        return run.net.in_pipeline()
     stage = build.build(run.config.first_stage, "first_stage")
     reasons = (
         (

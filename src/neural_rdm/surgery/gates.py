@@ -57,30 +57,42 @@ def save_gates(model: nn.Module, file: str | Path) -> None:
         raise WriteError(f"cannot write the gates to {file}: {error}") from error
 
 
-def load_gates(model: nn.Module, file: str | Path, scale: float = 1.0) -> nn.Module:
-    """Put the gates of a file into a network, in place.
+def load_gates(model: nn.Module, file: str | Path | Mapping[str, float], scale: float = 1.0) -> nn.Module:
+    """Put the gates of a file into a network, in place, or those of several at once.
 
     Args:
         model: the base that the gates were trained with, plain or with gates of the same rule.
-        file: what `save_gates` wrote.
-        scale: how far they go from the plain network (0) to the gated one (1); other numbers are allowed.
+        file: what `save_gates` wrote; several files with the scale of each, `{"ink.safetensors": 1, "red.safetensors":
+            0.5}`: what they change of the plain gates adds up. They are of one rule and the same units.
+        scale: how far they go from the plain network (0) to the gated one (1); other numbers are allowed. It multiplies
+            the scales of several.
 
     Returns:
         `model`.
 
     Raises:
         CheckpointError: no such file, or not one of gates; gates of another network, of other weights, or of another
-            rule than the network's own; gates of a rule whose stream is several tensors, for a plain network.
-        ValueError: a scale other than 1, and a rule that no values make plain.
+            rule than the network's own or than the other files; gates of a rule whose stream is several tensors, for a
+            plain network.
+        ValueError: a scale other than 1, or several files, and a rule that no values make plain; no file at all.
 
         The network is then as it was.
     """
-    header, gates = _read(Path(file))
-    if header["base"] != _base(model):
-        raise CheckpointError(f"{file} holds gates of a {header['base']}, and this is a {_base(model)}")
-    if header["fingerprint"] != fingerprint(model):
-        raise CheckpointError(f"{file} holds gates of a {header['base']} with other weights than this one's")
-    residual, units = Residual(**json.loads(header["residual"])), json.loads(header["units"])
+    files = {Path(k): scale * v for k, v in (file.items() if isinstance(file, Mapping) else [(file, 1.0)])}
+    if not files:
+        raise ValueError("no file of gates to load")
+    loaded = {path: _read(path) for path in files}
+    print_of, rules = fingerprint(model), {}
+    for path, (header, _) in loaded.items():
+        if header["base"] != _base(model):
+            raise CheckpointError(f"{path} holds gates of a {header['base']}, and this is a {_base(model)}")
+        if header["fingerprint"] != print_of:
+            raise CheckpointError(f"{path} holds gates of a {header['base']} with other weights than this one's")
+        rules[path] = Residual(**json.loads(header["residual"])), json.loads(header["units"])
+    file, (residual, units) = next(iter(rules.items()))
+    for path, (other, named) in rules.items():
+        if (other, named) != (residual, units):
+            raise CheckpointError(f"{path} holds gates of {other}, and {file} of {residual} or of other units")
     is_plain = not gate_names(model)
     if is_plain and not residual.unit_class.single:
         raise CheckpointError(
@@ -92,11 +104,12 @@ def load_gates(model: nn.Module, file: str | Path, scale: float = 1.0) -> nn.Mod
     if is_plain:
         _gate(model, residual, units)
     try:
-        if set(gates) != gate_names(model):
-            raise CheckpointError(
-                f"{file} holds other gates than this network has; the first is {min(gates, default=None)}"
-            )
-        _put(model, gates, scale)
+        for path, (_, gates) in loaded.items():
+            if set(gates) != gate_names(model):
+                raise CheckpointError(
+                    f"{path} holds other gates than this network has; the first is {min(gates, default=None)}"
+                )
+        _put(model, [(gates, files[path]) for path, (_, gates) in loaded.items()])
     except (CheckpointError, ValueError):
         if is_plain:
             _ungate(model)
@@ -105,13 +118,15 @@ def load_gates(model: nn.Module, file: str | Path, scale: float = 1.0) -> nn.Mod
 
 
 @torch.no_grad()
-def _put(model: nn.Module, gates: Mapping[str, Tensor], scale: float) -> None:
+def _put(model: nn.Module, adapters: list[tuple[dict[str, Tensor], float]]) -> None:
+    """Give the gates the plain values and what each adapter changes of them, by its scale."""
     parameters = dict(model.named_parameters())
-    plain = {} if scale == 1 else plain_state(model)  # some rules have no such values
-    for name, value in gates.items():
+    (first, scale), alone = adapters[0], len(adapters) == 1
+    plain = {} if alone and scale == 1 else plain_state(model)  # some rules have no such values
+    for name, value in first.items():
         if name in plain:
             start = torch.as_tensor(plain[name], dtype=torch.float32)
-            value = start + scale * (value.float() - start)
+            value = start + sum(s * (gates[name].float() - start) for gates, s in adapters)
         parameters[name].copy_(value)
 
 

@@ -105,7 +105,7 @@ def freeze(net: nn.Module, train_only: str) -> None:
 
     `gates` are all parameters of the residual rule: alpha and beta of every unit. `gates+norms` adds what normalisation
     layers scale and shift by: their own weights and biases and, where adaLN makes scale and shift out of the condition,
-    the bias of that layer, which is their constant part.
+    the bias of that layer, which is their constant part; in networks of diffusers the table that stands for it.
 
     Raises:
         ValueError: an unknown choice, or a network whose rule has no gates.
@@ -118,11 +118,14 @@ def freeze(net: nn.Module, train_only: str) -> None:
     if not trained:
         raise ValueError(f"train_only={train_only}: this network's residual rule has no gates; use train_only=all")
     if train_only == "gates+norms":
+        norms = {name for name, module in net.named_modules() if "norm" in type(module).__name__.lower()}
         for name, module in net.named_modules():
-            norm = "norm" in type(module).__name__.lower()
-            adaln = "adaLN_modulation" in name.split(".")
+            # diffusers keeps the layer that makes scale and shift inside the norm
+            adaln = "adaLN_modulation" in name.split(".") or name.rpartition(".")[0] in norms
             trained |= {
-                f"{name}.{p}" for p, _ in module.named_parameters(recurse=False) if norm or (adaln and p == "bias")
+                f"{name}.{p}"
+                for p, _ in module.named_parameters(recurse=False)
+                if name in norms or (adaln and p == "bias") or p == "scale_shift_table"
             }
     for name, parameter in net.named_parameters():
         parameter.requires_grad_(parameter.requires_grad and name in trained)

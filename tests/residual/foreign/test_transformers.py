@@ -120,7 +120,7 @@ def test_the_probe_measures_entry_and_exit_of_every_unit() -> None:
     net.double()
     inputs = cast(inputs, torch.float64)
     moved(net)
-    with probe(net) as rows:
+    with probe(net, branches=True) as rows:
         run(net, inputs)[0].square().sum().backward()
     entries, exits = [], []
 
@@ -136,12 +136,10 @@ def test_the_probe_measures_entry_and_exit_of_every_unit() -> None:
     want = torch.stack(
         [torch.stack([z.grad.square().sum() for z in pair]) for pair in zip(entries, exits, strict=True)]
     )
-    torch.testing.assert_close(rows.grad, want, rtol=1e-9, atol=0)
-    with (
-        pytest.raises(ValueError, match=r"probe\(branches=True\): not where a block was rewritten"),
-        probe(net, branches=True),
-    ):
-        run(net, inputs)
+    torch.testing.assert_close(rows.grad[:, :2], want, rtol=1e-9, atol=0)
+    # alpha and beta act behind the branch: the direct way has the exit's gradient, and the rest came by the branch
+    rest = torch.stack([(z.grad - out.grad).square().sum() for z, out in zip(entries, exits, strict=True)])
+    torch.testing.assert_close(rows.grad[:, 2:], torch.stack([rest, want[:, 1]], dim=1), rtol=1e-9, atol=0)
 
 
 def test_gates_fold_into_diffusers_own_class() -> None:
@@ -222,6 +220,16 @@ def test_the_example_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     trained, half = (dict(names[net].named_parameters())[name] for net in ("transformer", "again"))
     torch.testing.assert_close(half, 0.5 * (1 + trained))
     assert not torch.equal(half, torch.ones_like(half))
+
+
+def test_the_thermometer_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    examples = re.findall(r"```python\n(.*?)```", table.PAGE.read_text(encoding="utf-8"), re.S)
+    (example,) = [text for text in examples if "Thermometer(" in text]
+    (tmp_path / "example.py").write_text(example, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    names = runpy.run_path("example.py")
+    assert len(names["reading"].ranked()) == 6
+    assert (tmp_path / "thermometer" / "depth.png").is_file()
 
 
 @pytest.mark.parametrize("name", ["Kandinsky6Transformer3DModel", "Kandinsky6SRTransformer3DModel"])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from neural_rdm.residual.foreign.additions import Addition, End, Value, additions, returned
 from neural_rdm.residual.foreign.rewriting import rewrite
 from neural_rdm.residual.foreign.source import PACKAGE, forward_of, parsed, subclass
-from neural_rdm.residual.taps import tap
+from neural_rdm.residual.taps import open_branch, tap
 from neural_rdm.residual.unit import Unit
 
 #: streams that have a name of their own in reports; any other is called as the argument is
@@ -162,8 +162,16 @@ def added(unit: Unit, z: Tensor, f: Tensor, first: bool) -> Tensor:
 
 
 def entered(unit: Unit, z: Tensor) -> Tensor:
-    """Marks where the stream begins that a unit's branch reads and to which it adds: the probe's first row."""
-    return z if unit.probe is None or z is None else tap(z, unit.probe[0])
+    """Marks where the stream begins that a unit's branch reads and to which it adds: the probe's first row, and its
+    third, which `Unit.forward` completes.
+    """
+    unit.loan = None
+    if unit.probe is None or z is None:
+        return z
+    z = tap(z, unit.probe[0])
+    if len(unit.probe) > 2:
+        z, unit.loan = open_branch(z, unit.probe[2])
+    return z
 
 
 # -- the last layer of a branch

@@ -1,0 +1,55 @@
+"""Fine-tuning a pipeline: what the configuration becomes; and the whole way, from a base that knows five digits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from neural_rdm.config.check import validate
+from neural_rdm.config.compose import compose_config
+from neural_rdm.core.errors import ConfigError
+from neural_rdm.data.builtin.digits_text import caption
+from neural_rdm.pipelines.folder import completed
+from neural_rdm.residual import gate_names
+from neural_rdm.runs import build
+from tests.pipelines.tiny import saved
+
+diffusers = pytest.importorskip("diffusers", reason="pipelines need diffusers")
+pytest.importorskip("transformers", reason="pipelines need transformers")
+
+
+def test_a_pipeline_becomes_a_run_whose_gates_alone_get_a_gradient(tmp_path: Path) -> None:
+    folder = saved("sd3", tmp_path / "sd3")
+    cache = f"condition.cache={tmp_path / 'cache'}"
+    typed = ["exp=diffusers_finetune", f"pipeline={folder}", "data=digits_text", "condition.max_length=12", cache]
+    composed = compose_config("train", completed(typed), [])
+    validate(composed.cfg, "train", composed.sources)
+    assert composed.cfg.sampler.name == "euler"
+    assert composed.cfg.diffusion.logit_mean == pytest.approx(1.098612)
+    module = build.module(composed.cfg, "pixels")
+    x = torch.rand(2, 1, 8, 8) * 2 - 1
+    batch = {"x": x, "caption": [caption("a handwritten {word}", 7), "the digit 3"], "position": torch.arange(2)}
+    module.losses(batch, "train", drop=True)["loss"].mean().backward()
+    own = gate_names(module.net)
+    assert {n for n, p in module.net.named_parameters() if p.grad is not None and p.grad.any()} == own
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 2
+    with pytest.raises(ConfigError, match="needs pipeline=FOLDER"):
+        completed(["exp=diffusers_finetune", "data=digits_text"])
+
+
+@pytest.mark.full
+@pytest.mark.end_to_end
+def test_gates_alone_teach_a_base_the_digits_that_it_does_not_know(tmp_path: Path) -> None:
+    from tests.pipelines import digits
+
+    pipeline = digits.base("sd3", tmp_path, 600)
+    losses = digits.losses(digits.finetuned(pipeline, tmp_path, 300, "gamma=0.35"))
+    assert losses[-1] < 0.985 * losses[0]
+    file = tmp_path / "adapter" / "gates.safetensors"
+    assert file.stat().st_size < 50_000
+    said = [caption("a handwritten {word}", d) for d in digits.NEW]
+    plain, gated = (digits.drawn(pipeline, "transformer", gates, said) for gates in (None, file))
+    assert torch.equal(digits.drawn(pipeline, "transformer", file, said, scale=0.0), plain)
+    assert not torch.equal(gated, plain)
