@@ -57,7 +57,7 @@ def give_back(before: Handlers) -> None:
 
 
 def say(text: str) -> None:
-    """Write to standard error from within a handler; `print`, which it may have interrupted, cannot be entered again."""
+    """Write to standard error from a handler, which may have interrupted a `print` that cannot be entered again."""
     with contextlib.suppress(OSError):
         os.write(2, text.encode())
 

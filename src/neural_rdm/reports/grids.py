@@ -29,6 +29,7 @@ def save_grid(
     title: str | None = None,
     scale: int | None = None,
     fps: int = 8,
+    column_labels: Sequence[str] | None = None,
 ) -> Path:
     """Write samples as one picture and return its path (atomically: never a half-written file).
 
@@ -43,6 +44,7 @@ def save_grid(
         row_labels: text at the left of each row; for the frames of clips one a clip, or one for each `columns` clips.
         scale: whole-number enlargement, nearest neighbour; by default just enough for tiles of 48 pixels.
         fps: frames a second of a GIF.
+        column_labels: text above each column, short enough for the width of a tile.
 
     Raises:
         ConfigError: another suffix, shape, or number of labels; columns, scale or fps below 1.
@@ -66,15 +68,19 @@ def save_grid(
         raise ConfigError(f"{path.name}: {len(labels)} row labels for {rows} rows; give one label for each row.")
     scale = scale or max(1, -(-MIN_TILE // min(clips.shape[2:4])))
     title = " ".join((title or "").split())
-    left, top = _corner(labels, title, clips.shape[2] * scale)
-    pages = [_page(clips[:, frame], columns, labels, title, scale, left, top) for frame in range(clips.shape[1])]
+    heads = list(column_labels or ())
+    left, top = _corner(labels, title, clips.shape[2] * scale, bool(heads))
+    pages = [_page(clips[:, frame], columns, labels, title, scale, left, top, heads) for frame in range(clips.shape[1])]
     if x.shape[-3] == 1:
         pages = [page.convert("L") for page in pages]  # a GIF's palette then holds every level exactly
     if path.suffix == ".png":
         size = [clips.shape[2] * scale, clips.shape[3] * scale]
         said = PngImagePlugin.PngInfo()
         said.add_text(
-            KEY, json.dumps({"left": left, "top": top, "size": size, "labels": labels, "frames": x.ndim == 5})
+            KEY,
+            json.dumps(
+                {"left": left, "top": top, "size": size, "labels": labels, "frames": x.ndim == 5, "columns": columns}
+            ),
         )
         write_atomically(path, lambda file: pages[0].save(file, format="PNG", pnginfo=said))
     else:
@@ -102,20 +108,32 @@ def _stretch(latents: Tensor) -> Tensor:
     return shown
 
 
+#: for the names of columns
+_HEAD = ImageFont.load_default(size=11)
+
+
 def _font(height: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """For words beside tiles so many pixels tall."""
     return ImageFont.load_default(size=max(12, min(24, height // 3)))
 
 
-def _corner(labels: list[str] | None, title: str, height: int) -> tuple[int, int]:
-    """Where the first tile stands, right of the labels and below the title: left, top."""
+def _corner(labels: list[str] | None, title: str, height: int, heads: bool) -> tuple[int, int]:
+    """Where the first tile stands, right of the labels and below the title and the columns' names: left, top."""
     font = _font(height)
     widest = max((int(font.getbbox(label)[2]) for label in labels or []), default=-MARGIN)
-    return 2 * MARGIN + widest, MARGIN + (int(font.getbbox(title)[3]) + MARGIN if title else 0)
+    top = MARGIN + (int(font.getbbox(title)[3]) + MARGIN if title else 0)
+    return 2 * MARGIN + widest, top + (int(_HEAD.getbbox("Ag")[3]) + GAP) * heads
 
 
 def _page(
-    tiles: NDArray[np.uint8], columns: int, labels: list[str] | None, title: str, scale: int, left: int, top: int
+    tiles: NDArray[np.uint8],
+    columns: int,
+    labels: list[str] | None,
+    title: str,
+    scale: int,
+    left: int,
+    top: int,
+    heads: list[str],
 ) -> Image.Image:
     """Lay tiles [N, H, W, 3] out row by row on white."""
     tiles = tiles.repeat(scale, axis=1).repeat(scale, axis=2)
@@ -131,6 +149,8 @@ def _page(
     draw = ImageDraw.Draw(page)
     if title:
         draw.text((MARGIN, MARGIN), title, fill="black", font=font)
+    for column, head in enumerate(heads):
+        draw.text((left + column * (width + GAP) + width // 2, top - GAP), head, fill="black", font=_HEAD, anchor="ms")
     for row, label in enumerate(labels or []):
         middle = top + row * (height + GAP) + height // 2
         draw.text((left - MARGIN, middle), label, fill="black", font=font, anchor="rm")

@@ -53,7 +53,7 @@ def read_tiles(path: str | Path, gif: bool = False) -> Tiles:
         left, top, labels = int(said["left"]), int(said["top"]), said["labels"]
         height, width = (int(side) for side in said["size"])
         rows = (pages.shape[1] - top - MARGIN + GAP) // (height + GAP)
-        columns = (pages.shape[2] - left - MARGIN + GAP) // (width + GAP)
+        columns = (pages.shape[2] - left - MARGIN + GAP) // (width + GAP) if gif else int(said["columns"])
         cut = [
             [pages[:, y : y + height, x : x + width] for x in range(left, left + columns * (width + GAP), width + GAP)]
             for y in range(top, top + rows * (height + GAP), height + GAP)
