@@ -16,8 +16,10 @@ from neural_rdm.core.errors import ConfigError
 from neural_rdm.core.files import write_atomically
 from neural_rdm.media.gifs import save_gif
 from neural_rdm.media.images import to_bytes
+from neural_rdm.reports.figures import spread
 from neural_rdm.reports.tiles import GAP, KEY, MARGIN
 
+WIDEST = 2048  # pixels of a row of a clip's frames; of longer ones some are shown, evenly spread
 MIN_TILE = 48  # pixels; a tile below this cannot be judged by eye
 
 
@@ -39,7 +41,8 @@ def save_grid(
 
     Args:
         x: images [N, C, H, W] or clips [N, F, C, H, W] in [-1, 1], any device and floating type.
-        path: `.png` (a clip becomes a row of its frames, `columns` is then not used) or `.gif` (clips play in a grid).
+        path: `.png` (a clip becomes a row of its frames, with their numbers above; `columns` is then not used) or
+            `.gif` (clips play in a grid).
         columns: tiles in a row.
         row_labels: text at the left of each row; for the frames of clips one a clip, or one for each `columns` clips.
         scale: whole-number enlargement, nearest neighbour; by default just enough for tiles of 48 pixels.
@@ -57,16 +60,18 @@ def save_grid(
     if min(columns, 1 if scale is None else scale, fps) < 1:
         raise ConfigError(f"a sample grid needs columns, scale and fps of at least 1; got {columns}, {scale}, {fps}.")
     clips = _to_uint8(x if x.ndim == 5 else x[:, None])  # [N, F, H, W, 3]
+    scale = scale or max(1, -(-MIN_TILE // min(clips.shape[2:4])))
     labels = [" ".join(label.split()) for label in row_labels] if row_labels is not None else None
     rows = -(-len(clips) // columns)
     if path.suffix == ".png" and x.ndim == 5:
         if labels is not None and len(labels) == rows:
             labels = [labels[clip // columns] for clip in range(len(clips))]
+        frames = spread(range(clips.shape[1]), max(4, WIDEST // (clips.shape[3] * scale)))
+        column_labels, clips = [str(frame) for frame in frames], clips[:, frames]
         rows, columns = len(clips), clips.shape[1]
         clips = clips.reshape(rows * columns, 1, *clips.shape[2:])
     if labels is not None and len(labels) != rows:
         raise ConfigError(f"{path.name}: {len(labels)} row labels for {rows} rows; give one label for each row.")
-    scale = scale or max(1, -(-MIN_TILE // min(clips.shape[2:4])))
     title = " ".join((title or "").split())
     heads = list(column_labels or ())
     left, top = _corner(labels, title, clips.shape[2] * scale, bool(heads))
@@ -108,8 +113,9 @@ def _stretch(latents: Tensor) -> Tensor:
     return shown
 
 
-#: for the names of columns
-_HEAD = ImageFont.load_default(size=11)
+def _head(height: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """For the names of columns, above tiles so many pixels tall."""
+    return ImageFont.load_default(size=max(11, min(20, height // 10)))
 
 
 def _font(height: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
@@ -122,7 +128,7 @@ def _corner(labels: list[str] | None, title: str, height: int, heads: bool) -> t
     font = _font(height)
     widest = max((int(font.getbbox(label)[2]) for label in labels or []), default=-MARGIN)
     top = MARGIN + (int(font.getbbox(title)[3]) + MARGIN if title else 0)
-    return 2 * MARGIN + widest, top + (int(_HEAD.getbbox("Ag")[3]) + GAP) * heads
+    return 2 * MARGIN + widest, top + (int(_head(height).getbbox("Ag")[3]) + GAP) * heads
 
 
 def _page(
@@ -150,7 +156,8 @@ def _page(
     if title:
         draw.text((MARGIN, MARGIN), title, fill="black", font=font)
     for column, head in enumerate(heads):
-        draw.text((left + column * (width + GAP) + width // 2, top - GAP), head, fill="black", font=_HEAD, anchor="ms")
+        middle = left + column * (width + GAP) + width // 2
+        draw.text((middle, top - 2 * GAP), head, fill="black", font=_head(height), anchor="ms")
     for row, label in enumerate(labels or []):
         middle = top + row * (height + GAP) + height // 2
         draw.text((left - MARGIN, middle), label, fill="black", font=font, anchor="rm")

@@ -66,7 +66,7 @@ class SampleGrid(StepCallback):
             if clips:
                 save_grid(pixels, path.with_suffix(".gif"), columns=self.per_class, row_labels=names)
                 pixels = pixels[:: self.per_class]  # the frames of a clip are a row of their own: one clip of each
-            title = None if clips else self._title(path, trainer.global_step)  # a GIF lies as the PNG beside it does
+            title = self._title(path, trainer.global_step)
             save_grid(pixels, path, columns=self.per_class, row_labels=names, title=title)
         return [path.with_suffix(".gif"), path] if clips else [path]
 
