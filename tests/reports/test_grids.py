@@ -145,7 +145,7 @@ def test_columns_are_named(tmp_path):
     )
     named = read_tiles(path)
     np.testing.assert_array_equal(named.pixels, plain.pixels)
-    assert named.labels == names
+    assert named.labels == ["t 1", "t 2"]
 
 
 def test_any_floating_type_and_a_new_folder(tmp_path):
