@@ -21,7 +21,7 @@ jobs :=
 
 # Which targets take which variables; a variable that every target of a command line would ignore is refused below.
 takes_exp := encode train sweep
-takes_run := sample evaluate lens convert
+takes_run := sample evaluate lens convert deepen
 takes_runs := report
 takes_seeds := sweep
 takes_jobs := sweep
@@ -61,6 +61,8 @@ help: ## list the targets
 	@echo '  PYTHON=, TORCH='
 
 setup: $(STAMP) ## make .venv/ and install the project into it
+	@echo "$(VENV)/ is ready. A first run, two minutes on a CPU: make train"
+	@echo "Without make: source $(VENV)/bin/activate, then neural-rdm train exp=digits_gated; neural-rdm lists the commands"
 
 prepare: $(STAMP) ## check a data set: args="data=ucf101 data.root=DIR"
 	$(PY) -m neural_rdm.prepare $(ARGS)
@@ -95,8 +97,8 @@ inspect: $(STAMP) ## a network of diffusers, unit by unit: args="model=FOLDER im
 report: $(STAMP) ## the comparison of runs=DIR, or of a glob
 	$(PY) -m neural_rdm.report $(if $(runs),runs='$(value runs)' )$(ARGS)
 
-deepen: $(STAMP) ## a trained run made deeper, its output the same: args="checkpoint=DIR depth=56"
-	$(PY) -m neural_rdm.deepen $(ARGS)
+deepen: $(STAMP) ## run=DIR made deeper, its output the same: args="depth=56"
+	$(PY) -m neural_rdm.deepen $(if $(run),checkpoint='$(value run)' )$(ARGS)
 
 convert: $(STAMP) ## run=DIR in the layouts of the official code or of diffusers: args="to=diffusers"
 	$(PY) -m neural_rdm.convert $(if $(run),run='$(value run)' )$(ARGS)
@@ -123,11 +125,15 @@ clean: ## remove caches and build leftovers; outputs/, data/ and .venv/ stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# A newer pip counts bytes for whoever asks (raw): of large files every tenth part is shown.
 # The stamp is written last: after an interrupted installation the next call goes on where it stopped.
 $(STAMP): pyproject.toml
 	@$(PY) -m pip --version >/dev/null 2>&1 || { echo "making $(VENV)/ with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }
 	@echo "installing $(TORCH) and the project into $(VENV)/ (the first time this takes minutes)"
-	@set -o pipefail; $(PY) -m pip install --disable-pip-version-check "$(TORCH)" -e ".[dev]" \
-	  | awk '/^ *(Collecting|Downloading|Building|Installing|Successfully)/ { print substr($$0, 1, 100); fflush() }'
+	@bar=$$($(PY) -m pip install --help 2>/dev/null | grep -q 'off, raw' && echo --progress-bar=raw || true); \
+	set -o pipefail; $(PY) -m pip install --disable-pip-version-check "$(TORCH)" -e ".[dev]" $$bar \
+	  | awk '/^ *(Collecting|Downloading|Building|Installing|Successfully)/ { print substr($$0, 1, 100); shown = 0 } \
+	    /^Progress / && $$4 > 5e7 && $$2 / $$4 >= shown + 0.1 { \
+	      shown = $$2 / $$4; printf "    %d %% of %d MB\n", 100 * shown, $$4 / 1e6 } { fflush() }'
 	@$(PY) -c "from neural_rdm.core import shims; shims.make_permanent()"
 	@touch $@

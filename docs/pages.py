@@ -68,7 +68,7 @@ def keys() -> str:
         lines += [f"## {command}", "", f"`python -m neural_rdm.{command}`, keys of no group", ""]
         lines += _table(explained.of_command(command), "")
     folder = config_dir()
-    for group in sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name not in ("exp", "study")):
+    for group in sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name not in ("exp", "study", "debug")):
         choices = sorted(file.stem for file in (folder / group).glob("*.yaml"))
         lines += [f"## Group {group}", "", ", ".join(f"`{group}={choice}`" for choice in choices), ""]
         for target, rule in sorted(schema.named(group, (folder,)), key=str):

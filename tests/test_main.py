@@ -33,3 +33,20 @@ def test_a_command_gets_its_own_arguments_and_an_unknown_one_is_answered_with_th
     assert done.returncode == 2
     assert "Did you mean train?" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_shell_is_offered_commands_groups_and_choices(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def offered(line: str) -> list[str]:
+        monkeypatch.setenv("COMP_LINE", line)
+        monkeypatch.setenv("COMP_POINT", str(len(line)))
+        monkeypatch.setattr(sys, "argv", ["neural-rdm", "--complete", "neural-rdm", "word", "before"])
+        entry.main()
+        return capsys.readouterr().out.split()
+
+    assert offered("neural-rdm s") == ["sample", "stats", "sweep"]
+    assert offered("neural-rdm train back") == ["backbone="]
+    assert offered("neural-rdm sweep se") == ["seed=", "seeds="]
+    assert offered("neural-rdm train seed=1 exp=small/fig") == ["small/fig5", "small/fig6", "small/fig7"]
+    assert offered("neural-rdm nothing x") == []

@@ -65,6 +65,7 @@ def test_every_target_can_be_made(target):
         (["encode", "args=exp=x data.root=d"], "encode exp=x data.root=d"),
         (["train", "report", "exp=x", "runs=d"], "report runs='d'"),
         (["evaluate", "run=last", "args=weights=raw"], "evaluate run='last' weights=raw"),
+        (["deepen", "run=last", "args=depth=8"], "deepen checkpoint='last' depth=8"),
         (["report", "runs=outputs/*/{a,b}"], "report runs='outputs/*/{a,b}'"),
     ],
 )
@@ -142,6 +143,11 @@ def test_a_failed_installation_leaves_no_stamp(tmp_path):
     assert "Collecting torch" in done.stdout
     assert "noise" not in done.stdout
     assert not (tmp_path / ".venv" / ".stamp").exists()
-    pip.write_text("#!/bin/sh\nexit 0\n")
-    assert subprocess.run(["make", "setup"], cwd=tmp_path, capture_output=True, check=False).returncode == 0
+    counted = "Downloading torch\\nProgress 1 of 900000000\\nProgress 90000000 of 900000000\\nProgress 9 of 10\\n"
+    pip.write_text(f'#!/bin/sh\ncase "$*" in *--help) echo "[auto, on, off, raw]";; *=raw) printf "{counted}";; esac\n')
+    done = subprocess.run(["make", "setup"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    told = done.stdout.splitlines()
+    assert told[1:3] == ["Downloading torch", "    10 % of 900 MB"]
+    assert told[-2].endswith("A first run, two minutes on a CPU: make train")
     assert (tmp_path / ".venv" / ".stamp").exists()

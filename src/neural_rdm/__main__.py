@@ -16,6 +16,9 @@ HELP = """neural-rdm COMMAND [KEY=VALUE ...]
 
 neural-rdm COMMAND --help explains one of them; python -m neural_rdm.COMMAND is the same. A first run:
   neural-rdm train exp=digits_gated
+
+Completion of commands, groups and choices in bash (in zsh first: autoload -U bashcompinit && bashcompinit):
+  complete -o nospace -o default -C 'neural-rdm --complete' neural-rdm
 """
 
 
@@ -41,6 +44,11 @@ def main() -> None:
         return
     if name == "--version":
         print(__version__)
+        return
+    if name == "--complete":
+        from neural_rdm.cli.completion import complete  # here, because it alone reads the configuration
+
+        print("\n".join(complete(known)))
         return
     if name not in known:
         said = f"there is no command {name!r}.{nearest(name, known)}"

@@ -26,6 +26,7 @@ from neural_rdm.runs.load import inherit, read_config
 if TYPE_CHECKING:
     from neural_rdm.diffusion.samplers import Sampler
     from neural_rdm.evaluation.measuring import Measured, Report
+    from neural_rdm.runs.loaded import LoadedRun
 
 
 def evaluate(cfg: DictConfig, folder: Path) -> int:
@@ -52,6 +53,7 @@ def evaluate(cfg: DictConfig, folder: Path) -> int:
 
 def _run(cfg: DictConfig, report: Report, folder: Path) -> list[Path]:
     """Measure what a run draws, under each of the settings that were asked for."""
+    from neural_rdm.core.progress import parts
     from neural_rdm.reports.guidance import write_guidance
     from neural_rdm.reports.tables import write_metrics
     from neural_rdm.runs import build
@@ -60,16 +62,17 @@ def _run(cfg: DictConfig, report: Report, folder: Path) -> list[Path]:
     sampler: Sampler = build.build(cfg.sampler, "sampler")
     settings: list[dict[str, Any]] = []
     measured: list[Measured] = []
-    for weights in cfg.averages or [cfg.weights]:
-        run = load_run(Path(cfg.run), weights, cfg.accelerator, cfg.get("data"))
+    wanted = [(w, scale) for w in cfg.averages or [cfg.weights] for scale in cfg.guidance or [sampler.cfg_scale]]
+    run: LoadedRun | None = None
+    for weights, scale in parts(wanted):
+        if run is None or settings[-1]["weights"] != weights:
+            run = load_run(Path(cfg.run), weights, cfg.accelerator, cfg.get("data"))
         if not measured:
             report.check(run.data, run.net, run.pixels)
-        for scale in cfg.guidance or [sampler.cfg_scale]:
-            print(
-                f"samples from {run.checkpoint} (step {run.step}, {weights} weights, cfg_scale {scale:g})", flush=True
-            )
-            measured.append(report.rows(run.subject(replace(sampler, cfg_scale=scale), cfg.seed, cfg.batch_size)))
-            settings.append({"cfg_scale": scale, "weights": weights})
+        print(f"samples from {run.checkpoint} (step {run.step}, {weights} weights, cfg_scale {scale:g})", flush=True)
+        measured.append(report.rows(run.subject(replace(sampler, cfg_scale=scale), cfg.seed, cfg.batch_size)))
+        settings.append({"cfg_scale": scale, "weights": weights})
+    assert run is not None
     if cfg.guidance is None and cfg.averages is None:
         facts: Mapping[str, Any] = measured[0][2]
         paths = write_metrics(folder / "report", *measured[0])

@@ -90,6 +90,7 @@ class Level:
     importance: list[float] = field(default_factory=list)  # the same to first order, by one backward pass, [N]
     # the predicted clean sample of the first sample at each depth, [N + 1, ...]; the last is the network's
     seen: list[Any] = field(default_factory=list)
+    shown: list[Any] = field(default_factory=list)  # the first sample itself, and with the noise that the network saw
     mixing: Tensor | None = None  # the depth-mixing matrix of the first batch, [N + 1, N + 1], where there is one
 
 
@@ -135,6 +136,7 @@ def _looking(
             add(level.x0_errors, kept, (x0 - x).square().mean().item())
             if first:
                 level.seen.append(x0[0].cpu())
+                level.shown = [x[0].float().cpu(), xt[0].float().cpu()]
             advance()
         if first and has_mixing(net):
             level.mixing = depth_mixing(net, run)
@@ -161,7 +163,7 @@ def _pictures(run: LoadedRun, found: list[Level], path: Path) -> list[Path]:
 
     count = len(found[0].seen)
     depths = sorted({round(i * (count - 1) / (DEPTHS_SHOWN - 1)) for i in range(DEPTHS_SHOWN)})
-    x = torch.stack([level.seen[depth] for level in found for depth in depths])
+    x = torch.stack([seen for level in found for seen in (*level.shown, *(level.seen[depth] for depth in depths))])
     if x.ndim == 5:
         x = x[:, 0]  # of a clip its first frame
     if run.decode is not None:
@@ -169,8 +171,11 @@ def _pictures(run: LoadedRun, found: list[Level], path: Path) -> list[Path]:
             x = run.decode(x.to(run.device)).float().cpu()
         except CheckpointError as error:
             print(f"{path.name} shows latents: {error}")
-    title = f"x0 after {', '.join(map(str, depths))} units"
-    return [save_grid(x, path, columns=len(depths), row_labels=[f"t {level.t:g}" for level in found], title=title)]
+    experiment = (run.config.get("choices") or {}).get("exp", run.folder.name)
+    heads = ["true", "noisy", *map(str, depths)]
+    rows = [f"t {level.t:g}" for level in found]
+    title = f"{experiment}, step {run.step}: x0 after 0 to {depths[-1]} units"
+    return [save_grid(x, path, columns=len(heads), row_labels=rows, column_labels=heads, title=title)]
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import re
 import resource
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from neural_rdm.cli import app
+from neural_rdm.config import environment
 from neural_rdm.config.check import config_dir
 from tests.helpers import ROOT
 
@@ -94,6 +96,15 @@ FILES = config_dir()
         ("optimized_metric=val/loss trainer.max_steps=9", ["nothing is validated in these steps"]),
         ("--config-dir nowhere", ["--config-dir nowhere", "no such folder"]),
         ("hydra.run.dr=x", ["hydra.run.dr"]),
+        ("ckpt_path=x", ["unknown configuration key ckpt_path", "resume=DIR", "pretrained.path=FILE", "run=DIR"]),
+        ("lr=1", ["Did you mean optimizer.lr?"]),
+        ("trainer.max_epochs=1", ["trainer.max_steps=N"]),
+        ("backbone.num_classes=7", ["the data have 10 classes", "pass backbone.num_classes=10"]),
+        ("backbone.input_size=16", ["the data are [1, 8, 8]", "pass backbone.input_size=8"]),
+        (
+            "condition=minilm backbone.num_classes=0 backbone.context_dim=384",
+            ["condition needs data with captions", "digits_text"],
+        ),
         (
             "data.train={0..9}.tar",
             ["cannot read the argument", "braces", "\"data.train='train-{000000..000099}.tar'\""],
@@ -126,6 +137,7 @@ def test_every_setting_of_a_sweep_that_cannot_run_is_told_before_anything_starts
 def test_an_experiment_that_is_a_study_is_swept_and_not_trained(refuse: Refuse, tmp_path: Path) -> None:
     (tmp_path / "mine" / "exp").mkdir(parents=True)
     study = "sweep:\n  seeds: 3\n  grids:\n  - residual: [gated, skip]\n  - {residual: gated, gamma: [0, 0.35]}\n"
+    study += "backbone: {input_size: 8, in_channels: 1, num_classes: 10}\n"
     (tmp_path / "mine" / "exp" / "own.yaml").write_text(f"# @package _global_\n{study}", encoding="utf-8")
     given = ("--config-dir", str(tmp_path / "mine"), "exp=own")
     message = refuse(*given)
@@ -348,3 +360,39 @@ def test_another_number_of_classes_says_what_to_type(refuse: Refuse, tmp_path: P
         first = refuse(f"exp={exp}", f"data.root={tmp_path}").splitlines()[0]
         assert f"2 class folders in {tmp_path}/train" in first
         assert f"For these folders pass {typed}." in first
+
+
+def test_what_is_not_installed_or_not_there_is_refused_without_torch(
+    refuse: Refuse, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    real = importlib.util.find_spec
+    absent = {"wandb", "deepspeed", "transformers"}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name in absent else real(name, *a))
+    assert "logger.wandb needs the package wandb" in (message := refuse("logger=wandb"))
+    assert "[loggers]" in message
+    assert "logger.wandb needs" in refuse("-m", "logger=wandb", "seed=0,1")
+    assert "strategy needs the package deepspeed" in refuse("strategy=deepspeed_zero2")
+    text = "exp=digits_text_gated"
+    assert "condition needs the package transformers" in refuse(text)
+    monkeypatch.setattr(environment, "_no_gpu", lambda: "there is none")
+    assert "trainer.accelerator=gpu: there is none; pass trainer=cpu" in refuse("trainer=gpu")
+
+
+def test_a_gpu_is_refused_only_where_there_is_certainly_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def reason(device: str, version: str, platform: str = "linux") -> str:
+        (tmp_path / "dev").mkdir(exist_ok=True)
+        (tmp_path / "dev" / device).touch()
+        (tmp_path / "version.py").write_text(version, encoding="utf-8")
+        monkeypatch.setattr(environment.sys, "platform", platform)
+        monkeypatch.setattr(environment, "Path", lambda p: tmp_path / "dev" if p == "/dev" else Path(p))
+        spec = type("Spec", (), {"origin": str(tmp_path / "__init__.py")})
+        monkeypatch.setattr(environment.reader, "spec", lambda name: spec)
+        said = environment._no_gpu()
+        (tmp_path / "dev" / device).unlink()
+        return said
+
+    cpu, cuda = "cuda: Optional[str] = None\nhip: Optional[str] = None\n", "cuda: Optional[str] = '12.6'\nhip = None\n"
+    assert reason("null", cuda) == "this machine has no GPU that torch can use"
+    assert "is built for the CPU alone" in reason("nvidiactl", cpu)
+    assert reason("nvidiactl", cuda) == ""
+    assert reason("null", cpu, "darwin") == ""

@@ -39,13 +39,13 @@ LIGHTNINGS = [target for target in TARGETS if not target.startswith("neural_rdm.
 OURS = [target for target in TARGETS if target.startswith("neural_rdm.")]
 #: the groups of configs/; a file anywhere else would never be found
 GROUPS = {
-    "backbone", "callbacks", "condition", "data", "diffusion", "exp", "first_stage", "launcher", "logger", "metric",
-    "optimizer", "residual", "sampler", "strategy", "study", "sweeper", "trainer",
+    "backbone", "callbacks", "condition", "data", "debug", "diffusion", "exp", "first_stage", "launcher", "logger",
+    "metric", "optimizer", "residual", "sampler", "strategy", "study", "sweeper", "trainer",
 }  # fmt: skip
 #: those of a sweep, and not of its jobs
 SWEEPS = {"launcher", "sweeper"}
 #: those whose files say things of all nodes, and have none of their own
-WIDE = {"exp", "study"}
+WIDE = {"debug", "exp", "study"}
 CHOICES = sorted(f"{p.parent.name}={p.stem}" for p in config_dir().glob("*/*.yaml") if p.parent.name not in SWEEPS)
 EXPERIMENTS = choices_of("exp")
 #: what a choice needs beside it to fit the default experiment
@@ -70,7 +70,7 @@ NEEDS = {
     "data=taichi": [*VIDEO, *PIXELS],
     "data=ucf101": [*VIDEO, *PIXELS, "backbone.num_classes=101"],
     **{f"backbone=latte{size}": ["backbone.extras=class"] for size in ("", "_s", "_b", "_l", "_xl")},
-    **{f"condition={kind}": TEXT for kind in ("clip", "t5", "minilm")},
+    **{f"condition={kind}": [*TEXT, "data=digits_text", "metric=digits_text"] for kind in ("clip", "t5", "minilm")},
     # their keys are not those of the default experiment's network
     **{f"backbone={name}": ["exp=digits_unet_gated"] for name in ("unet", "ldm8")},
     "backbone=ldm4_unconditional": ["exp=digits_unet_gated", "sampler.cfg_scale=1"],
@@ -86,6 +86,8 @@ NEEDS = {
         "exp=digits_unet_gated",
         "backbone.num_heads=null",
         "condition=minilm",
+        "data=digits_text",
+        "metric=digits_text",
         "backbone.context_dim=384",
         "backbone.num_context_classes=null",
     ],
@@ -273,7 +275,7 @@ def test_every_choice_composes_with_the_default_experiment(
         for key, node in cfg.logger.items():
             if not node._target_.endswith("WandbLogger") or importlib.util.find_spec("wandb"):
                 build.build(node, f"logger.{key}", save_dir=str(tmp_path))
-    elif group == "callbacks":
+    elif group in ("callbacks", "debug"):
         assert [build.build(node, key) for key, node in cfg.callbacks.items()]
     elif group == "strategy":
         build.build(cfg.strategy, "strategy", devices=1, num_nodes=1)

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from neural_rdm.core import progress
-from neural_rdm.core.progress import progress_bar, span
+from neural_rdm.core.progress import parts, progress_bar, span
 
 
 def test_lines_come_by_the_clock_without_a_terminal(monkeypatch, capsys) -> None:
@@ -70,3 +70,35 @@ def test_on_a_terminal_it_is_a_bar(monkeypatch, capsys) -> None:
         advance(note="loss 0.5")
     assert "2/3" in (said := capsys.readouterr().err)
     assert "loss 0.5" in said
+
+
+def test_of_several_parts_the_time_for_all_of_them_is_said(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(progress, "EVERY", 0.05)
+    monkeypatch.setattr(progress, "_WORTH_TELLING", 0)
+    seen = []
+    for item in parts(["a", "b", "c"]):
+        with progress_bar("sampling", 2) as advance:
+            advance()
+            seen.append(item)
+            time.sleep(0.12)
+            advance()
+    lines = capsys.readouterr().err.splitlines()
+    assert seen == ["a", "b", "c"]
+    told = [re.search(r"; part (\d) of 3, all done in \d s$", line) for line in lines]
+    assert all(told), lines
+    assert {match[1] for match in told if match} == {"1", "2", "3"}
+    with progress_bar("sampling", 2):
+        time.sleep(0.06)
+    assert "part" not in capsys.readouterr().err, "one piece of work is all there is"
+
+
+def test_the_time_for_all_parts_is_that_of_the_parts_that_are_done(monkeypatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    whole = progress._Whole(4)
+    assert whole.told(0.0) == "; part 1 of 4"
+    now[0] = 5.0
+    assert whole.told(0.5) == "; part 1 of 4, all done in 35 s"  # 10 s a part
+    whole.done, whole.since = 2, 24.0
+    now[0] = 30.0
+    assert whole.told(0.9) == "; part 3 of 4, all done in 18 s"  # 12 s a part

@@ -11,7 +11,7 @@ from PIL import Image, ImageSequence
 
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.reports.grids import MIN_TILE, save_grid
-from neural_rdm.reports.tiles import GAP, MARGIN
+from neural_rdm.reports.tiles import GAP, MARGIN, read_tiles
 
 
 def pixels(path):
@@ -117,12 +117,35 @@ def test_clips_play_in_a_gif(tmp_path):
 def test_clips_become_rows_of_frames_in_a_png(tmp_path):
     clips = torch.rand(4, 3, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     page = pixels(save_grid(clips, tmp_path / "x.png", 2, scale=1))
-    assert page.shape[:2] == (2 * MARGIN + 4 * (8 + GAP) - GAP, 2 * MARGIN + 3 * (8 + GAP) - GAP)
+    heads = page.shape[0] - (2 * MARGIN + 4 * (8 + GAP) - GAP)  # the numbers of the frames
+    assert (page[MARGIN : MARGIN + heads] < 128).any()
+    assert page.shape[1] == 2 * MARGIN + 3 * (8 + GAP) - GAP
+    page = page[heads:]
     for clip in range(4):
         for frame in range(3):
             np.testing.assert_array_equal(tile(page, clip, frame, 8, 8), as_uint8(clips[clip, frame]))
     each = save_grid(clips, tmp_path / "each.png", 2, row_labels=["a", "a", "b", "b"]).read_bytes()
     assert save_grid(clips, tmp_path / "rows.png", 2, row_labels=["a", "b"]).read_bytes() == each
+
+
+FRAMES = [0, 2, 4, 6, 9, 11, 13, 15]  # as many as fit into 2048 pixels
+
+
+def test_a_long_strip_shows_some_of_its_frames(tmp_path):
+    path = save_grid(torch.linspace(-1, 1, 16).view(1, 16, 1, 1, 1).expand(1, 16, 1, 256, 256), tmp_path / "x.png", 1)
+    shown = read_tiles(path).pixels[0, :, 0, 0, 0, 0].tolist()
+    assert shown == [min(255, int(127.5 * (2 * frame / 15 - 1) + 128)) for frame in FRAMES]
+
+
+def test_columns_are_named(tmp_path):
+    x = torch.ones(4, 1, 64, 64)
+    plain = read_tiles(save_grid(x, tmp_path / "a.png", 2))
+    path = save_grid(
+        x, tmp_path / "b.png", 2, row_labels=["t 1", "t 2"], column_labels=["true", "noisy"], title="long" * 9
+    )
+    named = read_tiles(path)
+    np.testing.assert_array_equal(named.pixels, plain.pixels)
+    assert named.labels == ["t 1", "t 2"]
 
 
 def test_any_floating_type_and_a_new_folder(tmp_path):

@@ -8,6 +8,7 @@ The preflight imports neither torch nor Lightning, so a mistake is refused in ab
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import re
 import sys
@@ -27,6 +28,7 @@ from neural_rdm.cli.stopping import Work, stoppable
 from neural_rdm.config import resume
 from neural_rdm.config.check import as_plain, choices_of, config_dir, validate
 from neural_rdm.config.compose import Composed, compose_config, drop_unchosen, group_choices, parse, prepare_hydra
+from neural_rdm.config.environment import check_device, check_packages
 from neural_rdm.config.explained import help_text
 from neural_rdm.config.grammar import as_typed, written
 from neural_rdm.config.grids import crossed, study
@@ -111,9 +113,13 @@ def main(config_name: str, job: Job, complete: Complete | None = None) -> None:
     Exit codes: 0 done, 2 a mistake that the user can put right, 143, 130 or 129 stopped by SIGTERM, Ctrl-C or a closed
     terminal, 1 anything else.
     """
+    gc.disable()  # what composing makes lives on: to search it for cycles again and again takes a sixth of its time
     work = Work(config_name)
-    with stoppable(work):
-        _run(config_name, job, complete, work)
+    try:
+        with stoppable(work):
+            _run(config_name, job, complete, work)
+    finally:
+        gc.enable()
 
 
 def _run(config_name: str, job: Job, complete: Complete | None, work: Work) -> None:
@@ -125,6 +131,7 @@ def _run(config_name: str, job: Job, complete: Complete | None, work: Work) -> N
         if arguments.multirun and not arguments.informs:
             from neural_rdm.cli.launcher import launch  # here, because a single run has no use for it
 
+            gc.enable()
             raise SystemExit(launch(plan(config_name, arguments, complete)))
         arguments.overrides = as_typed(arguments.overrides, config_name, arguments.folders)
         if arguments.topic is not None:
@@ -140,10 +147,13 @@ def _run(config_name: str, job: Job, complete: Complete | None, work: Work) -> N
         print_paths([run.folder / p for p in run.finished["files"]])  # type: ignore[index]
         raise SystemExit(0)
     sys.argv[1:] = [*arguments.flags, *arguments.overrides]
+    if not arguments.informs and "torch" not in sys.modules and is_first_rank():  # which takes seconds
+        print("loading libraries ...", file=sys.stderr, flush=True)
 
     def task(cfg: DictConfig) -> None:
         work.folder = folder = Path(HydraConfig.get().runtime.output_dir)
         choices = group_choices(HydraConfig.get())
+        gc.enable()
         try:
             OmegaConf.set_struct(cfg, False)
             drop_unchosen(cfg, choices)
@@ -156,8 +166,6 @@ def _run(config_name: str, job: Job, complete: Complete | None, work: Work) -> N
                         cfg = resume.merge(run, cfg, parse(arguments.overrides))
                     elif is_first_rank():
                         write_config(folder, resume.lasting(cfg))
-                if "torch" not in sys.modules and is_first_rank():  # which takes seconds
-                    print("loading libraries ...", file=sys.stderr, flush=True)
                 code = job(cfg, folder)
         except (UserError, OSError) as caught:
             error = caught if isinstance(caught, UserError) else as_user_error(caught)
@@ -189,6 +197,7 @@ def preflight(config_name: str, arguments: Arguments, complete: Complete | None 
         if composed.cfg.get("sweep") is not None:
             _refuse_study(composed)
         _check(composed, config_name)
+        check_device(composed.cfg, composed.sources)
         return None
     if asked[0].is_sweep_override():
         raise ConfigError("resume= takes one folder; start the command once for each run")
@@ -218,6 +227,7 @@ def preflight(config_name: str, arguments: Arguments, complete: Complete | None 
     if run.config is not None:
         composed.sources = Sources((run.folder / "config.yaml",))
     _check(composed, config_name, resumed=True)
+    check_device(composed.cfg, composed.sources)
     # Lightning repeats sys.argv for the other ranks: they find the same run by its folder.
     folder = written(str(run.folder))
     arguments.overrides = [*arguments.overrides, f"resume={folder}", f"hydra.run.dir={folder}"]
@@ -285,6 +295,7 @@ def _one_folder_for_all_ranks(parsed: list[Override]) -> None:
 def _check(composed: Composed, config_name: str, resumed: bool = False) -> None:
     validate(composed.cfg, config_name, composed.sources)
     cfg = composed.cfg
+    check_packages(cfg, composed.sources)
     data, pretrained = cfg.get("data"), cfg.get("pretrained")
     if data is not None and data.get("source") == "latents":
         reading = constants(data, "data").get("reading", ())

@@ -20,6 +20,23 @@ from neural_rdm.config.sources import Sources, choice_of, refused
 from neural_rdm.core.arguments import broken, members, nearest, problem
 from neural_rdm.core.errors import ConfigError, first_line
 
+#: how other projects call it -> how this one does
+HABITS = {
+    "ckpt_path": "resume=DIR (a run that goes on), pretrained.path=FILE (weights to begin with), or run=DIR of sample, "
+    "evaluate and lens",
+    "experiment": "exp=NAME",
+    "model": "backbone=NAME",
+    "hparams_search": "sweep sweeper=optuna, with intervals as values (docs/sweeps.md)",
+    "max_epochs": "trainer.max_steps=N (optimizer steps)",
+    "epochs": "trainer.max_steps=N (optimizer steps)",
+    "gpus": "trainer.devices=N trainer=gpu",
+    "limit_train_batches": "data.limit=N (samples), or debug=fast",
+    "fast_dev_run": "debug=fast",
+    "overfit_batches": "debug=overfit",
+    "detect_anomaly": "debug=detect_nan",
+    "profiler": "debug=profile",
+}
+
 
 def config_dir() -> Path:
     """The folder of the Hydra groups: inside the installed package, or at the top of the checkout.
@@ -157,7 +174,11 @@ def _check(node: DictConfig, signature: Signature, key: str, sources: Sources) -
 
 def _nearest_key(node: DictConfig, name: str, prefix: str, sources: Sources) -> str:
     """The key that was meant: in full, beside all that there are, where it was typed; as a file would write it else."""
+    if (habit := HABITS.get(name)) is not None:
+        return f" Here that is {habit}."
     known = [key for key in flat_keys(node) if key != name and not key.startswith(f"{name}.")]
+    if inner := [key for key in known if key.endswith(f".{name}")]:
+        return f" Did you mean {prefix}{f' or {prefix}'.join(inner[:3])}?"
     if not any(key == f"{prefix}{name}" or key.startswith(f"{prefix}{name}.") for key in sources.typed):
         return nearest(name, [key for key in known if "." not in key])
     keys = ", ".join(str(key) for key in node if key not in (name, "_target_"))

@@ -22,7 +22,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from neural_rdm.config import primary, primary_train, reader, schema
-from neural_rdm.config.check import config_dir
+from neural_rdm.config.check import choices_of, config_dir
 from neural_rdm.config.compose import Composed
 from neural_rdm.config.reader import REQUIRED, UNREAD, Argument
 from neural_rdm.core.arguments import members, nearest, told
@@ -148,6 +148,8 @@ def help_text(command: str, composed: Composed, topic: str, folders: Sequence[st
         own = [name for name in dict.fromkeys(key.name.partition(".")[0] for key in of_command(command)) if name in cfg]
         shown = [key for name in own if not (config_dir() / name).is_dir() for key in below(command, cfg, name)]
         return "".join(map(_paragraph, shown))
+    if topic not in cfg and (choices := _wholes(topic)):
+        return choices
     if group not in cfg or group == "hydra":
         names = [name for name in map(str, cfg) if name != "hydra"]
         raise ConfigError(
@@ -161,6 +163,17 @@ def help_text(command: str, composed: Composed, topic: str, folders: Sequence[st
             f"--help {topic}: there is no such key.{nearest(topic, known)} {group} has {', '.join(known)}"
         )
     return "".join([*_head(composed, topic, folders), *map(_paragraph, keys)])
+
+
+def _wholes(group: str) -> str:
+    """The choices of a group that has no keys of its own (`exp`, `debug`), each with the words at its head."""
+    told = []
+    for name in choices_of(group):
+        lines = (config_dir() / group / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+        head = itertools.takewhile(lambda line: line.startswith("#"), lines)
+        words = " ".join(line[1:].strip() for line in head if "@package" not in line)
+        told.append(f"{group}={name}\n{_wrapped(words, '    ')}\n")
+    return "".join(told)
 
 
 def below(command: str, cfg: DictConfig, group: str) -> Iterator[Key]:

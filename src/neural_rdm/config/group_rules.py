@@ -37,12 +37,12 @@ def check_across(cfg: DictConfig, sources: Sources) -> None:
     channels, (key, width) = cfg.first_stage.get("channels"), _called(backbone, CHANNELS)
     if channels is not None and width is not None and channels != width:
         raise refused(f"first_stage.channels={channels} but {key}={width}; pass {key}={channels}", key, sources)
-    classes, labels = data.get("num_classes"), _labels(backbone)
+    facts = constants(data, "data")
+    classes, labels = data.get("num_classes") or facts.get("num_classes"), _labels(backbone)
     if classes and labels and classes != labels:
         key, rows = _called(backbone, CLASSES)
-        raise refused(
-            f"data.num_classes={classes} but {key}={rows}; pass {for_classes(backbone, classes)}", key, sources
-        )
+        says = f"data.num_classes={classes}" if "num_classes" in data else f"the data have {classes} classes"
+        raise refused(f"{says} but {key}={rows}; pass {for_classes(backbone, classes)}", key, sources)
     frames, clip = backbone.get("num_frames"), data.get("num_frames")
     if frames is not None and clip is not None and frames != clip:
         raise refused(
@@ -52,6 +52,12 @@ def check_across(cfg: DictConfig, sources: Sources) -> None:
             sources,
         )
     _check_text(cfg, sources)
+    if cfg.condition is not None and classes:
+        raise refused(
+            "condition needs data with captions (data=coco, journeydb or digits_text), and these have classes",
+            "condition",
+            sources,
+        )
     _check_gates(cfg, sources)
     _check_control(cfg, sources)
     check_process(cfg, sources)
@@ -65,6 +71,8 @@ def check_across(cfg: DictConfig, sources: Sources) -> None:
             key,
             sources,
         )
+    if channels is None:
+        _check_shape(backbone, facts.get("sample_shape"), sources)
 
 
 #: what the official codes of DiT and Latte, LDM and ADM, and U-ViT call one and the same
@@ -103,6 +111,14 @@ def _reads(backbone: DictConfig) -> tuple[str, int | None]:
         return "backbone.context_dim", 768  # 77 tokens of CLIP, as in the official Latte
     key, width = _called(backbone, TEXTS)
     return key, None if backbone.get("num_context_classes") is not None else width
+
+
+def _check_shape(backbone: DictConfig, shape: tuple[int, ...] | None, sources: Sources) -> None:
+    """Data that have one shape and are read as they are; None where the class of the data does not say."""
+    for names, length in ((SIZES, shape[-1]), (CHANNELS, shape[-3])) if shape else ():
+        key, wanted = _called(backbone, names)
+        if wanted not in (None, length):
+            raise refused(f"the data are {list(shape or ())} but {key}={wanted}; pass {key}={length}", key, sources)
 
 
 def _check_text(cfg: DictConfig, sources: Sources) -> None:

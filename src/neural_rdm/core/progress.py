@@ -8,11 +8,50 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import TypeVar
 
 EVERY = 15.0  #: seconds from one plain line to the next
 _WORTH_TELLING = 2.0  # seconds; of work that ended sooner there is no line
+
+T = TypeVar("T")
+
+
+class _Whole:
+    """A command's work of several like parts, each with bars of its own."""
+
+    def __init__(self, parts: int) -> None:
+        self.parts, self.done = parts, 0
+        self.begin = self.since = time.perf_counter()
+
+    def told(self, share: float) -> str:
+        """Which part it is, and how long all of them take, by those that are done or by the share of the first."""
+        now = time.perf_counter()
+        spent = self.since - self.begin if self.done else now - self.begin
+        count = self.done or share
+        left = f", all done in {span(max(0.0, spent / count * self.parts - (now - self.begin)))}" if count else ""
+        return f"; part {self.done + 1} of {self.parts}{left}"
+
+
+_whole: _Whole | None = None
+
+
+def parts(items: Sequence[T]) -> Iterator[T]:
+    """Each item in turn; the bars of the work on one say the time that is left for all of them."""
+    global _whole
+    _whole = _Whole(len(items)) if len(items) > 1 else None
+    try:
+        for item in items:
+            yield item
+            if _whole is not None:
+                _whole.done, _whole.since = _whole.done + 1, time.perf_counter()
+    finally:
+        _whole = None
+
+
+def _all(share: float) -> str:
+    return "" if _whole is None else _whole.told(share)
 
 
 @contextmanager
@@ -53,7 +92,8 @@ def _bar(label: str, total: int | None, unit: str, before: int) -> Iterator[Call
         def advance(count: int = 1, note: str = "") -> None:
             nonlocal done
             done += count
-            bar.update(task, advance=count, rate=done / (time.perf_counter() - begin), note=note and f", {note}")
+            told = (note and f", {note}") + _all((before + done) / total if total else 0.0)
+            bar.update(task, advance=count, rate=done / (time.perf_counter() - begin), note=told)
 
         yield advance
 
@@ -72,7 +112,8 @@ def _lines(label: str, total: int | None, unit: str, before: int) -> Iterator[Ca
         line = "" if total is None and not done else line
         rest = 0 if total is None else total - before - done
         left = f", {span(rest * passed / done)} left" if rest > 0 and done else ""
-        print(f"{label}:{line} {span(passed)} so far{left}", file=sys.stderr, flush=True)
+        whole = _all((before + done) / total if total else 0.0)
+        print(f"{label}:{line} {span(passed)} so far{left}{whole}", file=sys.stderr, flush=True)
 
     def watch() -> None:
         while not over.wait(EVERY):

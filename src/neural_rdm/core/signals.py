@@ -56,6 +56,12 @@ def give_back(before: Handlers) -> None:
         signal.signal(number, handler)
 
 
+def say(text: str) -> None:
+    """Write to standard error from a handler, which may have interrupted a `print` that cannot be entered again."""
+    with contextlib.suppress(OSError):
+        os.write(2, text.encode())
+
+
 def stop(number: signal.Signals) -> None:
     """Stop the work at once. A second signal ends the process without waiting for anything to be tidied up."""
     for other in ("SIGINT", "SIGTERM", "SIGHUP"):

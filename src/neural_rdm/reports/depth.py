@@ -10,7 +10,17 @@ from typing import Any
 
 from neural_rdm.core.errors import DataError
 from neural_rdm.core.files import write_text
-from neural_rdm.reports.figures import canvas, log_if_wide, name_units, read_csv, save, stage_colours, tidy
+from neural_rdm.reports.figures import (
+    canvas,
+    label_ends,
+    log_if_wide,
+    name_units,
+    read_csv,
+    save,
+    stage_colours,
+    tidy,
+    titled,
+)
 from neural_rdm.reports.tables import csv_text
 
 
@@ -57,15 +67,20 @@ def plot_depth(depth_csv: str | Path, left_out_csv: str | Path, png_path: str | 
             places, values = zip(*sorted(lines[t].items()), strict=True)
             axes.plot([p + shift for p in places], values, color=colour, marker="o", markersize=3, label=f"t {t:g}")
     log_if_wide(above, [v for line in kept.values() for v in line.values()], decades=1)
-    above.set(ylabel="error of the prediction", title="If the network stopped behind a unit")
-    above.legend(frameon=False, fontsize=8)
+    above.set(ylabel="error of the prediction")
+    facts = Path(depth_csv).with_name("depth.json")
+    run = json.loads(facts.read_text(encoding="utf-8")).get("run", "") if facts.is_file() else ""
+    above.set_title(titled("If the network stopped behind a unit", Path(run, "depth.csv")), fontsize=10)
+    coloured = zip(sorted(kept.items()), stage_colours(len(kept)), strict=True)
+    label_ends(above, {f"t {t:g}": (line[max(line)], colour) for (t, line), colour in coloured})
     sizes = sorted(abs(v) for line in alone.values() for v in line.values() if v)
     below.axhline(0, color="grey", linewidth=0.8)
     if sizes and sizes[-1] > 100 * sizes[len(sizes) // 2]:
         below.set_yscale("symlog", linthresh=sizes[len(sizes) // 2])
     if all(v >= 0 for line in alone.values() for v in line.values()):
         below.set_ylim(bottom=0)
-    below.set(ylabel="error added", title="If one unit alone is left out")
+    below.set(ylabel="error added")
+    below.set_title("If one unit alone is left out", fontsize=10)
     name_units(below, names)
     return save(figure, png_path)
 

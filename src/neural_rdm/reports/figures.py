@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import yaml
+
 from neural_rdm.core.errors import DataError
 from neural_rdm.core.files import write_atomically
 
@@ -79,6 +81,19 @@ def attempt(plot: Callable[[], Path | None]) -> list[Path]:
         print(f"no plot: {error}")
         return []
     return [path] if path is not None else []
+
+
+def titled(title: str, file: str | Path) -> str:
+    """A title, and below it whose numbers it shows: the experiment and residual rule of the run that a file lies in."""
+    for folder in Path(file).absolute().parents[:3]:
+        if (folder / "config.yaml").is_file():
+            config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8", errors="replace"))
+            config = config if isinstance(config, dict) else {}
+            experiment = (config.get("choices") or {}).get("exp")
+            rule = (config.get("residual") or {}).get("rule")
+            said = [str(experiment)] * bool(experiment) + [f"residual={rule}"] * bool(rule)
+            return f"{title}\n{', '.join(said)}" if said else title
+    return title
 
 
 @contextmanager
@@ -169,8 +184,22 @@ def log_if_wide(axes: Axes, values: Sequence[float], decades: float, zero: bool 
     finite = [value for value in values if math.isfinite(value)]
     if finite and min(finite) > 0 and max(finite) / min(finite) > 10**decades:
         axes.set_yscale("log")
+        plain_decimals(axes, min(finite), max(finite))
     elif zero and finite and min(finite) >= 0:
         axes.set_ylim(bottom=0)
+
+
+def plain_decimals(axes: Axes, low: float, high: float) -> None:
+    """0.02 in place of 2 x 10^-2 on a logarithmic vertical axis, where its numbers are short that way; of less than two
+    decades also 0.02 and 0.05 between the powers of ten.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    if low < 1e-4 or high >= 1e5:
+        return
+    axes.yaxis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.10g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def label_ends(axes: Axes, ends: Mapping[str, tuple[float, Any]], size: float = 8) -> None:

@@ -16,8 +16,10 @@ from neural_rdm.core.errors import ConfigError
 from neural_rdm.core.files import write_atomically
 from neural_rdm.media.gifs import save_gif
 from neural_rdm.media.images import to_bytes
+from neural_rdm.reports.figures import spread
 from neural_rdm.reports.tiles import GAP, KEY, MARGIN
 
+WIDEST = 2048  # pixels of a row of a clip's frames; of longer ones some are shown, evenly spread
 MIN_TILE = 48  # pixels; a tile below this cannot be judged by eye
 
 
@@ -29,6 +31,7 @@ def save_grid(
     title: str | None = None,
     scale: int | None = None,
     fps: int = 8,
+    column_labels: Sequence[str] | None = None,
 ) -> Path:
     """Write samples as one picture and return its path (atomically: never a half-written file).
 
@@ -38,11 +41,13 @@ def save_grid(
 
     Args:
         x: images [N, C, H, W] or clips [N, F, C, H, W] in [-1, 1], any device and floating type.
-        path: `.png` (a clip becomes a row of its frames, `columns` is then not used) or `.gif` (clips play in a grid).
+        path: `.png` (a clip becomes a row of its frames, with their numbers above; `columns` is then not used) or
+            `.gif` (clips play in a grid).
         columns: tiles in a row.
         row_labels: text at the left of each row; for the frames of clips one a clip, or one for each `columns` clips.
         scale: whole-number enlargement, nearest neighbour; by default just enough for tiles of 48 pixels.
         fps: frames a second of a GIF.
+        column_labels: text above each column, short enough for the width of a tile.
 
     Raises:
         ConfigError: another suffix, shape, or number of labels; columns, scale or fps below 1.
@@ -55,26 +60,32 @@ def save_grid(
     if min(columns, 1 if scale is None else scale, fps) < 1:
         raise ConfigError(f"a sample grid needs columns, scale and fps of at least 1; got {columns}, {scale}, {fps}.")
     clips = _to_uint8(x if x.ndim == 5 else x[:, None])  # [N, F, H, W, 3]
+    scale = scale or max(1, -(-MIN_TILE // min(clips.shape[2:4])))
     labels = [" ".join(label.split()) for label in row_labels] if row_labels is not None else None
     rows = -(-len(clips) // columns)
     if path.suffix == ".png" and x.ndim == 5:
         if labels is not None and len(labels) == rows:
             labels = [labels[clip // columns] for clip in range(len(clips))]
+        frames = spread(range(clips.shape[1]), max(4, WIDEST // (clips.shape[3] * scale)))
+        column_labels, clips = [str(frame) for frame in frames], clips[:, frames]
         rows, columns = len(clips), clips.shape[1]
         clips = clips.reshape(rows * columns, 1, *clips.shape[2:])
     if labels is not None and len(labels) != rows:
         raise ConfigError(f"{path.name}: {len(labels)} row labels for {rows} rows; give one label for each row.")
-    scale = scale or max(1, -(-MIN_TILE // min(clips.shape[2:4])))
     title = " ".join((title or "").split())
-    left, top = _corner(labels, title, clips.shape[2] * scale)
-    pages = [_page(clips[:, frame], columns, labels, title, scale, left, top) for frame in range(clips.shape[1])]
+    heads = list(column_labels or ())
+    left, top = _corner(labels, title, clips.shape[2] * scale, bool(heads))
+    pages = [_page(clips[:, frame], columns, labels, title, scale, left, top, heads) for frame in range(clips.shape[1])]
     if x.shape[-3] == 1:
         pages = [page.convert("L") for page in pages]  # a GIF's palette then holds every level exactly
     if path.suffix == ".png":
         size = [clips.shape[2] * scale, clips.shape[3] * scale]
         said = PngImagePlugin.PngInfo()
         said.add_text(
-            KEY, json.dumps({"left": left, "top": top, "size": size, "labels": labels, "frames": x.ndim == 5})
+            KEY,
+            json.dumps(
+                {"left": left, "top": top, "size": size, "labels": labels, "frames": x.ndim == 5, "columns": columns}
+            ),
         )
         write_atomically(path, lambda file: pages[0].save(file, format="PNG", pnginfo=said))
     else:
@@ -102,20 +113,33 @@ def _stretch(latents: Tensor) -> Tensor:
     return shown
 
 
+def _head(height: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """For the names of columns, above tiles so many pixels tall."""
+    return ImageFont.load_default(size=max(11, min(20, height // 10)))
+
+
 def _font(height: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """For words beside tiles so many pixels tall."""
     return ImageFont.load_default(size=max(12, min(24, height // 3)))
 
 
-def _corner(labels: list[str] | None, title: str, height: int) -> tuple[int, int]:
-    """Where the first tile stands, right of the labels and below the title: left, top."""
+def _corner(labels: list[str] | None, title: str, height: int, heads: bool) -> tuple[int, int]:
+    """Where the first tile stands, right of the labels and below the title and the columns' names: left, top."""
     font = _font(height)
     widest = max((int(font.getbbox(label)[2]) for label in labels or []), default=-MARGIN)
-    return 2 * MARGIN + widest, MARGIN + (int(font.getbbox(title)[3]) + MARGIN if title else 0)
+    top = MARGIN + (int(font.getbbox(title)[3]) + MARGIN if title else 0)
+    return 2 * MARGIN + widest, top + (int(_head(height).getbbox("Ag")[3]) + GAP) * heads
 
 
 def _page(
-    tiles: NDArray[np.uint8], columns: int, labels: list[str] | None, title: str, scale: int, left: int, top: int
+    tiles: NDArray[np.uint8],
+    columns: int,
+    labels: list[str] | None,
+    title: str,
+    scale: int,
+    left: int,
+    top: int,
+    heads: list[str],
 ) -> Image.Image:
     """Lay tiles [N, H, W, 3] out row by row on white."""
     tiles = tiles.repeat(scale, axis=1).repeat(scale, axis=2)
@@ -131,6 +155,9 @@ def _page(
     draw = ImageDraw.Draw(page)
     if title:
         draw.text((MARGIN, MARGIN), title, fill="black", font=font)
+    for column, head in enumerate(heads):
+        middle = left + column * (width + GAP) + width // 2
+        draw.text((middle, top - 2 * GAP), head, fill="black", font=_head(height), anchor="ms")
     for row, label in enumerate(labels or []):
         middle = top + row * (height + GAP) + height // 2
         draw.text((left - MARGIN, middle), label, fill="black", font=font, anchor="rm")

@@ -24,6 +24,7 @@ from neural_rdm.reports.figures import (
     stage_colourbar,
     stage_colours,
     tidy,
+    titled,
 )
 
 #: a line of one record is noise: at fixed weights the last unit's share of the largest was 0.43 +- 0.11 over batches
@@ -76,7 +77,7 @@ def plot_sensitivity(csv_path: str | Path, png_path: str | Path) -> Path:
     below.set_ylabel(r"$\|s_i\| \,/\, \|s_{last}\|$")
     count = max(map(len, groups))
     said = f"mean of up to {count} batches, band: one standard deviation over them" if count > 1 else "one batch a line"
-    above.set_title(f"Sensitivity over depth\n({said})", fontsize=10)
+    above.set_title(titled(f"Sensitivity over depth ({said})", csv_path), fontsize=10)
     return save(figure, png_path)
 
 
@@ -118,7 +119,7 @@ def plot_losses(metrics_csv: str | Path, png_path: str | Path) -> Path:
     curves = {name: read_series(metrics_csv, name) for name in ("train/loss", "val/loss")}
     if not curves["train/loss"][0]:
         raise DataError(f"{metrics_csv} holds no value in a column train/loss; nothing to plot.")
-    return plot_curves(curves, png_path, ylabel="loss", title="Loss")
+    return plot_curves(curves, png_path, ylabel="loss", title=titled("Loss", metrics_csv))
 
 
 def plot_curves(curves: Mapping[str, Series], png_path: str | Path, ylabel: str, title: str) -> Path:
@@ -142,7 +143,8 @@ def plot_curves(curves: Mapping[str, Series], png_path: str | Path, ylabel: str,
         )
         shown += values
     log_if_wide(axes, shown, decades=1)
-    axes.set(xlabel="optimizer step", ylabel=ylabel, title=title)
+    axes.set(xlabel="optimizer step", ylabel=ylabel)
+    axes.set_title(title, fontsize=10)
     if shown:
         axes.legend(frameon=False, loc="upper right")
     return save(figure, png_path)

@@ -25,25 +25,28 @@ from neural_rdm.reports.figures import (
     stage_colourbar,
     stage_colours,
     tidy,
+    titled,
 )
 from neural_rdm.reports.plots import read_sensitivity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 Stages = dict[int, dict[int, float]]  # {step: {unit: value}}
 Bin = tuple[float, float]  # diffusion timesteps [t_low, t_high)
 
 #: quantity of `units.csv`: (what its panel is called, the value at which a unit changes nothing)
 QUANTITIES: dict[str, tuple[str, float | None]] = {
-    "rms": (r"RMS of the stream  $z_i$", None),
-    "growth": (r"growth  $\|z_{i+1}\| \,/\, \|z_i\|$", 1.0),
-    "write_ratio": (r"write  $\|w_i\| \,/\, \|z_i\|$,  $w_i = z_{i+1} - z_i$", None),
-    "write_cos": (r"direction  $\cos(w_i, z_i)$", 0.0),
-    "importance": (r"change of the loss  $\langle s_{i+1}, w_i \rangle$", 0.0),
-    "redundancy": (r"redundancy  $1 - \cos(z_i, z_{i+1})$", None),
-    "mean_share": (r"token mean over the rest  $\|Jz\| \,/\, \|Pz\|$", None),
+    "rms": (r"How large the stream is that enters the unit: RMS of $z_i$", None),
+    "growth": (r"How much longer the unit makes it: $\|z_{i+1}\| \,/\, \|z_i\|$", 1.0),
+    "write_ratio": (r"How much the unit adds: $\|w_i\| \,/\, \|z_i\|$ with $w_i = z_{i+1} - z_i$", None),
+    "write_cos": (r"Whether it adds along the stream (above 0) or takes away: $\cos(w_i, z_i)$", 0.0),
+    "importance": (
+        r"What it does to the loss, to first order (below 0: it helps): $\langle s_{i+1}, w_i \rangle$",
+        0.0,
+    ),
+    "redundancy": (r"How far it turns the stream: $1 - \cos(z_i, z_{i+1})$", None),
+    "mean_share": (r"How alike all tokens are behind it: token mean over the rest, $\|Jz\| \,/\, \|Pz\|$", None),
 }
 _MISSING = "0.72"  # a grey that neither colour map of the heat maps holds
 
@@ -51,9 +54,9 @@ _MISSING = "0.72"  # a grey that neither colour map of the heat maps holds
 def plot_gates(sensitivity_csv: str | Path, png: str | Path) -> Path:
     """Draw the gates against depth: alpha's mean over the channels, and below it the norm of beta.
 
-    A line for each of at most eight stages of training, coloured as in the sensitivity plot; the band about a line of
-    alpha is its standard deviation over the channels on either side. A panel whose gate the rule does not have is left
-    out. Of time-conditioned gates it is the static part. A line breaks where a unit has no gate.
+    A line for each of at most eight stages of training, coloured as in the sensitivity plot; the band about the last
+    line of alpha is its standard deviation over the channels on either side. A panel whose gate the rule does not have
+    is left out. Of time-conditioned gates it is the static part. A line breaks where a unit has no gate.
 
     Args:
         sensitivity_csv: columns `step, unit, name, alpha_mean, alpha_std, beta_norm`, a line for each step and unit;
@@ -77,18 +80,19 @@ def plot_gates(sensitivity_csv: str | Path, png: str | Path) -> Path:
         for colour, step in zip(colours, steps, strict=True):
             values = _over(gate.get(step, {}), units)
             axes.plot(units, values, color=colour, marker=marker, markersize=3.5, linewidth=1.6)
-            if gate is means:
+            if gate is means and step == steps[-1]:
                 band = _over(deviations.get(step, {}), units)
                 axes.fill_between(units, values - band, values + band, color=colour, alpha=0.13, linewidth=0)
         if gate is means:
-            axes.set_ylabel(r"$\alpha$, mean $\pm$ deviation over channels")
+            axes.set_ylabel(r"$\alpha$, mean over channels")
             axes.ticklabel_format(axis="y", useOffset=False)  # "+1" in a corner hides that alpha stays close to 1
         else:
             axes.set_ylabel(r"norm of beta  $\|\beta_i\|$")
             log_if_wide(axes, [value for step in steps for value in gate.get(step, {}).values()], decades=2)
     name_units(panels[-1], names)
     stage_colourbar(figure, panels, steps, colours)
-    panels[0].set_title("Gates over depth")
+    band = " (band: standard deviation over the channels at the last step)" if means else ""
+    panels[0].set_title(titled(f"Gates over depth{band}", sensitivity_csv), fontsize=10)
     return save(figure, png)
 
 
@@ -180,11 +184,11 @@ def plot_units(units_csv: str | Path, png: str | Path, step: int | None = None) 
     record, units = records[step], sorted(names)
     bins = sorted({bin for of_unit in record.values() for bin in of_unit})
     colours = _bin_colours(len(bins))
-    figure = canvas(14.4, 6.8)
-    panels = figure.subplots(2, 4, sharex=True).ravel()
-    for axes, (quantity, (label, neutral)) in zip(panels, QUANTITIES.items(), strict=False):
+    figure = canvas(max(7.2, min(12.0, 4.0 + 0.2 * len(units))), 1.6 + 1.9 * len(QUANTITIES))
+    panels = figure.subplots(len(QUANTITIES), 1, sharex=True)
+    for axes, (quantity, (label, neutral)) in zip(panels, QUANTITIES.items(), strict=True):
         tidy(axes)
-        axes.set_title(label, fontsize=10)
+        axes.set_title(label, fontsize=9, loc="left")
         lines = [_over({u: record[u].get(bin, {}).get(quantity, math.nan) for u in record}, units) for bin in bins]
         shown = [float(value) for line in lines for value in line if math.isfinite(value)]
         for colour, line, bin in zip(colours, lines, bins, strict=True):
@@ -197,18 +201,10 @@ def plot_units(units_csv: str | Path, png: str | Path, step: int | None = None) 
         if neutral is not None:
             axes.axhline(neutral, color="0.35", linestyle=":", linewidth=1.0, zorder=1)
         _scale(axes, shown, neutral)
-    _name_small_panels(figure, panels, names)
-    panels[-1].set_axis_off()
+    name_units(panels[-1], names)
     handles, labels = panels[0].get_legend_handles_labels()
-    panels[-1].legend(
-        handles,
-        labels,
-        loc="lower center",
-        ncols=1 + (len(bins) - 1) // 10,
-        frameon=False,
-        fontsize=9,
-        title=f"step {step:,}\ndiffusion timesteps",
-    )
+    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8, title="timesteps")
+    figure.suptitle(titled(f"What each unit does to the stream, step {step:,}", units_csv), fontsize=10)
     return save(figure, png)
 
 
@@ -323,18 +319,3 @@ def _scale(axes: Axes, values: Sequence[float], neutral: float | None) -> None:
             axes.autoscale(axis="y")  # about the neutral value, not from 0
     elif threshold := linear_threshold(values):
         axes.set_yscale("symlog", linthresh=threshold)
-
-
-def _name_small_panels(figure: Figure, panels: Sequence[Axes], names: Mapping[int, str]) -> None:
-    """Name the units under the lowest panel of each column; the legend's is empty, so they hang into it from above."""
-    units = sorted(names)
-    above_legend, under = panels[3], [*panels[4:7], panels[3]]
-    for axes in under:
-        axes.tick_params(axis="x", labelbottom=True)
-        if len(units) <= MAX_NAMED_UNITS:
-            labels = [short_name(names[unit]) for unit in units]
-            axes.set_xticks(units, labels, rotation=90, fontsize=6.5)
-    for text in above_legend.get_xticklabels():
-        text.set_in_layout(False)  # else the whole row would leave room for them
-    what = "unit" if len(units) <= MAX_NAMED_UNITS else "unit index"
-    figure.supxlabel(f"{what}, in the order in which they run", fontsize=10)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import lightning.pytorch as pl
 
+from neural_rdm.core.extras import typed
 from neural_rdm.data.broken import FILE as BAD_SAMPLES
 from neural_rdm.diffusion.samplers import Sampler
 from neural_rdm.evaluation.measuring import Report
@@ -40,6 +42,8 @@ def finish(
         for grid in callbacks_of(trainer, SampleGrid):
             paths += grid.save(trainer, module, folder / "samples" / "final.png", progress=False)
         paths += tables
+    elif trainer.is_global_zero and not any((folder / "samples").glob("*")):
+        print(_why_no_samples(callbacks_of(trainer, SampleGrid), trainer.max_steps, folder), flush=True)
     if not trainer.is_global_zero:
         return numbers, paths
     for log in callbacks_of(trainer, SensitivityLog):
@@ -52,3 +56,12 @@ def finish(
     paths += [bad] if (bad := folder / BAD_SAMPLES).is_file() else []
     paths += attempt(lambda: plot_evaluations(folder, folder / "report" / "evaluations.png"))
     return numbers, paths
+
+
+def _why_no_samples(grids: list[SampleGrid], steps: int, folder: Path) -> str:
+    """Why a run has drawn nothing, and how to have samples."""
+    why = "callbacks.samples is left out"
+    if grids:
+        why = f"callbacks.samples.every_n_steps={grids[0].every_n_steps} is beyond its {steps} steps"
+    later = f"python -m neural_rdm.sample {typed('run', os.path.relpath(folder))}"
+    return f"no samples: a run without a metric draws none at its end, and {why}. {later} draws some"

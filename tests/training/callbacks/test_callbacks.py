@@ -304,14 +304,30 @@ def test_a_signal_finishes_the_optimizer_step_and_saves(tmp_path: Path, number: 
     assert signal.getsignal(number) == before
 
 
-def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
-    before = signal.getsignal(signal.SIGINT)
-    callbacks = (StopOnSignal(), Interrupt(signal.SIGINT), Interrupt(signal.SIGINT), Checkpoints(tmp_path, 1, 2))
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_second_signal_stops_at_once(
+    tmp_path: Path, number: signal.Signals, code: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before, stop = signal.getsignal(number), StopOnSignal()
+    stop.together = 0.0
+    callbacks = (stop, Interrupt(number), Interrupt(number), Checkpoints(tmp_path, 1, 2))
     with pytest.raises(Stopped) as stopped:
         fit(tiny_module(), tmp_path, *callbacks, steps=8)
-    assert stopped.value.exit_code == 130
+    assert stopped.value.exit_code == code
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 4
-    signal.signal(signal.SIGINT, before)  # as the command does
+    said = f"{number.name}: waiting for this step, which is then saved; again to stop at once"
+    assert capfd.readouterr().err.count(said) == 1
+    signal.signal(number, before)  # as the command does
+
+
+def test_two_sigterms_of_one_shutdown_are_one(tmp_path: Path) -> None:
+    """The processes of a job may be sent it as a group and again by the first rank."""
+    stop, number = StopOnSignal(), signal.SIGTERM
+    trainer = fit(
+        tiny_module(), tmp_path, stop, Interrupt(number), Interrupt(number), Checkpoints(tmp_path, 100, 2), steps=8
+    )
+    assert trainer.global_step == 5
+    assert (stop.received, stop.exit_code) == (True, 143)
 
 
 def test_an_interrupted_step_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from neural_rdm.core.errors import UserError
 from neural_rdm.core.extras import typed
-from neural_rdm.core.signals import Stopped, catch, stop
+from neural_rdm.core.signals import Stopped, catch, say, stop
 from neural_rdm.residual import units
 from neural_rdm.training import parallel
 from neural_rdm.training.callbacks.steps import Order, StepCallback
@@ -29,14 +30,18 @@ class StopOnSignal(StepCallback):
 
     Lightning's own handler ends with exit code 0 and saves nothing, and in a multi-process run it starts a collective
     call inside the signal handler. This one only sets a flag; the flags are compared at the end of each optimizer
-    step. A second Ctrl-C stops at once.
+    step. A second Ctrl-C stops at once, and so does a second SIGTERM; one that comes with the first, since the whole
+    group of processes was sent it, is the first.
     """
 
     order = Order.WATCH
+    #: seconds in which a second SIGTERM is the first one, on another way
+    together = 1.0
 
     def __init__(self) -> None:
         self.received = False
         self.signal = signal.SIGTERM
+        self._since = 0.0
 
     @property
     def exit_code(self) -> int:
@@ -48,10 +53,13 @@ class StopOnSignal(StepCallback):
         super().on_train_start(trainer, pl_module)
 
         def handle(number: signal.Signals) -> None:
-            if self.received and number == signal.SIGINT:
+            late = time.monotonic() - self._since > self.together
+            if self.received and (number == signal.SIGINT or (number == signal.SIGTERM and late)):
                 stop(number)
             if not self.received:
-                self.received, self.signal = True, number
+                self.received, self.signal, self._since = True, number, time.monotonic()
+                if trainer.is_global_zero:
+                    say(f"\n{number.name}: waiting for this step, which is then saved; again to stop at once\n")
                 if trainer.strategy.launcher is not None:
                     trainer.strategy.launcher.kill(signal.SIGTERM)  # pass it on to the ranks that this process started
 

@@ -12,6 +12,7 @@ from neural_rdm.conditioning.conditions import condition_of
 from neural_rdm.core.arguments import Count, checked
 from neural_rdm.core.errors import CheckpointError
 from neural_rdm.diffusion.samplers import Sampler
+from neural_rdm.reports.figures import titled
 from neural_rdm.reports.grids import save_grid
 from neural_rdm.training.callbacks.ema import averaged
 from neural_rdm.training.callbacks.steps import StepCallback
@@ -65,8 +66,16 @@ class SampleGrid(StepCallback):
             if clips:
                 save_grid(pixels, path.with_suffix(".gif"), columns=self.per_class, row_labels=names)
                 pixels = pixels[:: self.per_class]  # the frames of a clip are a row of their own: one clip of each
-            save_grid(pixels, path, columns=self.per_class, row_labels=names)
+            title = self._title(path, trainer.global_step)
+            save_grid(pixels, path, columns=self.per_class, row_labels=names, title=title)
         return [path.with_suffix(".gif"), path] if clips else [path]
+
+    def _title(self, path: Path, step: int) -> str:
+        """Experiment, step, sampler and guidance, in one line."""
+        guided = f", cfg_scale {self.sampler.cfg_scale:g}" if self.sampler.cfg_scale != 1 else ""
+        drawn = f"step {step:,}, {self.sampler.name} in {self.sampler.steps} steps{guided}"
+        of_run = titled("", path).strip()
+        return f"{of_run}, {drawn}" if of_run else drawn
 
     def rows(self, module: NeuralRDM, data: Any) -> tuple[list[Any] | None, list[str] | None]:
         """The classes or texts that the grid shows, and their names; None twice for an unconditional network."""

@@ -1,0 +1,69 @@
+"""What this machine must have for a configuration, as far as it is known without torch; the rest torch says itself."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from neural_rdm.config import reader
+from neural_rdm.config.sources import Sources, refused
+from neural_rdm.core.extras import install
+
+#: `_target_` -> (package that it imports, extra of this project that brings it)
+PACKAGES = {
+    "lightning.pytorch.loggers.WandbLogger": ("wandb", "loggers"),
+    "neural_rdm.conditioning.text.TextEncoder": ("transformers", "text"),
+    "neural_rdm.training.parallel.deepspeed": ("deepspeed", "deepspeed"),
+}
+#: of Linux: what an NVIDIA GPU, a Tegra's, one under WSL, and an AMD GPU each bring
+_DEVICES = ("nvidia*", "nvhost*", "nvmap", "dxg", "kfd")
+
+
+def check_packages(cfg: DictConfig, sources: Sources) -> None:
+    """Refuse a logger, a text encoder or a strategy whose package is not installed.
+
+    Raises:
+        ConfigError: saying what to type.
+    """
+    loggers = {f"logger.{name}": node for name, node in (cfg.get("logger") or {}).items()}
+    for key, node in {**loggers, "condition": cfg.get("condition"), "strategy": cfg.get("strategy")}.items():
+        target = node.get("_target_") if isinstance(node, DictConfig) else None
+        package, extra = PACKAGES.get(str(target), ("", ""))
+        if package and importlib.util.find_spec(package) is None:
+            raise refused(f"{key} needs the package {package}, which is not installed: {install(extra)}", key, sources)
+
+
+def check_device(cfg: DictConfig, sources: Sources) -> None:
+    """Refuse a GPU where there is certainly none. The jobs of a sweep may run elsewhere: each asks for itself.
+
+    Raises:
+        ConfigError: saying what to type.
+    """
+    for key, instead in (("trainer.accelerator", "trainer=cpu"), ("accelerator", "accelerator=cpu")):
+        asked = OmegaConf.select(cfg, key)
+        reason = _no_gpu() if asked in ("gpu", "cuda") else ""
+        if reason:
+            raise refused(f"{key}={asked}: {reason}; pass {instead}", key, sources)
+    if str((cfg.get("strategy") or {}).get("_target_")).endswith(".deepspeed") and (reason := _no_gpu()):
+        raise refused(f"strategy=deepspeed: {reason}; on CPUs pass strategy=ddp or strategy=fsdp2", "strategy", sources)
+
+
+def _no_gpu() -> str:
+    """Why torch can use no GPU here; empty where it may."""
+    if sys.platform != "linux":
+        return ""  # macOS has one of its own, and elsewhere nothing is certain
+    if not any(path for name in _DEVICES for path in Path("/dev").glob(name)):
+        return "this machine has no GPU that torch can use"
+    torch = reader.spec("torch")
+    version = Path(torch.origin).with_name("version.py") if torch and torch.origin else None
+    if version is None or not version.is_file():
+        return ""
+    backends = re.findall(r"(?m)^(?:cuda|hip|rocm)\b[^=]*= (.*)$", version.read_text(encoding="utf-8"))
+    if backends and set(backends) == {"None"}:
+        return f"torch {importlib.metadata.version('torch')} is built for the CPU alone; install another build of it"
+    return ""
