@@ -22,7 +22,6 @@ from neural_rdm.core.arguments import broken, members, nearest, problem
 from neural_rdm.core.errors import ConfigError, first_line
 from neural_rdm.core.extras import install
 
-
 #: what a node builds -> the package that it needs and the extra of this project that brings it
 PACKAGES = {
     "lightning.pytorch.loggers.WandbLogger": ("wandb", "wandb"),

@@ -31,6 +31,7 @@ from neural_rdm.surgery.official import load_official
 from neural_rdm.training.callbacks.checkpoints import Checkpoints, StreamedCheckpointIO, sick
 from neural_rdm.training.callbacks.guards import FiniteSteps, StopOnSignal
 from neural_rdm.training.callbacks.logging import Metrics
+from neural_rdm.training.callbacks.pages import Pages
 from neural_rdm.training.callbacks.progress import StepBar
 from neural_rdm.training.callbacks.recording import EvaluationLog
 from neural_rdm.training.callbacks.steps import in_order
@@ -207,6 +208,7 @@ def trainer(cfg: DictConfig, folder: Path, report: Report | None = None) -> pl.T
         StepBar(metrics),
         FiniteSteps(cfg.log_every_n_steps, cfg.optimizer.get("skip_nonfinite", 0)),
         StopOnSignal(),
+        Pages(),
         Checkpoints(
             folder / "checkpoints", cfg.checkpoint.every_n_steps, cfg.checkpoint.keep, config_hash(lasting(cfg))
         ),

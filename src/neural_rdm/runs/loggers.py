@@ -1,4 +1,4 @@
-"""Where a run logs to beside its own files: under which name and id, and what its configuration and last numbers are."""
+"""Where a run logs to beside its own files: under which name and id, and what is told there of it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def arguments(name: str, node: DictConfig, cfg: DictConfig, folder: Path) -> dic
     """
     kind = node["_target_"].rpartition(".")[2]
     known = read_provenance(folder).get(KEY, {}).get(name)
-    shown, tags = cfg.get("name") or f"{(cfg.choices or {}).get('exp', 'run')} {folder.name}", list(cfg.get("tags") or [])
+    shown = cfg.get("name") or f"{(cfg.choices or {}).get('exp', 'run')} {folder.name}"
+    tags = list(cfg.get("tags") or [])
     ours: dict[str, Any] = {"save_dir": str(folder)}
     if kind == "WandbLogger":
         ours |= {"name": shown, "id": known or secrets.token_hex(4), "tags": tags, "notes": cfg.get("notes")}
@@ -77,8 +78,8 @@ def begin(trainer: pl.Trainer, cfg: DictConfig, folder: Path) -> None:
 
 
 def end(trainer: pl.Trainer, cfg: DictConfig, folder: Path, numbers: Mapping[str, float]) -> None:
-    """Tell the loggers the numbers of a finished run, as `final/NAME`, with TensorBoard's HParams: the configuration and
-    these. What a service refuses now is told in a line: the run is finished all the same.
+    """Tell the loggers the numbers of a finished run, as `final/NAME`; TensorBoard shows them in its HParams. What a
+    service refuses now is told in a line: the run is finished all the same.
     """
     if not is_first_rank():
         return

@@ -63,8 +63,8 @@ def write(template: str, path: Path, **content: Any) -> Path:
         .render(
             style=(HERE / "style.css").read_text(encoding="utf-8"),
             script=script,
+            **{"reload": None, **content},
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
-            **content,
         )
     )
     write_text(path, page)
