@@ -19,6 +19,7 @@ from neural_rdm.core.arguments import (
     Seed,
     Verbatim,
     at_least,
+    between,
     matching,
 )
 
@@ -122,6 +123,16 @@ class Lens(OfRun):
                 "times", f"{list(self.times)} must be shares of the timesteps in [0, 1], such as [0.1,0.5,0.9]"
             )
         return None
+
+
+@dataclass
+class Demo(OfRun):
+    """The primary configuration of `python -m neural_rdm.demo`."""
+
+    port: Annotated[int, between(0, 65535)]
+    count: Annotated[int, between(1, 16)]
+    samples: Count
+    sampler: Node
 
 
 @dataclass
@@ -310,6 +321,7 @@ COMMANDS: dict[str, type] = {
     "sample": Sample,
     "evaluate": Evaluate,
     "lens": Lens,
+    "demo": Demo,
     "report": Report,
     "deepen": Deepen,
     "convert": Convert,
