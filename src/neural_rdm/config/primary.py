@@ -76,8 +76,10 @@ class Sample(OfRun):
 
     def check(self) -> Problem | None:
         """Refuse kinds of files that there are not."""
-        if unknown := [kind for kind in self.files if kind not in ("npz", "png", "gif", "mp4")]:
-            return Problem("files", f"{unknown[0]} is not one of npz, png, gif, mp4; pass for example files=[npz,png]")
+        if unknown := [kind for kind in self.files if kind not in ("npz", "png", "gif", "mp4", "datasets")]:
+            return Problem(
+                "files", f"{unknown[0]} is not one of npz, png, gif, mp4, datasets; pass for example files=[npz,png]"
+            )
         return None
 
 
