@@ -128,6 +128,7 @@ def _fit_and_report(
     from neural_rdm.reports.rates import recorded
     from neural_rdm.runs import build, loggers
     from neural_rdm.runs.finish import finish
+    from neural_rdm.runs.folders import PAGE
     from neural_rdm.training import parallel
     from neural_rdm.training.callbacks.guards import StopOnSignal
     from neural_rdm.training.held import callbacks_of
@@ -145,6 +146,7 @@ def _fit_and_report(
     numbers, paths = finish(trainer, module, build.build(cfg.sampler, "sampler"), report, folder)
     loggers.end(trainer, cfg, folder, numbers)
     if is_first_rank():
+        page = [path for path in (folder / PAGE,) if path.is_file()]  # of all this; it is written once more at the end
         name = cfg.optimized_metric
         objective = None if name is None else recorded(folder, name)
         if name is not None and objective is None:
@@ -153,13 +155,13 @@ def _fit_and_report(
             "global_step": trainer.global_step,
             "world_size": parallel.processes(),
             "objective": objective,
-            "files": [str(p.relative_to(folder)) for p in paths],
+            "files": [str(p.relative_to(folder)) for p in [*paths, *page]],
         }
         write_text(folder / "finished.json", json.dumps(content, indent=2) + "\n")
         if report is not None:
             print((folder / "report" / "metrics.md").read_text(encoding="utf-8"))
         print(f"finished {trainer.global_step} steps. Look at:")
-        print_paths([*paths, folder / "checkpoints" / "last.ckpt"])
+        print_paths([*paths, folder / "checkpoints" / "last.ckpt", *page])
     return 0
 
 

@@ -146,3 +146,13 @@ def test_a_run_keeps_what_it_prints_and_a_refused_one_leaves_nothing(tmp_path: P
     with pytest.raises(ConfigError), opened(folder, "train", CFG, resumes=True):
         raise ConfigError("refused")
     assert content(folder) == before
+
+    def train_and_fail() -> None:
+        with opened(folder, "train", CFG, resumes=True):
+            (folder / "metrics.csv").write_text("step\n1\n")
+            raise ConfigError("not finite any more")
+
+    with pytest.raises(ConfigError):
+        train_and_fail()
+    assert "error: not finite any more" in (folder / "output.log").read_text()
+    assert "not finite any more" in (tmp_path / "outputs" / "index.html").read_text()

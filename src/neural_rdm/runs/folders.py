@@ -139,8 +139,9 @@ def made_by(folder: Path) -> str | None:
 
 
 def _saved(folder: Path) -> set[tuple[str, int]]:
-    """The checkpoints of a run, and when each was written."""
-    return {(path.name, path.stat().st_mtime_ns) for path in folder.glob("checkpoints/*.ckpt")}
+    """The checkpoints of a run and its losses, which change as soon as it trains, and when each was written."""
+    files = [*folder.glob("checkpoints/*.ckpt"), *folder.glob("metrics.csv")]
+    return {(path.name, path.stat().st_mtime_ns) for path in files}
 
 
 def _remove(folder: Path, names: set[str], forget: Callable[[], None] = _nothing) -> None:
