@@ -21,11 +21,11 @@ jobs :=
 
 # Which targets take which variables; a variable that every target of a command line would ignore is refused below.
 takes_exp := encode train sweep
-takes_run := sample evaluate lens convert deepen
+takes_run := sample evaluate lens demo convert deepen
 takes_runs := report
 takes_seeds := sweep
 takes_jobs := sweep
-takes_args := prepare preview encode stats train sweep sample evaluate lens inspect report deepen convert test test-full bench
+takes_args := prepare preview encode stats train sweep sample evaluate lens demo inspect report deepen convert test test-full bench
 else_exp := a data set is chosen with args="data=NAME", and a run knows its experiment
 else_run := training goes on with make train args="resume=DIR", runs are compared with make report runs=DIR
 else_runs := one run is sampled, evaluated or looked into with run=DIR
@@ -53,7 +53,7 @@ keys := $(filter-out exp run runs seeds jobs args,$(filter $(addsuffix %,$(small
 $(foreach name,$(keys),$(if $(call typed,$(name)),\
   $(error make knows no $(name)=: a key of the configuration goes into args="$(name)=$(value $(name))")))
 
-.PHONY: help setup prepare preview encode stats train sweep sample evaluate lens inspect report deepen convert test test-full lint docs bench clean
+.PHONY: help setup prepare preview encode stats train sweep sample evaluate lens demo inspect report deepen convert test test-full lint docs bench clean
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ": .*## " } /^[a-z-]+:.*## / { sub(/:.*/, "", $$1); printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -93,6 +93,9 @@ lens: $(STAMP) ## what run=DIR would predict if it stopped at each of its units
 
 inspect: $(STAMP) ## a network of diffusers, unit by unit: args="model=FOLDER images=PICTURES"
 	$(PY) -m neural_rdm.inspect $(ARGS)
+
+demo: $(STAMP) ## a page to play with run=DIR (run=last: the newest), for browsers of this machine
+	$(PY) -m neural_rdm.demo $(if $(run),run='$(value run)' )$(ARGS)
 
 report: $(STAMP) ## the comparison of runs=DIR, or of a glob
 	$(PY) -m neural_rdm.report $(if $(runs),runs='$(value runs)' )$(ARGS)

@@ -66,14 +66,14 @@ class Browser:
                 return answer["result"]
             self.events.append(answer)
 
-    def open(self, path: Path, width: int = 1440, height: int = 900, dark: bool = False) -> None:
-        """Open a file in a window of this size, and wait until it is loaded."""
+    def open(self, page: Path | str, width: int = 1440, height: int = 900, dark: bool = False) -> None:
+        """Open a file or an address in a window of this size, and wait until it is loaded."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         still = {"name": "prefers-reduced-motion", "value": "reduce"}
         self.call("Emulation.setEmulatedMedia", features=[scheme, still])
         self.events.clear()
-        self.call("Page.navigate", url=path.resolve().as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.resolve().as_uri())
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self.events.append(self._next())
 
@@ -85,7 +85,7 @@ class Browser:
 
     def press(self, key: str) -> None:
         """Press a key of the keyboard, such as `Tab`."""
-        codes = {"Tab": 9, "Enter": 13, "ArrowRight": 39}
+        codes = {"Tab": 9, "Enter": 13, "ArrowLeft": 37, "ArrowRight": 39}
         for kind in ("rawKeyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=codes[key])
 

@@ -75,13 +75,22 @@ def variants(names: dict[str, Any]) -> None:
     assert all(math.isfinite(y) for line in names["curves"].axes[0].lines for y in line.get_ydata())
 
 
+def colab(names: dict[str, Any]) -> None:
+    assert names["run"].step == int(names["steps"])
+    assert names["final"].is_file()
+    assert names["page"].is_file()
+    assert names["drawn"].shape == (10, 1, 8, 8)
+    assert names["tall"].shape == (13, 3, 1, 8, 8)
+    assert [unit.name for unit in names["found"]] == names["names"]
+
+
 CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
-    f.__name__: f for f in (one_residual_rule, sensitivity, variants)
+    f.__name__: f for f in (one_residual_rule, sensitivity, variants, colab)
 }
 
 
 #: minutes long; of `variants` all but the training of its sweep runs always
-LONG = ("sensitivity", "variants")
+LONG = ("sensitivity", "variants", "colab")
 
 
 @pytest.mark.parametrize(
@@ -89,6 +98,7 @@ LONG = ("sensitivity", "variants")
 )
 def test_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NEURAL_RDM_STEPS", "30")
     CHECKS[path.stem](run(path))
 
 

@@ -24,10 +24,11 @@ from tests.helpers import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 GUIDE = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+RUNS = (ROOT / "docs" / "runs.md").read_text(encoding="utf-8")
 EXPERIMENTS = (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
 COMMANDS = [
     line.split("#")[0].strip()
-    for block in re.findall(r"```bash\n(.*?)```", README + GUIDE, re.S)
+    for block in re.findall(r"```bash\n(.*?)```", README + GUIDE + RUNS, re.S)
     for line in block.splitlines()
 ]
 TRAIN = [c for c in COMMANDS if c.startswith("make train")]

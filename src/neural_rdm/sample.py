@@ -144,12 +144,16 @@ def _finish(
     kinds: Sequence[str],
 ) -> None:
     """Make files of all parts, delete these, and say where the files are."""
-    from neural_rdm.evaluation.sample_parts import files_of, write_each, write_npz
+    from neural_rdm.evaluation.dataset_folder import write_dataset
+    from neural_rdm.evaluation.sample_parts import DATASET, files_of, write_each, write_npz
 
     paths = []
     for kind in kinds:
         path = files_of(folder, kind)
-        if kind != "npz":
+        if kind == DATASET:
+            facts = json.loads((folder / "sampling.json").read_text(encoding="utf-8"))
+            write_dataset(path, parts, each, run.data.class_names, facts, cfg.fps)
+        elif kind != "npz":
             write_each(path, parts, kind, cfg.fps)
         else:
             labels = {} if each is None or run.text is not None else {"arr_1": np.array(each, dtype=np.int64)}

@@ -49,7 +49,7 @@ def train(cfg: DictConfig, folder: Path) -> int:
     from neural_rdm.data.described import check_same, described
     from neural_rdm.data.prompts import tell_too_long
     from neural_rdm.latents.first_stage import Autoencoder
-    from neural_rdm.runs import build
+    from neural_rdm.runs import build, loggers
     from neural_rdm.training.callbacks.checkpoints import newest_readable
     from neural_rdm.training.launching import watched
 
@@ -115,6 +115,7 @@ def train(cfg: DictConfig, folder: Path) -> int:
         for name in ("metrics", "throughput", "evaluations", *measured):
             truncate(folder / f"{name}.csv", step)
     trainer = build.trainer(cfg, folder, report)
+    loggers.begin(trainer, cfg, folder)
     _announce(cfg, module.net, data.train_size, folder, checkpoint, step)
     with watched(trainer, lambda: saved(folder, folder)):
         return _fit_and_report(cfg, folder, trainer, module, data, checkpoint, report)
@@ -131,8 +132,9 @@ def _fit_and_report(
 ) -> int:
     """Train, then write the report of a run that has done all its steps; return the exit code."""
     from neural_rdm.reports.rates import recorded
-    from neural_rdm.runs import build
+    from neural_rdm.runs import build, loggers
     from neural_rdm.runs.finish import finish
+    from neural_rdm.runs.folders import PAGE
     from neural_rdm.training import parallel
     from neural_rdm.training.callbacks.guards import StopOnSignal
     from neural_rdm.training.held import callbacks_of
@@ -147,8 +149,10 @@ def _fit_and_report(
         return stop.exit_code if is_first_rank() else 0
 
     module.to(trainer.strategy.root_device)  # fit moved it to the CPU
-    _, paths = finish(trainer, module, build.build(cfg.sampler, "sampler"), report, folder)
+    numbers, paths = finish(trainer, module, build.build(cfg.sampler, "sampler"), report, folder)
+    loggers.end(trainer, cfg, folder, numbers)
     if is_first_rank():
+        page = [path for path in (folder / PAGE,) if path.is_file()]  # of all this; it is written once more at the end
         name = cfg.optimized_metric
         objective = None if name is None else recorded(folder, name)
         if name is not None and objective is None:
@@ -157,13 +161,13 @@ def _fit_and_report(
             "global_step": trainer.global_step,
             "world_size": parallel.processes(),
             "objective": objective,
-            "files": [str(p.relative_to(folder)) for p in paths],
+            "files": [str(p.relative_to(folder)) for p in [*paths, *page]],
         }
         write_text(folder / "finished.json", json.dumps(content, indent=2) + "\n")
         if report is not None:
             print((folder / "report" / "metrics.md").read_text(encoding="utf-8"))
         print(f"finished {trainer.global_step} steps. Look at:")
-        print_paths([*paths, folder / "checkpoints" / "last.ckpt"])
+        print_paths([*paths, folder / "checkpoints" / "last.ckpt", *page])
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -333,3 +334,14 @@ def test_a_control_goes_with_what_needs_no_gates() -> None:
     assert "pass train_only=all" in refusal("control=mlp_widened", "train_only=gates")
     assert "pass pretrained.path=null" in refusal("control=mlp_widened", "pretrained.path=x.pt")
     assert "control=wide" in refusal("control=wide")
+
+
+@pytest.mark.parametrize(("logger", "package"), [("wandb", "wandb"), ("mlflow", "mlflow"), ("aim", "aim")])
+def test_a_package_that_is_missing_is_refused_with_what_installs_it(
+    logger: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == package else find(name, *more))
+    composed = compose_config("train", [f"logger={logger}"])
+    with pytest.raises(ConfigError, match=rf"^logger\.{logger} needs the package {package}: .*pip install .*{logger}"):
+        validate(composed.cfg, "train", composed.sources)

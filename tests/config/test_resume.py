@@ -88,6 +88,7 @@ def test_what_would_change_the_trajectory_is_refused(tmp_path: Path, override: s
         (["trainer.accelerator=auto"], {"trainer.accelerator": "auto"}),
         (["logger=csv"], {"choices.logger": "csv"}),
         (["trainer.num_nodes=2"], {"trainer.num_nodes": 2}),
+        (["name=a, b", "tags=[x,2026]", "notes=why?"], {"name": "a, b", "tags": ["x", "2026"], "notes": "why?"}),
     ],
     ids=lambda v: " ".join(v) if isinstance(v, list) else None,
 )
@@ -98,7 +99,7 @@ def test_what_is_harmless_is_applied_and_nothing_else_moves(
     before = OmegaConf.to_container(run.config)
     cfg = resumed(run, *overrides)
     assert {key: OmegaConf.select(cfg, key) for key in changed} == changed
-    for key in ("strategy", "data.num_workers", "checkpoint", "trainer", "logger", "choices"):
+    for key in ("strategy", "data.num_workers", "checkpoint", "trainer", "logger", "choices", "name", "tags", "notes"):
         OmegaConf.update(cfg, key, OmegaConf.select(run.config, key), merge=False)
     assert cfg == run.config
     assert OmegaConf.to_container(run.config) == before  # the run itself is not touched
@@ -112,17 +113,33 @@ def test_a_new_strategy_brings_its_own_options(tmp_path: Path) -> None:
     assert list(resumed(run, "logger=csv").logger) == ["csv"]
 
 
+def saved(run: Run, step: int) -> None:
+    (run.folder / "checkpoints").mkdir(exist_ok=True)
+    (run.folder / "checkpoints" / f"step={step:09d}.ckpt").touch()
+
+
 def test_max_steps_may_change_only_where_the_schedule_does_not_depend_on_it(tmp_path: Path) -> None:
     constant = run_of(tmp_path / "constant", "optimizer=adamw", "trainer.max_steps=100")
     assert resumed(constant, "trainer.max_steps=200").trainer.max_steps == 200
     cosine = run_of(tmp_path / "cosine", "optimizer=adamw_cosine", "trainer.max_steps=100")
     assert resumed(cosine, "trainer.max_steps=100") == cosine.config
-    with pytest.raises(ConfigError, match=r"trainer\.max_steps=200.*trainer\.max_steps=100"):
+    with pytest.raises(ConfigError, match=r"trainer\.max_steps=200.*trainer\.max_steps=100.*planned over 100 steps"):
         resumed(cosine, "trainer.max_steps=200")
+    saved(cosine, 100)
+    with pytest.raises(ConfigError, match=r"cosine schedule, which has come to its end.*pretrained\.path=.*cosine"):
+        resumed(cosine, "trainer.max_steps=200")
+    wsd = run_of(tmp_path / "wsd", "optimizer=adamw_wsd", "trainer.max_steps=100")
+    saved(wsd, 80)  # the learning rate falls over the last fifth
+    assert resumed(wsd, "trainer.max_steps=200").trainer.max_steps == 200
+    with pytest.raises(ConfigError, match=r"constant up to step 72 of both, and step 80 is behind that"):
+        resumed(wsd, "trainer.max_steps=90")
+    saved(wsd, 81)
+    with pytest.raises(ConfigError, match=r"constant up to step 80"):
+        resumed(wsd, "trainer.max_steps=200")
 
 
 def test_every_changeable_key_exists() -> None:
-    cfg, _ = composed(["data=imagenet", "optimized_metric=val/loss"])
+    cfg, _ = composed(["data=imagenet", "optimized_metric=val/loss", "name=a", "notes=b"])
     for key in set(CHANGEABLE) - {"hydra", "resume"}:
         assert OmegaConf.select(cfg, key) is not None, key
 

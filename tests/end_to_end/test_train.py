@@ -32,7 +32,7 @@ def test_the_default_learns_digits_in_twenty_seconds(tmp_path: Path) -> None:
     assert rows["real, held out"]["accuracy"] >= 0.97
     printed = output[output.index("Look at:") :].split()
     paths = [tmp_path / p for p in printed if os.sep in p]
-    assert {p.name for p in paths} >= {"final.png", "metrics.md", "sensitivity.png", "last.ckpt"}
+    assert {p.name for p in paths} >= {"final.png", "metrics.md", "sensitivity.png", "last.ckpt", "index.html"}
     assert all(p.is_file() and p.stat().st_size > 0 for p in paths)
     content = checkpoint(folder)
     assert content["global_step"] == 200

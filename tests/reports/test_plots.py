@@ -171,7 +171,7 @@ def test_losses_without_validation_and_with_a_divergence(tmp_path, drawn):
 
 @given(st.lists(st.floats(-100, 100) | st.just(math.nan), min_size=1, max_size=40), st.integers(2, 9))
 def test_running_mean_is_the_mean_of_finite_neighbours(values, width):
-    means = plots._running_mean(values, width)
+    means = plots.running_mean(values, width)
     for place, mean in enumerate(means):
         window = np.array(values[max(0, place - width // 2) : place + width // 2 + 1])
         finite = window[np.isfinite(window)]

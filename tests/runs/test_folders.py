@@ -126,3 +126,33 @@ def test_the_processes_of_one_job_share_a_folder_and_another_job_does_not(
     refusal = pytest.raises(ConfigError, match="holds what sample has made")
     with refusal, opened(tmp_path, "encode", CFG):  # of another command it is not even the second process
         raise AssertionError("it was opened")
+
+
+def test_a_run_keeps_what_it_prints_and_a_refused_one_leaves_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "outputs" / "train" / "exp" / "now"
+    folder.mkdir(parents=True)
+    with pytest.raises(ConfigError), opened(folder, "train", CFG):
+        raise ConfigError("refused")
+    assert not folder.exists()
+    folder.mkdir()
+    with opened(folder, "train", CFG):
+        write_config(folder, CFG)
+        print("hello")
+    log = (folder / "output.log").read_text()
+    assert "hello\n" in log
+    assert read_provenance(folder)["seed"] == 1
+    assert "now" in (tmp_path / "outputs" / "index.html").read_text()
+    before = content(folder)
+    with pytest.raises(ConfigError), opened(folder, "train", CFG, resumes=True):
+        raise ConfigError("refused")
+    assert content(folder) == before
+
+    def train_and_fail() -> None:
+        with opened(folder, "train", CFG, resumes=True):
+            (folder / "metrics.csv").write_text("step\n1\n")
+            raise ConfigError("not finite any more")
+
+    with pytest.raises(ConfigError):
+        train_and_fail()
+    assert "error: not finite any more" in (folder / "output.log").read_text()
+    assert "not finite any more" in (tmp_path / "outputs" / "index.html").read_text()

@@ -16,10 +16,12 @@ from neural_rdm.cli.sweepers import Sweeper
 from neural_rdm.cli.telling import Running, Telling, why
 from neural_rdm.core.errors import first_line
 from neural_rdm.core.locks import held
+from neural_rdm.core.output import LOG
 from neural_rdm.core.progress import EVERY
 from neural_rdm.core.signals import catch, give_back
+from neural_rdm.reports.pages.index import tell
 from neural_rdm.reports.runs import steps_done
-from neural_rdm.runs.folders import LOG
+from neural_rdm.reports.sweeps import FILE as SWEEP_FILE
 
 _PAUSE = 0.1  # seconds between two looks at the jobs
 
@@ -39,8 +41,12 @@ def launch(plan: Plan) -> int:
     sweeper: Sweeper = instantiate(plan.how.sweeper)
     sweeper.check(plan)
     plan.folder.mkdir(parents=True, exist_ok=True)
-    with held(plan.folder, "sweep"):
-        return _Sweep(plan, sweeper).run()
+    try:
+        with held(plan.folder, "sweep"):
+            return _Sweep(plan, sweeper).run()
+    finally:
+        if (plan.folder / SWEEP_FILE).is_file():
+            tell(plan.folder)
 
 
 class _Sweep:
@@ -59,6 +65,7 @@ class _Sweep:
     def run(self) -> int:
         """Run them to their ends; returns the exit code of the sweep."""
         save_record(self.plan.folder, self.record)
+        tell(self.plan.folder)
         self.tell.plan_of(self.threads)
         before, told = catch(self._stop), time.monotonic()
         try:

@@ -27,8 +27,8 @@ from neural_rdm.core.arguments import NonNegative, Positive, checked
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.core.extras import install
 from neural_rdm.core.locks import lives
+from neural_rdm.core.output import LOG
 from neural_rdm.core.signals import catch, give_back
-from neural_rdm.runs.folders import LOG
 
 _PAUSE = 0.2  # seconds between two looks at what a job is asked to do
 

@@ -18,9 +18,9 @@ from neural_rdm.cli.planning import Plan
 from neural_rdm.cli.pools import Future, Line
 from neural_rdm.config.compose import as_text
 from neural_rdm.config.grids import SEED
+from neural_rdm.core.output import LOG
 from neural_rdm.core.progress import span
 from neural_rdm.reports.runs import steps_done
-from neural_rdm.runs.folders import LOG
 
 #: how a job has ended that is not finished
 ENDS = ("failed", "pruned", "stopped")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import re
 import typing
 from collections.abc import Iterator
@@ -19,6 +20,14 @@ from neural_rdm.config.schema import fill, of_class, of_node, plain, rules, targ
 from neural_rdm.config.sources import Sources, choice_of, refused
 from neural_rdm.core.arguments import broken, members, nearest, problem
 from neural_rdm.core.errors import ConfigError, first_line
+from neural_rdm.core.extras import install
+
+#: what a node builds -> the package that it needs and the extra of this project that brings it
+PACKAGES = {
+    "lightning.pytorch.loggers.WandbLogger": ("wandb", "wandb"),
+    "lightning.pytorch.loggers.MLFlowLogger": ("mlflow", "mlflow"),
+    "aim.pytorch_lightning.AimLogger": ("aim", "aim"),
+}
 
 #: how other projects call it -> how this one does
 HABITS = {
@@ -120,6 +129,9 @@ def _check_node(node: Any, key: str, sources: Sources) -> None:
         problem = f"configuration key {key} must be a group choice or a node with a `_target_`, not {node!r}"
         raise refused(problem, key, sources)
     target = node["_target_"]
+    package, extra = PACKAGES.get(target, ("", ""))
+    if package and importlib.util.find_spec(package) is None:
+        raise refused(f"{key} needs the package {package}: {install(extra)}", key, sources)
     signature = of_node(target, key.partition(".")[0], node.get("rule"))
     if signature is not None:
         _check_rule(node, key, sources)

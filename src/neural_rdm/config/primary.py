@@ -19,6 +19,7 @@ from neural_rdm.core.arguments import (
     Seed,
     Verbatim,
     at_least,
+    between,
     matching,
 )
 
@@ -75,8 +76,10 @@ class Sample(OfRun):
 
     def check(self) -> Problem | None:
         """Refuse kinds of files that there are not."""
-        if unknown := [kind for kind in self.files if kind not in ("npz", "png", "gif", "mp4")]:
-            return Problem("files", f"{unknown[0]} is not one of npz, png, gif, mp4; pass for example files=[npz,png]")
+        if unknown := [kind for kind in self.files if kind not in ("npz", "png", "gif", "mp4", "datasets")]:
+            return Problem(
+                "files", f"{unknown[0]} is not one of npz, png, gif, mp4, datasets; pass for example files=[npz,png]"
+            )
         return None
 
 
@@ -151,6 +154,16 @@ class Inspect:
             return Problem("times", f"{list(self.times)} must be shares of the timesteps in [0, 1], such as [0.1,0.5]")
         empty = [key for key in ("prompts", "classes") if getattr(self, key) == []]
         return Problem(empty[0], f"[]: give some, or leave {empty[0]} out") if empty else None
+
+
+@dataclass
+class Demo(OfRun):
+    """The primary configuration of `python -m neural_rdm.demo`."""
+
+    port: Annotated[int, between(0, 65535)]
+    count: Annotated[int, between(1, 16)]
+    samples: Count
+    sampler: Node
 
 
 @dataclass
@@ -340,6 +353,7 @@ COMMANDS: dict[str, type] = {
     "evaluate": Evaluate,
     "lens": Lens,
     "inspect": Inspect,
+    "demo": Demo,
     "report": Report,
     "deepen": Deepen,
     "convert": Convert,

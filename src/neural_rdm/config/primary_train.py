@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from neural_rdm.config.reader import Node
-from neural_rdm.core.arguments import Count, Natural, NonNegative, Seed
+from neural_rdm.core.arguments import Count, Natural, NonNegative, Seed, Verbatim
 
 
 @dataclass
@@ -87,3 +87,9 @@ class Train:
     sweep: Sweep | None = None
     #: a column of metrics.csv (`val/loss`) or a number of the report: what a sweeper optimises
     optimized_metric: str | None = None
+    #: what a person calls the run, on its page, in the list of all runs and where it is logged
+    name: Verbatim | None = None
+    #: words to find the run by
+    tags: list[str] | None = None
+    #: anything that is worth remembering
+    notes: Verbatim | None = None

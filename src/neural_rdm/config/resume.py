@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from neural_rdm.config.provenance import FILE, check_config
 from neural_rdm.core.arguments import nearest
 from neural_rdm.core.errors import CheckpointError, ConfigError, first_line
+from neural_rdm.core.extras import typed
 
 #: keys that may change on resume, because the trajectory does not depend on them (noise and data order are keyed by the
 #: position in the run, not by rank or worker)
@@ -26,10 +27,13 @@ CHANGEABLE = (
     "data.root",
     "hydra",
     "logger",
+    "name",
+    "notes",
     "optimized_metric",
     "optimizer.skip_nonfinite",
     "resume",
     "strategy",
+    "tags",
     "trainer.accelerator",
     "trainer.devices",
     "trainer.num_nodes",
@@ -122,7 +126,9 @@ def merge(run: Run, composed: DictConfig, overrides: list[Override]) -> DictConf
     make_absolute(composed)
     cfg = run.config.copy()
     changeable: tuple[str, ...] = CHANGEABLE
-    if cfg.optimizer.get("schedule") == "constant":  # any other schedule is a function of the last step
+    steps = composed.trainer.get("max_steps")
+    bound = None if steps == cfg.trainer.max_steps else _bound_to_its_steps(run, cfg.optimizer, steps)
+    if bound is None:
         changeable = (*changeable, "trainer.max_steps")
     if cfg.data.get("latents") is not None:  # as data.root, where these are read
         changeable = (*changeable, "data.latents")
@@ -138,7 +144,7 @@ def merge(run: Run, composed: DictConfig, overrides: list[Override]) -> DictConf
         else:
             old, new = OmegaConf.select(cfg, key), OmegaConf.select(composed, key)
             if old != new and not harmless:
-                raise _refusal(run, key, old, new)
+                raise _refusal(run, key, old, new, bound if key == "trainer.max_steps" else None)
         if harmless and old != new:
             OmegaConf.update(cfg, key, OmegaConf.select(composed, key), merge=False)
             if key in run.choices:
@@ -163,8 +169,31 @@ def make_absolute(cfg: DictConfig) -> None:
             OmegaConf.update(cfg, key, path)
 
 
-def _refusal(run: Run, key: str, old: Any, new: Any) -> ConfigError:
-    return ConfigError(
+def _bound_to_its_steps(run: Run, optimizer: DictConfig, steps: int) -> str | None:
+    """Why a run cannot have another number of steps; None where its learning rate so far would have been the same."""
+    assert run.config is not None
+    schedule, planned = optimizer.get("schedule"), run.config.trainer.max_steps
+    if schedule == "constant" or not isinstance(steps, int):
+        return None
+    saved = [int(p.stem.removeprefix("step=")) for p in (run.folder / "checkpoints").glob("step=*.ckpt")]
+    done = max(saved, default=0)
+    if schedule == "wsd":
+        falls = min(n - max(1, round(optimizer.decay_share * n)) for n in (planned, steps))
+        if done <= falls:
+            return None
+        return f"its learning rate is constant up to step {falls} of both, and step {done} is behind that"
+    ended = "has come to its end" if done >= planned else f"is planned over {planned} steps"
+    return f"its learning rate follows a {schedule} schedule, which {ended}"
+
+
+def _refusal(run: Run, key: str, old: Any, new: Any, bound: str | None = None) -> ConfigError:
+    said = (
         f"resume={run.folder}: {key}={new} would change the run's trajectory; it was started with {key}={old} "
-        f"(in {run.folder / 'config.yaml'}). Leave the override out, or start a new run without resume."
+        f"(in {run.folder / 'config.yaml'})"
     )
+    if bound is not None:
+        return ConfigError(
+            f"{said}: {bound}. Leave the override out, or start a new run from its weights with {key}={new} "
+            f"{typed('pretrained.path', run.folder)}; a run with optimizer.schedule=constant can be made longer"
+        )
+    return ConfigError(f"{said}. Leave the override out, or start a new run without resume.")

@@ -60,6 +60,14 @@ def held(folder: Path, command: str) -> Iterator[None]:
         lock.release()
 
 
+def is_held(folder: Path) -> bool:
+    """Whether somebody works in a folder, as far as can be seen without waiting: of a holder on another host, that it
+    has not let go of it.
+    """
+    holder = _holder(folder)
+    return bool(holder) and (holder.get("host") != socket.gethostname() or lives(holder.get("pid")))
+
+
 def check_job(folder: Path) -> None:
     """Refuse a folder that another job uses; for the ranks of a job beside the first, whose first one locks it.
 

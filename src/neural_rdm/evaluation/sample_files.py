@@ -26,6 +26,7 @@ from neural_rdm.core.extras import typed
 from neural_rdm.core.progress import progress_bar
 from neural_rdm.core.ranks import is_first_rank
 from neural_rdm.evaluation.sample_listing import SAMPLING, list_samples
+from neural_rdm.evaluation.sample_parts import DATASET
 from neural_rdm.media.containers import Container, container_of
 from neural_rdm.media.decoders import open_video
 from neural_rdm.media.frames import files_of
@@ -269,7 +270,8 @@ def _of_job(folder: Path) -> Path:
             f"{folder}: its samples are not all drawn yet; give its sample command again, with "
             f"{typed('hydra.run.dir', folder)}"
         )
-    return next((kind for kind in sorted(folder.glob("samples*")) if kind.is_dir()), folder)
+    kinds = sorted(folder.glob("samples*"), key=lambda kind: (kind.name.endswith(DATASET), kind.name))
+    return next((kind for kind in kinds if kind.is_dir()), folder)
 
 
 def _exact(files: FolderSamples) -> SampleFiles:

@@ -21,6 +21,8 @@ from neural_rdm.media.mp4 import pyav, write_mp4
 from neural_rdm.reports.runs import read_mapping
 
 SPEED = "fps.json"  # beside the clips of a job
+#: the kind that is a folder for the library `datasets`, and what is written there last
+DATASET, CARD = "datasets", "README.md"
 
 
 class Parts:
@@ -159,7 +161,8 @@ def files_of(folder: Path, kind: str) -> Path:
 def is_written(folder: Path, kind: str, count: int) -> bool:
     """Whether a job's files of a kind are all there: the last of its `count` samples is written last."""
     path = files_of(folder, kind)
-    return (path if kind == "npz" else _file(path, count - 1, kind)).is_file()
+    last = {"npz": path, DATASET: path / CARD}.get(kind, path / file_name(count - 1, kind))
+    return last.is_file()
 
 
 def check_kinds(folder: Path, kinds: Sequence[str], clips: bool, pixels: bool, fps: int) -> None:
@@ -171,14 +174,15 @@ def check_kinds(folder: Path, kinds: Sequence[str], clips: bool, pixels: bool, f
     Raises:
         ConfigError: a kind that does not fit the samples, mp4 without PyAV, or clips that are there with another `fps`.
     """
-    for kind in kinds:
+    for named in kinds:
+        kind = ("mp4" if clips else "png") if named == DATASET and pixels else named
         if kind != "npz" and (clips != (kind in ("gif", "mp4")) or not pixels):
             what = "latents" if not pixels else "clips" if clips else "images"
             fitting = "npz" if not pixels else "npz,gif" if clips else "npz,png"
-            raise ConfigError(f"files={kind} does not fit {what}; choose files=[{fitting}]")
+            raise ConfigError(f"files={named} does not fit {what}; choose files=[{fitting}]")
         if kind == "mp4":
             pyav()
-        if kind in ("gif", "mp4") and (speed := files_of(folder, kind) / SPEED).is_file():
+        if kind in ("gif", "mp4") and (speed := files_of(folder, named) / SPEED).is_file():
             same_request(speed, {"fps": fps})
 
 
@@ -197,7 +201,7 @@ def write_each(folder: Path, parts: Parts, kind: str, fps: int = 8) -> Path:
     with progress_bar(f"writing {kind}", parts.count, "files") as advance:
         for number, part in zip(parts.numbers, parts, strict=True):
             for position, sample in zip(parts.positions(number), part, strict=True):
-                if not (path := _file(folder, position, kind)).is_file():
+                if not (path := folder / file_name(position, kind)).is_file():
                     _write(path, sample, kind, fps)
                 advance()
     return folder
@@ -215,8 +219,9 @@ def _write(path: Path, sample: NDArray[np.uint8], kind: str, fps: int) -> None:
         write_atomically(path, partial(Image.fromarray(_shown(sample)).save, format="PNG"))
 
 
-def _file(folder: Path, position: int, kind: str) -> Path:
-    return folder / f"{position:07d}.{kind}"
+def file_name(position: int, kind: str) -> str:
+    """What the file of a sample is called."""
+    return f"{position:07d}.{kind}"
 
 
 def _shown(frame: NDArray[np.uint8]) -> NDArray[np.uint8]:

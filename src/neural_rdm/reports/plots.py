@@ -134,7 +134,7 @@ def plot_curves(curves: Mapping[str, Series], png_path: str | Path, ylabel: str,
         colour, dashes = look(index)["color"], look(index)["linestyle"]
         if len(values) > 60:
             axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
-            values = _running_mean(values, max(2, len(values) // 30))
+            values = running_mean(values, max(2, len(values) // 30))
             label, marker = f"{name}, running mean", ""
         else:
             label, marker = name, "o"
@@ -199,7 +199,7 @@ def read_sensitivity(path: str | Path) -> tuple[dict[int, dict[int, float]], dic
     return stages, names
 
 
-def _running_mean(values: list[float], width: int) -> list[float]:
+def running_mean(values: list[float], width: int) -> list[float]:
     """Mean of the finite values at most `width // 2` places away; NaN where there is none."""
     finite = np.isfinite(values)
     counts = np.concatenate([[0], np.cumsum(finite)])

@@ -13,6 +13,8 @@ from typing import Any
 
 import yaml
 
+from neural_rdm.core.locks import is_held
+from neural_rdm.core.output import last_error
 from neural_rdm.core.records import read_rows
 from neural_rdm.reports.sweeps import swept
 
@@ -58,6 +60,36 @@ def progress(run: Path) -> Progress:
         else:
             whole = measured is not None and measured >= planned
     return Progress(done, planned, whole)
+
+
+@dataclass(frozen=True)
+class State:
+    """What has become of a run: one of `WORDS`, and the same in a few words more."""
+
+    word: str
+    told: str
+
+
+#: the states of runs and sweeps
+WORDS = ("training", "finished", "stopped", "failed")
+
+
+def state(run: Path) -> State:
+    """What has become of the run in a folder: it trains while somebody holds the folder's lock; else it is finished,
+    has failed with the error that its log ends with, or was stopped.
+    """
+    far, held = progress(run), is_held(run)
+    done = far.done or 0
+    if held:
+        done = max(done, steps_done(run) or 0)
+    steps = f"step {done:,}" + (f" of {far.planned:,}" if far.planned is not None else "")
+    if held:
+        return State("training", f"training: {steps}")
+    if far.finished:
+        return State("finished", f"finished: {done:,} steps")
+    if (error := last_error(run)) is not None:
+        return State("failed", f"failed at {steps}: {error}")
+    return State("stopped", f"stopped at {steps}")
 
 
 def labels(folders: Sequence[Path]) -> list[str]:

@@ -25,11 +25,13 @@ from neural_rdm.data.base import DataModule
 from neural_rdm.data.encoded.latents import Clip, Latents, stored_tokens
 from neural_rdm.evaluation.measuring import Report
 from neural_rdm.residual import Residual
+from neural_rdm.runs import loggers
 from neural_rdm.surgery.controls import controlled
 from neural_rdm.surgery.official import load_official
 from neural_rdm.training.callbacks.checkpoints import Checkpoints, StreamedCheckpointIO, sick
 from neural_rdm.training.callbacks.guards import FiniteSteps, StopOnSignal
 from neural_rdm.training.callbacks.logging import Metrics
+from neural_rdm.training.callbacks.pages import Pages
 from neural_rdm.training.callbacks.progress import StepBar
 from neural_rdm.training.callbacks.recording import EvaluationLog
 from neural_rdm.training.callbacks.steps import in_order
@@ -206,6 +208,7 @@ def trainer(cfg: DictConfig, folder: Path, report: Report | None = None) -> pl.T
         StepBar(metrics),
         FiniteSteps(cfg.log_every_n_steps, cfg.optimizer.get("skip_nonfinite", 0)),
         StopOnSignal(),
+        Pages(),
         Checkpoints(
             folder / "checkpoints", cfg.checkpoint.every_n_steps, cfg.checkpoint.keep, config_hash(lasting(cfg))
         ),
@@ -231,7 +234,7 @@ def trainer(cfg: DictConfig, folder: Path, report: Report | None = None) -> pl.T
         gradient_clip_val=cfg.optimizer.get("clip"),
         callbacks=in_order([*chosen, *always]),
         logger=[
-            build(node, f"logger.{name}", save_dir=str(folder), **_run_id(node, folder))
+            build(node, f"logger.{name}", **loggers.arguments(str(name), node, cfg, folder))
             for name, node in (cfg.logger or {}).items()
         ],
         plugins=plugins,
@@ -251,11 +254,6 @@ def trainer(cfg: DictConfig, folder: Path, report: Report | None = None) -> pl.T
         raise ConfigError(
             f"trainer.accelerator={options.accelerator}, trainer.devices={options.devices}: {first_line(error)}"
         ) from error
-
-
-def _run_id(node: DictConfig, folder: Path) -> dict[str, str]:
-    """W&B continues a resumed run under its own id, the run folder's name."""
-    return {"name": folder.name, "id": folder.name} if node._target_.endswith("WandbLogger") else {}
 
 
 def quiet() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -16,6 +16,7 @@ from neural_rdm.core.errors import CheckpointError, ConfigError, UserError
 from neural_rdm.core.extras import typed
 from neural_rdm.core.files import sweep
 from neural_rdm.core.locks import HOLDER, LEASED, LOCK, check_job, held
+from neural_rdm.core.output import LOG, kept
 from neural_rdm.core.ranks import is_first_rank
 
 #: commands that go on where they stopped when they are given the same folder again
@@ -31,8 +32,9 @@ _TRACES = (
     ("report/metrics.json", "evaluate"),
     ("sampling.json", "sample"),
 )
-#: what a job of a sweep prints; it is there before the job
-LOG = "output.log"
+#: commands that make a run, which is kept with what they print, has a page and stands in the list of all runs
+RUNS = ("train", "deepen")
+PAGE = "index.html"
 _OURS = {FILE, CONFIG, LOCK, LEASED, HOLDER}
 
 
@@ -55,32 +57,48 @@ def opened(folder: Path, command: str, cfg: DictConfig, resumes: bool = False) -
             refuse_used(folder, command, cfg)
         yield
         return
-    with held(folder, command):
-        if not resumes:
-            refuse_used(folder, command, cfg)
-        elif (folder / CONFIG).is_file() and not read_provenance(folder).get("configurations"):
-            raise CheckpointError(
-                f"{folder} has a {CONFIG}, but no {FILE} that says how the run began: it is not a run of train or "
-                "deepen (an evaluation has a configuration too), or that file was lost and has to be restored"
-            )
-        sweep(folder)
-        said = read_provenance(folder)
-        if not resumes or not said:
-            # of a training run its own hashes follow: its configuration is not complete yet
-            write_provenance(folder, command=command, **({} if command == "train" else {"request": config_hash(cfg)}))
-        if resumes or "starts" not in said:
-            write_provenance(folder, starts=[*said.get("starts", []), origin()])
-        saved = _saved(folder)
-        try:
-            yield
-        except UserError:
+    started = False
+    try:
+        with held(folder, command):
             if not resumes:
-                _remove(folder, _OURS)
-            elif said and _saved(folder) == saved:  # refused before anything came of it: it did not start
-                write_provenance(folder, starts=said.get("starts", []))
-            raise
-        finally:
-            _remove(folder, _OURS - {CONFIG})
+                refuse_used(folder, command, cfg)
+            elif (folder / CONFIG).is_file() and not read_provenance(folder).get("configurations"):
+                raise CheckpointError(
+                    f"{folder} has a {CONFIG}, but no {FILE} that says how the run began: it is not a run of train or "
+                    "deepen (an evaluation has a configuration too), or that file was lost and has to be restored"
+                )
+            sweep(folder)
+            said = read_provenance(folder)
+            if not resumes or not said:
+                # of a training run its own hashes follow: its configuration is not complete yet
+                asked = {"seed": cfg.get("seed")} if command == "train" else {"request": config_hash(cfg)}
+                write_provenance(folder, command=command, **asked)
+            if resumes or "starts" not in said:
+                write_provenance(folder, starts=[*said.get("starts", []), origin()])
+            saved, started = _saved(folder), command in RUNS
+            forget: Callable[[], None] = _nothing
+            try:
+                with kept(folder) if command in RUNS else contextlib.nullcontext(_nothing) as forget:
+                    yield
+            except UserError:
+                if not resumes:
+                    _remove(folder, _OURS, forget)
+                elif said and _saved(folder) == saved:  # refused before anything came of it: it did not start
+                    write_provenance(folder, starts=said.get("starts", []))
+                    forget()
+                    started = False
+                raise
+            finally:
+                _remove(folder, _OURS - {CONFIG}, forget)
+    finally:
+        if started and folder.is_dir():
+            from neural_rdm.reports.pages.index import tell  # here, because most commands make no run
+
+            tell(folder)
+
+
+def _nothing() -> None:
+    pass
 
 
 def refuse_used(folder: Path, command: str, cfg: DictConfig | None = None) -> None:
@@ -121,13 +139,21 @@ def made_by(folder: Path) -> str | None:
 
 
 def _saved(folder: Path) -> set[tuple[str, int]]:
-    """The checkpoints of a run, and when each was written."""
-    return {(path.name, path.stat().st_mtime_ns) for path in folder.glob("checkpoints/*.ckpt")}
+    """The checkpoints of a run and its losses, which change as soon as it trains, and when each was written."""
+    files = [*folder.glob("checkpoints/*.ckpt"), *folder.glob("metrics.csv")]
+    return {(path.name, path.stat().st_mtime_ns) for path in files}
 
 
-def _remove(folder: Path, names: set[str]) -> None:
-    """Remove a folder that holds nothing but these files; what a sweep has kept of its output stays."""
+def _remove(folder: Path, names: set[str], forget: Callable[[], None] = _nothing) -> None:
+    """Remove a folder that holds nothing but these files; what a sweep has kept of its output stays.
+
+    Args:
+        forget: removes what this process has kept of its own.
+    """
     with contextlib.suppress(OSError):
+        if set(os.listdir(folder)) - {LOG, PAGE} <= names:
+            forget()
+            (folder / PAGE).unlink(missing_ok=True)
         there = set(os.listdir(folder))
         if there <= names:
             shutil.rmtree(folder)

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -25,6 +26,7 @@ from neural_rdm.training.callbacks.checkpoints import Checkpoints
 from neural_rdm.training.callbacks.ema import EMA
 from neural_rdm.training.callbacks.guards import StopOnSignal
 from neural_rdm.training.callbacks.logging import CSVLogger, Metrics, Throughput
+from neural_rdm.training.callbacks.pages import Pages
 from neural_rdm.training.callbacks.sampling import SampleGrid
 from neural_rdm.training.callbacks.sensitivity import COLUMNS, UNIT_COLUMNS, Largest, SensitivityLog
 from neural_rdm.training.callbacks.validation import Validation
@@ -219,47 +221,38 @@ def test_a_jump_while_the_learning_rate_warms_up_is_no_news(tmp_path: Path) -> N
     assert not (tmp_path / "sensitivity" / "alarms.csv").exists()
 
 
-def test_a_live_page_takes_no_more_than_its_share_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, drawn = [0.0], []
-    log = SensitivityLog(1, live=True)
-    log.folder = tmp_path
-    monkeypatch.setattr("neural_rdm.training.callbacks.sensitivity.time.monotonic", lambda: clock[0])
+def test_pages_take_no_more_than_their_share_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, written = [0.0], []
 
-    def plots() -> list[Path]:
-        drawn.append(clock[0])
+    def tell(folder: Path) -> None:
+        written.append(clock[0])
         clock[0] += 2.0
-        return []
 
-    monkeypatch.setattr(log, "plots", plots)
-    for step in range(100):
-        log._draw(step)
+    monkeypatch.setattr("neural_rdm.training.callbacks.pages.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("neural_rdm.training.callbacks.pages.tell", tell)
+    pages, trainer = Pages(), SimpleNamespace(is_global_zero=True, default_root_dir=str(tmp_path), global_step=0)
+    pages.on_train_start(trainer, None)
+    for _ in range(500):
+        pages.on_step_end(trainer, None)
         clock[0] += 1.0
-    assert drawn == [0.0, 20.0, 40.0, 60.0, 80.0, 100.0]  # a tenth
+    assert written == [0.0, 202.0, 404.0]  # two seconds in two hundred
 
 
-def test_the_loggers_are_told_and_a_live_page_shows_the_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("neural_rdm.training.callbacks.sensitivity.DRAWING_SHARE", 1.0)  # each time
-
+def test_the_loggers_are_told_what_the_sensitivities_are(tmp_path: Path) -> None:
     class Other(pl.loggers.logger.DummyLogger):
         told: dict[int, dict[str, float]] = {}
 
         def log_metrics(self, metrics: dict[str, float], step: int) -> None:
             self.told[step] = metrics
 
-    log, other = SensitivityLog(2, live=True), Other()
+    log, other = SensitivityLog(2), Other()
     fit(tiny_module(), tmp_path, log, steps=4, logger=[CSVLogger(tmp_path), other])
     assert list(other.told) == [2, 4]
     rows = [r for r in read_rows(tmp_path / "sensitivity" / "sensitivity.csv") if r["step"] == "4"]
     assert other.told[4]["sensitivity/norm/blocks.0.attn_unit"] == pytest.approx(float(rows[0]["norm"]))
     assert other.told[4]["sensitivity/gain/blocks.1.mlp_unit"] == pytest.approx(float(rows[3]["gain"]))
     assert not (tmp_path / "metrics.csv").exists()
-    page = tmp_path / "sensitivity" / "index.html"
-    assert "step 4" in page.read_text()
-    assert 'http-equiv="refresh"' in page.read_text()
-    assert log.finish()[-1] == page
-    assert "finished" in page.read_text()
-    assert "refresh" not in page.read_text()
-    assert all(name in page.read_text() for name in ("sensitivity.png", "heatmap.png", "gates.png", "units.png"))
+    assert [path.name for path in log.finish()] == ["sensitivity.png", "heatmap.png", "gates.png", "units.png"]
 
 
 def test_sample_grid_shows_the_averaged_network_one_row_a_class(tmp_path: Path) -> None:

@@ -54,14 +54,21 @@ def origins(groups: Sequence[Group], page: Path) -> list[Origin]:
     found = []
     for group in groups:
         for seed, run in group.runs.items():
-            found.append(_origin(group, seed, run, page))
+            found.append(origin_of(run, page, group.label, seed, group.failed.get(seed)))
         lost = {seed: why for seed, why in group.failed.items() if seed not in group.runs}
         for seed, why in lost.items():
             found.append(Origin(group.label, seed, "", why, False, _lost_job(group, seed), UNKNOWN, {}, []))
     return found
 
 
-def _origin(group: Group, seed: Seed, run: Path, page: Path) -> Origin:
+def origin_of(run: Path, page: Path, group: str = "", seed: Seed = None, failed: str | None = None) -> Origin:
+    """Where one run comes from.
+
+    Args:
+        page: the folder that the page is written to.
+        group, seed: what the page calls it.
+        failed: what its sweep says went wrong.
+    """
     try:
         said = read_provenance(run)
     except CheckpointError:
@@ -69,9 +76,8 @@ def _origin(group: Group, seed: Seed, run: Path, page: Path) -> Origin:
     starts = [start for start in said.get("starts", []) if isinstance(start, dict)]
     first = starts[0] if starts else {}
     far = progress(run)
-    failed = group.failed.get(seed)
     return Origin(
-        group=group.label,
+        group=group,
         seed=seed,
         folder=os.path.relpath(run, page),
         state=failed or str(far),

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -56,19 +57,24 @@ def picture(content: bytes | Path, alt: str) -> Picture:
 
 def write(template: str, path: Path, **content: Any) -> Path:
     """Fill a template of this folder and write it, atomically; every text of `content` is escaped."""
-    script = (HERE / "script.js").read_text(encoding="utf-8")
-    page = (
-        environment()
-        .get_template(template)
-        .render(
-            style=(HERE / "style.css").read_text(encoding="utf-8"),
-            script=script,
-            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
-            **content,
-        )
-    )
-    write_text(path, page)
+    write_text(path, filled(template, **content))
     return path
+
+
+def filled(template: str, scripts: Sequence[str] = ("script.js",), **content: Any) -> str:
+    """A template of this folder, filled; every text of `content` is escaped.
+
+    Args:
+        scripts: files of this folder, which stand in the page one after the other; nothing else may run there.
+    """
+    script = "".join((HERE / name).read_text(encoding="utf-8") for name in scripts)
+    own = {
+        "reload": None,
+        "style": (HERE / "style.css").read_text(encoding="utf-8"),
+        "script": script,
+        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
+    }
+    return environment().get_template(template).render(**{**own, **content})
 
 
 @cache

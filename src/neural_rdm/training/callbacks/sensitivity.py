@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
@@ -19,7 +18,6 @@ from neural_rdm.core.records import StepRecords, read_rows
 from neural_rdm.dynamics.probe import Sensitivity, sensitivities
 from neural_rdm.dynamics.statistics import Statistics, UnitRecord
 from neural_rdm.reports.figures import attempt
-from neural_rdm.reports.live import write_page
 from neural_rdm.reports.plots import plot_sensitivity
 from neural_rdm.reports.units import plot_gates, plot_heatmap, plot_units
 from neural_rdm.residual import units
@@ -40,9 +38,6 @@ ALARM_COLUMNS = ("step", "unit", "name", "quantity", "largest_before", "now")
 WATCHED_FOR_JUMPS = ("norm", "rms", "write_ratio", "mean_share")
 #: records before the first alarm: a network that has just begun changes by orders of magnitude anyway
 CALM = 3
-#: the most of the training time that the live page may take: drawing reads the whole files, so it gets slower as they
-#: grow, and rarer
-DRAWING_SHARE = 0.1
 
 
 @checked()
@@ -62,8 +57,6 @@ class SensitivityLog(Tapped):
         time_bins: bins of the timestep in `units.csv`; 0 for no such file.
         alarm: print a line, and write it to `alarms.csv`, when a unit's norm, stream, write or token-mean share is more
             than so many times the largest recorded before, once the learning rate has warmed up; None for no alarms.
-        live: keep the plots up to date on `sensitivity/index.html`, which reloads itself: drawn at a measurement when
-            at least nine times as long has passed since the last drawing as it took.
     """
 
     order = Order.TAP
@@ -73,13 +66,11 @@ class SensitivityLog(Tapped):
         every_n_steps: Count = 1000,
         time_bins: Annotated[int, between(0, 64)] = 4,
         alarm: Annotated[float, between(1, 1e9)] | None = 4.0,
-        live: bool = False,
     ) -> None:
-        self.every_n_steps, self.time_bins, self.alarm, self.live = every_n_steps, time_bins, alarm, live
+        self.every_n_steps, self.time_bins, self.alarm = every_n_steps, time_bins, alarm
         self._supervision: Supervision | None = None
         self._measurement: Measurement | None = None
         self._statistics: Statistics | None = None
-        self._next_drawing = -math.inf  # on the monotonic clock
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         """Open the files (a resumed run appends to them)."""
@@ -134,16 +125,6 @@ class SensitivityLog(Tapped):
         for logger in trainer.loggers:
             if not isinstance(logger, CSVLogger):  # which has them in a file of their own
                 logger.log_metrics(_named(found), step=step)
-        if self.live:
-            self._draw(step)
-
-    def _draw(self, step: int) -> None:
-        """Draw the live page, unless the last drawing is too recent."""
-        began = time.monotonic()
-        if began < self._next_drawing:
-            return
-        self._page(f"step {step}", self.plots(), refresh=30)
-        self._next_drawing = began + (time.monotonic() - began) / DRAWING_SHARE
 
     def _unit_records(self, trainer: pl.Trainer, pl_module: Any) -> list[UnitRecord]:
         """What the units wrote in this step, over all ranks; every rank must call it."""
@@ -168,7 +149,7 @@ class SensitivityLog(Tapped):
             self._alarms.append([dict(zip(ALARM_COLUMNS, row, strict=True))])
         self._largest.add(now)
 
-    def plots(self) -> list[Path]:
+    def finish(self) -> list[Path]:
         """Draw all that has been recorded; pictures without anything to show are left out, saying why."""
         sensitivity, by_time = self.folder / "sensitivity.csv", self.folder / "units.csv"
         pictures: list[tuple[Callable[..., Path], Path, str]] = []
@@ -179,22 +160,6 @@ class SensitivityLog(Tapped):
         if by_time.is_file():
             pictures.append((plot_units, by_time, "units.png"))
         return [p for draw, source, name in pictures for p in attempt(partial(draw, source, self.folder / name))]
-
-    def finish(self) -> list[Path]:
-        """The plots of a finished run, and its page where there is one."""
-        drawn = self.plots()
-        return [*drawn, self._page("finished", drawn, refresh=None)] if self.live else drawn
-
-    def _page(self, title: str, pictures: Sequence[Path], refresh: int | None) -> Path:
-        captions = {
-            "sensitivity.png": "Sensitivity over depth, means over batches by stage of training (the paper's Fig. 5)",
-            "heatmap.png": "Sensitivity and gain over depth and training",
-            "gates.png": "The gates over depth",
-            "units.png": "What each unit does to the stream, by noise level",
-        }
-        run = self.folder.resolve().parent.name
-        shown = {path.name: captions[path.name] for path in pictures}
-        return write_page(self.folder, f"{run}: {title}", shown, refresh)
 
 
 Values = dict[tuple[int, str], float]  # (unit, quantity) -> value
