@@ -6,6 +6,7 @@ python -m neural_rdm.inspect model=FOLDER images=PICTURES prompts=['a red kite']
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +84,7 @@ def inspect(cfg: DictConfig, folder: Path) -> int:
                 advance()
                 for share in cfg.times:
                     t = torch.full_like(drawn[part], time_at(process, share))
-                    reading.look(t[0].item(), lambda part=part, t=t: of(part, t), advance)
+                    reading.look(t[0].item(), partial(of, part, t), advance)
     except (RuntimeError, ValueError) as error:
         raise ConfigError(f"the {type(net.net).__name__} cannot run these samples: {first_line(error)}") from error
     paths = reading.write(folder)

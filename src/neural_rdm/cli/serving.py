@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock
-from typing import Any
+from typing import Any, cast
 
 from neural_rdm.core.errors import ConfigError, UserError
 
@@ -99,7 +99,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(status, json.dumps(answer).encode(), "application/json")
 
     def _names(self) -> list[str]:
-        port = self.server.server_address[1]
+        port = cast(Any, self.server).server_address[1]  # of a socket, declared for any kind of server
         return [f"{HERE}:{port}", f"localhost:{port}"]
 
     def _named_here(self) -> bool:

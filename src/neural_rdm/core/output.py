@@ -49,7 +49,7 @@ def kept(folder: Path) -> Iterator[Callable[[], None]]:
     log.write(f"{HEAD}{time} {shlex.join(['python', *sys.orig_argv[1:]])}\n")
     streams, handler = (sys.stdout, sys.stderr), logging.StreamHandler(log)
     logging.getLogger().addHandler(handler)
-    sys.stdout, sys.stderr = map(_Copied, streams, logs[1:])  # type: ignore[assignment]
+    sys.stdout, sys.stderr = map(_Copied, streams, logs[1:])
     try:
         yield lambda: _restore(path, before)
     except UserError as error:

@@ -10,7 +10,7 @@ reading.write("folder")
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -160,7 +160,7 @@ class Thermometer:
             raise ValueError("nothing was measured: call batch, look, or both")
         written: list[Path] = []
 
-        def put(name: str, rows: list[dict[str, Any]]) -> Path:
+        def put(name: str, rows: Sequence[Mapping[str, Any]]) -> Path:
             write_text(folder / name, csv_text(rows))
             written.append(folder / name)
             return written[-1]

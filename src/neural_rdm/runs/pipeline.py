@@ -70,7 +70,8 @@ def pipeline(run: LoadedRun) -> DiffusionPipeline:
     vae = stage.network(run.device)
     vae.register_to_config(scaling_factor=1.0 if stage.scale is None else stage.scale)
     kind: Any = getattr(diffusers, scheduler["_class_name"])
-    return diffusers.DiTPipeline(transformer.to(run.device), vae, kind.from_config(scheduler))
+    pipe: Any = diffusers.DiTPipeline(transformer.to(run.device), vae, kind.from_config(scheduler))
+    return pipe
 
 
 def null_at(transformer: Any, null: int) -> Any:

@@ -88,7 +88,7 @@ class Play:
         seconds = round(time.perf_counter() - began, 2)
         return {"image": f"data:image/{kind};base64,{content}", "seconds": seconds, "units": kept}
 
-    def sensitivity(self, weights: str, samples: int) -> Sequence[tuple[str, float]]:
+    def sensitivity(self, weights: str, samples: int) -> Sequence[tuple[str, float | None]]:
         """(name, ||s_i|| over the largest of the stack) of every unit, under these weights.
 
         Raises:
