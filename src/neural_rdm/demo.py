@@ -5,6 +5,7 @@ python -m neural_rdm.demo run=last
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,7 +81,8 @@ def chart(play: Play, weights: str, samples: int) -> str:
     from neural_rdm.reports.pages.charts import draw
     from neural_rdm.reports.pages.render import environment
 
-    found = [(unit, value) for unit, (_, value) in enumerate(play.sensitivity(weights, samples))]
+    values = [value for _, value in play.sensitivity(weights, samples)]
+    found = [(unit, math.nan if value is None else value) for unit, value in enumerate(values)]
     title = f"Sensitivity over depth, {weights} weights (largest of the stack = 1)"
     drawn = draw(title, "residual unit", {f"mean over {samples} samples": found})
     if drawn is None:

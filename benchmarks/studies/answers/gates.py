@@ -62,8 +62,9 @@ def gates(pictures: Path) -> Answer | None:
             }
         )
     figures.gates(drawn, g2, pictures / "gates.png")
-    quality = compare(grouped(rows, "frechet_pixels", lambda r: r["gates"]), "none (resnet)")
-    loss = compare(grouped(rows, "val_loss", lambda r: r["gates"]), "none (resnet)")
+    same = [r for r in rows if not r["gates"].endswith(OTHER)]  # another schedule has another loss
+    quality = compare(grouped(same, "frechet_pixels", lambda r: r["gates"]), "none (resnet)")
+    loss = compare(grouped(same, "val_loss", lambda r: r["gates"]), "none (resnet)")
     static = [ranks(r["alpha"], g2) for r in rows if r["gates"] == "static"]
     word = signed(static, "with it", "against it")
     seeds = alike([r["alpha"] for r in rows if r["gates"] == "static"])

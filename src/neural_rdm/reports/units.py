@@ -81,8 +81,8 @@ def plot_gates(sensitivity_csv: str | Path, png: str | Path) -> Path:
             values = _over(gate.get(step, {}), units)
             axes.plot(units, values, color=colour, marker=marker, markersize=3.5, linewidth=1.6)
             if gate is means and step == steps[-1]:
-                spread = _over(deviations.get(step, {}), units)
-                axes.fill_between(units, values - spread, values + spread, color=colour, alpha=0.13, linewidth=0)
+                width = _over(deviations.get(step, {}), units)
+                axes.fill_between(units, values - width, values + width, color=colour, alpha=0.13, linewidth=0)
         if gate is means:
             axes.set_ylabel(r"$\alpha$, mean over channels")
             axes.ticklabel_format(axis="y", useOffset=False)  # "+1" in a corner hides that alpha stays close to 1
