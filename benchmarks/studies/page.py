@@ -11,6 +11,8 @@ from pathlib import Path
 
 from benchmarks.studies.answers import ANSWERS, Answer
 from benchmarks.studies.noise import floor
+from benchmarks.studies.plan import STUDIES
+from benchmarks.studies.rows import read
 from neural_rdm.core.files import write_text
 from neural_rdm.reports.tables import markdown_table
 
@@ -56,6 +58,11 @@ def page(answers: list[Answer]) -> str:
         parts.append(
             f"Repeat it: `{answer.command}`; rows: [{answer.file}](../../benchmarks/results/studies/{answer.file}).\n"
         )
+    if open_ := _unfinished():
+        parts.append(
+            "## What is not done\n\nRuns of each study that are there, of those that it is made of; what is told above is told of these.\n"
+        )
+        parts.append(markdown_table(open_))
     if lines := floor():
         parts.append(
             "## The noise floor\n\nWhat another seed alone does to each embedded default, and the difference between two settings that so "
@@ -64,6 +71,19 @@ def page(answers: list[Answer]) -> str:
         )
         parts.append(markdown_table(lines))
     return "\n".join(parts)
+
+
+def _unfinished() -> list[dict[str, str]]:
+    counts = {name: (len(read(name)), len(study.jobs)) for name, study in STUDIES.items()}
+    counts["fig6"] = len(read("fig6")), 90
+    questions = {name: study.question for name, study in STUDIES.items()} | {
+        "fig6": "Which of the five rules is the best?"
+    }
+    return [
+        {"study": name, "question": questions[name], "runs": f"{done} of {whole}"}
+        for name, (done, whole) in sorted(counts.items())
+        if done < whole
+    ]
 
 
 def _claims(answers: list[Answer]) -> list[dict[str, str]]:
@@ -79,9 +99,11 @@ def _claims(answers: list[Answer]) -> list[dict[str, str]]:
 
 
 def claims(answers: list[Answer]) -> str:
-    """The block of the README: a line a claim."""
+    """The block of the README: a line a claim of the paper."""
     return "\n".join(
-        f"- **{answer.title}** {answer.verdict[0].upper()}{answer.verdict[1:]}." for answer in answers if answer.needs
+        f"- **{answer.title}** {answer.verdict[0].upper()}{answer.verdict[1:]}. {answer.line}"
+        for answer in answers
+        if answer.needs
     )
 
 

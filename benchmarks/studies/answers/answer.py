@@ -20,7 +20,7 @@ class Answer:
     Attributes:
         claim: what the paper says, and where.
         verdict: `holds`, `does not hold` or `not told`, with a few words.
-        short: the answer in a sentence or two, which the README may take.
+        line: the answer for the README, with its number.
         body: design, numbers and figures, as Markdown.
         needs: what it would take to tell at the paper's scale.
     """
@@ -28,7 +28,7 @@ class Answer:
     title: str
     claim: str
     verdict: str
-    short: str
+    line: str
     body: str
     needs: str = ""
     command: str = ""

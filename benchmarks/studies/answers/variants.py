@@ -58,8 +58,8 @@ control of `gated`, the plain network with the same start, is `resnet` to the la
         "Which rule is the best? (Fig. 6)",
         "Variant-0, `z + alpha * F(z) + beta`, is the best of five rules (Sec. 3.5, Fig. 6)",
         against_plain(distance),
-        f"On the digits `gated` less plain addition is {gated.less:+} in Frechet distance ({gated.values.n} seeds, `gated` itself "
-        f"{gated.values}); a true difference of {gated.found:.2g} would have been found four times in five. {told(distance).split(' Open:')[0]}",
+        f"On the digits `gated` less plain addition is {gated.less:+} in Frechet distance ({gated.values.n} seeds, paired; plain addition: "
+        f"{distance[0].values}); a true difference of {gated.found:.2g} would have been found four times in five.",
         body,
         "Latte-XL on SkyTimelapse, Taichi-HD and UCF-101, three seeds a rule: `exp=paper/fig6_variants` and its two sisters",
         "make sweep exp=small/fig6 seeds=10 jobs=2",
