@@ -34,6 +34,8 @@ SMALL = [
 def run(command: str, *arguments: str, folders: bool = True, package: Path = RULES) -> str:
     """What `python -m neural_rdm.COMMAND` prints; it has to end well."""
     options = ["--config-dir", str(package / "configs")] if folders else []
+    if not folders or command == "evaluate":  # what the run folder names is in none of these files
+        options.append("trust=[damped,pair,mixer,shapes]")
     paths = [*map(str, (RULES, NETWORKS, DATA, METRICS)), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     done = processes.run(

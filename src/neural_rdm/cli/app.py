@@ -35,6 +35,7 @@ from neural_rdm.config.grids import crossed, study
 from neural_rdm.config.provenance import write_config
 from neural_rdm.config.schema import constants
 from neural_rdm.config.sources import Sources, refused
+from neural_rdm.config.trust import own_folder, trust
 from neural_rdm.core.errors import ConfigError, UserError, WriteError
 from neural_rdm.core.files import as_user_error, needs_another_folder
 from neural_rdm.core.locks import held
@@ -128,6 +129,7 @@ def _run(config_name: str, job: Job, complete: Complete | None, work: Work) -> N
     run: resume.Run | None = None
     try:
         arguments = Arguments.parse(sys.argv[1:])
+        _believe(arguments)
         if arguments.multirun and not arguments.informs:
             from neural_rdm.cli.launcher import launch  # here, because a single run has no use for it
 
@@ -178,6 +180,16 @@ def _run(config_name: str, job: Job, complete: Complete | None, work: Work) -> N
         raise SystemExit(code)
 
     hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(task)()
+
+
+def _believe(arguments: Arguments) -> None:
+    """Take `trust=[PACKAGE]`, which no file can say, out of the overrides; and what the user's own folders name."""
+    said = [o for o in arguments.overrides if o.lstrip("+").startswith("trust=")]
+    for value in (override.value() for override in parse(said)):
+        trust(value if isinstance(value, list) else [str(value)])
+    for folder in arguments.folders:
+        own_folder(folder)
+    arguments.overrides = [o for o in arguments.overrides if o not in said]
 
 
 def preflight(config_name: str, arguments: Arguments, complete: Complete | None = None) -> resume.Run | None:

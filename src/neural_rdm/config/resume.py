@@ -13,6 +13,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from neural_rdm.config.provenance import FILE, check_config
+from neural_rdm.config.trust import check_file
 from neural_rdm.core.arguments import nearest
 from neural_rdm.core.errors import CheckpointError, ConfigError, first_line
 from neural_rdm.core.extras import typed
@@ -99,6 +100,7 @@ def find_run(value: str, root: Path = Path("outputs/train")) -> Run:
         raise CheckpointError(f"resume={value}: {folder / 'config.yaml'} is not the configuration of a training run")
     else:
         check_config(folder, config)
+        check_file(config, f"resume={value}: its config.yaml")
     return Run(folder, config, finished)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_class, get_object, instantiate
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from neural_rdm.backbones.contract import Backbone
 from neural_rdm.config.provenance import config_hash
 from neural_rdm.config.resume import lasting
+from neural_rdm.config.trust import check_trusted, named
 from neural_rdm.core.errors import CheckpointError, ConfigError, UserError, first_line
 from neural_rdm.data.base import DataModule
 from neural_rdm.data.encoded.latents import Clip, Latents, stored_tokens
@@ -44,12 +45,17 @@ from neural_rdm.training.optim import freeze
 STORAGE = ("source", "latents")
 
 
+#: whose functions are nodes too
+STRATEGIES = "neural_rdm.training.parallel"
+
+
 def build(node: DictConfig, key: str, **extra: Any) -> Any:
     """Instantiate one node; a data set's own class, wherever training reads it (see `data`).
 
     Raises:
         ConfigError: its class refuses the values, or does not exist.
     """
+    _check_classes(node, key)
     if key == "data":
         node = OmegaConf.masked_copy(node, [str(name) for name in node if name not in STORAGE])
     try:
@@ -60,6 +66,24 @@ def build(node: DictConfig, key: str, **extra: Any) -> Any:
         if isinstance(cause, UserError):
             raise cause from error
         raise ConfigError(f"configuration group {key}: {first_line(cause)}") from error
+
+
+def _check_classes(node: DictConfig, key: str) -> None:
+    """Everything is built here, so that here nothing is built that `config.trust` does not know; a name of this project
+    must be that of a class of this project, not lead through one of its modules to what that has imported.
+    """
+    check_trusted(node, f"configuration group {key}")
+    for where, name in named(node):
+        if name.startswith("neural_rdm."):
+            try:
+                found = get_object(name)
+            except (ImportError, ValueError, TypeError, AttributeError) as error:
+                raise ConfigError(
+                    f"configuration key {key}.{where}: there is no {name} ({first_line(error)})"
+                ) from error
+            room = str(getattr(found, "__module__", ""))
+            if not (isinstance(found, type) and room.startswith("neural_rdm.")) and room != STRATEGIES:
+                raise ConfigError(f"configuration key {key}.{where}: {name} is no class of this project")
 
 
 def network(cfg: DictConfig) -> Backbone:
@@ -91,6 +115,7 @@ def residual(node: DictConfig) -> Residual:
     """
     if "." not in node.rule:
         return build(node, "residual")
+    check_trusted(node, "configuration group residual")
     try:
         rule = get_class(node.rule)
     except (ImportError, ValueError, TypeError) as error:

@@ -18,6 +18,8 @@ from neural_rdm.config.grammar import written
 from neural_rdm.config.provenance import check_checkpoint, check_config, read_provenance
 from neural_rdm.config.resume import LEVELS
 from neural_rdm.config.sources import Sources
+from neural_rdm.config.trust import check_file
+from neural_rdm.config.trust import trust as believe
 from neural_rdm.core.errors import CheckpointError, ConfigError, UserError, first_line
 from neural_rdm.core.extras import typed
 from neural_rdm.core.files import load_tensors
@@ -67,6 +69,7 @@ def read_config(folder: Path) -> DictConfig:
     if not isinstance(config, DictConfig):
         raise CheckpointError(f"run={folder}: {path} is not a run's configuration")
     check_config(folder, config)
+    check_file(config, f"run={folder}: its config.yaml")
     validate(config, "train", Sources((path,)))
     if not any((folder / "checkpoints").glob("*.ckpt")) and not (folder / shared.WEIGHTS).is_file():
         raise CheckpointError(
@@ -148,7 +151,11 @@ def device_of(accelerator: str) -> torch.device:
 
 
 def load_run(
-    folder: str | Path, weights: str = "ema", accelerator: str = "auto", where: Mapping[str, Any] | None = None
+    folder: str | Path,
+    weights: str = "ema",
+    accelerator: str = "auto",
+    where: Mapping[str, Any] | None = None,
+    trust: Sequence[str] = (),
 ) -> LoadedRun:
     """Build the network of a run and load its newest readable checkpoint.
 
@@ -159,6 +166,7 @@ def load_run(
             averages, or "raw".
         accelerator: "auto" (a GPU if there is one), "cpu" or "gpu".
         where: `root` and `latents`, where the run's data are now; None (or None each) for where they were.
+        trust: packages whose classes the run's configuration may build, beside those that `config.trust` knows.
 
     Raises:
         UserError: no usable run or checkpoint, weights of another network, or no GPU where one was asked for.
@@ -170,6 +178,7 @@ def load_run(
     from neural_rdm.runs.loaded import LoadedRun
     from neural_rdm.training.callbacks.checkpoints import newest_readable
 
+    believe(trust)
     folder = newest("run") if folder == "last" else shared.located(str(folder))
     config = read_config(folder)
     build.quiet()

@@ -1,0 +1,113 @@
+"""Which classes a configuration may build: those of this project, a short list of others, and what the user named.
+
+A run folder, an adapter or a shared network may come from a stranger, and a node of its `config.yaml` names a class to
+be built, with arguments: `{_target_: os.system, ...}` would be a program. So nothing that a file names is imported
+unless it is known to be good; the opposite, a list of known evil as Hydra has it, is never complete. What the user's
+own command composes (the files of this project, of `--config-dir`, and what is typed) is the user's; what a folder says
+is not, and needs `trust=[PACKAGE]`, typed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import Container, OmegaConf
+
+from neural_rdm.core.errors import ConfigError
+
+#: names of classes as `package.Class`: nothing that could lead through a module to what that has imported
+GOOD = re.compile(
+    r"neural_rdm(\.\w+)+|lightning\.pytorch\.loggers\.[A-Z]\w*Logger|aim\.pytorch_lightning\.AimLogger"
+    r"|torch\.(nn|optim)\.[A-Z]\w*|timm\.(layers|models)\.[A-Z]\w*|diffusers\.[A-Z]\w*"
+)
+#: package names, for this process and those that it starts; set by `trust`
+VARIABLE = "NEURAL_RDM_TRUST"
+_own: set[str] = set()
+
+
+def trust(packages: Iterable[str]) -> None:
+    """Let classes of these top-level packages be built, whoever names them, in this process and those that it starts.
+
+    Raises:
+        ConfigError: what is no name of a package.
+    """
+    for name in packages:
+        if not re.fullmatch(r"[A-Za-z_]\w*", str(name)):
+            raise ConfigError(f"trust=[{name}]: give names of packages, such as trust=[mixer]")
+    os.environ[VARIABLE] = ",".join(sorted({*_packages(), *map(str, packages)}))
+
+
+def own(config: Any) -> None:
+    """Let be built what this configuration names: the user composed it."""
+    _own.update(name for _, name in named(config))
+
+
+def own_folder(folder: str | Path) -> None:
+    """Let be built what the files of a folder of the user's name (`--config-dir`)."""
+    for path in Path(folder).rglob("*.yaml"):
+        try:
+            own(yaml.safe_load(path.read_text(encoding="utf-8")))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            continue  # whoever chooses it is told
+
+
+def check_trusted(config: Any, where: str) -> None:
+    """Refuse a configuration that names a class which is not known to be good.
+
+    Args:
+        config: of a run folder, or one of its nodes.
+        where: the folder, for the message.
+
+    Raises:
+        ConfigError: naming the class, its key, and what to type.
+    """
+    for key, name in named(config):
+        if name in _own or GOOD.fullmatch(name) or name.partition(".")[0] in _packages():
+            continue
+        package = name.partition(".")[0]
+        raise ConfigError(
+            f"{where} builds {name} ({key}), which is no class of this project: that would run code which the folder "
+            f"chooses. If you know it, type trust=[{package}] (in Python: trust=['{package}']), or give the "
+            "--config-dir that it belongs to"
+        )
+
+
+def check_file(config: Any, where: str) -> None:
+    """The same for a whole configuration that was read from a folder, which must not hold interpolations either.
+
+    Raises:
+        ConfigError: as `check_trusted`; or an interpolation, which a file that a run wrote never holds: it could read
+            the environment.
+    """
+    check_trusted(config, where)
+    if isinstance(config, Container):
+        for key, value in _values(OmegaConf.to_container(config, resolve=False), ""):
+            if isinstance(value, str) and re.search(r"(?<!\\)\$\{", value):
+                raise ConfigError(f"{where} holds an interpolation ({key}: {value}), which no run writes")
+
+
+def _packages() -> set[str]:
+    return {name for name in os.environ.get(VARIABLE, "").split(",") if name}
+
+
+def named(config: Any) -> Iterator[tuple[str, str]]:
+    """Every class that a configuration names, with its key: targets, and rules of other packages."""
+    plain = OmegaConf.to_container(config, resolve=False) if isinstance(config, Container) else config
+    for key, value in _values(plain, ""):
+        last = key.rpartition(".")[2]
+        if last == "_target_" or (last == "rule" and isinstance(value, str) and "." in value):
+            yield key, str(value)
+
+
+def _values(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    inside = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else None
+    if inside is None:
+        yield key, value
+        return
+    for name, child in inside:
+        yield from _values(child, f"{key}.{name}" if key else str(name))

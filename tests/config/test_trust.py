@@ -1,0 +1,116 @@
+"""What a stranger's configuration can build: classes of this project and of a short list, and nothing else."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from neural_rdm import load_run
+from neural_rdm.config import trust
+from neural_rdm.config.compose import compose_config
+from neural_rdm.config.provenance import write_config
+from neural_rdm.config.resume import find_run, lasting
+from neural_rdm.core.errors import ConfigError
+from neural_rdm.reports.runs import read_mapping
+from neural_rdm.runs import build
+from neural_rdm.runs.load import read_config
+
+EVIL = "evil_package.Thing"
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trust, "_own", set())
+    monkeypatch.setenv(trust.VARIABLE, "")
+
+
+def stranger(folder: Path, **changes: Any) -> Path:
+    """A run folder whose configuration says what a run's would, but for the changes, under its own hash."""
+    cfg = compose_config("train", ["exp=digits_gated", "trainer.max_steps=2"]).cfg
+    trust._own.clear()  # it was composed here for somebody else
+    for key, value in changes.items():
+        OmegaConf.update(cfg, key.replace("__", "."), value, force_add=True)
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints" / "last.ckpt").write_bytes(b"nothing")
+    if not OmegaConf.to_yaml(cfg).count("${oc"):
+        OmegaConf.resolve(cfg)
+    write_config(folder, lasting(cfg))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("sampler", {"_target_": EVIL}),
+        ("sampler", {"_target_": "os.system", "command": "true"}),
+        ("sampler", {"_target_": "builtins.exec"}),
+        ("data__note", [{"deep": {"_target_": EVIL}}]),
+        ("residual__rule", EVIL),
+        ("callbacks__mine", {"_target_": "torch.hub.load", "repo_or_dir": "x"}),
+        ("callbacks__mine", {"_target_": "torch.nn.modules.module.warnings.sys.exit"}),
+        ("callbacks__mine", {"_target_": "lightning.pytorch.loggers.csv_logs.os.system"}),
+    ],
+)
+def test_a_run_folder_builds_nothing_that_is_not_known_to_be_good(tmp_path: Path, key: str, value: Any) -> None:
+    folder = stranger(tmp_path / "run", **{key: value})
+    for read in (read_config, load_run, lambda path: find_run(str(path))):
+        with pytest.raises(ConfigError, match=r"is no class of this project.*type trust=\["):
+            read(folder)
+
+
+@pytest.mark.parametrize("name", ["neural_rdm.core.files.os.system", "neural_rdm.core.files.write_text"])
+def test_a_name_of_this_project_is_that_of_one_of_its_classes(name: str) -> None:
+    with pytest.raises(ConfigError, match="is no class of this project"):
+        build.build(OmegaConf.create({"_target_": name}), "sampler")
+
+
+def test_nothing_is_built_from_a_mapping_that_a_report_has_read(tmp_path: Path) -> None:
+    config = read_mapping(stranger(tmp_path / "run", backbone={"_target_": "os.system"}) / "config.yaml")
+    with pytest.raises(ConfigError, match=r"os\.system"):
+        build.network(OmegaConf.create(dict(config)))
+
+
+def test_an_interpolation_of_a_stranger_reads_no_environment(tmp_path: Path) -> None:
+    folder = stranger(tmp_path / "run")
+    path = folder / "config.yaml"
+    cfg = OmegaConf.load(path)
+    cfg.data.note = "${oc.env:HOME}"
+    write_config(folder, cfg)
+    with pytest.raises(ConfigError, match="holds an interpolation"):
+        read_config(folder)
+
+
+def test_what_the_user_composes_names_or_keeps_in_a_folder_is_the_users(tmp_path: Path) -> None:
+    config = OmegaConf.create({"sampler": {"_target_": EVIL}})
+    with pytest.raises(ConfigError, match="evil_package"):
+        trust.check_trusted(config, "x")
+    (tmp_path / "sampler").mkdir()
+    (tmp_path / "sampler" / "mine.yaml").write_text(f"_target_: {EVIL}\n")
+    (tmp_path / "broken.yaml").write_text("a: [")
+    trust.own_folder(tmp_path)
+    trust.check_trusted(config, "x")
+    trust._own.clear()
+    trust.trust(["evil_package"])
+    trust.check_trusted(config, "x")
+    with pytest.raises(ConfigError, match="names of packages"):
+        trust.trust(["os.path"])
+
+
+def test_all_that_this_project_composes_is_known_to_be_good() -> None:
+    for overrides in (["exp=digits_gated"], ["exp=digits_text_gated"], ["exp=latte_s_gated", "logger=wandb"]):
+        trust.check_trusted(compose_config("train", overrides).cfg.copy(), "x")
+        trust._own.clear()
+
+
+def test_the_word_is_typed_and_never_read(tmp_path: Path) -> None:
+    folder = stranger(tmp_path / "run", sampler={"_target_": "os.system", "command": "touch done"}, trust=["os"])
+    line = [sys.executable, "-m", "neural_rdm.sample", f"run={folder}"]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "type trust=[os]" in done.stderr
+    assert not (tmp_path / "done").exists()
