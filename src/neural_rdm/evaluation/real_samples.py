@@ -85,6 +85,36 @@ class RealSamples:
                 yield torch.stack([x for _, x in kept]), labels
 
 
+def examples(data: DataModule, classes: Sequence[int] | None, rows: int, each: int) -> tuple[Tensor, Tensor]:
+    """Training samples to lay beside drawn ones, as they are loaded, never mirrored: float32 [rows * each, ...] and
+    their positions, chosen by the data's seed alone. What cannot be read is passed over; what is missing is white.
+
+    Args:
+        data: set up.
+        classes: those of the rows; None for samples of any class. Without labels they are of any class, too.
+    """
+    source = copy.copy(data.sources["train"])
+    source.flip = False
+    size = data.sizes["train"]
+    labels = None if classes is None or source.y is None else source.labels()
+    order = np.argsort(keys(data.seed, "real samples", range(size)), kind="stable")
+    found: list[Tensor | None] = []
+    positions: list[int] = []
+    rest = iter(order.tolist())
+    for row in range(rows):
+        if labels is not None and classes is not None:
+            rest = iter(order[labels[order] == classes[row]].tolist())
+        while len(found) < (row + 1) * each:
+            position = next(rest, None)
+            try:
+                found.append(None if position is None else source.load(position, position)["x"])
+            except BrokenSample:
+                continue
+            positions.append(position or 0)
+    white = torch.ones(data.sample_shape)
+    return torch.stack([white if x is None else x for x in found]), torch.tensor(positions)
+
+
 class _Bytes(Dataset[tuple[int, int, Tensor | BrokenSample]]):
     """(position, index, the sample or what is wrong with it): a loader's worker may not fail because of one sample."""
 
