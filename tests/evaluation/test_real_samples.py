@@ -14,6 +14,7 @@ from PIL import Image
 
 from neural_rdm.core.errors import ConfigError, DataError
 from neural_rdm.data.builtin.digits import Digits
+from neural_rdm.data.builtin.digits_video import DigitsVideo
 from neural_rdm.data.builtin.synthetic import Synthetic
 from neural_rdm.data.images.image_folder import ImageFolder
 from neural_rdm.data.videos.datasets import SkyTimelapse
@@ -68,6 +69,10 @@ def test_examples_are_training_samples_of_a_rows_class(tmp_path: Path) -> None:
     assert other.tolist() != positions.tolist()
     _, free = examples(data, None, 2, 3)
     assert len(set(free.tolist())) == 6
+    clips = ready(DigitsVideo(num_frames=2))
+    x, positions = examples(clips, [3, 8], 2, 2)
+    assert x.shape == (4, *clips.sample_shape)
+    assert [clips.train_set.load(p, p)["y"] for p in positions.tolist()] == [3, 3, 8, 8]
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         Image.new("RGB", (16, 16)).save(tmp_path / name / "0.png")

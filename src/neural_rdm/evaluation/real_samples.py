@@ -91,25 +91,28 @@ def examples(data: DataModule, classes: Sequence[int] | None, rows: int, each: i
 
     Args:
         data: set up.
-        classes: those of the rows; None for samples of any class. Without labels they are of any class, too.
+        classes: those of the rows; None for samples of any class.
     """
     source = copy.copy(data.sources["train"])
     source.flip = False
     size = data.sizes["train"]
-    labels = None if classes is None or source.y is None else source.labels()
+    labels = None if classes is None else source.labels()
     order = np.argsort(keys(data.seed, "real samples", range(size)), kind="stable")
     found: list[Tensor | None] = []
     positions: list[int] = []
     rest = iter(order.tolist())
     for row in range(rows):
-        if labels is not None and classes is not None:
-            rest = iter(order[labels[order] == classes[row]].tolist())
+        if classes is not None:
+            rest = iter((order if labels is None else order[labels[order] == classes[row]]).tolist())
         while len(found) < (row + 1) * each:
             position = next(rest, None)
             try:
-                found.append(None if position is None else source.load(position, position)["x"])
+                sample = {"x": None} if position is None else source.load(position, position)
             except BrokenSample:
                 continue
+            if classes is not None and "y" in sample and int(torch.as_tensor(sample["y"]).flatten()[0]) != classes[row]:
+                continue  # of a set that makes its samples, and lists no labels
+            found.append(sample["x"])
             positions.append(position or 0)
     white = torch.ones(data.sample_shape)
     return torch.stack([white if x is None else x for x in found]), torch.tensor(positions)
