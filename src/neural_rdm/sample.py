@@ -91,7 +91,7 @@ def sample(cfg: DictConfig, folder: Path) -> int:
         if rank == 0:
             print(f"the samples of {array} are drawn already", flush=True)
             parts.restore(array)
-            _finish(cfg, run, parts, each, shown, folder, [kind for kind in cfg.files if kind != "npz"])
+            _finish(cfg, run, sampler, parts, each, shown, folder, [kind for kind in cfg.files if kind != "npz"])
         return 0
     if rank == 0:
         print(f"{count} samples from {run.checkpoint} (step {run.step}, {run.weights} weights)", flush=True)
@@ -102,7 +102,7 @@ def sample(cfg: DictConfig, folder: Path) -> int:
     _draw(cfg, run, sampler, parts, [n for n in parts.missing() if n % world == rank], each, progress=rank == 0)
     if rank == 0:
         wait_for(parts.missing, "parts")
-        _finish(cfg, run, parts, each, shown, folder, cfg.files)
+        _finish(cfg, run, sampler, parts, each, shown, folder, cfg.files)
     return 0
 
 
@@ -137,6 +137,7 @@ def _draw(
 def _finish(
     cfg: DictConfig,
     run: LoadedRun,
+    sampler: Sampler,
     parts: Parts,
     each: Sequence[int | str] | None,
     shown: Sequence[int | str] | None,
@@ -146,6 +147,7 @@ def _finish(
     """Make files of all parts, delete these, and say where the files are."""
     from neural_rdm.evaluation.dataset_folder import write_dataset
     from neural_rdm.evaluation.sample_parts import DATASET, files_of, write_each, write_npz
+    from neural_rdm.reports.figures import titled_samples
 
     paths = []
     for kind in kinds:
@@ -162,7 +164,8 @@ def _finish(
     if run.text is not None and shown is not None and len(shown) > LISTED:
         paths.append(folder / "prompts.json")
         write_text(paths[-1], json.dumps(list(shown), indent=0, ensure_ascii=False) + "\n")
-    grids = _grids(run, parts, shown, cfg, folder / "grid.png")
+    title = titled_samples(run.step, sampler.said, run.checkpoint)
+    grids = _grids(run, parts, shown, cfg, folder / "grid.png", title)
     parts.remove()
     print("wrote:")
     print_paths([*grids, *paths, folder / "sampling.json"])
@@ -210,7 +213,9 @@ def _kept(run: LoadedRun, x: Tensor) -> Tensor:
     return to_bytes(x) if run.pixels else x
 
 
-def _grids(run: LoadedRun, parts: Parts, shown: Sequence[int | str] | None, cfg: DictConfig, path: Path) -> list[Path]:
+def _grids(
+    run: LoadedRun, parts: Parts, shown: Sequence[int | str] | None, cfg: DictConfig, path: Path, title: str
+) -> list[Path]:
     """One row a class or text, or rows of eight. Clips play in a GIF; the picture shows the first of each."""
     import torch
 
@@ -236,9 +241,9 @@ def _grids(run: LoadedRun, parts: Parts, shown: Sequence[int | str] | None, cfg:
     if run.pixels:
         x = (x.float() - 127.5) / 127.5  # the middle of each byte's interval: save_grid rounds it back to that byte
     if x.ndim == 4:
-        return [save_grid(x, path, columns=columns, row_labels=labels)]
-    playing = save_grid(x, path.with_suffix(".gif"), columns=columns, row_labels=labels)
-    return [playing, save_grid(x[::columns], path, columns=columns, row_labels=labels)]
+        return [save_grid(x, path, columns=columns, row_labels=labels, title=title)]
+    playing = save_grid(x, path.with_suffix(".gif"), columns=columns, row_labels=labels, title=title)
+    return [playing, save_grid(x[::columns], path, columns=columns, row_labels=labels, title=title)]
 
 
 if __name__ == "__main__":

@@ -14,10 +14,11 @@ from PIL import Image
 
 from neural_rdm.core.errors import ConfigError, DataError
 from neural_rdm.data.builtin.digits import Digits
+from neural_rdm.data.builtin.digits_video import DigitsVideo
 from neural_rdm.data.builtin.synthetic import Synthetic
 from neural_rdm.data.images.image_folder import ImageFolder
 from neural_rdm.data.videos.datasets import SkyTimelapse
-from neural_rdm.evaluation.real_samples import RealSamples, chosen
+from neural_rdm.evaluation.real_samples import RealSamples, chosen, examples
 from neural_rdm.media.images import adm_crop, read_rgb
 from tests.helpers import shared
 
@@ -53,6 +54,32 @@ def test_every_byte_survives_its_scaling(tmp_path: Path) -> None:
     Image.fromarray(np.arange(768, dtype=np.uint8).reshape(16, 16, 3)).save(tmp_path / "a" / "0.png")
     found, _ = everything(RealSamples(ready(ImageFolder(tmp_path, image_size=16)), "train"), 1)
     np.testing.assert_array_equal(found[0].movedim(0, -1).numpy().ravel(), np.arange(768, dtype=np.uint8))
+
+
+def test_examples_are_training_samples_of_a_rows_class(tmp_path: Path) -> None:
+    data = ready(Digits(limit=200))
+    x, positions = examples(data, [3, 8], 2, 3)
+    labels = data.train_set.labels()[positions.numpy()].tolist()
+    assert (labels, len(set(positions.tolist()))) == ([3, 3, 3, 8, 8, 8], 6)
+    for image, position in zip(x, positions.tolist(), strict=True):
+        torch.testing.assert_close(image, data.train_set.load(position, 0)["x"])
+    again, _ = examples(ready(Digits(limit=200)), [3, 8], 2, 3)
+    torch.testing.assert_close(again, x)
+    _, other = examples(ready(Digits(limit=200), seed=1), [3, 8], 2, 3)
+    assert other.tolist() != positions.tolist()
+    _, free = examples(data, None, 2, 3)
+    assert len(set(free.tolist())) == 6
+    clips = ready(DigitsVideo(num_frames=2))
+    x, positions = examples(clips, [3, 8], 2, 2)
+    assert x.shape == (4, *clips.sample_shape)
+    assert [clips.train_set.load(p, p)["y"] for p in positions.tolist()] == [3, 3, 8, 8]
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (16, 16)).save(tmp_path / name / "0.png")
+        (tmp_path / name / "1.png").write_bytes(b"no image")
+    folder = ready(ImageFolder(tmp_path, image_size=16, max_bad_fraction=1.0, flip=True))
+    x, _ = examples(folder, [0, 1], 2, 2)
+    assert [float(image.mean()) for image in x] == [-1, 1, -1, 1]  # what cannot be read is white in the end
 
 
 def test_grey_images_have_three_channels() -> None:

@@ -148,6 +148,22 @@ def test_columns_are_named(tmp_path):
     assert named.labels == ["t 1", "t 2"]
 
 
+def test_real_samples_stand_at_the_right_of_their_row(tmp_path):
+    x, real = torch.zeros(4, 1, 8, 8), torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1).expand(2, 1, 8, 8)
+    page = pixels(save_grid(x, tmp_path / "x.png", 2, scale=6, real=real))
+    top, left = page.shape[0] - MARGIN - 2 * 48 - GAP, 2 * MARGIN + 2 * (48 + GAP)
+    assert (tile(page, 0, 0, 48, 48, left, top) == 0).all()
+    assert (tile(page, 1, 0, 48, 48, left, top) == 255).all()
+    assert (tile(page, 1, 1, 48, 48, MARGIN, top) == 128).all()
+    assert (page[:top, :left] == 255).all()
+    assert (page[:top, left:] < 128).any()  # "real"
+    clips = torch.zeros(2, 16, 1, 8, 8)
+    strip = pixels(save_grid(clips, tmp_path / "clips.png", 1, scale=16, real=clips - 1))
+    assert strip.shape[1] == 3 * MARGIN + 16 * (128 + GAP) - GAP  # eight frames each
+    with pytest.raises(ConfigError, match="3 samples and 2 real ones do not fill 2 rows"):
+        save_grid(x[:3], tmp_path / "no.png", 2, real=real)
+
+
 def test_any_floating_type_and_a_new_folder(tmp_path):
     x = torch.linspace(-1, 1, 64).view(1, 1, 8, 8).bfloat16()
     path = save_grid(x, tmp_path / "new" / "x.png", 1)

@@ -21,8 +21,9 @@ def test_tiles_are_read_back(tmp_path):
         np.testing.assert_array_equal(tiles.pixels[index // 2, index % 2, 0, ::2, ::2], as_uint8(images[index]))
     assert (tiles.pixels[2, 1] == 255).all()
     clips = torch.rand(4, 3, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    save_grid(clips, tmp_path / "c.gif", 2, row_labels=["a", "b"], scale=1)
-    path = save_grid(clips[::2], tmp_path / "c.png", 2, row_labels=["a", "b"], scale=1)
+    same = {"columns": 2, "row_labels": ["a", "b"], "scale": 1, "title": "a title wider than all of its tiles are"}
+    save_grid(clips, tmp_path / "c.gif", **same)
+    path = save_grid(clips[::2], tmp_path / "c.png", **same)
     rows, played = read_tiles(path), read_tiles(path, gif=True)
     assert (rows.pixels.shape, rows.frames, played.pixels.shape) == ((2, 3, 1, 8, 8, 3), True, (2, 2, 3, 8, 8, 3))
     for frame in range(3):
@@ -30,6 +31,11 @@ def test_tiles_are_read_back(tmp_path):
         np.testing.assert_array_equal(played.pixels[1, 1, frame], np.broadcast_to(as_uint8(clips[3, frame]), (8, 8, 3)))
     unlabelled = read_tiles(save_grid(images[:1], tmp_path / "one.png", 1))
     assert (unlabelled.pixels.shape, unlabelled.labels) == ((1, 1, 1, 48, 48, 3), None)
+    real = -torch.ones(2, 3, 1, 8, 8)
+    save_grid(clips, tmp_path / "c.gif", **same, real=real)
+    beside = save_grid(clips[::2], tmp_path / "c.png", **same, real=real)
+    np.testing.assert_array_equal(read_tiles(beside).pixels, rows.pixels)
+    np.testing.assert_array_equal(read_tiles(beside, gif=True).pixels, played.pixels)
     Image.new("L", (9, 9)).save(tmp_path / "other.png")
     for name in ("other.png", "missing.png"):
         with pytest.raises(DataError, match=name):

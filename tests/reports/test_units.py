@@ -245,6 +245,7 @@ def test_heatmap_shows_every_record_and_gains_about_one(tmp_path, drawn):
     red, green, blue, _ = gain.cmap(gain.norm(1.0))
     assert min(red, green, blue) > 0.94
     assert len(set(gain.cmap.get_bad()[:3])) == 1
+    assert drawn[0].get_suptitle() == "Sensitivity over depth and training"
     left = drawn[0].axes[0]
     assert [tick.get_text() for tick in left.get_yticklabels()] == [f"blocks.{unit}.attn" for unit in range(5)]
     assert [tick.get_text() for tick in left.get_xticklabels()] == ["0", "200", "400", "500", "700", "900"]

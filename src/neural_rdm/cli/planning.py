@@ -13,7 +13,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from neural_rdm.cli.jobs import open_record
-from neural_rdm.config import primary
+from neural_rdm.config import primary_train
 from neural_rdm.config.check import as_plain, choices_of, validate
 from neural_rdm.config.compose import Composed, as_text, compose_config, parse
 from neural_rdm.config.grids import SEED, crossed, seeds_of, study
@@ -114,7 +114,7 @@ def make_plan(command: str, overrides: Sequence[str], folders: list[str], check:
 
 def _how(overrides: Sequence[str], folders: list[str]) -> tuple[DictConfig, list[str]]:
     """The configuration of the sweep itself, and the overrides that are not of it."""
-    keys = of_class(primary.Sweeping).arguments
+    keys = of_class(primary_train.Sweeping).arguments
     own = [o for o in overrides if o.partition("=")[0].partition(".")[0].lstrip("+~") in keys]
     composed = compose_config("sweep", own, folders)
     validate(composed.cfg, "sweep", composed.sources)

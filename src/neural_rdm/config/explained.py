@@ -60,7 +60,7 @@ def of_target(target: str, group: str, rule: str | None = None) -> list[Key]:
     signature = schema.of_node(target, group.partition(".")[0], rule)
     if signature is None:
         return []
-    said = comments(primary.Stored.__name__, Path(primary.__file__)) | documented(target)
+    said = comments(primary_train.Stored.__name__, Path(primary_train.__file__)) | documented(target)
     said |= documented(schema.rule_class(rule) or "")
     return [_key(f"{group}.{name}", argument, said.get(name, "")) for name, argument in signature.arguments.items()]
 

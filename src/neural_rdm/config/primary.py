@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from neural_rdm.config.primary_networks import WEIGHTS, Convert, Deepen, Inspect, Weights
-from neural_rdm.config.primary_train import Train
+from neural_rdm.config.primary_train import Sweeping, Train
 from neural_rdm.config.reader import Node
 from neural_rdm.core.arguments import (
     Accelerator,
@@ -259,28 +259,6 @@ class Stats:
         if not self.out.endswith(".npz") or "/" in self.out or self.out == ".npz":
             return Problem("out", f"{self.out} is no name of a file .npz; choose the folder with hydra.run.dir=DIR")
         return known_weights(self.features, self.features_path, self.features_sha256)
-
-
-@dataclass
-class Stored:
-    """What the node of every data set in files has beside the arguments of its class: where training reads it."""
-
-    #: what training reads: the files, or the latents that `python -m neural_rdm.encode` made of them
-    source: Literal["pixels", "latents"] = "pixels"
-    #: the folder of those latents
-    latents: str | None = None
-
-
-@dataclass
-class Sweeping:
-    """The primary configuration of `python -m neural_rdm.sweep`, beside that of its jobs (see `Sweep`)."""
-
-    #: so many seeds from 0 on, or a list of them, for all jobs
-    seeds: Count | list[Natural] | None
-    #: at once
-    jobs: Count
-    launcher: Node
-    sweeper: Node
 
 
 #: primary configuration -> its class

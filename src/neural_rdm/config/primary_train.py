@@ -1,4 +1,6 @@
-"""The primary configuration of `python -m neural_rdm.train`: its top-level keys and ranges, as in `config.primary`."""
+"""The primary configurations of `python -m neural_rdm.train` and of its sweeps: their top-level keys and ranges, as in
+`config.primary`.
+"""
 
 from __future__ import annotations
 
@@ -49,6 +51,28 @@ class Sweep:
     base: str | None = None
     #: each is crossed over its keys and over the seeds; the jobs are those of all grids together
     grids: list[dict[str, Any]] | None = None
+
+
+@dataclass
+class Stored:
+    """What the node of every data set in files has beside the arguments of its class: where training reads it."""
+
+    #: what training reads: the files, or the latents that `python -m neural_rdm.encode` made of them
+    source: Literal["pixels", "latents"] = "pixels"
+    #: the folder of those latents
+    latents: str | None = None
+
+
+@dataclass
+class Sweeping:
+    """The primary configuration of `python -m neural_rdm.sweep`, beside that of its jobs (see `Sweep`)."""
+
+    #: so many seeds from 0 on, or a list of them, for all jobs
+    seeds: Count | list[Natural] | None
+    #: at once
+    jobs: Count
+    launcher: Node
+    sweeper: Node
 
 
 @dataclass

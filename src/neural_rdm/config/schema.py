@@ -17,7 +17,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
-from neural_rdm.config import primary, reader
+from neural_rdm.config import primary_train, reader
 from neural_rdm.config.reader import REQUIRED, UNREAD, Argument, Node, Signature
 from neural_rdm.core.arguments import VERBATIM, is_opaque, members
 
@@ -54,7 +54,7 @@ def of_node(target: str, group: str, rule: Any = None) -> Signature | None:
         return None
     arguments = {name: a for name, a in read.arguments.items() if name not in SUPPLIED.get(group, ())}
     if group == "data" and "root" in arguments:
-        arguments |= of_class(primary.Stored).arguments
+        arguments |= of_class(primary_train.Stored).arguments
     found = reader.find(target)
     if found is None or found.name != RESIDUAL:
         return dataclasses.replace(read, arguments=arguments)

@@ -62,6 +62,12 @@ class Sampler:
         return Guidance(self.cfg_scale, self.channels, self.interval)
 
     @property
+    def said(self) -> str:
+        """Name, steps and guidance, in words for a title."""
+        guided = f", cfg_scale {self.cfg_scale:g}" if self.cfg_scale != 1 else ""
+        return f"{self.name} in {self.steps} steps{guided}"
+
+    @property
     def stochastic(self) -> bool:
         """Whether steps draw noise."""
         return self.name == "ddpm" or self.eta > 0

@@ -85,6 +85,39 @@ class RealSamples:
                 yield torch.stack([x for _, x in kept]), labels
 
 
+def examples(data: DataModule, classes: Sequence[int] | None, rows: int, each: int) -> tuple[Tensor, Tensor]:
+    """Training samples to lay beside drawn ones, as they are loaded, never mirrored: float32 [rows * each, ...] and
+    their positions, chosen by the data's seed alone. What cannot be read is passed over; what is missing is white.
+
+    Args:
+        data: set up.
+        classes: those of the rows; None for samples of any class.
+    """
+    source = copy.copy(data.sources["train"])
+    source.flip = False
+    size = data.sizes["train"]
+    labels = None if classes is None else source.labels()
+    order = np.argsort(keys(data.seed, "real samples", range(size)), kind="stable")
+    found: list[Tensor | None] = []
+    positions: list[int] = []
+    rest = iter(order.tolist())
+    for row in range(rows):
+        if classes is not None:
+            rest = iter((order if labels is None else order[labels[order] == classes[row]]).tolist())
+        while len(found) < (row + 1) * each:
+            position = next(rest, None)
+            try:
+                sample = {"x": None} if position is None else source.load(position, position)
+            except BrokenSample:
+                continue
+            if classes is not None and "y" in sample and int(torch.as_tensor(sample["y"]).flatten()[0]) != classes[row]:
+                continue  # of a set that makes its samples, and lists no labels
+            found.append(sample["x"])
+            positions.append(position or 0)
+    white = torch.ones(data.sample_shape)
+    return torch.stack([white if x is None else x for x in found]), torch.tensor(positions)
+
+
 class _Bytes(Dataset[tuple[int, int, Tensor | BrokenSample]]):
     """(position, index, the sample or what is wrong with it): a loader's worker may not fail because of one sample."""
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from neural_rdm.backbones.contract import Backbone
-from neural_rdm.core.arguments import Count, Fraction, checked
+from neural_rdm.core.arguments import Count, Fraction, Natural, checked
 from neural_rdm.core.errors import CheckpointError, first_line
 from neural_rdm.pipelines.folder import Folder, read_folder
 from neural_rdm.residual import Residual, Unit, gate_names
@@ -56,7 +56,7 @@ class PipelineNet(Backbone):
         in_channels: Count | None = None,
         learn_sigma: bool | None = None,
         context_dim: Count | None = None,
-        num_classes: int | None = None,
+        num_classes: Natural | None = None,
         class_dropout_prob: Fraction = 0.1,
         guidance: float = 3.5,
         dtype: Literal["float32", "bfloat16"] = "float32",

@@ -96,6 +96,12 @@ def titled(title: str, file: str | Path) -> str:
     return title
 
 
+def titled_samples(step: int, sampler: str, file: str | Path) -> str:
+    """A title of drawn samples: the experiment and rule of the run that a file lies in, the step, and the sampler."""
+    of_run = titled("", file).strip()
+    return ", ".join([of_run] * bool(of_run) + [f"step {step:,}", sampler])
+
+
 @contextmanager
 def theme(dark: bool = False) -> Iterator[None]:
     """Figures that are made and saved inside stand on white, or on the dark ground of a page."""

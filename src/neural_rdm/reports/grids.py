@@ -32,6 +32,7 @@ def save_grid(
     scale: int | None = None,
     fps: int = 8,
     column_labels: Sequence[str] | None = None,
+    real: Tensor | None = None,
 ) -> Path:
     """Write samples as one picture and return its path (atomically: never a half-written file).
 
@@ -48,9 +49,11 @@ def save_grid(
         scale: whole-number enlargement, nearest neighbour; by default just enough for tiles of 48 pixels.
         fps: frames a second of a GIF.
         column_labels: text above each column, short enough for the width of a tile.
+        real: real samples of the same shape, equally many for each row, one after the other: a block of their own at
+            the right, with "real" above each column. All rows are full then. For the frames of clips one a clip.
 
     Raises:
-        ConfigError: another suffix, shape, or number of labels; columns, scale or fps below 1.
+        ConfigError: another suffix, shape, or number of labels or real samples; columns, scale or fps below 1.
     """
     path = Path(path)
     if path.suffix not in (".png", ".gif"):
@@ -59,34 +62,45 @@ def save_grid(
         raise ConfigError(f"a sample grid takes images [N, C, H, W] or clips [N, F, C, H, W]; got {list(x.shape)}.")
     if min(columns, 1 if scale is None else scale, fps) < 1:
         raise ConfigError(f"a sample grid needs columns, scale and fps of at least 1; got {columns}, {scale}, {fps}.")
-    clips = _to_uint8(x if x.ndim == 5 else x[:, None])  # [N, F, H, W, 3]
+    strips = path.suffix == ".png" and x.ndim == 5
+    together = _to_uint8(x if real is None else torch.cat([x, real]))  # latents share one range
+    clips, beside = together[: len(x)], together[len(x) :]  # [N, F, H, W, 3]
     scale = scale or max(1, -(-MIN_TILE // min(clips.shape[2:4])))
     labels = [" ".join(label.split()) for label in row_labels] if row_labels is not None else None
-    rows = -(-len(clips) // columns)
-    if path.suffix == ".png" and x.ndim == 5:
+    rows, playing = -(-len(clips) // columns), columns
+    if strips:
         if labels is not None and len(labels) == rows:
             labels = [labels[clip // columns] for clip in range(len(clips))]
-        frames = spread(range(clips.shape[1]), max(4, WIDEST // (clips.shape[3] * scale)))
+        most = WIDEST // (clips.shape[3] * scale) // (1 if real is None else 2)
+        frames = spread(range(clips.shape[1]), max(4, most))
         column_labels, clips = [str(frame) for frame in frames], clips[:, frames]
         rows, columns = len(clips), clips.shape[1]
-        clips = clips.reshape(rows * columns, 1, *clips.shape[2:])
+        clips, beside = (part.reshape(-1, 1, *part.shape[2:]) for part in (clips, beside[:, frames]))
     if labels is not None and len(labels) != rows:
         raise ConfigError(f"{path.name}: {len(labels)} row labels for {rows} rows; give one label for each row.")
     title = " ".join((title or "").split())
-    heads = list(column_labels or ())
+    heads, drawn = list(column_labels or ()), min(columns, len(clips))
+    if real is not None:
+        if len(clips) % columns or len(beside) % rows:
+            raise ConfigError(f"{path.name}: {len(x)} samples and {len(real)} real ones do not fill {rows} rows.")
+        parts = [part.reshape(rows, -1, *part.shape[1:]) for part in (clips, beside)]
+        clips, columns = np.concatenate(parts, axis=1).reshape(-1, *clips.shape[1:]), sum(p.shape[1] for p in parts)
+        named = [f"real {head}" for head in heads] if strips else ["real"] * (columns - drawn)
+        heads = [*(heads or [""] * drawn), *named]
     left, top = _corner(labels, title, clips.shape[2] * scale, bool(heads))
-    pages = [_page(clips[:, frame], columns, labels, title, scale, left, top, heads) for frame in range(clips.shape[1])]
+    pages = [
+        _page(clips[:, frame], columns, drawn, labels, title, scale, left, top, heads)
+        for frame in range(clips.shape[1])
+    ]
     if x.shape[-3] == 1:
         pages = [page.convert("L") for page in pages]  # a GIF's palette then holds every level exactly
     if path.suffix == ".png":
         size = [clips.shape[2] * scale, clips.shape[3] * scale]
         said = PngImagePlugin.PngInfo()
-        said.add_text(
-            KEY,
-            json.dumps(
-                {"left": left, "top": top, "size": size, "labels": labels, "frames": x.ndim == 5, "columns": columns}
-            ),
-        )
+        tiles = {"left": left, "top": top, "size": size, "labels": labels, "frames": strips, "columns": drawn}
+        if strips:  # the GIF beside it has no numbers of frames
+            tiles["gif"] = [_corner(labels, title, size[0], real is not None)[1], playing]
+        said.add_text(KEY, json.dumps(tiles))
         write_atomically(path, lambda file: pages[0].save(file, format="PNG", pnginfo=said))
     else:
         write_atomically(path, lambda file: save_gif(file, pages, fps))
@@ -94,8 +108,9 @@ def save_grid(
 
 
 def _to_uint8(x: Tensor) -> NDArray[np.uint8]:
-    """Clips [N, F, C, H, W] in [-1, 1] to [N, F, H, W, 3] uint8."""
+    """Clips [N, F, C, H, W], or images without F, in [-1, 1] to [N, F, H, W, 3] uint8."""
     x = x.detach().to("cpu", torch.float32)
+    x = x if x.ndim == 5 else x[:, None]
     if x.shape[2] not in (1, 3):
         x = _stretch(x[:, :, :3])
     return to_bytes(x).expand(-1, -1, 3, -1, -1).permute(0, 1, 3, 4, 2).contiguous().numpy()
@@ -134,6 +149,7 @@ def _corner(labels: list[str] | None, title: str, height: int, heads: bool) -> t
 def _page(
     tiles: NDArray[np.uint8],
     columns: int,
+    drawn: int,
     labels: list[str] | None,
     title: str,
     scale: int,
@@ -141,23 +157,23 @@ def _page(
     top: int,
     heads: list[str],
 ) -> Image.Image:
-    """Lay tiles [N, H, W, 3] out row by row on white."""
+    """Lay tiles [N, H, W, 3] out row by row on white, columns from `drawn` on a little to the right."""
     tiles = tiles.repeat(scale, axis=1).repeat(scale, axis=2)
     count, height, width, _ = tiles.shape
     rows, columns = -(-count // columns), min(columns, count)
     font = _font(height)
-    page_width = max(left + columns * (width + GAP) - GAP, MARGIN + int(font.getbbox(title)[2])) + MARGIN
+    lefts = [left + column * (width + GAP) + MARGIN * (column >= drawn) for column in range(columns)]
+    page_width = max(lefts[-1] + width, MARGIN + int(font.getbbox(title)[2])) + MARGIN
     canvas = np.full((top + rows * (height + GAP) - GAP + MARGIN, page_width, 3), 255, dtype=np.uint8)
     for index, tile in enumerate(tiles):
-        y, x = top + index // columns * (height + GAP), left + index % columns * (width + GAP)
+        y, x = top + index // columns * (height + GAP), lefts[index % columns]
         canvas[y : y + height, x : x + width] = tile
     page = Image.fromarray(canvas)
     draw = ImageDraw.Draw(page)
     if title:
         draw.text((MARGIN, MARGIN), title, fill="black", font=font)
-    for column, head in enumerate(heads):
-        middle = left + column * (width + GAP) + width // 2
-        draw.text((middle, top - 2 * GAP), head, fill="black", font=_head(height), anchor="ms")
+    for start, head in zip(lefts, heads, strict=False):
+        draw.text((start + width // 2, top - 2 * GAP), head, fill="black", font=_head(height), anchor="ms")
     for row, label in enumerate(labels or []):
         middle = top + row * (height + GAP) + height // 2
         draw.text((left - MARGIN, middle), label, fill="black", font=font, anchor="rm")

@@ -35,11 +35,11 @@ class Tiles:
 
 
 def read_tiles(path: str | Path, gif: bool = False) -> Tiles:
-    """The tiles of a PNG that `save_grid` wrote.
+    """The tiles of a PNG that `save_grid` wrote, without the real samples beside them.
 
     Args:
-        gif: those of the GIF beside it instead, without a title, whose rows have the same labels: the clips that the
-            PNG shows frame by frame, and the others of each row.
+        gif: those of the GIF beside it instead, whose rows have the same labels and which bears the same title: the
+            clips that the PNG shows frame by frame, and the others of each row.
 
     Raises:
         DataError: a file is missing or damaged, or is no such grid.
@@ -50,10 +50,10 @@ def read_tiles(path: str | Path, gif: bool = False) -> Tiles:
             pages = np.asarray(file.convert("RGB"))[None]
         if gif:
             pages = read_gif(Path(path).with_suffix(".gif"))
-        left, top, labels = int(said["left"]), MARGIN if gif else int(said["top"]), said["labels"]
+        left, labels = int(said["left"]), said["labels"]
+        top, columns = map(int, said["gif"] if gif else (said["top"], said["columns"]))
         height, width = (int(side) for side in said["size"])
         rows = (pages.shape[1] - top - MARGIN + GAP) // (height + GAP)
-        columns = (pages.shape[2] - left - MARGIN + GAP) // (width + GAP) if gif else int(said["columns"])
         cut = [
             [pages[:, y : y + height, x : x + width] for x in range(left, left + columns * (width + GAP), width + GAP)]
             for y in range(top, top + rows * (height + GAP), height + GAP)

@@ -130,7 +130,8 @@ def plot_heatmap(sensitivity_csv: str | Path, png: str | Path) -> Path:
         factor = largest_factor(value for step in steps for value in gains.get(step, {}).values())
         label = r"gain  $\|s_i\| \,/\, \|s_{i+1}\|$"
         maps.append((grid(gains, steps, units), LogNorm(1 / factor, factor), colormaps["RdBu_r"], label))
-    figure = canvas(2.0 + 4.8 * len(maps), max(3.6, min(8.0, 1.6 + 0.16 * len(units))))
+    figure = canvas(2.0 + 4.8 * len(maps), max(4.0, min(8.4, 2.0 + 0.16 * len(units))))
+    figure.suptitle(titled("Sensitivity over depth and training", sensitivity_csv), fontsize=10)
     panels = figure.subplots(1, len(maps), sharey=True, squeeze=False)[0]
     for axes, (cells, norm, colours, label) in zip(panels, maps, strict=True):
         picture = axes.imshow(

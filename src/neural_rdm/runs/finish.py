@@ -15,6 +15,7 @@ from neural_rdm.evaluation.measuring import Report
 from neural_rdm.reports.efficiency import plot_evaluations
 from neural_rdm.reports.figures import attempt
 from neural_rdm.reports.plots import plot_losses
+from neural_rdm.training.callbacks.debugging import FewSamples
 from neural_rdm.training.callbacks.ema import averaged
 from neural_rdm.training.callbacks.sampling import SampleGrid
 from neural_rdm.training.callbacks.sensitivity import SensitivityLog
@@ -35,12 +36,14 @@ def finish(
     """
     numbers: dict[str, float] = {}
     paths: list[Path] = []
+    for few in callbacks_of(trainer, FewSamples):
+        report = None if report is None else report.with_count(few.count)
     if report is not None:
         with averaged(trainer, module.net) as weights:
             subject = subject_of(trainer, module, sampler, weights, progress=True)
             numbers, tables = report.write(subject, folder / "report")
         for grid in callbacks_of(trainer, SampleGrid):
-            paths += grid.save(trainer, module, folder / "samples" / "final.png", progress=False)
+            paths += grid.save(trainer, module, folder / "samples" / "final.png", real=True)
         paths += tables
     elif trainer.is_global_zero and not any((folder / "samples").glob("*")):
         print(_why_no_samples(callbacks_of(trainer, SampleGrid), trainer.max_steps, folder), flush=True)

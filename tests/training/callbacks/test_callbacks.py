@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -21,6 +22,7 @@ from neural_rdm.core.records import read_rows
 from neural_rdm.core.signals import Stopped
 from neural_rdm.data.builtin.digits import Digits
 from neural_rdm.diffusion.samplers import Sampler
+from neural_rdm.reports.tiles import read_tiles
 from neural_rdm.residual import units
 from neural_rdm.training.callbacks.checkpoints import Checkpoints
 from neural_rdm.training.callbacks.ema import EMA
@@ -269,8 +271,18 @@ def test_sample_grid_shows_the_averaged_network_one_row_a_class(tmp_path: Path) 
         all_of_them = draw(module, grid.sampler, (1, 8, 8), condition, range(8), progress=False)
         first = draw(module, grid.sampler, (1, 8, 8), {"y": condition["y"][:3]}, range(3), progress=False)
     torch.testing.assert_close(all_of_them[:3], first, atol=1e-5, rtol=1e-5)
-    grid.save(trainer, module, tmp_path / "again.png", progress=False)
+    grid.save(trainer, module, tmp_path / "again.png")
     assert (tmp_path / "again.png").read_bytes() == (tmp_path / "samples" / "step=000000003.png").read_bytes()
+    (final,) = grid.save(trainer, module, tmp_path / "final.png", real=True)
+    np.testing.assert_array_equal(read_tiles(final).pixels, read_tiles(tmp_path / "again.png").pixels)
+    assert Image.open(final).width > 4 * 48
+
+
+def test_validation_of_a_run_longer_than_its_interval_ends_with_the_last_step(tmp_path: Path) -> None:
+    for steps, wanted in ((3, []), (5, ["4", "5"]), (4, ["4"])):
+        folder = tmp_path / str(steps)
+        fit(tiny_module(), folder, Metrics(1), Validation(4), steps=steps, logger=CSVLogger(folder))
+        assert [row["step"] for row in read_rows(folder / "metrics.csv") if row.get("val/loss")] == wanted
 
 
 class Interrupt(pl.Callback):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from neural_rdm.core.arguments import Count, Natural, checked
+from neural_rdm.core.arguments import Count, Natural, at_least, checked
 from neural_rdm.core.errors import UserError
 from neural_rdm.training.callbacks.steps import Order, StepCallback
 
@@ -43,6 +43,18 @@ class OneBatch(StepCallback):
         first, last = self.losses
         verdict = "it learns" if last < 0.1 * first else "look at optimizer.lr, or give it more trainer.max_steps"
         print(f"debug=overfit: loss {first:.4g} -> {last:.4g} in {trainer.global_step} steps on one batch: {verdict}")
+
+
+@checked()
+class FewSamples(pl.Callback):
+    """The report after training is of few samples: it shows that it can be made, and no number worth keeping.
+
+    Args:
+        count: samples of it, at least.
+    """
+
+    def __init__(self, count: Annotated[int, at_least(2)] = 10) -> None:
+        self.count = count
 
 
 @checked()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning.pytorch as pl
 from torch import Tensor
@@ -12,7 +12,8 @@ from neural_rdm.conditioning.conditions import condition_of
 from neural_rdm.core.arguments import Count, checked
 from neural_rdm.core.errors import CheckpointError
 from neural_rdm.diffusion.samplers import Sampler
-from neural_rdm.reports.figures import titled
+from neural_rdm.evaluation.real_samples import examples
+from neural_rdm.reports.figures import titled_samples
 from neural_rdm.reports.grids import save_grid
 from neural_rdm.training.callbacks.ema import averaged
 from neural_rdm.training.callbacks.steps import StepCallback
@@ -20,8 +21,7 @@ from neural_rdm.training.drawing import draw
 from neural_rdm.training.held import data_of
 from neural_rdm.training.module import NeuralRDM
 
-if TYPE_CHECKING:
-    pass
+MOST_REAL = 4  # real samples in a row
 
 
 @checked()
@@ -45,12 +45,13 @@ class SampleGrid(StepCallback):
         step = trainer.global_step
         if step % self.every_n_steps:
             return
-        self.save(
-            trainer, pl_module, Path(trainer.default_root_dir) / "samples" / f"step={step:09d}.png", progress=False
-        )
+        self.save(trainer, pl_module, Path(trainer.default_root_dir) / "samples" / f"step={step:09d}.png")
 
-    def save(self, trainer: pl.Trainer, module: NeuralRDM, path: Path, progress: bool) -> list[Path]:
+    def save(self, trainer: pl.Trainer, module: NeuralRDM, path: Path, real: bool = False) -> list[Path]:
         """Draw one grid with the averaged weights and write it, a clip's also as a GIF; every rank must call it.
+
+        Args:
+            real: lay training samples beside them (see `examples`): of a row's class; of any text where rows are texts.
 
         Returns:
             The files, the one to look at first.
@@ -59,23 +60,32 @@ class SampleGrid(StepCallback):
         condition = condition_of([x for x in shown or () for _ in range(self.per_class)], module.text)
         count = self.per_class * (self.max_classes if shown is None else len(shown))
         with averaged(trainer, module.net):
-            drawn = draw(module, self.sampler, module.net.input_shape, condition, range(count), progress)
+            drawn = draw(module, self.sampler, module.net.input_shape, condition, range(count), progress=False)
         clips = drawn.ndim == 5
         if trainer.is_global_zero:
             pixels = self.decode(module, drawn)
+            title, each = titled_samples(trainer.global_step, self.sampler.said, path), min(self.per_class, MOST_REAL)
+            beside = self._real(module, shown, count // self.per_class, each, pixels) if real else None
+            more = {"columns": self.per_class, "row_labels": names, "title": title}
             if clips:
-                save_grid(pixels, path.with_suffix(".gif"), columns=self.per_class, row_labels=names)
+                save_grid(pixels, path.with_suffix(".gif"), real=beside, **more)
                 pixels = pixels[:: self.per_class]  # the frames of a clip are a row of their own: one clip of each
-            title = self._title(path, trainer.global_step)
-            save_grid(pixels, path, columns=self.per_class, row_labels=names, title=title)
+                beside = None if beside is None else beside[::each]
+                more["columns"] = 1 if beside is None else self.per_class
+            save_grid(pixels, path, real=beside, **more)
         return [path.with_suffix(".gif"), path] if clips else [path]
 
-    def _title(self, path: Path, step: int) -> str:
-        """Experiment, step, sampler and guidance, in one line."""
-        guided = f", cfg_scale {self.sampler.cfg_scale:g}" if self.sampler.cfg_scale != 1 else ""
-        drawn = f"step {step:,}, {self.sampler.name} in {self.sampler.steps} steps{guided}"
-        of_run = titled("", path).strip()
-        return f"{of_run}, {drawn}" if of_run else drawn
+    def _real(self, module: NeuralRDM, shown: list[Any] | None, rows: int, each: int, drawn: Tensor) -> Tensor | None:
+        """Training samples [rows * each, ...] as pixels; None where they are not of the shape of what was drawn."""
+        data = data_of(module.trainer)
+        x, positions = examples(data, shown if module.text is None else None, rows, each)
+        if drawn.ndim == 5:
+            x = x[:, : module.net.input_shape[0]]  # without the images of joint training
+        if data.space == "moments":
+            x = module.first_stage.encode(x.to(module.device), module.seed, positions).float().cpu()
+        if data.space != "pixels":
+            x = self.decode(module, x)
+        return x if x.shape[1:] == drawn.shape[1:] else None
 
     def rows(self, module: NeuralRDM, data: Any) -> tuple[list[Any] | None, list[str] | None]:
         """The classes or texts that the grid shows, and their names; None twice for an unconditional network."""

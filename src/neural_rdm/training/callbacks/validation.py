@@ -23,7 +23,9 @@ class Validation(StepCallback):
     loop, which a run that is killed between the two would skip on resume.
 
     Args:
-        every_n_steps: optimizer steps between two validations.
+        every_n_steps: optimizer steps between two validations. A run that is longer than that validates after its last
+            step, too. One that is extended later (`resume=DIR trainer.max_steps=N`) keeps this point in metrics.csv: a
+            line that a run of N steps from the start lacks, and which changes no other.
     """
 
     def __init__(self, every_n_steps: Count = 5000) -> None:
@@ -33,7 +35,7 @@ class Validation(StepCallback):
     def on_step_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Validate when it is due."""
         step = trainer.global_step
-        if step % self.every_n_steps:
+        if step % self.every_n_steps and not self.every_n_steps < step == trainer.max_steps:
             return
         data = data_of(trainer)
         size = data.val_size
