@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from neural_rdm import sweep
+from neural_rdm.cli.planning import Plan
 from neural_rdm.config.check import validate
 from neural_rdm.config.compose import compose_config
 from neural_rdm.core.errors import ConfigError
@@ -20,8 +22,12 @@ diffusers = pytest.importorskip("diffusers", reason="pipelines need diffusers")
 pytest.importorskip("transformers", reason="pipelines need transformers")
 
 
-def test_a_pipeline_becomes_a_run_whose_gates_alone_get_a_gradient(tmp_path: Path) -> None:
-    folder = saved("sd3", tmp_path / "sd3")
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved("sd3", tmp_path_factory.mktemp("finetune") / "sd3")
+
+
+def test_a_pipeline_becomes_a_run_whose_gates_alone_get_a_gradient(folder: Path, tmp_path: Path) -> None:
     cache = f"condition.cache={tmp_path / 'cache'}"
     typed = ["exp=diffusers_finetune", f"pipeline={folder}", "data=digits_text", "condition.max_length=12", cache]
     composed = compose_config("train", completed(typed), [])
@@ -37,6 +43,20 @@ def test_a_pipeline_becomes_a_run_whose_gates_alone_get_a_gradient(tmp_path: Pat
     assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 2
     with pytest.raises(ConfigError, match="needs pipeline=FOLDER"):
         completed(["exp=diffusers_finetune", "data=digits_text"])
+
+
+def test_the_jobs_of_a_sweep_read_the_pipeline(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plans: list[Plan] = []
+    monkeypatch.setattr(sweep, "launch", lambda plan: plans.append(plan) or 0)
+    typed = ["exp=diffusers_finetune", "data=digits_text", f"hydra.sweep.dir={tmp_path / 'it'}"]
+    assert sweep.sweep([*typed, f"pipeline={folder}", "optimizer.lr=1e-3,1e-2", "condition.max_length=12"]) == 0
+    for job, lr in zip(plans[0].record.jobs.values(), ("0.001", "0.01"), strict=True):
+        cfg = compose_config("train", [*job, "sweep=null"]).cfg
+        assert (cfg.backbone.path, cfg.sampler.name, str(cfg.optimizer.lr)) == (str(folder), "euler", lr)
+    with pytest.raises(ConfigError, match="needs pipeline=FOLDER"):
+        sweep.sweep([*typed, "optimizer.lr=1e-3,1e-2"])
+    with pytest.raises(ConfigError, match="takes one folder"):
+        sweep.sweep([*typed, f"pipeline={folder},{tmp_path}"])
 
 
 @pytest.mark.full
