@@ -66,7 +66,7 @@ def test_gates_alone_teach_a_base_the_digits_that_it_does_not_know(tmp_path: Pat
 
     pipeline = digits.base("sd3", tmp_path, 600)
     losses = digits.losses(digits.finetuned(pipeline, tmp_path, 300, "gamma=0.35"))
-    assert losses[-1] < 0.985 * losses[0]
+    assert losses[-1] < 0.92 * digits.losses_of_base(pipeline, tmp_path)  # 0.5595 of 0.6286 when it was written
     file = tmp_path / "adapter" / "gates.safetensors"
     assert file.stat().st_size < 50_000
     said = [caption("a handwritten {word}", d) for d in digits.NEW]
