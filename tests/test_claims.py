@@ -6,6 +6,7 @@ import csv
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from benchmarks import pages
@@ -133,6 +134,23 @@ def test_what_the_studies_say_is_what_their_rows_say(tmp_path: Path) -> None:
         text = path.read_text(encoding="utf-8")
         assert text == page.with_block(text, block), "run python -m benchmarks.studies.page"
     assert {path.name for path in tmp_path.iterdir()} <= {path.name for path in page.PAGE.parent.glob("*.png")}
+
+
+def test_the_cost_of_gates_in_blocks_of_others_is_that_of_the_file() -> None:
+    page, rows = (ROOT / "docs" / "diffusers.md").read_text(encoding="utf-8"), pages.read("foreign")["rows"]
+    found = re.findall(r"^\| .* \| b?float\d+ \| \d.*$", page, re.M)
+    assert found == [
+        f"| {both['block']} | {both['type']} | {both['additions']} | {cost(both)} | {cost(alone)} | "
+        f"{100 * both['saved_share']:.1f} % |"
+        for both, alone in zip(rows[::2], rows[1::2], strict=True)
+    ]
+    assert all(row["time_share"] < 0.01 for row in rows)  # the goal that the page calls met
+    assert all(row["saved_share"] > 0.005 for row in rows)  # and the one that it calls missed
+
+
+def cost(row: dict[str, Any]) -> str:
+    """A gate's share of a block's time, with its quartiles."""
+    return f"{100 * row['time_share']:.2f} % ({row['time_quartiles'].replace('%', ' %')})"
 
 
 def test_a_changed_number_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

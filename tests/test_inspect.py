@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from neural_rdm.config.compose import compose_config
 from neural_rdm.core.errors import ConfigError, DataError
+from neural_rdm.evaluation import thermometer
 from neural_rdm.inspect import complete, inspect
 from tests.pipelines.tiny import saved
 
@@ -58,13 +59,15 @@ def latents(folder: Path, **more: torch.Tensor) -> Path:
     return folder / "latents.safetensors"
 
 
-def test_a_network_alone_is_looked_into_with_latents(tmp_path: Path) -> None:
+def test_a_network_alone_is_looked_into_with_latents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[str] = []
+    monkeypatch.setattr(thermometer, "attempt", lambda draw: drawn.append(draw.args[1].name) or [])
     model = unet(tmp_path / "unet")
     ranked = look(tmp_path / "out", model, f"latents={latents(tmp_path)}", "times=[]")
     assert len(ranked) == 12
     sizes = [abs(float(row["first_order"])) for row in ranked]
     assert sizes == sorted(sizes)
-    assert not (tmp_path / "out" / "depth.png").exists()
+    assert drawn == ["sensitivity.png", "units.png"]  # nothing was looked at
     np.savez(tmp_path / "wrong.npz", images=np.zeros(3))
     with pytest.raises(DataError, match=r"has no latents \[N, 4, h, w\], but \{'images': \[3\]\}"):
         look(tmp_path / "no", model, f"latents={tmp_path / 'wrong.npz'}")

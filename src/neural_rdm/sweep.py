@@ -17,6 +17,7 @@ from neural_rdm.core.errors import UserError
 from neural_rdm.core.extras import typed
 from neural_rdm.report import compare
 from neural_rdm.runs.load import find_runs
+from neural_rdm.train import complete
 
 HELP = """Train one run for each job of a study, or each combination of comma-separated values, then compare them.
 
@@ -52,7 +53,7 @@ def sweep(argv: list[str]) -> int:
     """
     chosen = [a.partition("=")[2] for a in argv if a.startswith("best_by=")]
     trained = [a for a in argv if not a.startswith("best_by=")]
-    planned = plan("train", Arguments.parse(["-m", *trained]))
+    planned = plan("train", Arguments.parse(["-m", *trained]), complete)
     code = launch(planned)
     if runs := find_runs(planned.folder):
         compare(runs, planned.folder, chosen[-1] if chosen else planned.objective)

@@ -87,7 +87,8 @@ def losses(run: Path) -> list[float]:
 
 def base(name: str, folder: Path, steps: int) -> Path:
     """A pipeline whose network knows the old digits alone."""
-    random = tiny.saved(name, folder / "random", autoencoder=trained_vae(), width=32, depth=3)
+    size = {"width": 32, "depth": 3, "predicts": "epsilon"}
+    random = tiny.saved(name, folder / "random", autoencoder=trained_vae(), **size)
     root = tree(folder / "old", OLD)
     command(
         "train", *COMMON, f"pipeline={random}", f"data.root={root}", "residual=resnet",

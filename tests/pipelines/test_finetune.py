@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from neural_rdm import sweep
+from neural_rdm.cli.planning import Plan
 from neural_rdm.config.check import validate
 from neural_rdm.config.compose import compose_config
 from neural_rdm.core.errors import ConfigError
@@ -20,8 +22,12 @@ diffusers = pytest.importorskip("diffusers", reason="pipelines need diffusers")
 pytest.importorskip("transformers", reason="pipelines need transformers")
 
 
-def test_a_pipeline_becomes_a_run_whose_gates_alone_get_a_gradient(tmp_path: Path) -> None:
-    folder = saved("sd3", tmp_path / "sd3")
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved("sd3", tmp_path_factory.mktemp("finetune") / "sd3")
+
+
+def test_a_pipeline_becomes_a_run_whose_gates_alone_get_a_gradient(folder: Path, tmp_path: Path) -> None:
     cache = f"condition.cache={tmp_path / 'cache'}"
     typed = ["exp=diffusers_finetune", f"pipeline={folder}", "data=digits_text", "condition.max_length=12", cache]
     composed = compose_config("train", completed(typed), [])
@@ -39,6 +45,20 @@ def test_a_pipeline_becomes_a_run_whose_gates_alone_get_a_gradient(tmp_path: Pat
         completed(["exp=diffusers_finetune", "data=digits_text"])
 
 
+def test_the_jobs_of_a_sweep_read_the_pipeline(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plans: list[Plan] = []
+    monkeypatch.setattr(sweep, "launch", lambda plan: plans.append(plan) or 0)
+    typed = ["exp=diffusers_finetune", "data=digits_text", f"hydra.sweep.dir={tmp_path / 'it'}"]
+    assert sweep.sweep([*typed, f"pipeline={folder}", "optimizer.lr=1e-3,1e-2", "condition.max_length=12"]) == 0
+    for job, lr in zip(plans[0].record.jobs.values(), ("0.001", "0.01"), strict=True):
+        cfg = compose_config("train", [*job, "sweep=null"]).cfg
+        assert (cfg.backbone.path, cfg.sampler.name, str(cfg.optimizer.lr)) == (str(folder), "euler", lr)
+    with pytest.raises(ConfigError, match="needs pipeline=FOLDER"):
+        sweep.sweep([*typed, "optimizer.lr=1e-3,1e-2"])
+    with pytest.raises(ConfigError, match="takes one folder"):
+        sweep.sweep([*typed, f"pipeline={folder},{tmp_path}"])
+
+
 @pytest.mark.full
 @pytest.mark.end_to_end
 def test_gates_alone_teach_a_base_the_digits_that_it_does_not_know(tmp_path: Path) -> None:
@@ -46,7 +66,7 @@ def test_gates_alone_teach_a_base_the_digits_that_it_does_not_know(tmp_path: Pat
 
     pipeline = digits.base("sd3", tmp_path, 600)
     losses = digits.losses(digits.finetuned(pipeline, tmp_path, 300, "gamma=0.35"))
-    assert losses[-1] < 0.985 * losses[0]
+    assert losses[-1] < 0.92 * digits.losses_of_base(pipeline, tmp_path)  # 0.5595 of 0.6286 when it was written
     file = tmp_path / "adapter" / "gates.safetensors"
     assert file.stat().st_size < 50_000
     said = [caption("a handwritten {word}", d) for d in digits.NEW]

@@ -63,13 +63,16 @@ def vae(width: int = 16, colours: int = 1) -> Any:
     )  # fmt: skip
 
 
-def pipeline(name: str, autoencoder: Any = None, width: int = 16, depth: int = 2) -> Any:
+def pipeline(
+    name: str, autoencoder: Any = None, width: int = 16, depth: int = 2, predicts: str = "v_prediction"
+) -> Any:
     """A random pipeline of a family.
 
     Args:
         autoencoder: its first stage; None for a random one.
         width: of the network; a multiple of 16.
         depth: its blocks.
+        predicts: what the U-Net of Stable Diffusion predicts, in the scheduler's words.
     """
     import diffusers as d
 
@@ -85,7 +88,7 @@ def pipeline(name: str, autoencoder: Any = None, width: int = 16, depth: int = 2
             up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         )  # fmt: skip
         betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-        scheduler = d.DDIMScheduler(**betas, steps_offset=1, clip_sample=False, prediction_type="v_prediction")
+        scheduler = d.DDIMScheduler(**betas, steps_offset=1, clip_sample=False, prediction_type=predicts)
         return d.StableDiffusionPipeline(
             vae=first_stage, text_encoder=clip(), tokenizer=tokenizer(), unet=unet, scheduler=scheduler,
             safety_checker=None, feature_extractor=None, requires_safety_checker=False,

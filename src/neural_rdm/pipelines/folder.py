@@ -273,6 +273,8 @@ def completed(overrides: list[str]) -> list[str]:
         ConfigError: see `settings`.
     """
     parsed = parse(overrides)
+    if any(o.key_or_group == "pipeline" and o.is_sweep_override() for o in parsed):
+        raise ConfigError("pipeline= takes one folder: give each pipeline a sweep of its own", key="pipeline")
     typed = {o.key_or_group: None if o.is_delete() or o.is_sweep_override() else o.value() for o in parsed}
     if typed.get("exp") == EXPERIMENT and typed.get("pipeline") is None and "resume" not in typed:
         raise ConfigError(f"which pipeline? exp={EXPERIMENT} needs pipeline=FOLDER, one with {INDEX}", key="pipeline")
