@@ -66,7 +66,7 @@ class SampleGrid(StepCallback):
             pixels = self.decode(module, drawn)
             title, each = titled_samples(trainer.global_step, self.sampler.said, path), min(self.per_class, MOST_REAL)
             beside = self._real(module, shown, count // self.per_class, each, pixels) if real else None
-            more = {"columns": self.per_class, "row_labels": names, "title": title}
+            more: dict[str, Any] = {"columns": self.per_class, "row_labels": names, "title": title}
             if clips:
                 save_grid(pixels, path.with_suffix(".gif"), real=beside, **more)
                 pixels = pixels[:: self.per_class]  # the frames of a clip are a row of their own: one clip of each
