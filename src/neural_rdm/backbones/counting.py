@@ -33,7 +33,7 @@ def flops(net: Backbone, tokens: int | None = None, backward: bool = True) -> in
     multiply and an add counted as two (`torch.utils.flop_counter`). The optimizer's step and what is computed twice to
     save memory are not among them.
 
-    Weights may be anywhere, sharded or compiled by blocks; the network is left as it is. Since the
+    Weights may be anywhere, and blocks compiled, but not sharded; the network is left as it is. Since the
     tensors hold nothing, it fails where a network asks for a value (`.item()`, `bool(tensor)`), for which a GPU would
     stop and wait.
 

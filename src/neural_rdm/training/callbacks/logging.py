@@ -168,11 +168,15 @@ class Throughput(pl.Callback):
         self._peak: float | None = None
         self._rows: list[dict[str, Any]] = []
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Count, while the network is whole: blocks that are sharded gather their weights wherever they run."""
+        if stage == "fit" and trainer.is_global_zero:
+            self._flops = self._counted(pl_module)
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Count, and start the clock."""
+        """Start the clock."""
         if trainer.is_global_zero:
             self._records = StepRecords(Path(trainer.default_root_dir) / "throughput.csv", self.columns)
-            self._flops = self._counted(pl_module)
             if torch.cuda.is_available():
                 self._peak = peak_tflops(torch.cuda.get_device_name(), str(trainer.precision))
         self._rows = []
