@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch  # noqa: F401  # commands that find it loaded do not say that they load it
 
 from neural_rdm.cli import app
 from neural_rdm.cli.stopping import Work, stoppable
