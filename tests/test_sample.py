@@ -157,7 +157,7 @@ def test_samples_depend_on_their_number_and_seed_alone(run, tmp_path):
     assert np.abs(drawn("seed", "per_class=2", "seed=1") - whole).max() > 50
     assert np.abs(drawn("part", "per_class=2", "classes=[0,1,2]") - whole[:6]).max() <= 1
     with Image.open(tmp_path / "part" / "grid.png") as grid:
-        assert grid.height == 2 * 8 + 3 * 48 + 2 * 2
+        assert 0 < grid.height - (2 * 8 + 3 * 48 + 2 * 2) < 40  # the line of the title
 
 
 def test_bytes_are_rounded_as_dit_does_and_shown_as_they_are(run, tmp_path):
@@ -166,7 +166,7 @@ def test_bytes_are_rounded_as_dit_does_and_shown_as_they_are(run, tmp_path):
     assert _kept(pixels, x).flatten().tolist() == [0, 0, 0, 128, 191, 255, 255, 0]
     parts = Parts(tmp_path, 4, 4)
     parts.save(0, np.arange(256, dtype=np.uint8).reshape(4, 8, 8, 1))
-    _grids(pixels, parts, None, config_of(run), tmp_path / "every.png")
+    _grids(pixels, parts, None, config_of(run), tmp_path / "every.png", "")
     shown = np.asarray(Image.open(tmp_path / "every.png"))
     assert set(range(256)) <= set(shown.flatten().tolist())
     assert shown[8, 8] == 0  # the first pixel of the first tile, inside the margin
@@ -258,7 +258,7 @@ def test_many_classes_leave_the_facts_and_the_picture_readable(run, tmp_path, mo
     assert samples_of(tmp_path / "all")["arr_1"].tolist() == list(range(300))
     assert json.loads((tmp_path / "all" / "sampling.json").read_text())["classes"] == "all 300"
     with Image.open(tmp_path / "all" / "grid.png") as grid:
-        assert grid.height == 2 * 8 + 32 * 48 + 31 * 2
+        assert 0 < grid.height - (2 * 8 + 32 * 48 + 31 * 2) < 40
 
 
 def test_prompts_that_say_nothing_or_are_cut_are_named(capsys):
