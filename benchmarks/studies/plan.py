@@ -10,24 +10,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 
+from benchmarks.first_look import SETTINGS
+from benchmarks.objectives import CASES
 from benchmarks.training import Row
 
 PAPER = ("resnet", "gated", "adaln", "skip", "rezero")
 RIVALS = ("resnet", "gated", "rezero", "layerscale", "sandwich", "denseformer", "ihc", "hc")
 SEEDS = range(5)
 RATES = (3e-3, 1e-2, 3e-2)
-#: the digits' DiT at width 32: small enough that its depth can be swept
-NARROW = (
-    "exp=digits_gated",
-    "backbone.hidden_size=32",
-    "data.batch_size=48",
-    "optimizer.warmup_steps=20",
-    "sampler.steps=10",
-    "sampler.cfg_scale=1.0",
-    "metric.per_class=25",
-    "checkpoint.every_n_steps=1000000",
-    "~logger",
-)
+NARROW = SETTINGS  # the digits' DiT at width 32: small enough that its depth can be swept
 WHOLE = ("checkpoint.every_n_steps=1000000", "~logger")
 
 
@@ -192,16 +183,8 @@ def _rates(rates: tuple[float, ...], steps: int) -> Iterator[Job]:
 
 # -- objectives, and what another seed does to each default
 
-OBJECTIVES = {
-    "epsilon, hybrid (DiT)": ("diffusion=ddpm",),
-    "v, hybrid": ("diffusion=v",),
-    "x0, hybrid": ("diffusion=x0",),
-    "epsilon, min-SNR-5": ("diffusion=min_snr",),
-    "cosine, v": ("diffusion=cosine",),
-    "cosine, epsilon": ("diffusion=cosine", "diffusion.process.prediction=epsilon"),
-    "learned times": ("diffusion=learned",),
-    "flow, logit-normal": ("diffusion=flow", "sampler=heun", "sampler.steps=10"),
-}
+
+OBJECTIVES = CASES
 
 
 def _objectives() -> Iterator[Job]:

@@ -174,7 +174,7 @@ guidance 1.5 for all, 500 digits a run, {seeds_of(rows)}.
 {told(lines)}
 
 A distance of n samples is above 0 for any n: a perfect sampler of a Gaussian with the digits' moments scores 0.26 with 500
-([equal_count.json](../../benchmarks/results/equal_count.json)). `learned times` is importance sampling of the training timesteps; it is not the paper's
+([equal_count.json](../../benchmarks/results/equal_count.json)). `learned schedule` is importance sampling of the training timesteps; it is not the paper's
 mean-variance scheduler."""
     return Answer(
         "Which objective draws the best digits?",
