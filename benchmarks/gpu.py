@@ -25,7 +25,7 @@ from neural_rdm.core.peaks import peak_tflops
 from neural_rdm.residual import RULES, gate_names
 
 Row = dict[str, Any]
-TINY = {"input_size": 4, "hidden_size": 32, "depth": 1, "num_heads": 2, "num_classes": 10}
+TINY = {"input_size": 4, "hidden_size": 32, "depth": 2, "num_heads": 2, "num_classes": 10}
 VIDEO = {"num_frames": 16, "extras": 2, "num_classes": 101}
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
 ROUNDS = 3

@@ -13,7 +13,7 @@ from tests.helpers import ROOT
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
 TARGETS = ["help", "setup", "prepare", "preview", "encode", "stats"]
-TARGETS += ["train", "sweep", "sample", "evaluate", "lens", "demo", "inspect", "report", "deepen", "convert"]
+TARGETS += ["train", "sweep", "sample", "evaluate", "lens", "inspect", "demo", "report", "deepen", "convert"]
 TARGETS += ["test", "test-full", "lint", "docs", "bench", "clean"]
 
 

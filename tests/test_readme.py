@@ -51,7 +51,8 @@ def test_the_readme_has_the_two_commands() -> None:
 
 
 @pytest.mark.parametrize("command", [c for c in TRAIN if "resume" not in c])
-def test_every_training_command_composes(command: str, tmp_path: Path) -> None:
+def test_every_training_command_composes(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("neural_rdm.cli.app.check_device", lambda *_: None)  # as if there were a GPU
     (tmp_path / "train" / "cat").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(tmp_path / "train" / "cat" / "1.png")
     module, *arguments = python_command(command)
@@ -129,7 +130,8 @@ def test_the_table_of_experiments_is_right(exp: str, millions: str) -> None:
 
 def test_the_table_lists_every_experiment() -> None:
     listed = set(re.findall(r"(?m)^\| `(\w+)` \| .*\| [\d.]+ M \|", EXPERIMENTS))
-    assert listed == {p.stem for p in (ROOT / "configs" / "exp").glob("*.yaml")}
+    others = {"diffusers_finetune"}  # whose network is that of a folder: docs/diffusers.md
+    assert listed == {p.stem for p in (ROOT / "configs" / "exp").glob("*.yaml")} - others
 
 
 def test_the_rows_that_the_readme_repeats_are_those_of_the_table() -> None:

@@ -14,6 +14,7 @@ from neural_rdm.core.errors import ConfigError
 
 STUDY = """# @package _global_
 trainer: {max_steps: 30}
+backbone: {num_classes: 10, input_size: 8, in_channels: 1}
 sweep:
   seeds: 2
   base: residual=resnet

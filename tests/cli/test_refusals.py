@@ -369,7 +369,7 @@ def test_what_is_not_installed_or_not_there_is_refused_without_torch(
     absent = {"wandb", "deepspeed", "transformers"}
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name in absent else real(name, *a))
     assert "logger.wandb needs the package wandb" in (message := refuse("logger=wandb"))
-    assert "[loggers]" in message
+    assert "[wandb]" in message
     assert "logger.wandb needs" in refuse("-m", "logger=wandb", "seed=0,1")
     assert "strategy needs the package deepspeed" in refuse("strategy=deepspeed_zero2")
     text = "exp=digits_text_gated"

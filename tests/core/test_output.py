@@ -14,8 +14,9 @@ from neural_rdm.core.output import LOG, kept, last_error
 
 
 def test_lines_are_kept_without_colours_and_of_a_bar_its_last_state(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # of other tests, whose streams are closed
     before = sys.stdout, sys.stderr
     with kept(tmp_path):
         print("one ", end="")
