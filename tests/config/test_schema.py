@@ -19,8 +19,9 @@ from neural_rdm.backbones.dit import DiT
 from neural_rdm.backbones.unet import UNet
 from neural_rdm.backbones.uvit import UViT
 from neural_rdm.config import primary, primary_train
-from neural_rdm.config.check import PACKAGES, choices_of, config_dir, validate
+from neural_rdm.config.check import choices_of, config_dir, validate
 from neural_rdm.config.compose import Composed, compose_config
+from neural_rdm.config.environment import PACKAGES
 from neural_rdm.config.reader import REQUIRED, UNREAD, signature
 from neural_rdm.config.schema import of_class, rules, targets
 from neural_rdm.core.arguments import is_opaque, members

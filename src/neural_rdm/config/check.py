@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import re
 import typing
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from neural_rdm.config import primary, reader
+from neural_rdm.config.environment import lacking
 from neural_rdm.config.group_rules import check_across
 from neural_rdm.config.reader import REQUIRED, Node, Signature
 from neural_rdm.config.schema import fill, of_class, of_node, plain, rules, targets, text_of
@@ -21,13 +21,6 @@ from neural_rdm.config.sources import Sources, choice_of, refused
 from neural_rdm.core.arguments import broken, members, nearest, problem
 from neural_rdm.core.errors import ConfigError, first_line
 from neural_rdm.core.extras import install
-
-#: what a node builds -> the package that it needs and the extra of this project that brings it
-PACKAGES = {
-    "lightning.pytorch.loggers.WandbLogger": ("wandb", "wandb"),
-    "lightning.pytorch.loggers.MLFlowLogger": ("mlflow", "mlflow"),
-    "aim.pytorch_lightning.AimLogger": ("aim", "aim"),
-}
 
 #: how other projects call it -> how this one does
 HABITS = {
@@ -129,8 +122,8 @@ def _check_node(node: Any, key: str, sources: Sources) -> None:
         problem = f"configuration key {key} must be a group choice or a node with a `_target_`, not {node!r}"
         raise refused(problem, key, sources)
     target = node["_target_"]
-    package, extra = PACKAGES.get(target, ("", ""))
-    if package and importlib.util.find_spec(package) is None:
+    if key.startswith("logger.") and (lacks := lacking(node)) is not None:  # before its class is looked for
+        package, extra = lacks
         raise refused(f"{key} needs the package {package}: {install(extra)}", key, sources)
     signature = of_node(target, key.partition(".")[0], node.get("rule"))
     if signature is not None:

@@ -16,7 +16,9 @@ from neural_rdm.core.extras import install
 
 #: `_target_` -> (package that it imports, extra of this project that brings it)
 PACKAGES = {
-    "lightning.pytorch.loggers.WandbLogger": ("wandb", "loggers"),
+    "lightning.pytorch.loggers.WandbLogger": ("wandb", "wandb"),
+    "lightning.pytorch.loggers.MLFlowLogger": ("mlflow", "mlflow"),
+    "aim.pytorch_lightning.AimLogger": ("aim", "aim"),
     "neural_rdm.conditioning.text.TextEncoder": ("transformers", "text"),
     "neural_rdm.training.parallel.deepspeed": ("deepspeed", "deepspeed"),
 }
@@ -24,17 +26,21 @@ PACKAGES = {
 _DEVICES = ("nvidia*", "nvhost*", "nvmap", "dxg", "kfd")
 
 
+def lacking(node: object) -> tuple[str, str] | None:
+    """The package that a node needs and that is not installed, and the extra that brings it; None if none is."""
+    found = PACKAGES.get(str(node.get("_target_"))) if isinstance(node, DictConfig) else None
+    return found if found is not None and importlib.util.find_spec(found[0]) is None else None
+
+
 def check_packages(cfg: DictConfig, sources: Sources) -> None:
-    """Refuse a logger, a text encoder or a strategy whose package is not installed.
+    """Refuse a text encoder or a strategy whose package is not installed; of a logger the check of its node does.
 
     Raises:
         ConfigError: saying what to type.
     """
-    loggers = {f"logger.{name}": node for name, node in (cfg.get("logger") or {}).items()}
-    for key, node in {**loggers, "condition": cfg.get("condition"), "strategy": cfg.get("strategy")}.items():
-        target = node.get("_target_") if isinstance(node, DictConfig) else None
-        package, extra = PACKAGES.get(str(target), ("", ""))
-        if package and importlib.util.find_spec(package) is None:
+    for key in ("condition", "strategy"):
+        if (lacks := lacking(cfg.get(key))) is not None:
+            package, extra = lacks
             raise refused(f"{key} needs the package {package}, which is not installed: {install(extra)}", key, sources)
 
 

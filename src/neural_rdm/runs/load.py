@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from neural_rdm.config.check import as_plain, choices_of, leaves, validate
 from neural_rdm.config.compose import parse
+from neural_rdm.config.environment import lacking
 from neural_rdm.config.grammar import written
 from neural_rdm.config.provenance import check_checkpoint, check_config, read_provenance
 from neural_rdm.config.resume import LEVELS
@@ -70,7 +71,10 @@ def read_config(folder: Path) -> DictConfig:
         raise CheckpointError(f"run={folder}: {path} is not a run's configuration")
     check_config(folder, config)
     check_file(config, f"run={folder}: its config.yaml")
-    validate(config, "train", Sources((path,)))
+    known = config.copy()
+    for name in [name for name, node in (config.get("logger") or {}).items() if lacking(node)]:
+        del known.logger[name]  # whoever only reads the run need not have what it logged to
+    validate(known, "train", Sources((path,)))
     if not any((folder / "checkpoints").glob("*.ckpt")) and not (folder / shared.WEIGHTS).is_file():
         raise CheckpointError(
             f"run={folder}: no checkpoint in {folder / 'checkpoints'} yet; train on with {typed('resume', folder)}"
