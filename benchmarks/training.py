@@ -6,7 +6,8 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,9 +121,12 @@ class Clock:
 
         module.training_step = timed  # type: ignore[method-assign]
 
-    def stopped(self) -> _Pause:
-        """A context that the times do not see."""
-        return _Pause(self)
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """What is done inside is in no time of these."""
+        began = time.process_time()
+        yield
+        self.paused += time.process_time() - began
 
     def loss(self) -> float:
         """The mean training loss of the last tenth of the steps."""
@@ -135,17 +139,6 @@ class Clock:
     def seconds(self) -> float:
         """CPU seconds from the first step to the beginning of the last."""
         return self.at[-1] - self.at[0]
-
-
-class _Pause:
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
-
-    def __enter__(self) -> None:
-        self.began = time.process_time()
-
-    def __exit__(self, *_: object) -> None:
-        self.clock.paused += time.process_time() - self.began
 
 
 @torch.no_grad()

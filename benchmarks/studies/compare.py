@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from benchmarks.training import Row
 from neural_rdm.reports.statistics import Interval, Sign, interval, paired, resolvable, signs
+from neural_rdm.reports.tables import markdown_table
 
 Seeds = dict[int | None, float]
 
@@ -85,6 +86,11 @@ def table(lines: list[Line], what: str) -> list[dict[str, str]]:
         }
         for line in lines
     ]
+
+
+def compared(lines: list[Line], heading: str, what: str) -> str:
+    """The table of a number, and below it what it says."""
+    return f"{markdown_table(table(lines, what))}\n\n**{heading}.** {told(lines)}"
 
 
 def slope(x: list[float], y: list[float]) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,6 @@ class Answer:
     needs: str = ""
     command: str = ""
     file: str = ""
-    figures: list[str] = field(default_factory=list)
 
 
 def mean_of(values: Sequence[float]) -> Interval:

@@ -80,7 +80,6 @@ has the first.
         "Latte-XL and its plain twin for some thousand steps: `exp=paper/fig5_sensitivity`",
         "python -m benchmarks.studies fig5",
         "fig5.csv",
-        ["fig5.png"],
     )
 
 
@@ -178,7 +177,6 @@ def fig7(pictures: Path) -> Answer | None:
         "Latte at 14 to 56 blocks on a video data set: `exp=paper/fig7_depth`",
         "python -m benchmarks.studies fig7",
         "fig7.csv",
-        ["fig7.png"],
     )
 
 

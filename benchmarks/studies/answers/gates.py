@@ -113,7 +113,6 @@ Over the timestep that a network is given (rather than over depth), the mean ove
         "the same reading of any trained gated network",
         "python -m benchmarks.studies gates",
         "gates.csv",
-        ["gates.png"],
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.studies import figures, plan
 from benchmarks.studies.answers.answer import Answer, by_case, by_rule, complete, mean_of, seeds_of
-from benchmarks.studies.compare import Line, compare, grouped, table, told
+from benchmarks.studies.compare import Line, compare, compared, grouped, table, told
 from benchmarks.studies.rows import read
 from benchmarks.training import Row
 from neural_rdm.reports.tables import markdown_table
@@ -43,13 +43,9 @@ def fig6(pictures: Path) -> Answer | None:
 `gamma=0.35` is the paper's supervision; `control=mlp_widened` has the parameters of the gates in wider MLPs instead. The folded
 control of `gated`, the plain network with the same start, is `resnet` to the last bit: alpha starts at 1 and beta at 0.
 
-{markdown_table(table(loss, "validation loss"))}
+{compared(loss, "Loss", "validation loss")}
 
-**Loss.** {told(loss)}
-
-{markdown_table(table(distance, "Frechet distance of 500 digits"))}
-
-**Distance.** {told(distance)}
+{compared(distance, "Distance", "Frechet distance of 500 digits")}
 
 **Early, at step 200** (100 digits): {told(early)}
 
@@ -64,7 +60,6 @@ control of `gated`, the plain network with the same start, is `resnet` to the la
         "Latte-XL on SkyTimelapse, Taichi-HD and UCF-101, three seeds a rule: `exp=paper/fig6_variants` and its two sisters",
         "make sweep exp=small/fig6 seeds=10 jobs=2",
         "fig6.csv",
-        ["fig6.png"],
     )
 
 
@@ -78,13 +73,9 @@ def fig6_elsewhere(name: str, where: str) -> Answer | None:
     command = f"python -m benchmarks.studies {name}"
     body = f"""`{command}`: {rows[0]["steps"]} steps, learning rate {rows[0]["lr"]:g}, {seeds_of(rows)}.
 
-{markdown_table(table(loss, "validation loss"))}
+{compared(loss, "Loss", "validation loss")}
 
-**Loss.** {told(loss)}
-
-{markdown_table(table(distance, "Frechet distance"))}
-
-**Distance.** {told(distance)}"""
+{compared(distance, "Distance", "Frechet distance")}"""
     return Answer(
         f"The same on {where}",
         f"the same on {where}",

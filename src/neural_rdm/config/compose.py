@@ -22,7 +22,7 @@ from neural_rdm.config.check import choices_of, config_dir
 from neural_rdm.config.grammar import as_typed, written
 from neural_rdm.config.schema import fill, of_class
 from neural_rdm.config.sources import Sources
-from neural_rdm.config.trust import own, own_folder
+from neural_rdm.config.trust import own
 from neural_rdm.core.arguments import members, nearest
 from neural_rdm.core.errors import ConfigError, first_line
 
@@ -142,8 +142,6 @@ def compose_config(config_name: str, overrides: list[str], folders: list[str] | 
     del cfg["hydra"]
     drop_unchosen(cfg, choices)
     own(cfg)
-    for folder in folders or []:
-        own_folder(folder)
     return Composed(cfg, choices, Sources(files, typed))
 
 
