@@ -11,6 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from neural_rdm import load_run
+from neural_rdm.cli.app import Arguments
 from neural_rdm.config import trust
 from neural_rdm.config.compose import compose_config
 from neural_rdm.config.provenance import write_config
@@ -114,3 +115,13 @@ def test_the_word_is_typed_and_never_read(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert "type trust=[os]" in done.stderr
     assert not (tmp_path / "done").exists()
+
+
+def test_every_command_line_is_believed_where_it_is_read(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(f"_target_: {EVIL}\n")
+    read = Arguments.parse(["-m", "--config-dir", str(tmp_path), "residual=gated,skip", "trust=[mixer]"])
+    assert read.overrides == ["residual=gated,skip"]
+    for known in (EVIL, "mixer.Mixer"):
+        trust.check_trusted(OmegaConf.create({"_target_": known}), "x")
+    with pytest.raises(ConfigError, match=r"other\.Thing"):
+        trust.check_trusted(OmegaConf.create({"_target_": "other.Thing"}), "x")

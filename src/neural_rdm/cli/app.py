@@ -62,10 +62,10 @@ class Arguments:
 
     @classmethod
     def parse(cls, argv: list[str]) -> Arguments:
-        """Split `argv`.
+        """Split `argv`, and let be built what it trusts: packages by name, and what its own folders name.
 
         Raises:
-            ConfigError: an option that would replace the command's own configuration.
+            ConfigError: an option that would replace the command's own configuration, or no name of a package.
         """
         parser = argparse.ArgumentParser(add_help=False)
         for names in (
@@ -101,6 +101,9 @@ class Arguments:
         )
         multirun = known.multirun or any(o.replace(" ", "") == "hydra.mode=MULTIRUN" for o in overrides)
         folders = [known.config_dir] if known.config_dir else []
+        overrides = _without_trust(overrides)
+        for folder in folders:
+            own_folder(folder)
         return cls(flags, overrides, multirun, informs, folders, topics[-1] if topics else None)
 
 
@@ -129,7 +132,6 @@ def _run(config_name: str, job: Job, complete: Complete | None, work: Work) -> N
     run: resume.Run | None = None
     try:
         arguments = Arguments.parse(sys.argv[1:])
-        _believe(arguments)
         if arguments.multirun and not arguments.informs:
             from neural_rdm.cli.launcher import launch  # here, because a single run has no use for it
 
@@ -182,14 +184,12 @@ def _run(config_name: str, job: Job, complete: Complete | None, work: Work) -> N
     hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(task)()
 
 
-def _believe(arguments: Arguments) -> None:
-    """Take `trust=[PACKAGE]`, which no file can say, out of the overrides; and what the user's own folders name."""
-    said = [o for o in arguments.overrides if o.lstrip("+").startswith("trust=")]
+def _without_trust(overrides: list[str]) -> list[str]:
+    """The overrides but `trust=[PACKAGE]`, which is the user's word alone: no file can say it."""
+    said = [o for o in overrides if o.lstrip("+").startswith("trust=")]
     for value in (override.value() for override in parse(said)):
         trust(value if isinstance(value, list) else [str(value)])
-    for folder in arguments.folders:
-        own_folder(folder)
-    arguments.overrides = [o for o in arguments.overrides if o not in said]
+    return [o for o in overrides if o not in said]
 
 
 def preflight(config_name: str, arguments: Arguments, complete: Complete | None = None) -> resume.Run | None:
