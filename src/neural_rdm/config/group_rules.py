@@ -177,6 +177,7 @@ def _check_gates(cfg: DictConfig, sources: Sources) -> None:
             "trainer.devices=1": trainer.devices * trainer.num_nodes > 1,
             "trainer.accumulate_grad_batches=1": trainer.accumulate_grad_batches > 1,
             "trainer.compile=false": trainer.compile,
+            "trainer.activation_checkpointing=none": trainer.activation_checkpointing != "none",
             "trainer.precision=32-true": trainer.precision == "16-mixed",
         }
         if missing := [key for key, is_wrong in wrong.items() if is_wrong]:

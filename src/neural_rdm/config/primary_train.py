@@ -22,6 +22,7 @@ class Trainer:
     max_steps: Count
     accumulate_grad_batches: Count
     compile: bool
+    activation_checkpointing: Literal["none", "full", "selective"] | Count
     num_threads: Count | None
 
 

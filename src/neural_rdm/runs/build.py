@@ -209,6 +209,7 @@ def module(cfg: DictConfig, space: str, begins: bool = True, net: Backbone | Non
         max_steps=cfg.trainer.max_steps,
         encode=space != "latents" and first_stage.downsample > 1,
         compile_blocks=cfg.trainer.compile,
+        activation_checkpointing=cfg.trainer.activation_checkpointing,
     )
 
 

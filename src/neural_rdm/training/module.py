@@ -21,6 +21,7 @@ from neural_rdm.diffusion.objectives import DDPMObjective, FlowObjective
 from neural_rdm.latents.first_stage import Autoencoder, Identity
 from neural_rdm.training import parallel
 from neural_rdm.training.optim import Optimizer
+from neural_rdm.training.recompute import How, recompute
 from neural_rdm.training.scaling import unscale
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class NeuralRDM(pl.LightningModule):
             stateful loader).
         encode: whether batches are pixels (or moments) that go through the first stage.
         compile_blocks: compile every block of the network with torch.compile.
+        activation_checkpointing: which blocks compute twice to save memory, see `recompute`.
     """
 
     net: Backbone
@@ -56,16 +58,19 @@ class NeuralRDM(pl.LightningModule):
         max_steps: int = 400_000,
         encode: bool = False,
         compile_blocks: bool = False,
+        activation_checkpointing: How = "none",
     ) -> None:
         super().__init__()
         self.net = net
         self.objective, self.optimizer, self.first_stage, self.text = objective, optimizer, first_stage, text
         self.seed, self.max_steps, self.encode, self.compile_blocks = seed, max_steps, encode, compile_blocks
+        self.activation_checkpointing = activation_checkpointing
         #: told the timesteps [B] of every batch before it runs, where a callback wants to know
         self.on_timesteps: Callable[[Tensor], None] | None = None
 
     def configure_model(self) -> None:
-        """Compile and shard the network; Lightning calls this more than once."""
+        """Checkpoint, compile and shard the network; Lightning calls this more than once."""
+        recompute(self.net, self.activation_checkpointing)
         if self.compile_blocks and not getattr(self, "_compiled", False):
             for block in blocks_of(self.net, "compiled (trainer.compile)"):
                 block.compile()  # in place: keys get no `_orig_mod.` prefix
