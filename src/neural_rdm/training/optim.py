@@ -54,7 +54,7 @@ class Optimizer:
         """AdamW over the trainable parameters of `net`, fused, in two groups: the network and its gates; and a third,
         without weight decay, where the objective has a learned `schedule`.
         """
-        parameters, rule, parts = dict(net.named_parameters()), gate_names(net), self._parts(net)
+        parameters, rule, parts = dict(net.named_parameters()), gate_names(net), self.parts(net)
         groups: list[dict[str, Any]] = []
         for names in self.names(net):
             own: dict[str, Any] = {"name": "net", "lr": self.lr, "weight_decay": self.weight_decay}
@@ -68,7 +68,7 @@ class Optimizer:
         options: dict[str, Any] = {"lr": self.lr, "betas": (self.betas[0], self.betas[1]), "eps": self.eps}
         return Muon(groups, **options) if self.name == "muon" else torch.optim.AdamW(groups, fused=True, **options)
 
-    def _parts(self, net: nn.Module) -> dict[str, int]:
+    def parts(self, net: nn.Module) -> dict[str, int]:
         """The weights of Muon, and how many matrices stand in each."""
         return matrices(net) if self.name == "muon" else {}
 
@@ -76,7 +76,7 @@ class Optimizer:
         """The trainable parameters' names, group by group, in the optimizer's order: the network's, then its gates';
         in front of them, with Muon, its matrices, by the number of them in a weight.
         """
-        rule, parts = gate_names(net), self._parts(net)
+        rule, parts = gate_names(net), self.parts(net)
         trainable = [name for name, p in net.named_parameters() if p.requires_grad]
         groups = [[n for n in trainable if parts.get(n) == count] for count in sorted(set(parts.values()))]
         rest = [name for name in trainable if name not in parts]

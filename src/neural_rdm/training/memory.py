@@ -1,0 +1,91 @@
+"""The memory that training takes on each device, worked out before any of it is taken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from neural_rdm.backbones.contract import Backbone, blocks_of
+from neural_rdm.backbones.counting import Held
+from neural_rdm.training.optim import Optimizer
+
+FLOAT = 4  # bytes: weights, gradients, optimizer and averages are float32 whatever the precision
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one device at the fullest moment of a step, by what they are for.
+
+    A step begins its forward pass while the gradients of the step before are still there, and gives them up before its
+    own backward pass; in that, activations go while gradients come.
+
+    Attributes:
+        weights, optimizer, averages: there all the time; this device's part of them.
+        gradients: this device's part, once all are there.
+        activations: kept for the backward pass, behind the forward one.
+        passing: what the fullest pass has beyond that, for a moment.
+        gathered: whole weights and gradients of blocks that devices share out, while a block computes.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    averages: int
+    activations: int
+    passing: int
+    gathered: int
+
+    @property
+    def most(self) -> int:
+        """Bytes at the fullest moment."""
+        return sum(vars(self).values())
+
+
+def memory(
+    net: Backbone,
+    optimizer: Optimizer,
+    averages: int,
+    found: Held,
+    devices: int = 1,
+    shards: int = 1,
+    half_gather: bool = False,
+) -> Memory:
+    """The memory of a training step.
+
+    Args:
+        net: the network, its tensors anywhere.
+        averages: how many averages of the weights are kept.
+        found: of a batch of one device, see `backbones.counting.held`.
+        devices: that train together.
+        shards: among how many devices weights, gradients, optimizer and averages are shared out (FSDP2, HSDP).
+        half_gather: whole weights are gathered in 16 bits.
+    """
+    sizes = {name: p.numel() for name, p in net.named_parameters()}
+    buffers = sum(b.numel() * b.element_size() for b in net.buffers())
+    trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
+    parts = optimizer.parts(net)
+    states = sum((1 if name in parts else 2) * sizes[name] for names in optimizer.names(net) for name in names)
+    gradients = FLOAT * trained // shards
+    gathered = 0
+    if shards > 1:
+        each = [_bytes(block) for block in blocks_of(net, "sharded")]
+        outside = FLOAT * sum(sizes.values()) - sum(each)
+        # the block that computes, the next one that is on its way, what is in no block, and the block's whole gradient
+        gathered = (2 * max(each) + outside) // (2 if half_gather else 1) + max(each)
+    # One device has given up the gradients of the step before when its backward pass begins, and new ones come as the
+    # activations go. Several keep room for all of them.
+    fullest = max(found.forward + gradients, found.backward + (gradients if devices > 1 else 0))
+    return Memory(
+        weights=FLOAT * sum(sizes.values()) // shards + buffers,
+        gradients=gradients,
+        optimizer=FLOAT * states // shards,
+        averages=averages * FLOAT * trained // shards,
+        activations=found.kept,
+        passing=max(0, fullest - gradients - found.kept),
+        gathered=gathered,
+    )
+
+
+def _bytes(module: nn.Module) -> int:
+    return FLOAT * sum(p.numel() for p in module.parameters())
