@@ -20,12 +20,12 @@ seeds :=
 jobs :=
 
 # Which targets take which variables; a variable that every target of a command line would ignore is refused below.
-takes_exp := encode train sweep
+takes_exp := encode plan train sweep
 takes_run := sample evaluate lens demo convert deepen
 takes_runs := report
 takes_seeds := sweep
 takes_jobs := sweep
-takes_args := prepare preview encode stats train sweep sample evaluate lens demo inspect report deepen convert test test-full bench
+takes_args := prepare preview encode stats plan train sweep sample evaluate lens demo inspect report deepen convert test test-full bench
 else_exp := a data set is chosen with args="data=NAME", and a run knows its experiment
 else_run := training goes on with make train args="resume=DIR", runs are compared with make report runs=DIR
 else_runs := one run is sampled, evaluated or looked into with run=DIR
@@ -53,7 +53,7 @@ keys := $(filter-out exp run runs seeds jobs args,$(filter $(addsuffix %,$(small
 $(foreach name,$(keys),$(if $(call typed,$(name)),\
   $(error make knows no $(name)=: a key of the configuration goes into args="$(name)=$(value $(name))")))
 
-.PHONY: help setup prepare preview encode stats train sweep sample evaluate lens demo inspect report deepen convert test test-full lint docs bench clean
+.PHONY: help setup prepare preview encode stats plan train sweep sample evaluate lens demo inspect report deepen convert test test-full lint docs bench clean
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ": .*## " } /^[a-z-]+:.*## / { sub(/:.*/, "", $$1); printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -75,6 +75,9 @@ encode: $(STAMP) ## latents made once, as exp= trains on them: exp=dit_xl_gated 
 
 stats: $(STAMP) ## statistics of real samples for evaluate: args="data=imagenet data.root=DIR"
 	$(PY) -m neural_rdm.stats $(ARGS)
+
+plan: $(STAMP) ## the memory that training exp= would take: exp=dit_xl_gated args="devices=1,8 memory=80"
+	$(PY) -m neural_rdm.plan exp=$(exp) $(ARGS)
 
 train: $(STAMP) ## train exp= (digits_gated: two minutes on a CPU); more in args="..."
 	$(PY) -m neural_rdm.train $(EXP) $(ARGS)

@@ -12,7 +12,7 @@ from tests.helpers import ROOT
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
-TARGETS = ["help", "setup", "prepare", "preview", "encode", "stats"]
+TARGETS = ["help", "setup", "prepare", "preview", "encode", "stats", "plan"]
 TARGETS += ["train", "sweep", "sample", "evaluate", "lens", "inspect", "demo", "report", "deepen", "convert"]
 TARGETS += ["test", "test-full", "lint", "docs", "bench", "clean"]
 
@@ -52,6 +52,7 @@ def test_every_target_can_be_made(target):
     ("args", "line"),
     [
         (["train"], "train exp=digits_gated"),
+        (["plan", "exp=x", "args=devices=1,8"], "plan exp=x devices=1,8"),
         (["train", "exp=x", "args=a=1 b='[1,2]'"], "train exp=x a=1 b='[1,2]'"),
         (
             ["train", "args=data.root=\"my $HOME\"  x='${y}' z=a#b"],

@@ -6,9 +6,10 @@ python -m neural_rdm.plan exp=dit_xl_gated devices=1,8,64 memory=80
 from __future__ import annotations
 
 import copy
-import math
 import sys
+from bisect import bisect_right
 from collections.abc import Iterator
+from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ from neural_rdm.core.errors import ConfigError, UserError, first_line
 if TYPE_CHECKING:
     from neural_rdm.backbones.contract import Backbone
     from neural_rdm.backbones.counting import Held
+    from neural_rdm.training.memory import Memory
+    from neural_rdm.training.optim import Optimizer
 
 HELP = """The memory that a training run would take on each device, and what it computes, before anything is allocated.
 
@@ -37,6 +40,7 @@ The numbers are of a step's tensors, counted by running the network on tensors w
 and its allocator take for themselves comes on top (one to a few GiB), and so do a first stage and a text encoder.
 """
 GIB = 2**30
+MOST = 10**7  # samples of a device, more than anybody has
 NODE = 8  # devices of a node, where hsdp shares out within nodes
 RECOMPUTED: tuple[Any, ...] = ("none", "selective", "full")
 
@@ -161,7 +165,6 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     """A line for each strategy and each way to compute twice."""
     from neural_rdm.runs import build
-    from neural_rdm.training.memory import memory
 
     cfg, chosen = composed.cfg, composed.choices.get("strategy")
     ema = (cfg.callbacks or {}).get("ema")
@@ -171,18 +174,24 @@ def _rows(
     if devices > NODE:
         shares["hsdp"] = NODE
     for how, (strategy, shards) in product(passes.found, shares.items()):
-        planned, one_more = (
-            memory(net, optimizer, averages, passes.at(how, samples), devices, shards) for samples in (batch, batch + 1)
-        )
+        of = partial(_memory, net, optimizer, averages, passes, how, shards)
+        planned = of(batch)
         configured = how == cfg.trainer.activation_checkpointing and (strategy == chosen or devices == 1)
         row = {"devices": devices, "strategy": strategy, "checkpointing": f"{how}{'*' if configured else ''}"}
         row |= {name: f"{size / GIB:.2f}" for name, size in vars(planned).items()}
         row["most"] = f"{planned.most / GIB:.2f}"
         if room is not None:
-            spare = room * GIB - planned.most
-            row[f"fits {room:g} GiB"] = "yes" if spare >= 0 else "no"
-            row["samples that fit"] = max(0, batch + math.floor(spare / (one_more.most - planned.most)))
+            row[f"fits {room:g} GiB"] = "yes" if planned.most <= room * GIB else "no"
+            row["samples that fit"] = bisect_right(range(1, MOST), room * GIB, key=lambda n: of(n).most)
         yield row
+
+
+def _memory(
+    net: Backbone, optimizer: Optimizer, averages: int, passes: _Passes, how: Any, shards: int, batch: int
+) -> Memory:
+    from neural_rdm.training.memory import memory
+
+    return memory(net, optimizer, averages, passes.at(how, batch), shards)
 
 
 if __name__ == "__main__":

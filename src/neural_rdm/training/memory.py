@@ -17,8 +17,8 @@ FLOAT = 4  # bytes: weights, gradients, optimizer and averages are float32 whate
 class Memory:
     """Bytes of one device at the fullest moment of a step, by what they are for.
 
-    A step begins its forward pass while the gradients of the step before are still there, and gives them up before its
-    own backward pass; in that, activations go while gradients come.
+    All gradients count: those of the step before are still there in the forward pass, and most of the new ones when the
+    last blocks of the backward pass compute.
 
     Attributes:
         weights, optimizer, averages: there all the time; this device's part of them.
@@ -47,7 +47,6 @@ def memory(
     optimizer: Optimizer,
     averages: int,
     found: Held,
-    devices: int = 1,
     shards: int = 1,
     half_gather: bool = False,
 ) -> Memory:
@@ -57,7 +56,6 @@ def memory(
         net: the network, its tensors anywhere.
         averages: how many averages of the weights are kept.
         found: of a batch of one device, see `backbones.counting.held`.
-        devices: that train together.
         shards: among how many devices weights, gradients, optimizer and averages are shared out (FSDP2, HSDP).
         half_gather: whole weights are gathered in 16 bits.
     """
@@ -73,16 +71,13 @@ def memory(
         outside = FLOAT * sum(sizes.values()) - sum(each)
         # the block that computes, the next one that is on its way, what is in no block, and the block's whole gradient
         gathered = (2 * max(each) + outside) // (2 if half_gather else 1) + max(each)
-    # One device has given up the gradients of the step before when its backward pass begins, and new ones come as the
-    # activations go. Several keep room for all of them.
-    fullest = max(found.forward + gradients, found.backward + (gradients if devices > 1 else 0))
     return Memory(
         weights=FLOAT * sum(sizes.values()) // shards + buffers,
         gradients=gradients,
         optimizer=FLOAT * states // shards,
         averages=averages * FLOAT * trained // shards,
         activations=found.kept,
-        passing=max(0, fullest - gradients - found.kept),
+        passing=max(found.forward, found.backward) - found.kept,
         gathered=gathered,
     )
 

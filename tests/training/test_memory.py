@@ -1,0 +1,68 @@
+"""What a step is said to hold beside what torch's own tracker sees while it really trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch.distributed._tools.mem_tracker import MemTracker
+
+from neural_rdm import DiT
+from neural_rdm.backbones.counting import Held, held
+from neural_rdm.training.callbacks.ema import EMA
+from neural_rdm.training.memory import memory
+from neural_rdm.training.optim import Optimizer
+from neural_rdm.training.recompute import recompute
+from tests.training.trainer import fit, tiny_module
+
+
+@pytest.mark.parametrize(
+    ("how", "batch", "averages", "options"),
+    [
+        ("none", 64, 1, {}),
+        ("full", 64, 2, {}),
+        ("none", 2, 0, {"name": "muon"}),  # weights, not activations, are most of it
+    ],
+)
+def test_a_real_run_is_within_a_tenth(tmp_path: Path, how: Any, batch: int, averages: int, options: Any) -> None:
+    module = tiny_module(**options)
+    module.net = DiT(8, 2, 1, 96, 3, 4, num_classes=10).requires_grad_(True)  # the tracker wants every gradient
+    recompute(module.net, how)
+    expected = memory(module.net, module.optimizer, averages, held(module.net, batch))
+    ema = [EMA(0.9, further=[0.5] * (averages - 1))] if averages else []
+    tracker = MemTracker()
+    tracker.track_external(module.net)
+    anew = pl.callbacks.LambdaCallback(on_train_batch_start=lambda *_: tracker.reset_mod_stats())
+    with tracker:
+        fit(module, tmp_path, *ema, anew, steps=3, batch_size=batch)
+    seen = sum(kinds["Total"] for kinds in tracker.get_tracker_snapshot("peak").values())
+    assert expected.most == pytest.approx(seen, rel=0.1)
+
+
+def test_devices_share_what_is_shared_out() -> None:
+    with torch.device("meta"):
+        net = DiT.named("DiT-S/2", input_size=32)
+    found = Held(900, 800, 1000)
+    alone, shared = (memory(net, Optimizer(), 1, found, shards) for shards in (1, 8))
+    count = sum(p.numel() for p in net.parameters())
+    trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
+    buffers = sum(4 * b.numel() for b in net.buffers())
+    assert (alone.weights, alone.gradients, alone.optimizer) == (4 * count + buffers, 4 * trained, 8 * trained)
+    assert (shared.weights, shared.optimizer, shared.averages) == (4 * count // 8 + buffers, trained, 4 * trained // 8)
+    assert (alone.activations, alone.passing) == (shared.activations, shared.passing) == (800, 200)
+    assert alone.gathered == 0 < shared.gathered < alone.weights
+    assert shared.most < alone.most / 2
+    block = 4 * sum(p.numel() for p in net.blocks[0].parameters())
+    halved = memory(net, Optimizer(), 1, found, 8, half_gather=True)
+    assert halved.gathered == pytest.approx((shared.gathered + block) / 2, abs=1)
+
+
+def test_bytes_of_another_batch_are_on_a_line() -> None:
+    net = DiT(8, 2, 1, 32, 2, 4, num_classes=10)
+    two, four, nine = (held(net, batch) for batch in (2, 4, 9))
+    assert two.at(9, four, (2, 4)).kept == nine.kept
+    assert two.at(9, four, (2, 4)).forward == pytest.approx(nine.forward, rel=0.01)
+    assert two.at(9, four, (2, 4)).backward == pytest.approx(nine.backward, rel=0.02)
