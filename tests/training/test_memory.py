@@ -12,8 +12,11 @@ from torch.distributed._tools.mem_tracker import MemTracker
 
 from neural_rdm import DiT
 from neural_rdm.backbones.counting import Held, held
+from neural_rdm.core.errors import ConfigError
+from neural_rdm.training.callbacks import logging
 from neural_rdm.training.callbacks.ema import EMA
-from neural_rdm.training.memory import memory
+from neural_rdm.training.callbacks.logging import Throughput
+from neural_rdm.training.memory import Memory, check_room, memory, room
 from neural_rdm.training.optim import Optimizer
 from neural_rdm.training.recompute import recompute
 from tests.training.trainer import fit, tiny_module
@@ -66,3 +69,23 @@ def test_bytes_of_another_batch_are_on_a_line() -> None:
     assert two.at(9, four, (2, 4)).kept == nine.kept
     assert two.at(9, four, (2, 4)).forward == pytest.approx(nine.forward, rel=0.01)
     assert two.at(9, four, (2, 4)).backward == pytest.approx(nine.backward, rel=0.02)
+
+
+def test_a_batch_that_cannot_fit_is_refused_before_it_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging, "room", lambda device: 10_000_000)
+    with pytest.raises(ConfigError, match=r"needs about 0.\d GiB on each device, which has 0.0: 1024 samples at once"):
+        fit(tiny_module(), tmp_path, Throughput(), steps=1, batch_size=1024)
+    fit(tiny_module(), tmp_path, Throughput(), steps=1, batch_size=16)
+
+
+def test_what_is_just_too_much_is_told_and_what_fits_is_not() -> None:
+    def needed(samples: int) -> Memory:
+        return Memory(100, 0, 0, 0, 10 * samples, 0, 0)
+
+    assert check_room(needed, 90, 1000) == ""
+    said = check_room(needed, 100, 1000)
+    assert "100 samples at once, of which about 64 fit" in said
+    assert "activation_checkpointing=full" in said
+    with pytest.raises(ConfigError, match="1000 samples at once"):
+        check_room(needed, 1000, 1000)
+    assert room(torch.device("cpu")) > 2**28

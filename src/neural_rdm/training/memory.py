@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+import torch
 from torch import nn
 
 from neural_rdm.backbones.contract import Backbone, blocks_of
 from neural_rdm.backbones.counting import Held
+from neural_rdm.core.errors import ConfigError
 from neural_rdm.training.optim import Optimizer
+
+GIB = 2**30
 
 FLOAT = 4  # bytes: weights, gradients, optimizer and averages are float32 whatever the precision
 
@@ -84,3 +91,45 @@ def memory(
 
 def _bytes(module: nn.Module) -> int:
     return FLOAT * sum(p.numel() for p in module.parameters())
+
+
+def room(device: torch.device) -> int:
+    """Bytes that a device has in all; for a CPU those of the machine with its swap, or of the group of processes that
+    this one was put into.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    information = Path("/proc/meminfo")
+    if information.is_file():
+        values = dict(line.split(":") for line in information.read_text().splitlines())
+        found += 1024 * int(values.get("SwapTotal", "0 kB").split()[0])
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+        found = min(found, int(text))
+    return found
+
+
+def check_room(needed: Callable[[int], Memory], batch: int, has: int) -> str:
+    """What to say of a step that does not fit into a device; empty for one that does.
+
+    Args:
+        needed: samples of a batch of one device -> memory of a step.
+        batch: those of this run.
+        has: bytes of the device.
+
+    Raises:
+        ConfigError: it needs far more than there is, which no error of the estimate explains.
+    """
+    needs = needed(batch).most
+    if needs <= has:
+        return ""
+    fitting = max((2**power for power in range(40) if needed(2**power).most <= has), default=0)
+    said = (
+        f"a step needs about {needs / GIB:.1f} GiB on each device, which has {has / GIB:.1f}: {batch} samples at once, "
+        f"of which about {fitting} fit. Lower data.batch_size, raise trainer.accumulate_grad_batches, or pass "
+        "trainer.activation_checkpointing=full; python -m neural_rdm.plan tells what each of them does"
+    )
+    if needs > 1.25 * has:
+        raise ConfigError(said)
+    return said

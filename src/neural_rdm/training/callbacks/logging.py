@@ -14,12 +14,14 @@ from lightning.pytorch.loggers.logger import Logger
 from torch import Tensor
 
 from neural_rdm.core.arguments import Count, checked
-from neural_rdm.core.errors import first_line
+from neural_rdm.core.errors import ConfigError, first_line
 from neural_rdm.core.peaks import peak_tflops
 from neural_rdm.core.records import StepRecords
 from neural_rdm.training import parallel
 from neural_rdm.training.callbacks.steps import Order, StepCallback
 from neural_rdm.training.held import data_of
+from neural_rdm.training.memory import Memory, check_room, memory, room
+from neural_rdm.training.recompute import recompute
 
 
 class CSVLogger(Logger):
@@ -169,9 +171,16 @@ class Throughput(pl.Callback):
         self._rows: list[dict[str, Any]] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Count, while the network is whole: blocks that are sharded gather their weights wherever they run."""
+        """Count, while the network is whole: blocks that are sharded gather their weights wherever they run; and say so
+        where a step does not fit into the memory.
+
+        Raises:
+            ConfigError: one process alone needs far more than there is.
+        """
         if stage == "fit" and trainer.is_global_zero:
             self._flops = self._counted(pl_module)
+        if stage == "fit" and self._flops is not None and (said := self._too_large(trainer, pl_module, self._flops)):
+            print(said, flush=True)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
@@ -194,6 +203,30 @@ class Throughput(pl.Callback):
         except Exception as error:  # of a network of one's own: nobody's training ends for a number
             print(f"FLOPs are not counted: {first_line(error)}", flush=True)
             return None
+
+    @staticmethod
+    def _too_large(trainer: pl.Trainer, module: Any, flops: int) -> str:
+        """See `memory.check_room`; nothing is counted where so few products cannot fill the memory."""
+        from neural_rdm.backbones.counting import held
+
+        batch = data_of(trainer).batch_size // (trainer.world_size * trainer.accumulate_grad_batches)
+        has = room(trainer.strategy.root_device)
+        if batch * flops < has:
+            return ""
+        tokens, half = getattr(module.text, "max_length", None), str(trainer.precision) != "32-true"
+        recompute(module.net, module.activation_checkpointing)  # not yet, if Lightning has not come to it
+        two, four = (held(module.net, samples, tokens, half, backward=False) for samples in (2, 4))
+        shards = trainer.world_size if parallel.shards(module) else 1
+
+        def needed(samples: int) -> Memory:
+            return memory(module.net, module.optimizer, 1, two.at(samples, four, (2, 4)), shards)
+
+        try:
+            return check_room(needed, batch, has)
+        except ConfigError as error:
+            if trainer.world_size == 1:
+                raise
+            return str(error)  # the other ranks do not know of it, and would wait
 
     def _mark(self, trainer: pl.Trainer) -> None:
         self._step, self._time, self._waited = trainer.global_step, time.perf_counter(), 0.0
