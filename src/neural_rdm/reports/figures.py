@@ -162,11 +162,10 @@ def name_units(axes: Axes, names: Mapping[int, str]) -> None:
 
 
 def ramp(count: int, name: str = "viridis") -> list[Any]:
-    """Dark to light in so many steps; the end of the map that would vanish on the theme's ground is left out."""
+    """Dark to light in so many steps; the palest end of the map is left out, it would vanish on white."""
     from matplotlib import colormaps
 
-    first, last = (0.0, 0.88) if ink() != DARK[0] else (0.25, 1.0)
-    return [colormaps[name](first + (last - first) * index / max(1, count - 1)) for index in range(count)]
+    return [colormaps[name](0.88 * index / max(1, count - 1)) for index in range(count)]
 
 
 def stage_colourbar(

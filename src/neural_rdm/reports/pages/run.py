@@ -6,8 +6,7 @@ import contextlib
 import io
 import math
 import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,34 +18,26 @@ from neural_rdm.config.provenance import CONFIG
 from neural_rdm.core.errors import DataError
 from neural_rdm.core.extras import typed
 from neural_rdm.core.listing import natural_order
-from neural_rdm.reports.curves import SENSITIVITY
-from neural_rdm.reports.efficiency import plot_evaluations
-from neural_rdm.reports.figures import theme
 from neural_rdm.reports.pages import render
 from neural_rdm.reports.pages.charts import Drawing, draw
 from neural_rdm.reports.pages.origins import origin_of
 from neural_rdm.reports.pages.render import Picture, picture
-from neural_rdm.reports.plots import mean_and_std, plot_sensitivity, read_sensitivity, read_series, stages_of
+from neural_rdm.reports.plots import mean_and_std, read_sensitivity, read_series, stages_of
 from neural_rdm.reports.runs import State, node, read_mapping, read_report, rule_of, state
-from neural_rdm.reports.units import plot_gates, plot_heatmap, plot_units
 
 FILE = "index.html"
 #: seconds after which an open page of a run that trains is read anew
 RELOAD = 30
 #: pixels on the longer side of a grid of samples, and bytes of a picture that is shown as it is
 LARGEST, HEAVY = 1600, 1_500_000
-#: figures of a run that has ended, what they show, what draws them, and from which file of the run or the run itself
-FIGURES: dict[str, tuple[str, Callable[[Path, Path], Path | None], str]] = {
-    "sensitivity/sensitivity.png": (
-        "Sensitivity over depth by stage of training, as the paper's Fig. 5", plot_sensitivity, str(SENSITIVITY)
-    ),
-    "sensitivity/heatmap.png": ("Sensitivity and gain over depth and training", plot_heatmap, str(SENSITIVITY)),
-    "sensitivity/gates.png": ("The gates over depth", plot_gates, str(SENSITIVITY)),
-    "sensitivity/units.png": (
-        "What each unit does to the stream, by noise level", plot_units, str(SENSITIVITY.with_name("units.csv"))
-    ),
-    "report/evaluations.png": ("The metric over training", plot_evaluations, "."),
-}  # fmt: skip
+#: figures of a run that has ended, and what they show
+FIGURES = {
+    "sensitivity/sensitivity.png": "Sensitivity over depth by stage of training, as the paper's Fig. 5",
+    "sensitivity/heatmap.png": "Sensitivity and gain over depth and training",
+    "sensitivity/gates.png": "The gates over depth",
+    "sensitivity/units.png": "What each unit does to the stream, by noise level",
+    "report/evaluations.png": "The metric over training",
+}
 STAGES = 3  # lines in the chart of sensitivities
 
 
@@ -179,22 +170,14 @@ def _numbers(rows: list[Any]) -> list[tuple[str, list[tuple[str, Any]]]]:
     return found
 
 
-def _figures(folder: Path) -> list[tuple[Picture, Picture | None, str]]:
-    """The figures that the run has written, each with the same on the ground of a dark page, and what they show."""
+def _figures(folder: Path) -> list[tuple[Picture, Picture, str]]:
+    """The figures that the run has written, each also on the ground of a dark page, and what they show."""
     found = []
-    for name, (caption, plot, source) in FIGURES.items():
+    for name, caption in FIGURES.items():
         if (folder / name).is_file():
             with contextlib.suppress(DataError):
-                found.append((_shown(folder / name, caption), _on_dark(plot, folder / source, caption), caption))
+                found.append((_shown(folder / name, caption), render.on_dark(folder / name, caption), caption))
     return found
-
-
-def _on_dark(plot: Callable[[Path, Path], Path | None], source: Path, alt: str) -> Picture | None:
-    """A figure drawn anew for a dark page; None where what it was drawn from is gone."""
-    with tempfile.TemporaryDirectory() as place, theme(dark=True), contextlib.suppress(DataError):
-        path = plot(source, Path(place, "dark.png"))
-        return None if path is None else _shown(path, alt)
-    return None
 
 
 def _shown(path: Path, alt: str) -> Picture:
