@@ -29,9 +29,12 @@ class Sources:
         for file in self.files if last else ():
             own = group in (file.parent.name, file.parent.parent.name)
             text = file.read_text(encoding="utf-8") if file.is_file() else ""
-            if own or not (file.parents[1] / group).is_dir() or "@package _global_" in text:  # else of another group
-                indent = r"\s*" if own or not inner else r"\s+"
-                if (own or last != "_target_") and re.search(rf"(?m)^{indent}['\"]?{last}['\"]?\s*:", text):
+            everywhere = "@package _global_" in text
+            text = re.sub(r"(?m)(^|\s)#.*", "", text)
+            if own or everywhere or not (file.parents[1] / group).is_dir():  # else of another group
+                if inner and not own:  # what it says below the group's name
+                    text = "".join(re.findall(rf"(?m)^{re.escape(group)}:.*(?:\n(?:[ \t].*)?)*", text))
+                if (own or last != "_target_") and re.search(rf"(?m)(?:^|[\s{{,])['\"]?{last}['\"]?\s*:", text):
                     places.append(str(file))
         return f" ({'; '.join(places)})" if places else ""
 
