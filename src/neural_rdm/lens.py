@@ -64,7 +64,7 @@ def lens(cfg: DictConfig, folder: Path) -> int:
     matrices = {level.t: level.mixing for level in found if level.mixing is not None}
     if matrices:
         written.append(write_mixing(folder / "mixing.csv", names, matrices))
-        written.append(plot_mixing(folder / "mixing.csv", folder / "mixing.png"))
+        written.append(plot_mixing(folder / "mixing.csv", folder / "mixing.png", run.folder))
     print("wrote:")
     print_paths(written)
     return 0
@@ -174,7 +174,7 @@ def _pictures(run: LoadedRun, found: list[Level], path: Path) -> list[Path]:
     experiment = (run.config.get("choices") or {}).get("exp", run.folder.name)
     heads = ["true", "noisy", *map(str, depths)]
     rows = [f"t {level.t:g}" for level in found]
-    title = f"{experiment}, step {run.step}: x0 after 0 to {depths[-1]} units"
+    title = f"{experiment}, step {run.step:,}: x0 after 0 to {depths[-1]} units"
     return [save_grid(x, path, columns=len(heads), row_labels=rows, column_labels=heads, title=title)]
 
 

@@ -79,7 +79,18 @@ FILES = config_dir()
             "trainer.devices=3 strategy=ddp data.batch_size=128",
             ["data.batch_size=128", "multiple", "data.batch_size=129"],
         ),
-        ("residual=gated,skip", ["residual=gated,skip", "--multirun"]),
+        ("residual=gated,skip", ["python -m neural_rdm.sweep residual=gated,skip", "--multirun"]),
+        ("digits_gated", ["'digits_gated'", "key=value", "pass exp=digits_gated"]),
+        ("gated", ["pass residual=gated"]),
+        ("digit_gatd", ["Did you mean exp=digits_gated?"]),
+        (".", ["run=.", "resume=."]),
+        ("trainer.max_steps = 10", ["'trainer.max_steps'", "no space stands around the ="]),
+        ("trainer.max_steps= 10", ["no space stands around the ="]),
+        ("--exp digits_gated", ["no option --exp", "exp=VALUE"]),
+        ("--halp", ["no option --halp", "--help lists"]),
+        ("tags=draft", ["tags: 'draft' is of the wrong type", "such as [draft]"]),
+        ("run=last", ["unknown configuration key run", "resume=last"]),
+        ("data.root=/nowhere", ["unknown configuration key data.root. Keys of data: batch_size, num_workers, limit."]),
         ("-m seed=0,1 data.batch_size=0", ["data.batch_size=0"]),
         ("-m residual=gated,skip resume=last", ["resume continues one run", "-m"]),
         ("-m hydra/launcher=joblib", ["hydra/launcher is not used", "launcher=local, joblib"]),
@@ -116,6 +127,13 @@ def test_a_mistake_is_one_line_that_names_it(refuse: Refuse, arguments: str, wor
     message = refuse(*arguments.split())
     assert [w for w in words if w not in message] == [], message
     assert "\n" not in message
+
+
+def test_only_files_that_can_say_a_key_are_named(refuse: Refuse) -> None:
+    message = refuse("sampler=euler")
+    assert str(FILES / "sampler" / "euler.yaml") in message
+    assert "tensorboard.yaml" not in message  # has a `name`, too, as the run has
+    assert "train.yaml" not in message
 
 
 def test_every_setting_of_a_sweep_that_cannot_run_is_told_before_anything_starts(refuse: Refuse) -> None:

@@ -68,14 +68,20 @@ def test_flat_keys_pass_over_what_has_no_value() -> None:
 
 
 def test_sources_say_where_a_value_stands(tmp_path: Path) -> None:
-    one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
-    one.write_text("optimizer:\n  lr: 1\n  # betas: commented out\n", encoding="utf-8")
-    two.write_text("'lr' : 2\nlrs: 3\n", encoding="utf-8")
-    sources = Sources((one, two, tmp_path / "gone.yaml"), frozenset({"optimizer.lr", "optimizer.betas"}))
+    one, two, other = (tmp_path / name for name in ("one.yaml", "optimizer/two.yaml", "logger/other.yaml"))
+    for file, text in (
+        (one, "# @package _global_\noptimizer:\n  lr: 1\n\n  # betas: commented out\n  eps: 0\nhydra:\n  lrs: 1\n"),
+        (two, "'lr' : 2\nlrs: 3\n"),
+        (other, "lr: 1\noptimizer:\n  lr: 2\n"),  # keys of a logger
+    ):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    sources = Sources((one, two, other, tmp_path / "gone.yaml"), frozenset({"optimizer.lr", "optimizer.betas"}))
     assert sources.where("optimizer.lr") == f" (command line; {one}; {two})"
     assert sources.where("optimizer.betas[1]") == " (command line)"
-    assert sources.where("optimizer.eps") == ""
-    assert sources.where("other.lrs") == f" ({two})"
+    assert sources.where("optimizer.eps") == f" ({one})"
+    assert sources.where("optimizer.lrs") == f" ({two})"
+    assert sources.where("other.lrs") == ""
 
 
 def test_a_valid_configuration_passes_and_is_resolved() -> None:

@@ -44,6 +44,8 @@ def test_a_group_is_shown_as_it_is_composed() -> None:
     assert "uvit_h" in text
     assert "backbone.depth = 30   (int above 0)\n    blocks; each holds two residual units" in text
     assert "backbone.residual" not in text  # code supplies it
+    assert "backbone.qk_norm = false   (bool)\n    normalise queries and keys" in text  # as `layers.Style` says
+    assert "see `" not in text + explain("sampler")
     assert "residual.beta_form = additive   (additive, linear, none)\n" in explain("residual")
     assert "residual.beta_form" not in explain("residual", "residual=rezero")
     assert "callbacks.ema.decay = 0.99   (float between 0 and 1)\n    in [0, 1]" in explain("callbacks")

@@ -64,6 +64,22 @@ def test_what_was_done_before_counts_in_no_rate(monkeypatch, capsys) -> None:
     assert 0 < int(told[2]) < 9
 
 
+def test_the_time_of_the_report_is_said_beside_that_of_the_training(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(progress, "EVERY", 0.1)
+    with progress_bar("training", 20, after=1000) as advance:
+        advance(10)
+        time.sleep(0.15)
+    line = capsys.readouterr().err.splitlines()[0]
+    told = re.search(r"(\d+) s left, then about (\d+) s for the report$", line)
+    assert told, line
+    assert 9 <= int(told[2]) <= 60  # a hundred times what has passed
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with progress_bar("training", 3, after=1e5) as advance:
+        time.sleep(0.02)
+        advance()
+    assert "for the report" in " ".join(capsys.readouterr().err.split())
+
+
 def test_on_a_terminal_it_is_a_bar(monkeypatch, capsys) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     with progress_bar("training", 3, before=1) as advance:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from neural_rdm.core.records import read_rows
 from tests.end_to_end.commands import TINY, checkpoint, run
 from tests.latents.test_first_stage import tiny_autoencoder
 
@@ -37,6 +39,37 @@ def test_the_default_learns_digits_in_twenty_seconds(tmp_path: Path) -> None:
     content = checkpoint(folder)
     assert content["global_step"] == 200
     assert content["ema"]["updates"] == 200
+
+
+SMALL = tuple(option for option in TINY if not option.startswith(("metric.", "callbacks.")))
+
+
+def test_debug_fast_does_two_steps_of_everything(tmp_path: Path) -> None:
+    code, output = run("debug=fast", *SMALL, "hydra.run.dir=run", cwd=tmp_path)
+    assert code == 0, output
+    folder = tmp_path / "run"
+    rows = read_rows(folder / "metrics.csv")
+    assert {row["step"] for row in rows} == {"1", "2"}
+    for step in ("1", "2"):
+        told = {name for row in rows if row["step"] == step for name, value in row.items() if value}
+        assert {"train/loss", "val/loss"} <= told
+    assert [p.name for p in sorted((folder / "samples").iterdir())] == [
+        "final.png", "step=000000001.png", "step=000000002.png"
+    ]  # fmt: skip
+    assert {row["step"] for row in read_rows(folder / "sensitivity" / "sensitivity.csv")} == {"1", "2"}
+    assert [(row["step"], row["count"]) for row in read_rows(folder / "evaluations.csv")] == [("2", "10")]
+    assert report(folder)["generated"]["count"] == 10
+    assert checkpoint(folder)["global_step"] == 2
+    assert (folder / "index.html").read_text().count("prefers-color-scheme: dark") >= 4  # figures have a dark one each
+
+
+def test_debug_overfit_learns_one_batch_and_reports_nothing(tmp_path: Path) -> None:
+    short = "trainer.max_steps=80", "~callbacks.sensitivity", "hydra.run.dir=run"
+    code, output = run("debug=overfit", *SMALL, *short, cwd=tmp_path)
+    assert code == 0, output
+    assert re.search(r"debug=overfit: loss [\d.]+ -> [\de.-]+ in 80 steps on one batch: it learns", output), output
+    assert not (tmp_path / "run" / "report" / "metrics.json").exists()
+    assert not (tmp_path / "run" / "samples" / "final.png").exists()
 
 
 @pytest.mark.full

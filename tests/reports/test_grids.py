@@ -158,10 +158,25 @@ def test_real_samples_stand_at_the_right_of_their_row(tmp_path):
     assert (page[:top, :left] == 255).all()
     assert (page[:top, left:] < 128).any()  # "real"
     clips = torch.zeros(2, 16, 1, 8, 8)
-    strip = pixels(save_grid(clips, tmp_path / "clips.png", 1, scale=16, real=clips - 1))
-    assert strip.shape[1] == 3 * MARGIN + 16 * (128 + GAP) - GAP  # eight frames each
+    strip = pixels(save_grid(clips, tmp_path / "clips.png", 1, ["a", "b"], scale=16, real=clips - 1))
+    wide = strip.shape[1] - 16 * (128 + GAP) - 2 * MARGIN + GAP
+    assert 2 * MARGIN < wide < 4 * MARGIN  # eight frames each
     with pytest.raises(ConfigError, match="3 samples and 2 real ones do not fill 2 rows"):
         save_grid(x[:3], tmp_path / "no.png", 2, real=real)
+
+
+def test_clips_without_labels_stand_above_real_ones_and_say_so(tmp_path):
+    clips = torch.zeros(3, 5, 1, 8, 8)
+    path = save_grid(clips, tmp_path / "clips.png", 2, scale=6, real=clips[:2] - 1)
+    save_grid(clips, path.with_suffix(".gif"), 2)
+    page, read = pixels(path), read_tiles(path)
+    assert read.pixels.shape == (3, 5, 1, 48, 48, 3)  # without the real ones
+    assert (read.pixels == 128).all()
+    assert read.labels is None
+    left = page.shape[1] - MARGIN - 5 * (48 + GAP) + GAP
+    top = page.shape[0] - MARGIN - 5 * (48 + GAP) + GAP
+    assert [int(tile(page, row, 4, 48, 48, left, top).max()) for row in range(5)] == [128] * 3 + [0] * 2
+    assert all((tile(page, row, 0, 48, left - MARGIN, 0, top) < 128).any() for row in range(5))  # the words
 
 
 def test_any_floating_type_and_a_new_folder(tmp_path):

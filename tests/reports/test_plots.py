@@ -84,7 +84,7 @@ def test_sensitivity_draws_means_over_the_records_of_a_stage_under_both_normalis
             np.testing.assert_allclose(top, (part.mean(axis=0) + part.std(axis=0, ddof=1)).max())
     assert [tick.get_text() for tick in below.get_xticklabels()] == [f"blocks.{unit}.attn" for unit in range(6)]
     assert above.get_ylabel() != below.get_ylabel()
-    assert "standard deviation" in above.get_title()
+    assert "standard deviation" in above.get_figure().get_suptitle()
 
 
 def test_stages_have_several_records_where_there_are_enough():

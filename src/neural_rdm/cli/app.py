@@ -93,6 +93,11 @@ class Arguments:
                 "each command has one primary configuration; add groups of your own with --config-dir DIR"
             )
         overrides = [a for a in rest if not a.startswith("-")]
+        for option in (a for a in rest if a.startswith("-") and not a.startswith("--experimental")):
+            raise ConfigError(
+                f"there is no option {option}; a key is typed without dashes, as {option.strip('-')}=VALUE, "
+                "and --help lists what there is"
+            )
         topics = [o for o in overrides if known.help and re.fullmatch(r"[\w.]+", o)]
         overrides = [o for o in overrides if o not in topics]
         flags = [a for a in argv if a not in overrides]

@@ -83,7 +83,7 @@ class Telling:
         each = "" if threads is None else f", {threads} thread{'s' * (threads > 1)} each"
         print(f"sweep -> {self.plan.folder}")
         finished = f"{far.count(State.FINISHED)} finished"
-        print(f"  {self.total} jobs{of}, {finished}{begun}; {self.plan.how.jobs} at once{each}")
+        print(f"  {self.total} job{'s' * (self.total != 1)}{of}, {finished}{begun}; {self.plan.how.jobs} at once{each}")
         varied: dict[str, dict[str, None]] = {}
         for number in self.record.jobs:
             for override in self.record.apart(number):

@@ -26,6 +26,7 @@ from neural_rdm.core.extras import install
 HABITS = {
     "ckpt_path": "resume=DIR (a run that goes on), pretrained.path=FILE (weights to begin with), or run=DIR of sample, "
     "evaluate and lens",
+    "run": "resume=DIR or resume=last: training goes on in its own folder",
     "experiment": "exp=NAME",
     "model": "backbone=NAME",
     "hparams_search": "sweep sweeper=optuna, with intervals as values (docs/sweeps.md)",
@@ -179,7 +180,7 @@ def _check(node: DictConfig, signature: Signature, key: str, sources: Sources) -
 
 def _nearest_key(node: DictConfig, name: str, prefix: str, sources: Sources) -> str:
     """The key that was meant: in full, beside all that there are, where it was typed; as a file would write it else."""
-    if (habit := HABITS.get(name)) is not None:
+    if (habit := HABITS.get(name)) is not None and f"{name}s" not in node:
         return f" Here that is {habit}."
     known = [key for key in flat_keys(node) if key != name and not key.startswith(f"{name}.")]
     if inner := [key for key in known if key.endswith(f".{name}")]:
@@ -188,7 +189,8 @@ def _nearest_key(node: DictConfig, name: str, prefix: str, sources: Sources) -> 
         return nearest(name, [key for key in known if "." not in key])
     keys = ", ".join(str(key) for key in node if key not in (name, "_target_"))
     where = prefix.rstrip(".") or "the configuration"
-    return f"{nearest(f'{prefix}{name}', [prefix + key for key in known])} Keys of {where}: {keys}."
+    like = nearest(name, known).replace("mean ", f"mean {prefix}")
+    return f"{like} Keys of {where}: {keys}."
 
 
 def _other_network(node: DictConfig, key: str, sources: Sources) -> str:

@@ -96,6 +96,9 @@ def parse(overrides: list[str]) -> list[Override]:
         "Arguments look like key=value; values with commas, spaces or braces need quotes of their own within those of "
         "the shell: \"data.train='train-{000000..000099}.tar'\""
     )
+    for word in overrides:
+        if "=" not in word and not word.startswith("~") and (hint := _meant(word, overrides)):
+            raise ConfigError(f"cannot read the argument {word!r}: {hint}")
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except HydraException as error:
@@ -104,6 +107,20 @@ def parse(overrides: list[str]) -> list[Override]:
     if nameless:
         raise ConfigError(f"cannot read the argument: {nameless[0]!r} has no key. {advice}")
     return parsed
+
+
+def _meant(word: str, overrides: list[str]) -> str:
+    """What an argument without a key was to be: part of `KEY = VALUE`, the choice of a group, or a folder."""
+    if any(each.startswith("=") or each.endswith("=") for each in overrides):
+        return "no space stands around the = of key=value"
+    groups = [path.name for path in sorted(config_dir().iterdir()) if path.is_dir()]
+    if found := [f"{group}={word}" for group in groups if word in choices_of(group)]:
+        return f"arguments look like key=value; pass {' or '.join(found)}"
+    if Path(word).exists():
+        return f"arguments look like key=value; pass run={word} (of train: resume={word})"
+    if like := nearest(word, [f"exp={choice}" for choice in choices_of("exp")]):
+        return f"arguments look like key=value.{like}"
+    return ""
 
 
 def compose_config(config_name: str, overrides: list[str], folders: list[str] | None = None) -> Composed:
@@ -125,6 +142,11 @@ def compose_config(config_name: str, overrides: list[str], folders: list[str] | 
     parsed = parse(overrides)
     for override in parsed:
         _check_choice(override, config_name)
+        if override.is_sweep_override() and config_name == "train":
+            raise ConfigError(
+                f"{override.input_line}: several values are the jobs of a sweep, of python -m neural_rdm.sweep "
+                f"{override.input_line} (or --multirun); a list is written [A,B], and a text with commas in quotes"
+            )
     typed = frozenset(o.key_or_group for o in parsed)
     try:
         cfg = _compose(config_name, [*search, *overrides])

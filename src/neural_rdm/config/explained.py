@@ -90,8 +90,15 @@ def documented(dotted: str) -> dict[str, str]:
     for documented_node in (node, *inner):
         section = re.search(r"^Args:\n((?: {4}.*\n?|\n)*)", ast.get_docstring(documented_node) or "", re.M)
         for names, text in re.findall(r"^ {4}(\w[\w, ]*): ?(.*(?:\n {8}.*)*)", section[1] if section else "", re.M):
-            said |= dict.fromkeys(re.split(r",\s*", names), " ".join(text.split()))
+            there = documented(_pointed(module, text))
+            said |= {name: there.get(name, " ".join(text.split())) for name in re.split(r",\s*", names)}
     return said
+
+
+def _pointed(module: reader.Module, text: str) -> str:
+    """The class whose docstring says what a name means, where a text is only ``see `THAT_CLASS` ``; else empty."""
+    match = re.match(r"see `(?:\w+\.)*(\w+)`", text)
+    return "" if match is None else reader.origin_of(module, ast.Name(match[1])) or ""
 
 
 def first_sentence(dotted: str) -> str:

@@ -95,7 +95,9 @@ def find_run(value: str, root: Path = Path("outputs/train")) -> Run:
     if config is None:
         others = sorted(p.name for p in folder.iterdir() if not p.name.startswith(".") and p.name != FILE)
         if others:
-            raise ConfigError(f"resume={value}: not a run folder, it holds {others[0]} but no config.yaml")
+            inner = [run for run in runs if folder.resolve() in run.resolve().parents]
+            hint = f". The newest run in it is resume={inner[-1]}" if inner else ""
+            raise ConfigError(f"resume={value}: not a run folder, it holds {others[0]} but no config.yaml{hint}")
     elif not isinstance(config, DictConfig) or not {"optimizer", "trainer"} <= set(config):
         raise CheckpointError(f"resume={value}: {folder / 'config.yaml'} is not the configuration of a training run")
     else:

@@ -23,12 +23,19 @@ class Sources:
     def where(self, key: str) -> str:
         """` (command line; FILE, FILE)`: the places that hold the last part of `key`."""
         key = re.sub(r"\[\d+\]$", "", key)  # an entry of a list
+        group, _, inner = key.partition(".")
         last = re.escape(key.rpartition(".")[2])
-        line = re.compile(rf"(?m)^\s*['\"]?{last}['\"]?\s*:")
         places = ["command line"] if key in self.typed else []
-        group = key.partition(".")[0]
-        files = [p for p in self.files if p.is_file() and (last != "_target_" or p.parent.name == group)]
-        places += [str(p) for p in files if last and line.search(p.read_text(encoding="utf-8"))]
+        for file in self.files if last else ():
+            own = group in (file.parent.name, file.parent.parent.name)
+            text = file.read_text(encoding="utf-8") if file.is_file() else ""
+            everywhere = "@package _global_" in text
+            text = re.sub(r"(?m)(^|\s)#.*", "", text)
+            if own or everywhere or not (file.parents[1] / group).is_dir():  # else of another group
+                if inner and not own:  # what it says below the group's name
+                    text = "".join(re.findall(rf"(?m)^{re.escape(group)}:.*(?:\n(?:[ \t].*)?)*", text))
+                if (own or last != "_target_") and re.search(rf"(?m)(?:^|[\s{{,])['\"]?{last}['\"]?\s*:", text):
+                    places.append(str(file))
         return f" ({'; '.join(places)})" if places else ""
 
 

@@ -197,7 +197,9 @@ def problem(key: str, value: Any, kind: Any) -> Problem | None:
 
 
 def _mistyped(key: str, value: Any, kind: Any) -> Problem:
-    return Problem(key, f"{value!r} is of the wrong type; it takes {described(kind)}")
+    lists = [member for member in members(kind) if get_origin(member) is list]
+    one = any(problem(key, value, get_args(member)[0]) is None for member in lists)  # without its brackets
+    return Problem(key, f"{value!r} is of the wrong type; it takes {described(kind)}" + f", such as [{value}]" * one)
 
 
 def _of_list(key: str, value: Any, kind: Any) -> Problem | None:

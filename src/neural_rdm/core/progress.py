@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
-EVERY = 15.0  #: seconds from one plain line to the next
+EVERY = 15.0  #: seconds from one plain line to the next, at first;
+SELDOM = 300.0  #: and later a twentieth of what has passed, up to this: a log of a week can still be read
 _WORTH_TELLING = 2.0  # seconds; of work that ended sooner there is no line
 
 T = TypeVar("T")
@@ -54,22 +55,29 @@ def _all(share: float) -> str:
     return "" if _whole is None else _whole.told(share)
 
 
+def _report(seconds: float) -> str:
+    return f", then about {span(seconds)} for the report" if seconds else ""
+
+
 @contextmanager
-def progress_bar(label: str, total: int | None, unit: str = "steps", before: int = 0) -> Iterator[Callable[..., None]]:
+def progress_bar(
+    label: str, total: int | None, unit: str = "steps", before: int = 0, after: float = 0.0
+) -> Iterator[Callable[..., None]]:
     """Show `total` pieces of work (None: an unknown number) while the context is open, and yield its "so many more
     done", one by default, with a note. Lines come by the clock, also while a single piece takes long. Two must not be
     open at once.
 
     Args:
         before: pieces that were done earlier, which do not count in the rate.
+        after: what the report that follows this work takes, in pieces; the time for it is said beside the time left.
     """
     shown: Callable[..., AbstractContextManager[Callable[..., None]]] = _bar if sys.stderr.isatty() else _lines
-    with shown(label, total, unit, before) as advance:
+    with shown(label, total, unit, before, after) as advance:
         yield advance
 
 
 @contextmanager
-def _bar(label: str, total: int | None, unit: str, before: int) -> Iterator[Callable[..., None]]:
+def _bar(label: str, total: int | None, unit: str, before: int, after: float) -> Iterator[Callable[..., None]]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -92,14 +100,17 @@ def _bar(label: str, total: int | None, unit: str, before: int) -> Iterator[Call
         def advance(count: int = 1, note: str = "") -> None:
             nonlocal done
             done += count
-            told = (note and f", {note}") + _all((before + done) / total if total else 0.0)
-            bar.update(task, advance=count, rate=done / (time.perf_counter() - begin), note=told)
+            passed = time.perf_counter() - begin
+            told = (
+                (note and f", {note}") + _report(after * passed / done) + _all((before + done) / total if total else 0)
+            )
+            bar.update(task, advance=count, rate=done / passed, note=told)
 
         yield advance
 
 
 @contextmanager
-def _lines(label: str, total: int | None, unit: str, before: int) -> Iterator[Callable[..., None]]:
+def _lines(label: str, total: int | None, unit: str, before: int, after: float) -> Iterator[Callable[..., None]]:
     begin, done, told, over = time.perf_counter(), 0, "", threading.Event()
 
     def advance(count: int = 1, note: str = "") -> None:
@@ -111,12 +122,12 @@ def _lines(label: str, total: int | None, unit: str, before: int) -> Iterator[Ca
         line = f" {before + done}{'' if total is None else f'/{total}'} {unit}, {done / passed:.3g} {unit}/s,{told}"
         line = "" if total is None and not done else line
         rest = 0 if total is None else total - before - done
-        left = f", {span(rest * passed / done)} left" if rest > 0 and done else ""
+        left = f", {span(rest * passed / done)} left{_report(after * passed / done)}" if rest > 0 and done else ""
         whole = _all((before + done) / total if total else 0.0)
         print(f"{label}:{line} {span(passed)} so far{left}{whole}", file=sys.stderr, flush=True)
 
     def watch() -> None:
-        while not over.wait(EVERY):
+        while not over.wait(max(EVERY, min(SELDOM, (time.perf_counter() - begin) / 20))):
             tell()
 
     watcher = threading.Thread(target=watch, daemon=True)

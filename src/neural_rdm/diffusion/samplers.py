@@ -68,6 +68,11 @@ class Sampler:
         return f"{self.name} in {self.steps} steps{guided}"
 
     @property
+    def passes(self) -> int:
+        """Forward passes of the network for a sample, about: twice as many under guidance."""
+        return (2 * self.steps - 1 if self.name == "heun" else self.steps) * (1 if self.cfg_scale == 1 else 2)
+
+    @property
     def stochastic(self) -> bool:
         """Whether steps draw noise."""
         return self.name == "ddpm" or self.eta > 0

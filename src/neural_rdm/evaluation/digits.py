@@ -43,6 +43,11 @@ class DigitsReport(Report):
         """The classes [10 * per_class] to draw samples of, sorted."""
         return torch.arange(10).repeat_interleave(self.per_class)
 
+    @property
+    def drawn(self) -> int:
+        """One for each of `labels`."""
+        return len(self.labels)
+
     def condition(self, text: TextEncoder | None) -> dict[str, Tensor]:
         """What the network is shown for each of the samples, see `diffusion.guidance.Condition`."""
         return {"y": self.labels}

@@ -144,6 +144,11 @@ class FeatureReport(Report):
         self._held: list[Held] = []
         self._pairs: tuple[CLIP, CLIPScore] | None = None
 
+    @property
+    def drawn(self) -> int:
+        """`count`."""
+        return self.count
+
     def with_count(self, count: int) -> FeatureReport:
         """The same report on `count` samples; network and statistics are read only once."""
         self.evaluations()

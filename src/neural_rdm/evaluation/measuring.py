@@ -109,6 +109,11 @@ class Report:
         """
         raise NotImplementedError
 
+    @property
+    def drawn(self) -> int:
+        """How many samples it draws of a network."""
+        raise NotImplementedError
+
     def with_count(self, count: int) -> Report:
         """The same report on about so many samples, for an evaluation while training."""
         raise NotImplementedError

@@ -11,13 +11,14 @@ from typing import Any
 from neural_rdm.core.errors import DataError
 from neural_rdm.core.files import write_text
 from neural_rdm.reports.figures import (
+    MAX_NAMED_UNITS,
     canvas,
     label_ends,
     log_if_wide,
     name_units,
+    ramp,
     read_csv,
     save,
-    stage_colours,
     tidy,
     titled,
 )
@@ -63,7 +64,7 @@ def plot_depth(depth_csv: str | Path, left_out_csv: str | Path, png_path: str | 
     figure = canvas(wide=max(6.4, min(12.0, 3.5 + 0.28 * len(names))), tall=7.6)
     above, below = (tidy(axes) for axes in figure.subplots(2, 1, sharex=True))
     for axes, lines, shift in ((above, kept, 0), (below, alone, 1)):
-        for colour, t in zip(stage_colours(len(lines)), sorted(lines), strict=True):
+        for colour, t in zip(ramp(len(lines)), sorted(lines), strict=True):
             places, values = zip(*sorted(lines[t].items()), strict=True)
             axes.plot([p + shift for p in places], values, color=colour, marker="o", markersize=3, label=f"t {t:g}")
     log_if_wide(above, [v for line in kept.values() for v in line.values()], decades=1)
@@ -71,7 +72,7 @@ def plot_depth(depth_csv: str | Path, left_out_csv: str | Path, png_path: str | 
     facts = Path(depth_csv).with_name("depth.json")
     run = json.loads(facts.read_text(encoding="utf-8")).get("run", "") if facts.is_file() else ""
     above.set_title(titled("If the network stopped behind a unit", Path(run, "depth.csv")), fontsize=10)
-    coloured = zip(sorted(kept.items()), stage_colours(len(kept)), strict=True)
+    coloured = zip(sorted(kept.items()), ramp(len(kept)), strict=True)
     label_ends(above, {f"t {t:g}": (line[max(line)], colour) for (t, line), colour in coloured})
     sizes = sorted(abs(v) for line in alone.values() for v in line.values() if v)
     below.axhline(0, color="grey", linewidth=0.8)
@@ -81,7 +82,8 @@ def plot_depth(depth_csv: str | Path, left_out_csv: str | Path, png_path: str | 
         below.set_ylim(bottom=0)
     below.set(ylabel="error added")
     below.set_title("If one unit alone is left out", fontsize=10)
-    name_units(below, names)
+    name_units(below, {0: "none", **names} if len(names) < MAX_NAMED_UNITS else names)
+    below.set_xlim(right=max(names) + 0.1)  # where the names of the lines begin
     return save(figure, png_path)
 
 

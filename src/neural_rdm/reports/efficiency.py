@@ -29,7 +29,7 @@ from pathlib import Path
 from neural_rdm.core.errors import DataError
 from neural_rdm.core.files import write_text
 from neural_rdm.core.records import read_rows
-from neural_rdm.reports.figures import canvas, log_if_wide, number, save, tidy
+from neural_rdm.reports.figures import canvas, log_if_wide, look, number, save, tidy, titled
 from neural_rdm.reports.runs import node, progress, read_mapping
 from neural_rdm.reports.tables import Row, compare_runs, markdown_table, with_protocols
 
@@ -225,15 +225,16 @@ def plot_evaluations(run: str | Path, path: str | Path) -> Path | None:
         axes = tidy(figure.add_subplot(1, len(names), place))
         told = [c for c in ("sampler", "sampler_steps", "reference", "precision") if len({r.get(c) for r in rows}) > 1]
         kinds = [(row["weights"], row["cfg_scale"], row["count"], *(row.get(c) or "" for c in told)) for row in rows]
-        for kind in dict.fromkeys(kinds):
+        for index, kind in enumerate(dict.fromkeys(kinds)):
             chosen = [row for row, own in zip(rows, kinds, strict=True) if own == kind]
             points = {number(row.get("images")): number(row[name]) for row in chosen}
             label = ", ".join([kind[0], f"cfg_scale {number(kind[1]):g}", f"{kind[2]} samples", *kind[3:]])
-            axes.plot(*zip(*points.items(), strict=True), marker="o", markersize=3.5, linewidth=1.6, label=label)
+            axes.plot(*zip(*points.items(), strict=True), **look(index), markersize=3.5, linewidth=1.6, label=label)
         log_if_wide(axes, [number(row[name]) for row in rows], decades=1)
         axes.set_xlabel("training images")
         axes.set_title(name, fontsize=9)
         axes.legend(fontsize=8)
+    figure.suptitle(titled("The metric while training", Path(run) / FILE), fontsize=10)
     return save(figure, path)
 
 

@@ -161,11 +161,11 @@ def name_units(axes: Axes, names: Mapping[int, str]) -> None:
         axes.set_xlabel("unit index, in the order in which they run")
 
 
-def stage_colours(count: int) -> list[Any]:
-    """Dark to light over training; the palest end of the map is left out, it would vanish on white."""
+def ramp(count: int, name: str = "viridis") -> list[Any]:
+    """Dark to light in so many steps; the palest end of the map is left out, it would vanish on white."""
     from matplotlib import colormaps
 
-    return [colormaps["viridis"](0.88 * index / max(1, count - 1)) for index in range(count)]
+    return [colormaps[name](0.88 * index / max(1, count - 1)) for index in range(count)]
 
 
 def stage_colourbar(

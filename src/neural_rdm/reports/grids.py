@@ -50,7 +50,8 @@ def save_grid(
         fps: frames a second of a GIF.
         column_labels: text above each column, short enough for the width of a tile.
         real: real samples of the same shape, equally many for each row, one after the other: a block of their own at
-            the right, with "real" above each column. All rows are full then. For the frames of clips one a clip.
+            the right, with "real" above each column. All rows are full then. For the frames of clips one a clip; where
+            these have no labels, the real ones, any number of them, are rows below, and each row says what it is.
 
     Raises:
         ConfigError: another suffix, shape, or number of labels or real samples; columns, scale or fps below 1.
@@ -68,9 +69,13 @@ def save_grid(
     scale = scale or max(1, -(-MIN_TILE // min(clips.shape[2:4])))
     labels = [" ".join(label.split()) for label in row_labels] if row_labels is not None else None
     rows, playing = -(-len(clips) // columns), columns
+    named = labels  # of what is drawn
     if strips:
         if labels is not None and len(labels) == rows:
-            labels = [labels[clip // columns] for clip in range(len(clips))]
+            named = labels = [labels[clip // columns] for clip in range(len(clips))]
+        elif labels is None and real is not None:
+            labels = ["drawn"] * len(clips) + ["real"] * len(beside)
+            clips, beside, real = together, together[:0], None
         most = WIDEST // (clips.shape[3] * scale) // (1 if real is None else 2)
         frames = spread(range(clips.shape[1]), max(4, most))
         column_labels, clips = [str(frame) for frame in frames], clips[:, frames]
@@ -85,8 +90,8 @@ def save_grid(
             raise ConfigError(f"{path.name}: {len(x)} samples and {len(real)} real ones do not fill {rows} rows.")
         parts = [part.reshape(rows, -1, *part.shape[1:]) for part in (clips, beside)]
         clips, columns = np.concatenate(parts, axis=1).reshape(-1, *clips.shape[1:]), sum(p.shape[1] for p in parts)
-        named = [f"real {head}" for head in heads] if strips else ["real"] * (columns - drawn)
-        heads = [*(heads or [""] * drawn), *named]
+        above = [f"real {head}" for head in heads] if strips else ["real"] * (columns - drawn)
+        heads = [*(heads or [""] * drawn), *above]
     left, top = _corner(labels, title, clips.shape[2] * scale, bool(heads))
     pages = [
         _page(clips[:, frame], columns, drawn, labels, title, scale, left, top, heads)
@@ -97,9 +102,9 @@ def save_grid(
     if path.suffix == ".png":
         size = [clips.shape[2] * scale, clips.shape[3] * scale]
         said = PngImagePlugin.PngInfo()
-        tiles = {"left": left, "top": top, "size": size, "labels": labels, "frames": strips, "columns": drawn}
+        tiles = {"size": size, "labels": named, "frames": strips, "png": [left, top, drawn, len(x) if strips else rows]}
         if strips:  # the GIF beside it has no numbers of frames
-            tiles["gif"] = [_corner(labels, title, size[0], real is not None)[1], playing]
+            tiles["gif"] = [*_corner(named, title, size[0], len(together) > len(x)), playing, None]
         said.add_text(KEY, json.dumps(tiles))
         write_atomically(path, lambda file: pages[0].save(file, format="PNG", pnginfo=said))
     else:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from neural_rdm.reports.figures import canvas, log_if_wide, save, tidy
+from neural_rdm.reports.figures import canvas, log_if_wide, look, save, tidy, titled
 from neural_rdm.reports.runs import GENERATED
 from neural_rdm.reports.tables import Row, write_metrics
 
@@ -60,13 +60,14 @@ def plot_guidance(rows: Sequence[Row], path: str | Path) -> Path:
     figure = canvas(4.2 * columns, 3.4 * max(1, -(-len(names) // columns)))
     for place, name in enumerate(names, start=1):
         axes = tidy(figure.add_subplot(-(-len(names) // columns), columns, place))
-        for weights in dict.fromkeys(str(row["weights"]) for row in rows):
+        for index, weights in enumerate(dict.fromkeys(str(row["weights"]) for row in rows)):
             line = sorted((float(r["cfg_scale"]), float(r[name])) for r in rows if r["weights"] == weights)
-            axes.plot(*zip(*line, strict=True), marker="o", markersize=3.5, linewidth=1.6, label=weights)
+            axes.plot(*zip(*line, strict=True), **look(index), markersize=3.5, linewidth=1.6, label=weights)
         axes.margins(y=0.1)
         log_if_wide(axes, [float(row[name]) for row in rows], decades=2, zero=False)  # settings differ by little
         axes.set_xlabel("cfg_scale")
         axes.set_title(name, fontsize=9)
         if place == 1:
             axes.legend(title="weights", fontsize=8)
+    figure.suptitle(titled("Over the guidance scale", path), fontsize=10)
     return save(figure, path)

@@ -10,12 +10,13 @@ from typing import Any
 
 from neural_rdm.core.errors import DataError
 from neural_rdm.core.files import write_text
-from neural_rdm.reports.figures import MAX_NAMED_UNITS, canvas, number, read_csv, save, short_name
+from neural_rdm.reports.figures import MAX_NAMED_UNITS, canvas, number, read_csv, save, short_name, titled
 from neural_rdm.reports.tables import csv_text
 
 MOST_PANELS = 3
 #: what stands for the first source and the last reader, which are no units
 INPUT, OUTPUT = "input", "output"
+TITLE = "How much of what a unit wrote\nreaches what a later one reads"
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,11 @@ def write_mixing(path: Path, names: Sequence[str], matrices: Mapping[float, Any]
     return path
 
 
-def plot_mixing(csv_path: str | Path, png_path: str | Path) -> Path:
+def plot_mixing(csv_path: str | Path, png_path: str | Path, run: str | Path | None = None) -> Path:
     """Draw C as a heat map, white at 0; up to three times side by side where they differ, else one.
+
+    Args:
+        run: the folder of the run that the title names.
 
     Raises:
         DataError: the file is missing or holds no numbers.
@@ -64,10 +68,12 @@ def plot_mixing(csv_path: str | Path, png_path: str | Path) -> Path:
         title: Mixing(readers[:-1], [[weights.get((r, s), math.nan) for s in sources] for r in readers])
         for title, weights in shown.items()
     }
-    return plot_matrices(found, png_path)
+    return plot_matrices(found, png_path, title=titled(TITLE, Path(run or Path(csv_path).parent, "mixing.csv")))
 
 
-def plot_matrices(matrices: Mapping[str, Mixing], png_path: str | Path, columns: int = MOST_PANELS) -> Path:
+def plot_matrices(
+    matrices: Mapping[str, Mixing], png_path: str | Path, columns: int = MOST_PANELS, title: str = TITLE
+) -> Path:
     """Draw matrices side by side as heat maps with one scale of colours, white at 0.
 
     Args:
@@ -80,10 +86,11 @@ def plot_matrices(matrices: Mapping[str, Mixing], png_path: str | Path, columns:
     weights = [abs(w) for m in matrices.values() for row in m.matrix for w in row if math.isfinite(w)]
     most = max(weights, default=0.0) or 1.0
     panels = figure.subplots(tall, wide, squeeze=False)
-    for axes, (title, mixing) in zip(panels.ravel(), matrices.items(), strict=False):
+    for axes, (name, mixing) in zip(panels.ravel(), matrices.items(), strict=False):
         readers, sources = [*mixing.names, OUTPUT], [INPUT, *mixing.names]
         image = axes.imshow(mixing.matrix, cmap="RdBu_r", vmin=-most, vmax=most, interpolation="nearest")
-        axes.set(title=title, xlabel="written by")
+        axes.set(xlabel="written by")
+        axes.set_title(name, fontsize=9)
         axes.spines[:].set_visible(False)
         every = math.ceil(len(readers) / MAX_NAMED_UNITS)
         places = range(0, len(readers), every)
@@ -93,7 +100,7 @@ def plot_matrices(matrices: Mapping[str, Mixing], png_path: str | Path, columns:
         axes.set_axis_off()
     for row in panels:
         row[0].set_ylabel("read by")
-    figure.suptitle("How much of what a unit wrote reaches what a later one reads")
+    figure.suptitle(title, fontsize=10)
     figure.colorbar(image, ax=panels.ravel().tolist(), pad=0.02, shrink=0.8, label="weight")
     return save(figure, png_path)
 

@@ -19,10 +19,10 @@ from neural_rdm.reports.figures import (
     name_units,
     new_figure,
     number,
+    ramp,
     read_csv,
     save,
     stage_colourbar,
-    stage_colours,
     tidy,
     titled,
 )
@@ -56,7 +56,7 @@ def plot_sensitivity(csv_path: str | Path, png_path: str | Path) -> Path:
     table = np.array([[records[step].get(unit, math.nan) for unit in units] for step in sorted(records)])
     figure = canvas(max(6.4, min(11.0, 3.5 + 0.32 * len(names))), 7.6)
     above, below = (tidy(axes) for axes in figure.subplots(2, 1, sharex=True))
-    colours = stage_colours(len(groups))
+    colours = ramp(len(groups))
     with np.errstate(divide="ignore", invalid="ignore"):
         by_last = np.where(table[:, -1:] > 0, table / table[:, -1:], math.nan)
     for axes, values in ((above, table), (below, by_last)):
@@ -77,7 +77,7 @@ def plot_sensitivity(csv_path: str | Path, png_path: str | Path) -> Path:
     below.set_ylabel(r"$\|s_i\| \,/\, \|s_{last}\|$")
     count = max(map(len, groups))
     said = f"mean of up to {count} batches, band: one standard deviation over them" if count > 1 else "one batch a line"
-    above.set_title(titled(f"Sensitivity over depth ({said})", csv_path), fontsize=10)
+    figure.suptitle(titled(f"Sensitivity over depth ({said})", csv_path), fontsize=10)
     return save(figure, png_path)
 
 

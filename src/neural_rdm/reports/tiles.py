@@ -50,10 +50,9 @@ def read_tiles(path: str | Path, gif: bool = False) -> Tiles:
             pages = np.asarray(file.convert("RGB"))[None]
         if gif:
             pages = read_gif(Path(path).with_suffix(".gif"))
-        left, labels = int(said["left"]), said["labels"]
-        top, columns = map(int, said["gif"] if gif else (said["top"], said["columns"]))
-        height, width = (int(side) for side in said["size"])
-        rows = (pages.shape[1] - top - MARGIN + GAP) // (height + GAP)
+        labels, (height, width) = said["labels"], map(int, said["size"])
+        left, top, columns, rows = (place and int(place) for place in said["gif" if gif else "png"])
+        rows = rows or (pages.shape[1] - top - MARGIN + GAP) // (height + GAP)
         cut = [
             [pages[:, y : y + height, x : x + width] for x in range(left, left + columns * (width + GAP), width + GAP)]
             for y in range(top, top + rows * (height + GAP), height + GAP)

@@ -18,12 +18,12 @@ from neural_rdm.reports.figures import (
     log_if_wide,
     name_units,
     number,
+    ramp,
     read_csv,
     save,
     short_name,
     spread,
     stage_colourbar,
-    stage_colours,
     tidy,
     titled,
 )
@@ -71,7 +71,7 @@ def plot_gates(sensitivity_csv: str | Path, png: str | Path) -> Path:
     steps = spread(sorted(means.keys() | norms.keys()), MAX_STAGES)
     if not steps:
         raise DataError(f"{sensitivity_csv} records no gates; a rule without alpha and beta (resnet) has none to plot.")
-    colours, units = stage_colours(len(steps)), sorted(names)
+    colours, units = ramp(len(steps)), sorted(names)
     shown = [gate for gate in (means, norms) if gate]
     figure = canvas(max(6.4, min(11.0, 3.5 + 0.32 * len(units))), 2.0 + 2.8 * len(shown))
     panels = [tidy(axes) for axes in figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]]
@@ -92,7 +92,7 @@ def plot_gates(sensitivity_csv: str | Path, png: str | Path) -> Path:
     name_units(panels[-1], names)
     stage_colourbar(figure, panels, steps, colours)
     band = " (band: standard deviation over the channels at the last step)" if means else ""
-    panels[0].set_title(titled(f"Gates over depth{band}", sensitivity_csv), fontsize=10)
+    figure.suptitle(titled(f"Gates over depth{band}", sensitivity_csv), fontsize=10)
     return save(figure, png)
 
 
@@ -184,7 +184,7 @@ def plot_units(units_csv: str | Path, png: str | Path, step: int | None = None) 
         raise DataError(f"{units_csv} holds no step {step}; among the recorded ones are {recorded}.")
     record, units = records[step], sorted(names)
     bins = sorted({bin for of_unit in record.values() for bin in of_unit})
-    colours = _bin_colours(len(bins))
+    colours = ramp(len(bins), "plasma")  # another map than that of the steps: timesteps are no stages
     figure = canvas(max(7.2, min(12.0, 4.0 + 0.2 * len(units))), 1.6 + 1.9 * len(QUANTITIES))
     panels = figure.subplots(len(QUANTITIES), 1, sharex=True)
     for axes, (quantity, (label, neutral)) in zip(panels, QUANTITIES.items(), strict=True):
@@ -196,11 +196,11 @@ def plot_units(units_csv: str | Path, png: str | Path, step: int | None = None) 
             marker = "o" if len(units) <= 48 else ""
             axes.plot(units, line, color=colour, marker=marker, markersize=3, linewidth=1.4, label=bin_label(bin))
         if not shown:
-            axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", va="center", color="0.4")
+            axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", va="center", color="0.5")
             axes.set_yticks([])
             continue
         if neutral is not None:
-            axes.axhline(neutral, color="0.35", linestyle=":", linewidth=1.0, zorder=1)
+            axes.axhline(neutral, color="0.5", linestyle=":", linewidth=1.0, zorder=1)
         _scale(axes, shown, neutral)
     name_units(panels[-1], names)
     handles, labels = panels[0].get_legend_handles_labels()
@@ -304,13 +304,6 @@ def _over(values: Mapping[int, float], units: Sequence[int]) -> NDArray[np.float
     """The values in the order of the units; NaN, where a line breaks, for one that is missing or not finite."""
     found = np.array([values.get(unit, math.nan) for unit in units], dtype=np.float64)
     return np.where(np.isfinite(found), found, math.nan)
-
-
-def _bin_colours(count: int) -> list[Any]:
-    """Another map than that of the steps, so that nobody takes timesteps for stages; without its palest end."""
-    from matplotlib import colormaps
-
-    return [colormaps["plasma"](0.86 * index / max(1, count - 1)) for index in range(count)]
 
 
 def _scale(axes: Axes, values: Sequence[float], neutral: float | None) -> None:

@@ -27,6 +27,7 @@ from neural_rdm.data.encoded.latents import Clip, Latents, stored_tokens
 from neural_rdm.evaluation.measuring import Report
 from neural_rdm.residual import Residual
 from neural_rdm.runs import loggers
+from neural_rdm.runs.finish import drawn_at_end
 from neural_rdm.surgery.controls import controlled
 from neural_rdm.surgery.official import load_official
 from neural_rdm.training.callbacks.checkpoints import Checkpoints, StreamedCheckpointIO, sick
@@ -45,6 +46,8 @@ from neural_rdm.training.optim import freeze
 STORAGE = ("source", "latents")
 
 
+#: forward passes that an optimizer step is worth for each of its samples: going back takes two
+PASSES = 3
 #: whose functions are nodes too
 STRATEGIES = "neural_rdm.training.parallel"
 
@@ -231,7 +234,7 @@ def trainer(cfg: DictConfig, folder: Path, report: Report | None = None) -> pl.T
     metrics = Metrics(cfg.log_every_n_steps)
     always = [
         metrics,
-        StepBar(metrics),
+        StepBar(metrics, drawn_at_end(chosen, report) * sampler.passes / (PASSES * cfg.data.batch_size)),
         FiniteSteps(cfg.log_every_n_steps, cfg.optimizer.get("skip_nonfinite", 0)),
         StopOnSignal(),
         Pages(),

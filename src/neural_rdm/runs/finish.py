@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import lightning.pytorch as pl
 
@@ -22,9 +21,6 @@ from neural_rdm.training.callbacks.sensitivity import SensitivityLog
 from neural_rdm.training.drawing import subject_of
 from neural_rdm.training.held import callbacks_of
 from neural_rdm.training.module import NeuralRDM
-
-if TYPE_CHECKING:
-    pass
 
 
 def finish(
@@ -59,6 +55,12 @@ def finish(
     paths += [bad] if (bad := folder / BAD_SAMPLES).is_file() else []
     paths += attempt(lambda: plot_evaluations(folder, folder / "report" / "evaluations.png"))
     return numbers, paths
+
+
+def drawn_at_end(callbacks: list[pl.Callback], report: Report | None) -> int:
+    """How many samples `finish` draws to measure them; it is by far the most of its work."""
+    few = [callback.count for callback in callbacks if isinstance(callback, FewSamples)]
+    return 0 if report is None else min([report.drawn, *few])
 
 
 def _why_no_samples(grids: list[SampleGrid], steps: int, folder: Path) -> str:

@@ -61,7 +61,8 @@ def read_config(folder: Path) -> DictConfig:
         )
     if not path.is_file():
         below = find_runs(folder)
-        hint = f" There are runs in it: run={below[-1]} is the last one." if below else ""
+        newest_of = max(below, key=lambda run: run.name, default=None)
+        hint = f" There are runs in it: run={newest_of} is the last one." if below else ""
         raise CheckpointError(f"run={folder}: not a run folder, it holds no config.yaml.{hint}")
     try:
         config = OmegaConf.load(path)

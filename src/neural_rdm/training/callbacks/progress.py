@@ -16,19 +16,20 @@ class StepBar(StepCallback):
 
     Args:
         metrics: the callback whose last row is shown.
+        after: what the report after training takes, in optimizer steps.
     """
 
     order = Order.WATCH
 
-    def __init__(self, metrics: Metrics) -> None:
-        self.metrics = metrics
+    def __init__(self, metrics: Metrics, after: float = 0.0) -> None:
+        self.metrics, self.after = metrics, after
         self._open = ExitStack()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Open the bar at the step that the run starts from, on the first rank."""
         super().on_train_start(trainer, pl_module)
         if trainer.is_global_zero:
-            bar = progress_bar("training", trainer.max_steps, before=trainer.global_step)
+            bar = progress_bar("training", trainer.max_steps, before=trainer.global_step, after=self.after)
             self._advance = self._open.enter_context(bar)
 
     def on_step_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -70,7 +70,7 @@ class SampleGrid(StepCallback):
             if clips:
                 save_grid(pixels, path.with_suffix(".gif"), real=beside, **more)
                 pixels = pixels[:: self.per_class]  # the frames of a clip are a row of their own: one clip of each
-                beside = None if beside is None else beside[::each]
+                beside = None if beside is None else beside[::each][: MOST_REAL if names is None else None]
                 more["columns"] = 1 if beside is None else self.per_class
             save_grid(pixels, path, real=beside, **more)
         return [path.with_suffix(".gif"), path] if clips else [path]
