@@ -1,4 +1,8 @@
-"""`python -m benchmarks [NAME ...]`: run benchmarks (all by default) and write `benchmarks/results/NAME.json`."""
+"""`python -m benchmarks [NAME ...]`: run benchmarks (all by default) and write `benchmarks/results/NAME.json`.
+
+`python -m benchmarks peer=PATH` races an official repository that is checked out there against ours instead (see
+`benchmarks.peers`), and writes `benchmarks/results/peer_REPOSITORY.json`.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +29,14 @@ from benchmarks import (
     local_jvp,
     metric_response,
     objectives,
+    peers,
     residual,
     rules,
     step,
     supervision,
     unet,
 )
-from neural_rdm.core.errors import DataError
+from neural_rdm.core.errors import DataError, UserError
 from neural_rdm.core.files import write_text
 
 BENCHMARKS = {
@@ -71,13 +76,31 @@ def machine() -> dict[str, Any]:
     }
 
 
+def write_peer(parser: argparse.ArgumentParser, path: Path) -> None:
+    """Race a repository and write what was found."""
+    try:
+        result = peers.run(path)
+    except UserError as error:
+        parser.error(str(error))
+    written = RESULTS / f"peer_{result['peer']}.json"
+    write_text(written, json.dumps({"benchmark": "peer", "machine": machine(), **result}, indent=2) + "\n")
+    print(f"wrote {written}")
+
+
 def main() -> None:
     """Run the benchmarks that the command line names, one thread, and print where their results are."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description="Run benchmarks; results become JSON files."
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; all by default")
+    known = f"of {', '.join(BENCHMARKS)}; all by default. Or peer=PATH: the checkout of an official repository to race"
+    parser.add_argument("names", nargs="*", metavar="NAME", help=known)
     typed = parser.parse_args().names
+    if peer := [name.removeprefix("peer=") for name in typed if name.startswith("peer=")]:
+        if len(typed) > 1:
+            parser.error("peer=PATH stands alone: one process imports one official repository")
+        torch.set_num_threads(1)
+        write_peer(parser, Path(peer[0]))
+        return
     names = typed or list(BENCHMARKS)
     if unknown := sorted(set(names) - set(BENCHMARKS)):
         parser.error(f"no such benchmark: {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
