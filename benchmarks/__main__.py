@@ -1,7 +1,7 @@
 """`python -m benchmarks [NAME ...]`: run benchmarks (all by default) and write `benchmarks/results/NAME.json`.
 
 `python -m benchmarks peer=PATH` races an official repository that is checked out there against ours instead (see
-`benchmarks.peers`), and writes `benchmarks/results/peer_REPOSITORY.json`.
+`benchmarks.peers`), and writes `benchmarks/results/peer_REPOSITORY.json`; names behind it choose races.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from benchmarks import (
     local_jvp,
     metric_response,
     objectives,
+    overhead,
     peers,
     residual,
     rules,
@@ -43,6 +44,7 @@ BENCHMARKS = {
     "residual": residual.run,
     "rules": rules.run,
     "step": step.run,
+    "overhead": overhead.run,
     "supervision": supervision.run,
     "local_jvp": local_jvp.run,
     "depth": depth.run,
@@ -76,14 +78,18 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write_peer(parser: argparse.ArgumentParser, path: Path) -> None:
-    """Race a repository and write what was found."""
+def write_peer(parser: argparse.ArgumentParser, path: Path, names: list[str]) -> None:
+    """Race a repository; races of an earlier run that are not run now stay in the file."""
     try:
-        result = peers.run(path)
+        result = peers.run(path, names)
     except UserError as error:
         parser.error(str(error))
     written = RESULTS / f"peer_{result['peer']}.json"
-    write_text(written, json.dumps({"benchmark": "peer", "machine": machine(), **result}, indent=2) + "\n")
+    races = {race["network"]: race | {"machine": machine()} for race in result["races"]}
+    before = json.loads(written.read_text(encoding="utf-8"))["races"] if written.is_file() else []
+    kept = {race["network"]: race for race in before}
+    result["races"] = list((kept | races).values())
+    write_text(written, json.dumps({"benchmark": "peer", **result}, indent=2) + "\n")
     print(f"wrote {written}")
 
 
@@ -95,11 +101,9 @@ def main() -> None:
     known = f"of {', '.join(BENCHMARKS)}; all by default. Or peer=PATH: the checkout of an official repository to race"
     parser.add_argument("names", nargs="*", metavar="NAME", help=known)
     typed = parser.parse_args().names
-    if peer := [name.removeprefix("peer=") for name in typed if name.startswith("peer=")]:
-        if len(typed) > 1:
-            parser.error("peer=PATH stands alone: one process imports one official repository")
+    if peer := next((name for name in typed if name.startswith("peer=")), None):
         torch.set_num_threads(1)
-        write_peer(parser, Path(peer[0]))
+        write_peer(parser, Path(peer.removeprefix("peer=")), [name for name in typed if name != peer])
         return
     names = typed or list(BENCHMARKS)
     if unknown := sorted(set(names) - set(BENCHMARKS)):

@@ -70,7 +70,7 @@ class Peer:
     needs: ClassVar[tuple[str, ...]] = ()
     net: ClassVar[type[Backbone]]
     races: ClassVar[Mapping[str, Race]]
-    sampler: ClassVar[Sampler] = Sampler("ddim", steps=10, cfg_scale=SCALE, channels=3)
+    sampler: ClassVar[Sampler] = Sampler("ddim", steps=4, cfg_scale=SCALE, channels=3)
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -131,7 +131,7 @@ class OfDiT(Peer):
     name, source, marks = "DiT", "github.com/facebookresearch/DiT", ("models.py", "diffusion/gaussian_diffusion.py")
     net = DiT
     races: ClassVar[Mapping[str, Race]] = {
-        "DiT-S/2": Race(DIT_SIZES["S"], DIT_SIZES["S"], 2, {"eager": 0.93, "compiled": 0.90}, samples=2),
+        "DiT-S/2": Race(DIT_SIZES["S"], DIT_SIZES["S"], 2, {"eager": 0.93, "compiled": 0.90}, samples=1),
         "DiT-B/4": Race(DIT_SIZES["B"] | {"patch_size": 4}, DIT_SIZES["B"] | {"patch_size": 4}, 2, {"eager": 0.70}),
     }
 
@@ -174,7 +174,7 @@ class OfLatte(OfDiT):
             *2 * (DIT_SIZES["S"] | {"num_frames": 4, "extras": 2, "num_classes": 101},), 1, {"eager": 0.93}, samples=1
         )
     }
-    sampler = Sampler("ddim", steps=5, cfg_scale=SCALE)  # all channels
+    sampler = Sampler("ddim", steps=2, cfg_scale=SCALE)  # all channels
 
     def __init__(self, root: Path) -> None:
         Peer.__init__(self, root)
@@ -195,10 +195,8 @@ class OfSiT(Peer):
     name, source, marks = "SiT", "github.com/willisma/SiT", ("models.py", "transport/transport.py")
     needs = ("torchdiffeq",)
     net = DiT
-    races: ClassVar[Mapping[str, Race]] = {
-        "SiT-S/2": Race(DIT_SIZES["S"], DIT_SIZES["S"], 2, {"eager": 0.93, "compiled": 0.90}, samples=2)
-    }
-    sampler = Sampler("euler", steps=10, cfg_scale=SCALE, channels=3)
+    races: ClassVar[Mapping[str, Race]] = {"SiT-S/2": Race(DIT_SIZES["S"], DIT_SIZES["S"], 2, samples=1)}
+    sampler = Sampler("euler", steps=5, cfg_scale=SCALE, channels=3)
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -292,7 +290,7 @@ class OfLDM(Peer):
         "attention_resolutions": (8, 4, 2), "num_head_channels": 32, "num_res_blocks": 2,
     }  # fmt: skip
     races: ClassVar[Mapping[str, Race]] = {"LDM-4-like, width 64": Race(sizes, sizes, 2, {"eager": 0.87}, samples=2)}
-    sampler = Sampler("ddim", steps=10, steps_offset=1)
+    sampler = Sampler("ddim", steps=5, steps_offset=1)
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)

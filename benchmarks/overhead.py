@@ -22,11 +22,11 @@ from typing import Any
 
 from neural_rdm.reports.tables import markdown_table
 
-STEPS, WARM = 60, 10
+STEPS, WARM = 30, 10
 COMMAND = (
     "exp=digits_gated", "backbone.hidden_size=384", "backbone.depth=12", "backbone.num_heads=6",
-    "backbone.patch_size=1", "data.batch_size=8", "data.num_workers=0", "callbacks.samples=null",
-    "callbacks.validation=null", "metric=null", "log_every_n_steps=10", "callbacks.sensitivity.every_n_steps=1000",
+    "backbone.patch_size=1", "data.batch_size=8", "data.num_workers=0", "~metric", "log_every_n_steps=10",
+    "callbacks.sensitivity.every_n_steps=1000",
 )  # fmt: skip
 
 

@@ -100,6 +100,7 @@ class LoadedRun:
         Raises:
             ConfigError: the sampler does not fit the network or its process.
         """
+        null = null_condition(self.net, self.text)  # not under autocast: an encoder has a precision of its own
         bf16 = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed")
         try:
             with bf16:
@@ -111,7 +112,7 @@ class LoadedRun:
                     positions,
                     seed,
                     condition,
-                    null_condition(self.net, self.text),
+                    null,
                     batch_size=batch_size,
                     device=self.device,
                     finish=finish,
