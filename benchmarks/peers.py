@@ -180,6 +180,7 @@ def race(peer: Peer, name: str) -> dict[str, Any]:
     if wrong:
         raise DataError(f"{name}: ours is not what {peer.name} computes: {wrong} of its spread")
     if asked.samples:
+        found["sampler"] = f"{peer.sampler.said}, {asked.samples} at a time"
         found["sampling"] = sampling(peer, asked, nets, theirs)
         print(f"{name}, {peer.sampler.said}, {asked.samples} samples:\n\n{markdown_table(found['sampling'])}")
     cases: dict[str, Any] = {"official": Theirs(peer, asked, theirs.train(), x, y)}

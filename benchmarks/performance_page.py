@@ -69,6 +69,7 @@ def samplers() -> str:
     rows = [
         {
             "network": race["network"],
+            "samples": race["sampler"],
             "ours": row["case"].removeprefix("ours, "),
             "official, ms": f"{race['sampling'][0]['total']:.0f}",
             "ours, ms": f"{row['total']:.0f}",

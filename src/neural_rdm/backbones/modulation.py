@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,6 @@ class Table(nn.Module):
 
 
 @contextmanager
-@torch.no_grad()
 def modulated(
     net: nn.Module, times: Sequence[float], condition: Mapping[str, Tensor], rows: int
 ) -> Iterator[Callable[[float], None]]:
@@ -47,11 +47,8 @@ def modulated(
     Yields:
         To be told the time before each forward pass.
     """
-    blocks = (
-        [block for block in net.blocks if isinstance(block.adaLN_modulation[-1], nn.Linear)]
-        if isinstance(net, DiT)
-        else []
-    )
+    blocks: list[Any] = list(net.blocks) if isinstance(net, DiT) else []
+    blocks = [block for block in blocks if isinstance(block.adaLN_modulation[-1], nn.Linear)]
     if not blocks:
         yield lambda time: None
         return
@@ -65,6 +62,7 @@ def modulated(
         e = net.t_embedder(torch.tensor([time], device=device)).expand(rows, -1)
         return net.conditioned(e, condition.get("y"), condition.get("context"))
 
+    @torch.no_grad()
     def tell(time: float) -> None:
         if time not in held:
             ahead = list(dict.fromkeys(times[times.index(time) :]))[:at_once]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -54,6 +54,7 @@ class Finishing:
 
     def _apart(self, batch: Tensor, drawn: torch.cuda.Event | None) -> Tensor:
         assert self.finish is not None
+        on_stream: AbstractContextManager[Any]
         on_stream = nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
         with torch.no_grad(), on_stream:  # both are the thread's own
             if self.stream is not None and drawn is not None:

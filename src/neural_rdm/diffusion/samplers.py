@@ -137,6 +137,11 @@ class Sampler:
 Ahead = Callable[[Sequence[float], Condition, int], AbstractContextManager[Callable[[float], None]]]
 
 
+def _unprepared(times: Sequence[float], condition: Condition, rows: int) -> Any:
+    """Nothing is computed beforehand."""
+    return nullcontext(lambda time: None)
+
+
 def denoise(
     predict: Predict,
     process: DDPM | Flow,
@@ -195,7 +200,7 @@ def sample(
     device: torch.device | str | None = None,
     finish: Callable[[Tensor], Tensor] | None = None,
     progress: bool = False,
-    ahead: Ahead | None = None,
+    ahead: Ahead = _unprepared,
     overlap: bool = False,
 ) -> Tensor:
     """Draw samples; the one numbered p is the same whatever else is drawn with it.
@@ -232,6 +237,7 @@ def sample(
         device = "cpu" if parameter is None else parameter.device
     batches = [slice(start, start + batch_size) for start in range(0, len(numbers), batch_size)]
     times = sampler.scheduler(process).timesteps.tolist()
+    bar: AbstractContextManager[Callable[..., None]]
     bar = progress_bar("sampling", len(batches) * len(times)) if progress else nullcontext(_untold)
     rate = _Rate("clips" if len(shape) == 4 else "images")
     finishing = Finishing(finish, torch.device(device), overlap)
@@ -241,18 +247,14 @@ def sample(
             noise = normal(seed, "sample", part, shape, device)
             generators = _generators(seed, part, device) if sampler.stochastic else None
             predict = guided_model(model, sampler.guidance, shown, null)
-            rows = halves(shown, null) if null and sampler.guidance.cfg_scale != 1 else shown
-            preparing = (
-                nullcontext(None) if ahead is None else ahead(times, rows, len(part) * (2 if rows is not shown else 1))
-            )
+            guided = bool(null) and sampler.guidance.cfg_scale != 1
+            rows = halves(shown, null) if guided and null else shown
 
             def step(share: float = len(part) / len(times)) -> None:
                 advance(note=rate.told(share))
 
-            with preparing as tell:
-                samples = denoise(
-                    predict if tell is None else told(predict, tell), process, sampler, noise, generators, step
-                )
+            with ahead(times, rows, len(part) * (1 + guided)) as tell:
+                samples = denoise(told(predict, tell), process, sampler, noise, generators, step)
             finishing.add(samples)
     return torch.cat(finishing.parts())
 
