@@ -18,6 +18,7 @@ run :=
 runs :=
 seeds :=
 jobs :=
+peer :=
 
 # Which targets take which variables; a variable that every target of a command line would ignore is refused below.
 takes_exp := encode plan train sweep
@@ -25,12 +26,14 @@ takes_run := sample evaluate lens demo convert deepen
 takes_runs := report
 takes_seeds := sweep
 takes_jobs := sweep
+takes_peer := bench
 takes_args := prepare preview encode stats plan train sweep sample evaluate lens demo inspect report deepen convert test test-full bench
 else_exp := a data set is chosen with args="data=NAME", and a run knows its experiment
 else_run := training goes on with make train args="resume=DIR", runs are compared with make report runs=DIR
 else_runs := one run is sampled, evaluated or looked into with run=DIR
 else_seeds := one run has one seed, args="seed=N"
 else_jobs := one job runs at a time
+else_peer := it is the checkout of an official repository that the benchmarks race against
 else_args := this target has no arguments
 
 VENV := .venv
@@ -45,11 +48,11 @@ EXP = $(if $(and $(filter file,$(origin exp)),$(findstring resume=,$(ARGS))),,ex
 # Whether a variable was typed after `make`.
 typed = $(filter command,$(firstword $(origin $1)))
 GOALS := $(or $(MAKECMDGOALS),help)
-$(foreach name,exp run runs seeds jobs args,$(if $(call typed,$(name)),$(if $(filter $(takes_$(name)),$(GOALS)),,\
+$(foreach name,exp run runs seeds jobs peer args,$(if $(call typed,$(name)),$(if $(filter $(takes_$(name)),$(GOALS)),,\
   $(error make $(GOALS) takes no $(name)=: it goes with $(takes_$(name)); $(else_$(name))))))
 # The keys of the configuration are written in small letters, the variables of make and of the environment are not.
 small := a b c d e f g h i j k l m n o p q r s t u v w x y z + ~
-keys := $(filter-out exp run runs seeds jobs args,$(filter $(addsuffix %,$(small)),$(.VARIABLES)))
+keys := $(filter-out exp run runs seeds jobs peer args,$(filter $(addsuffix %,$(small)),$(.VARIABLES)))
 $(foreach name,$(keys),$(if $(call typed,$(name)),\
   $(error make knows no $(name)=: a key of the configuration goes into args="$(name)=$(value $(name))")))
 
@@ -57,7 +60,7 @@ $(foreach name,$(keys),$(if $(call typed,$(name)),\
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ": .*## " } /^[a-z-]+:.*## / { sub(/:.*/, "", $$1); printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
-	@echo 'Variables: exp=EXPERIMENT (digits_gated), args="KEY=VALUE ...", run=DIR, runs=DIR-OR-GLOB, seeds=N, jobs=N,'
+	@echo 'Variables: exp=EXPERIMENT (digits_gated), args="KEY=VALUE ...", run=DIR, runs=DIR-OR-GLOB, seeds=N, jobs=N, peer=DIR,'
 	@echo '  PYTHON=, TORCH='
 
 setup: $(STAMP) ## make .venv/ and install the project into it
@@ -124,8 +127,8 @@ docs: $(STAMP) ## the pages of docs/ as a site in build/site/
 	$(VENV)/bin/mkdocs build --strict --quiet
 	@echo "wrote build/site/index.html"
 
-bench: $(STAMP) ## the benchmarks; results go to benchmarks/results/
-	$(PY) -m benchmarks $(ARGS)
+bench: $(STAMP) ## the benchmarks; results go to benchmarks/results/; peer=DIR races an official repository
+	$(PY) -m benchmarks $(if $(peer),peer='$(value peer)' )$(ARGS)
 
 clean: ## remove caches and build leftovers; outputs/, data/ and .venv/ stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

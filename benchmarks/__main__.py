@@ -1,4 +1,8 @@
-"""`python -m benchmarks [NAME ...]`: run benchmarks (all by default) and write `benchmarks/results/NAME.json`."""
+"""`python -m benchmarks [NAME ...]`: run benchmarks (all by default) and write `benchmarks/results/NAME.json`.
+
+`python -m benchmarks peer=PATH` races an official repository that is checked out there against ours instead (see
+`benchmarks.peers`), and writes `benchmarks/results/peer_REPOSITORY.json`; names behind it choose races.
+"""
 
 from __future__ import annotations
 
@@ -25,19 +29,22 @@ from benchmarks import (
     local_jvp,
     metric_response,
     objectives,
+    overhead,
+    peers,
     residual,
     rules,
     step,
     supervision,
     unet,
 )
-from neural_rdm.core.errors import DataError
+from neural_rdm.core.errors import DataError, UserError
 from neural_rdm.core.files import write_text
 
 BENCHMARKS = {
     "residual": residual.run,
     "rules": rules.run,
     "step": step.run,
+    "overhead": overhead.run,
     "supervision": supervision.run,
     "local_jvp": local_jvp.run,
     "depth": depth.run,
@@ -71,13 +78,33 @@ def machine() -> dict[str, Any]:
     }
 
 
+def write_peer(parser: argparse.ArgumentParser, path: Path, names: list[str]) -> None:
+    """Race a repository; races of an earlier run that are not run now stay in the file."""
+    try:
+        result = peers.run(path, names)
+    except UserError as error:
+        parser.error(str(error))
+    written = RESULTS / f"peer_{result['peer']}.json"
+    races = {race["network"]: race | {"machine": machine()} for race in result["races"]}
+    before = json.loads(written.read_text(encoding="utf-8"))["races"] if written.is_file() else []
+    kept = {race["network"]: race for race in before}
+    result["races"] = list((kept | races).values())
+    write_text(written, json.dumps({"benchmark": "peer", **result}, indent=2) + "\n")
+    print(f"wrote {written}")
+
+
 def main() -> None:
     """Run the benchmarks that the command line names, one thread, and print where their results are."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description="Run benchmarks; results become JSON files."
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; all by default")
+    known = f"of {', '.join(BENCHMARKS)}; all by default. Or peer=PATH: the checkout of an official repository to race"
+    parser.add_argument("names", nargs="*", metavar="NAME", help=known)
     typed = parser.parse_args().names
+    if peer := next((name for name in typed if name.startswith("peer=")), None):
+        torch.set_num_threads(1)
+        write_peer(parser, Path(peer.removeprefix("peer=")), [name for name in typed if name != peer])
+        return
     names = typed or list(BENCHMARKS)
     if unknown := sorted(set(names) - set(BENCHMARKS)):
         parser.error(f"no such benchmark: {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")

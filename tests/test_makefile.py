@@ -87,6 +87,7 @@ def test_command_lines_keep_what_was_typed(args, line):
         (["exp=x"], "help takes no exp="),
         (["train", "seeds=3"], 'train takes no seeds=: .*args="seed=N"'),
         (["report", "jobs=2"], "report takes no jobs="),
+        (["train", "peer=../DiT"], "train takes no peer="),
         (["train", "data.root=my pictures"], 'knows no data.root=: .*args="data.root=my pictures"'),
         (["train", "+a=1"], r"knows no \+a="),
     ],
@@ -108,6 +109,7 @@ def test_checks_run_what_the_project_says():
     assert commands("test")[-1] == '.venv/bin/python -m pytest -n 2 --dist loadfile -m "not full"'
     assert commands("test-full")[-1] == ".venv/bin/python -m pytest -n 2 --dist loadfile"
     assert commands("bench")[-1] == ".venv/bin/python -m benchmarks"
+    assert commands("bench", "peer=../my DiT")[-1] == ".venv/bin/python -m benchmarks peer='../my DiT'"
     assert commands("lint") == [
         ".venv/bin/ruff check src tests benchmarks examples",
         ".venv/bin/ruff format --check src tests benchmarks examples",

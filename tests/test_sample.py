@@ -31,8 +31,9 @@ from neural_rdm.evaluation import features
 from neural_rdm.evaluation.sample_parts import Parts
 from neural_rdm.runs import build
 from neural_rdm.runs import load as runs
+from neural_rdm.runs.choosing import choose_classes
 from neural_rdm.runs.load import find_runs, inherit, load_run, read_config, written
-from neural_rdm.runs.loaded import LoadedRun, choose_classes
+from neural_rdm.runs.loaded import LoadedRun
 from neural_rdm.sample import _grids, _kept, _tell_prompts, sample
 from tests import processes
 

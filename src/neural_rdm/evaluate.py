@@ -97,7 +97,9 @@ def _files(cfg: DictConfig, report: Report, folder: Path) -> list[Path]:
     files = open_samples(path, cfg.num_frames, cfg.frame_interval, cfg.frame_folders)
     line = f"every {cfg.frame_interval}. frame; {line}" if cfg.frame_interval > 1 else line
     sampler = made.get("sampler") or {}
-    facts = {key: made[key] for key in ("weights", "step", "seed", "first_stage", "rounding") if key in made}
+    facts = {
+        key: made[key] for key in ("weights", "step", "seed", "first_stage", "precision", "rounding") if key in made
+    }
     facts |= {"sampler": sampler.get("name"), "sampler_steps": sampler.get("steps")} if sampler else {}
     facts |= {key: sampler[key] for key in ("cfg_scale", "channels", "interval") if key in sampler}
     paths = write_metrics(

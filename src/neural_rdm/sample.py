@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -53,11 +54,11 @@ def sample(cfg: DictConfig, folder: Path) -> int:
     from neural_rdm.evaluation.sample_parts import Parts, balanced, check_kinds, files_of, is_written, same_request
     from neural_rdm.media.images import ROUNDING
     from neural_rdm.runs import build
+    from neural_rdm.runs.choosing import choose_classes, choose_prompts
     from neural_rdm.runs.load import load_run
-    from neural_rdm.runs.loaded import choose_classes, choose_prompts
 
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    run = load_run(Path(cfg.run), cfg.weights, cfg.accelerator, cfg.get("data"))
+    run = load_run(Path(cfg.run), cfg.weights, cfg.accelerator, cfg.get("data")).fast(cfg.compile, cfg.precision)
     sampler: Sampler = build.build(cfg.sampler, "sampler")
     if run.text is None and cfg.prompts is not None:
         raise ConfigError(f"prompts={list(cfg.prompts)}: this network reads no text; leave prompts out")
@@ -117,8 +118,10 @@ def _draw(
 ) -> None:
     """Draw and save the parts `mine`; so many at a time that the tokens of their texts fit into memory."""
     from neural_rdm.conditioning.conditions import condition_of
+    from neural_rdm.core.progress import span
     from neural_rdm.evaluation import features
 
+    begin, what = time.perf_counter(), "clips" if len(run.net.input_shape) == 4 else "images"
     at_once = max(1, features.TEXTS // cfg.batch_size) if run.text is not None else max(1, len(mine))
     rest = iter(mine)
 
@@ -132,6 +135,9 @@ def _draw(
         if run.text is not None:
             run.text.remember(run.data.tokens([str(text) for text in texts]))
         run.draw(sampler, condition_of(texts, run.text), positions, cfg.seed, cfg.batch_size, keep, progress)
+    if progress and mine:
+        drawn, passed = sum(len(parts.positions(number)) for number in mine), time.perf_counter() - begin
+        print(f"drew {drawn} {what} in {span(passed)}: {drawn / passed:.3g} {what}/s", flush=True)
 
 
 def _finish(

@@ -163,7 +163,7 @@ def test_the_official_text_is_added_to_the_condition() -> None:
     expected = torch.nn.functional.silu(
         net.t_embedder(t) + net.text_embedding_projection[1](torch.nn.functional.silu(texts.flatten(1)))
     )
-    torch.testing.assert_close(net._condition(net.t_embedder(t), None, texts), expected)
+    torch.testing.assert_close(net.conditioned(net.t_embedder(t), None, texts), expected)
     with pytest.raises(ValueError, match="without a text"):
         net(x, t)
 

@@ -304,11 +304,15 @@ class DiT(Backbone):
         for parameter in self.final_layer.parameters():  # its norm has none
             nn.init.zeros_(parameter)
 
+    def conditioned(self, e: Tensor, y: Tensor | None, context: Tensor | None) -> Tensor:
+        """SiLU of the timestep's embedding [B, D] plus that of labels [B]: what modulates the blocks."""
+        return nn.functional.silu(e if y is None else e + self.y_embedder(y))
+
     def predict(self, x: Tensor, t: Tensor, y: Tensor | None, context: Tensor | None, mask: Tensor | None) -> Tensor:
         """[B, in_channels, input_size, input_size] -> [B, out_channels, input_size, input_size]."""
         z = self.registers(self.x_embedder(x) + self.pos_embed)
         e = self.t_embedder(t)
-        c = nn.functional.silu(e if y is None else e + self.y_embedder(y))
+        c = self.conditioned(e, y, context)
         modulation, text = self.modulation(c), None if context is None else (context, mask)
         stream, skips = self.stack.open(z), self._skips()
         values: Tensor | None = None

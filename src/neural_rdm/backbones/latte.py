@@ -146,7 +146,7 @@ class Latte(DiT):
             raise ValueError(f"Latte with num_frames={self.num_frames} was called with clips of {frames} frames")
         z = self.registers(self.x_embedder(x.reshape(-1, *x.shape[-3:])) + self.pos_embed)  # [(B frames), N, D]
         e = self.t_embedder(t)
-        c = self._condition(e, y, context)  # [B, D], or [B, 1 + I, D]
+        c = self.conditioned(e, y, context)  # [B, D], or [B, 1 + I, D]
         clip, each = (c, c) if c.ndim == 2 else (c[:, 0], self._each_frame(c, frames).flatten(0, 1))
         modulation, temporal = self.modulation(each), self.modulation(clip)
         text = None if context is None or self.extras == 78 else (context, mask)
@@ -183,7 +183,7 @@ class Latte(DiT):
         patches = self.final_layer(z, repeated(each, len(z) // len(each)))
         return unpatchify(patches, self.patch_size, self.out_channels).reshape(*x.shape[:-3], -1, *x.shape[-2:])
 
-    def _condition(self, e: Tensor, y: Tensor | None, context: Tensor | None) -> Tensor:
+    def conditioned(self, e: Tensor, y: Tensor | None, context: Tensor | None) -> Tensor:
         """SiLU of the timestep's embedding [B, D] plus that of labels [B] or [B, 1 + I] or of a CLIP text."""
         if y is not None:
             label = self.y_embedder(y)

@@ -69,6 +69,8 @@ class Sample(OfRun):
     prompts: list[str] | None
     files: list[str]
     fps: Count
+    precision: Literal["auto", "32-true", "bf16-mixed"]
+    compile: bool
     sampler: Node
 
     def check(self) -> Problem | None:

@@ -65,7 +65,7 @@ def guided_model(
     if guidance.cfg_scale != 1 and not (condition and null):
         missing = "a null condition (train with class_dropout_prob > 0)" if condition else "labels or a text"
         raise ValueError(f"cfg_scale={guidance.cfg_scale} needs {missing}; use cfg_scale=1 for this network")
-    both = {k: torch.cat([v, null[k].to(v).expand_as(v)]) for k, v in condition.items()} if null else {}
+    both = halves(condition, null) if null else {}
 
     def run(x: Tensor, t: Tensor, condition: Condition) -> Tensor:
         return model(x, t.to(x.device, non_blocking=True), **condition).to(x.dtype)
@@ -81,6 +81,11 @@ def guided_model(
         return torch.where(inside.to(x.device).view(-1, *[1] * (x.dim() - 1)), output, cond)
 
     return predict
+
+
+def halves(condition: Condition, null: Condition) -> Condition:
+    """A batch's condition with no condition behind it, as often."""
+    return {k: torch.cat([v, null[k].to(v).expand_as(v)]) for k, v in condition.items()}
 
 
 def _inside(t: Tensor, guidance: Guidance) -> Tensor:

@@ -5,8 +5,9 @@ A sample is a function of the seed and of the number that it bears, not of the b
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +19,8 @@ from neural_rdm.core.arguments import Count, Fraction, NonNegative, checked
 from neural_rdm.core.progress import progress_bar
 from neural_rdm.core.seeding import keys, normal
 from neural_rdm.diffusion import constraints
-from neural_rdm.diffusion.guidance import Condition, Guidance, Predict, guided_model
+from neural_rdm.diffusion.finishing import Finishing
+from neural_rdm.diffusion.guidance import Condition, Guidance, Predict, guided_model, halves
 from neural_rdm.diffusion.process import DDPM, Flow, split_output
 
 SAMPLERS = (*tables.DDPM_SAMPLERS, *tables.FLOW_SAMPLERS)
@@ -135,6 +137,16 @@ class Sampler:
             tables.check_interval(self.interval, times)
 
 
+#: ahead(times of all steps, condition of every row of a batch, rows): open while a batch is drawn, and told the time
+#: before each of its forward passes, so that a network can compute beforehand what it knows then
+Ahead = Callable[[Sequence[float], Condition, int], AbstractContextManager[Callable[[float], None]]]
+
+
+def _unprepared(times: Sequence[float], condition: Condition, rows: int) -> Any:
+    """Nothing is computed beforehand."""
+    return nullcontext(lambda time: None)
+
+
 def denoise(
     predict: Predict,
     process: DDPM | Flow,
@@ -165,13 +177,13 @@ def denoise(
             raise ValueError(f"sampler {sampler.name} draws noise in its steps: give one generator per sample")
         options["generator"] = list(generators)
     x = noise
-    for time in scheduler.timesteps.tolist():
-        output, v = split_output(predict(x, torch.tensor(time).expand(len(x))).to(x.dtype), x.shape[-3])
+    for at in scheduler.timesteps.tolist():
+        output, v = split_output(predict(x, torch.tensor(at).expand(len(x))).to(x.dtype), x.shape[-3])
         if sampler.name == "ddpm":
             # v = 1 is beta of the step, so one scheduler serves networks with and without learn_sigma
             output = torch.cat([output, torch.ones_like(output) if v is None else v], dim=-3)
         # the DDPM scheduler looks for channels on dimension 1, where a clip has its frames; nothing moves in an image
-        step = scheduler.step(output.transpose(1, -3), time, x.transpose(1, -3), **options, return_dict=False)
+        step = scheduler.step(output.transpose(1, -3), at, x.transpose(1, -3), **options, return_dict=False)
         x = step[0].transpose(1, -3)
         if on_step is not None:
             on_step()
@@ -193,6 +205,8 @@ def sample(
     device: torch.device | str | None = None,
     finish: Callable[[Tensor], Tensor] | None = None,
     progress: bool = False,
+    ahead: Ahead = _unprepared,
+    overlap: bool = False,
 ) -> Tensor:
     """Draw samples; the one numbered p is the same whatever else is drawn with it.
 
@@ -206,7 +220,10 @@ def sample(
         batch_size: samples at a time; guidance runs twice as many through the network.
         device: where to draw and step; the module's own device if None.
         finish: applied to each finished batch before it is kept: decode and round to bytes, say, to save memory.
-        progress: show a bar over all the steps of all the batches, with rate and time left, on standard error.
+        progress: show a bar over all the steps of all the batches, with rates and time left, on standard error.
+        ahead: see `Ahead`.
+        overlap: let `finish` run beside the drawing of the next batch, in a thread with a stream of its own; calls
+            still follow one another. For a GPU, whose host would wait for it: threads of a CPU have no cores to spare.
 
     Returns:
         [N, *shape] float32, or whatever `finish` makes of it, in the order of `positions`.
@@ -224,18 +241,27 @@ def sample(
         parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
         device = "cpu" if parameter is None else parameter.device
     batches = [slice(start, start + batch_size) for start in range(0, len(numbers), batch_size)]
-    parts = []
-    evaluations = len(sampler.scheduler(process).timesteps)
-    bar = progress_bar("sampling", len(batches) * evaluations) if progress else nullcontext()
-    with _evaluating(model), bar as advance:
+    times = sampler.scheduler(process).timesteps.tolist()
+    bar: AbstractContextManager[Callable[..., None]]
+    bar = progress_bar("sampling", len(batches) * len(times)) if progress else nullcontext(_untold)
+    rate = _Rate("clips" if len(shape) == 4 else "images")
+    finishing = Finishing(finish, torch.device(device), overlap)
+    with _evaluating(model), bar as advance, finishing:
         for batch in batches:
             part, shown = numbers[batch], {k: v[batch].to(device) for k, v in (condition or {}).items()}
             noise = normal(seed, "sample", part, shape, device)
             generators = _generators(seed, part, device) if sampler.stochastic else None
             predict = guided_model(model, sampler.guidance, shown, null)
-            samples = denoise(predict, process, sampler, noise, generators, advance)
-            parts.append(samples if finish is None else finish(samples))
-    return torch.cat(parts)
+            guided = bool(null) and sampler.guidance.cfg_scale != 1
+            rows = halves(shown, null) if guided and null else shown
+
+            def step(share: float = len(part) / len(times)) -> None:
+                advance(note=rate.told(share))
+
+            with ahead(times, rows, len(part) * (1 + guided)) as tell:
+                samples = denoise(told(predict, tell), process, sampler, noise, generators, step)
+            finishing.add(samples)
+    return torch.cat(finishing.parts())
 
 
 def _generators(seed: int, positions: Sequence[int], device: torch.device | str) -> list[torch.Generator]:
@@ -243,6 +269,32 @@ def _generators(seed: int, positions: Sequence[int], device: torch.device | str)
     return [
         torch.Generator(device).manual_seed(int(key >> 1)) for key in keys(seed, "sample-steps", positions).tolist()
     ]
+
+
+def told(predict: Predict, tell: Callable[[float], None]) -> Predict:
+    """`predict`, and before each call the time of it told."""
+
+    def run(x: Tensor, t: Tensor) -> Tensor:
+        tell(t[0].item())  # on the CPU: the device is not waited for
+        return predict(x, t)
+
+    return run
+
+
+def _untold(count: int = 1, note: str = "") -> None:
+    """Nobody watches."""
+
+
+class _Rate:
+    """Samples a second since the first step, in words."""
+
+    def __init__(self, what: str) -> None:
+        self.what, self.done, self.begin = what, 0.0, time.perf_counter()
+
+    def told(self, share: float) -> str:
+        """So much more of a batch is done, counted in samples."""
+        self.done += share
+        return f"{self.done / (time.perf_counter() - self.begin):.3g} {self.what}/s"
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import dataclasses
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,11 +14,12 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from neural_rdm.backbones.contract import Backbone, has_units
+from neural_rdm.backbones.contract import Backbone, blocks_of, has_units
+from neural_rdm.backbones.modulation import modulated
 from neural_rdm.conditioning.conditions import condition_of, null_condition
 from neural_rdm.config.primary import Seed
 from neural_rdm.core.arguments import Count, nearest, problem
-from neural_rdm.core.errors import ConfigError, DataError
+from neural_rdm.core.errors import ConfigError
 from neural_rdm.data.base import Batch, DataModule
 from neural_rdm.diffusion.process import DDPM, Flow
 from neural_rdm.diffusion.samplers import Sampler, sample
@@ -25,14 +27,13 @@ from neural_rdm.dynamics.probe import Sensitivity, probe, sensitivities
 from neural_rdm.evaluation.measuring import Report, Subject, Use
 from neural_rdm.evaluation.sample_parts import balanced
 from neural_rdm.runs import build
+from neural_rdm.runs.choosing import choose_classes, choose_prompts
 from neural_rdm.runs.shared import share
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
     from neural_rdm.conditioning.text import TextEncoder
-
-SHOWN = 10  # classes or prompts, where nobody says how many
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class LoadedRun:
         decode: latents [B, C, H, W] -> pixels, or None where the network works on the data as they are.
         first_stage: its words in a protocol line.
         device: where samples are drawn.
+        precision: of the network's products while it draws: "32-true" or "bf16-mixed".
     """
 
     folder: Path
@@ -71,6 +73,7 @@ class LoadedRun:
     decode: Callable[[Tensor], Tensor] | None
     first_stage: str
     device: torch.device
+    precision: str = "32-true"
 
     @property
     def pixels(self) -> bool:
@@ -97,21 +100,26 @@ class LoadedRun:
         Raises:
             ConfigError: the sampler does not fit the network or its process.
         """
+        null = null_condition(self.net, self.text)  # not under autocast: an encoder has a precision of its own
+        bf16 = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16-mixed")
         try:
-            return sample(
-                self.net,
-                self.process,
-                sampler,
-                self.net.input_shape,
-                positions,
-                seed,
-                condition,
-                null_condition(self.net, self.text),
-                batch_size=batch_size,
-                device=self.device,
-                finish=finish,
-                progress=progress,
-            )
+            with bf16:
+                return sample(
+                    self.net,
+                    self.process,
+                    sampler,
+                    self.net.input_shape,
+                    positions,
+                    seed,
+                    condition,
+                    null,
+                    batch_size=batch_size,
+                    device=self.device,
+                    finish=finish,
+                    progress=progress,
+                    ahead=partial(modulated, self.net),
+                    overlap=self.device.type == "cuda",
+                )
         except ValueError as error:
             raise ConfigError(f"these samples cannot be drawn: {error}") from error
 
@@ -143,7 +151,24 @@ class LoadedRun:
             decode=self.decode,
             device=self.device,
             first_stage=self.first_stage,
+            precision=self.precision,
         )
+
+    def fast(self, compile_blocks: bool, precision: str = "auto") -> LoadedRun:
+        """This run, drawing as fast as it can.
+
+        Args:
+            compile_blocks: compile every block of the network, which takes a minute or two: for many samples.
+            precision: "32-true", "bf16-mixed", or "auto": bf16 on a GPU.
+
+        Raises:
+            ConfigError: a network without blocks cannot be compiled.
+        """
+        if compile_blocks:
+            for block in blocks_of(self.net, "compiled (compile=true)"):
+                block.compile()
+        auto = "bf16-mixed" if self.device.type == "cuda" else "32-true"
+        return replace(self, precision=auto if precision == "auto" else precision)
 
     def facts(self, sampler: Sampler, **more: Any) -> dict[str, Any]:
         """What a JSON file beside samples or numbers says of their origin."""
@@ -153,6 +178,7 @@ class LoadedRun:
             "step": self.step,
             "weights": self.weights,
             "first_stage": self.first_stage,
+            "precision": self.precision,
         }
         return {**origin, "sampler": dataclasses.asdict(sampler), **more}
 
@@ -306,45 +332,3 @@ class LoadedRun:
         except TypeError as error:
             raise ConfigError(f"classes={classes!r}: give a list of whole numbers") from error
         return choose_classes(self.net.num_classes, asked, count or self.net.num_classes)
-
-
-def choose_classes(num_classes: int, asked: Sequence[int] | None, count: int | None = None) -> list[int] | None:
-    """The classes to draw, in the order asked for; None for an unconditional network.
-
-    By default all of them share the `count`; without one it is the first ten.
-
-    Raises:
-        ConfigError: a class that the network does not have, or an empty list.
-    """
-    if num_classes <= 0:
-        if asked is not None:
-            raise ConfigError(f"classes={list(asked)}: this network is unconditional; leave classes out")
-        return None
-    if asked is None:
-        return list(range(num_classes if count else min(num_classes, SHOWN)))
-    if not asked:
-        raise ConfigError("classes=[]: nothing to draw; give some, such as classes=[0]")
-    if not all(0 <= c < num_classes for c in asked):
-        raise ConfigError(
-            f"classes={list(asked)}: this network has {num_classes} classes; give some of 0 ... {num_classes - 1}, "
-            "such as classes=[0]"
-        )
-    return list(asked)
-
-
-def choose_prompts(data: DataModule, asked: Sequence[str] | None, count: int | None = None) -> list[str]:
-    """The texts to draw, in the order asked for; by default the data set's own, `count` of them or else ten.
-
-    Raises:
-        UserError: an empty list, or no data set at hand to take them from.
-    """
-    if asked is not None and not asked:
-        raise ConfigError("prompts=[]: give at least one, such as prompts=['a red kite']")
-    if asked is None:
-        try:
-            asked = data.prompts(count or SHOWN)
-        except DataError as error:
-            raise ConfigError(f"pass prompts=['...']: this run's own cannot be read ({error})") from error
-    if not asked:
-        raise ConfigError("pass prompts=['...']: the data of this run have none of their own")
-    return [str(prompt) for prompt in asked]

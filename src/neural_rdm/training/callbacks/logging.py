@@ -169,6 +169,7 @@ class Throughput(pl.Callback):
         self._flops: int | None = None
         self._peak: float | None = None
         self._rows: list[dict[str, Any]] = []
+        self.said = ""  # the last row, for the bar
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Count, while the network is whole: blocks that are sharded gather their weights wherever they run; and say so
@@ -250,6 +251,7 @@ class Throughput(pl.Callback):
             values = (trainer.global_step, rate, seconds, memory, tflops, mfu, self._waited / passed)
             self._rows.append(dict(zip(self.columns, values, strict=True)))
             self._records.append(self._rows[-1:])
+            self.said = f"{_said(rate, tflops, mfu, memory)}, {values[-1]:.0%} waiting"
             self._mark(trainer)
         self._ended = time.perf_counter()
 
@@ -263,11 +265,19 @@ class Throughput(pl.Callback):
             values = [row[name] for row in rows if row[name] is not None]
             return statistics.median(values) if values else None
 
-        parts = [f"{median('samples_per_second'):,.3g} samples/s"]
-        if (tflops := median("tflops")) is not None:
-            parts.append(f"{tflops:.3g} TFLOP/s a device")
-        if (mfu := median("mfu")) is not None:
-            parts.append(f"{mfu:.0%} of what it can do")
-        if memory := rows[-1]["peak_memory_gib"]:
-            parts.append(f"{memory:.1f} GiB at most")
-        print(f"throughput: {', '.join(parts)}, {median('waiting'):.0%} of the time between steps", flush=True)
+        waiting, rate = median("waiting"), median("samples_per_second")
+        assert rate is not None
+        said = _said(rate, median("tflops"), median("mfu"), rows[-1]["peak_memory_gib"])
+        print(f"throughput: {said}, {waiting:.0%} of the time between steps", flush=True)
+
+
+def _said(rate: float, tflops: float | None, mfu: float | None, memory: float | None) -> str:
+    """Samples a second, and what of the rest is known, in words."""
+    parts = [f"{rate:,.3g} samples/s"]
+    if tflops is not None:
+        parts.append(f"{tflops:.3g} TFLOP/s a device")
+    if mfu is not None:
+        parts.append(f"{mfu:.0%} of what it can do")
+    if memory:
+        parts.append(f"{memory:.1f} GiB at most")
+    return ", ".join(parts)

@@ -1,4 +1,4 @@
-"""A progress bar over optimizer steps, with rate, time left and the last logged loss."""
+"""A progress bar over optimizer steps, with rates, time left and the last logged loss."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from contextlib import ExitStack
 import lightning.pytorch as pl
 
 from neural_rdm.core.progress import progress_bar
-from neural_rdm.training.callbacks.logging import Metrics
+from neural_rdm.training.callbacks.logging import Metrics, Throughput
 from neural_rdm.training.callbacks.steps import Order, StepCallback
+from neural_rdm.training.held import callbacks_of
 
 
 class StepBar(StepCallback):
@@ -36,7 +37,9 @@ class StepBar(StepCallback):
         """Advance."""
         if trainer.is_global_zero:
             loss = self.metrics.last.get("train/loss")
-            self._advance(note="" if loss is None else f"loss {loss:.4f}")
+            notes = [] if loss is None else [f"loss {loss:.4f}"]
+            notes += [throughput.said for throughput in callbacks_of(trainer, Throughput) if throughput.said]
+            self._advance(note=", ".join(notes))
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Close the bar, also when training ended with an error."""
