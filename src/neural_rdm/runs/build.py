@@ -240,7 +240,7 @@ def trainer(cfg: DictConfig, folder: Path, report: Report | None = None) -> pl.T
     ]
     if cfg.gamma > 0:
         always.append(Supervision(cfg.gamma, cfg.target, cfg.supervision))
-    plugins: list[Any] = [StreamedCheckpointIO()]
+    plugins: list[Any] = [StreamedCheckpointIO(cfg.checkpoint.sharded, cfg.checkpoint["async"])]
     if SLURMEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))  # its handler saves in the middle of a step
     precision = options.precision
