@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import time
@@ -41,9 +42,11 @@ def shared(relative: str) -> Path:
     return path
 
 
-def two_processes(function: Callable[[int, int, Path], None], folder: Path, count: int = 2) -> None:
+def two_processes(
+    function: Callable[[int, int, Path], None], folder: Path, count: int = 2, killed: bool = False
+) -> None:
     """Run `function(rank, port, folder)` in two (or `count`) processes that may form a group, whose size WORLD_SIZE
-    says; an error of one ends all.
+    says; an error of one ends all, and so does a kill, which is what has to happen where `killed` says so.
     """
     with socket.socket() as probing:
         probing.bind(("127.0.0.1", 0))
@@ -60,7 +63,7 @@ def two_processes(function: Callable[[int, int, Path], None], folder: Path, coun
         for rank in ranks:
             rank.kill()
             rank.wait()
-    assert codes == [0] * count
+    assert -signal.SIGKILL in codes if killed else codes == [0] * count
 
 
 def save_word_tokenizer(folder: Path, words: list[str]) -> None:

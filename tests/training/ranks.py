@@ -64,11 +64,31 @@ def two_ranks_one_sick(rank: int, port: int, folder: Path) -> None:
 
 
 def trained_by_all(rank: int, port: int, folder: Path) -> None:
-    """Do what `folder/jobs.json` lists, see `tests.training.test_sharding.train`."""
+    """Do what `folder/jobs.json` lists, see `tests.training.test_sharding.train`; in a job that says so, some ranks are
+    killed when their parts of the second checkpoint are written, but nothing has been renamed yet.
+    """
     _join(rank, port)
     import json
 
     from tests.training.test_sharding import train
 
     for job in json.loads((folder / "jobs.json").read_text()):
+        if rank in job.pop("dying", ()):
+            _die_in_the_second_checkpoint()
         train(folder, **job)
+
+
+def _die_in_the_second_checkpoint() -> None:
+    import signal
+
+    from neural_rdm.core import sharded
+
+    hashed, files = sharded._sha256, []
+
+    def dying(path: Path) -> str:
+        files.append(path)
+        if sum(file.suffix == ".safetensors" for file in files) > 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return hashed(path)
+
+    sharded._sha256 = dying

@@ -10,7 +10,7 @@ import re
 import shutil
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -245,12 +245,13 @@ def _plain(value: Any) -> Any:
     return [_plain(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
-def load_tensors(path: str | Path, verify: bool = False) -> dict[str, Any]:
+def load_tensors(path: str | Path, verify: bool = False, leave_out: Collection[str] = ()) -> dict[str, Any]:
     """Read what `save_tensors` wrote, memory-mapped, without ever running code from the file (`weights_only=True`); or
     a folder of `core.sharded`, put together in memory.
 
     Args:
         verify: also read every byte and compare the archive's checksums.
+        leave_out: keys of the content that are not wanted, and not read where that saves memory.
 
     Raises:
         CheckpointError: the file is missing, truncated, damaged, or holds more than tensors and plain values.
@@ -262,7 +263,7 @@ def load_tensors(path: str | Path, verify: bool = False) -> dict[str, Any]:
 
         if verify:
             sharded.check(Path(path))
-        return sharded.load(Path(path))
+        return sharded.load(Path(path), leave_out=leave_out)
     try:
         if verify:
             with zipfile.ZipFile(path) as archive:

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -117,10 +117,11 @@ def _write(folder: Path, content: dict[str, Any], group: Any) -> None:
         write_text(folder / MANIFEST, json.dumps({"ranks": world, "sha256": files}, indent=1) + "\n")
 
 
-def load(path: Path, like: Like = whole) -> dict[str, Any]:
+def load(path: Path, like: Like = whole, leave_out: Collection[str] = ()) -> dict[str, Any]:
     """Read what `save` has written, on any number of ranks, without communication.
 
     Args:
+        leave_out: keys of the content that are not read.
         like: is asked with tensors that have shape and dtype alone; of those that are sharded only this rank's part is
             read.
 
@@ -149,7 +150,7 @@ def load(path: Path, like: Like = whole) -> dict[str, Any]:
         wanted[part[ELSEWHERE]] = empty
         return empty
 
-    content: dict[str, Any] = filled(load_rest(path))
+    content: dict[str, Any] = filled({key: part for key, part in load_rest(path).items() if key not in leave_out})
     try:
         dcp.load(wanted, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
     except (Exception, _failures()) as error:

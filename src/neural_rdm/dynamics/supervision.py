@@ -185,4 +185,3 @@ def _squared_norms(gates: list[list[nn.Parameter]]) -> Tensor:
 def _local(tensor: Tensor) -> Tensor:
     """This rank's shard of a sharded tensor, or the tensor itself."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
-

@@ -291,5 +291,6 @@ def quiet() -> None:
         ".*`isinstance.*LeafSpec.*",
         ".*lr_scheduler.step.*",
         ".*tensorboardX.*",
+        "torch.distributed is disabled.*",  # `core.sharded` reads without communication
     ):
         warnings.filterwarnings("ignore", message=message)

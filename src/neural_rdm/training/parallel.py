@@ -63,14 +63,8 @@ def hsdp(
         replicas: such groups; None for one a node, so that weights are gathered inside nodes and only gradients cross
             them.
         reshard_after_forward: see `fsdp2`.
-
-    Raises:
-        ConfigError: the devices do not make that many equal groups.
     """
-    groups, world = replicas or num_nodes, devices * num_nodes
-    if world % groups:
-        raise ConfigError(f"strategy.replicas={groups} groups cannot share {world} devices equally")
-    return FSDP2(world, reshard_after_forward, groups)
+    return FSDP2(devices * num_nodes, reshard_after_forward, replicas or num_nodes)
 
 
 @checked()
