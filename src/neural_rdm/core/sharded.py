@@ -61,7 +61,7 @@ def distributed(tensor: Tensor, like: Any) -> Tensor:
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    return distribute_tensor(tensor.contiguous().to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def save(path: Path, content: dict[str, Any], group: Any = None) -> None:
@@ -98,7 +98,8 @@ def _write(folder: Path, content: dict[str, Any], group: Any) -> None:
         name = "/".join(map(str, keys))
         tensors[name] = tensor.detach().contiguous()
         kind = str(tensor.dtype).removeprefix("torch.")
-        return {ELSEWHERE: name, "shape": list(tensor.shape), "stride": list(tensor.stride()), "dtype": kind}
+        laid_out = tensors[name] if hasattr(tensor, "device_mesh") or 0 in tensor.stride() else tensor  # channels last
+        return {ELSEWHERE: name, "shape": list(tensor.shape), "stride": list(laid_out.stride()), "dtype": kind}
 
     rest = mapped(content, take)
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)

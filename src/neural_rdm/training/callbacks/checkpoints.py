@@ -18,7 +18,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 
 from neural_rdm.config.provenance import KEY
 from neural_rdm.core import sharded
-from neural_rdm.core.errors import CheckpointError
+from neural_rdm.core.errors import CheckpointError, ConfigError
 from neural_rdm.core.files import link_atomically, load_tensors, remove, save_tensors
 from neural_rdm.core.ranks import is_first_rank
 from neural_rdm.core.sharded import Keys, mapped
@@ -40,10 +40,20 @@ class StreamedCheckpointIO(CheckpointIO):
     Args:
         sharded: write a folder (see `core.sharded`), each rank of a sharded network its own parts, instead of one file.
         background: return as soon as the content is copied to the memory of the host; a thread writes the copy.
+
+    Raises:
+        ConfigError: this torch cannot do that.
     """
 
     def __init__(self, sharded: bool = False, background: bool = False) -> None:
         self.sharded = sharded
+        try:  # now, and not in the middle of a run
+            if sharded:
+                from torch.distributed.checkpoint import HuggingFaceStorageWriter as _
+            if background:
+                from torch.distributed.checkpoint.staging import DefaultStager as _  # noqa: F401
+        except ImportError as error:
+            raise ConfigError(f"checkpoint.sharded and checkpoint.async need a newer torch ({error})") from error
         self._thread = ThreadPoolExecutor(1, "checkpoint") if background else None
         self._jobs: list[Future[None]] = []
         self._group: Any = None
@@ -140,7 +150,9 @@ class Checkpoints(Checkpoint):
         self._saved = -1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A resumed run need not write again what it was started from."""
+        """A resumed run need not write again what it was started from, whoever wrote it."""
+        for optimizer in trainer.optimizers:
+            lay_out(optimizer)
         self._saved = (
             trainer.global_step if trainer.global_step and path_of(self.folder, trainer.global_step).exists() else -1
         )
@@ -207,6 +219,20 @@ def _io(trainer: pl.Trainer) -> StreamedCheckpointIO:
     io = trainer.strategy.checkpoint_io
     assert isinstance(io, StreamedCheckpointIO)
     return io
+
+
+def lay_out(optimizer: torch.optim.Optimizer) -> None:
+    """Give an optimizer's moments the memory format of their weights.
+
+    Sharded training keeps convolutions as they are, all other has them channels last (see `NeuralRDMU`); a fused step
+    would take the one for the other without a word.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, moment in state.items():
+            if isinstance(moment, torch.Tensor) and moment.shape == parameter.shape:
+                weight, held = parallel.local(parameter.detach()), parallel.local(moment)
+                if held.stride() != weight.stride() and held is moment:
+                    state[name] = torch.empty_like(weight, dtype=moment.dtype).copy_(moment)
 
 
 def sick(checkpoint: dict[str, Any]) -> str | None:
