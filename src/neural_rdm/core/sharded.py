@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from neural_rdm.core.errors import CheckpointError, WriteError, first_line
-from neural_rdm.core.files import load_tensors, new_folder, save_tensors, write_text
+from neural_rdm.core.files import cannot_write, load_tensors, new_folder, save_tensors, write_text
 
 REST, MANIFEST, ELSEWHERE = "rest.pt", "manifest.json", "in_shards"
 #: the keys that lead to a tensor in nested dictionaries and lists
@@ -82,7 +82,9 @@ def save(path: Path, content: dict[str, Any], group: Any = None) -> None:
             _write(folder, content, group)
         _from_first("whole", group)
     except (OSError, _failures()) as error:
-        raise WriteError(f"cannot write {path}: {_reason(error)}") from error
+        cause = _cause(error)
+        said = cannot_write(path, cause) if isinstance(cause, OSError) else f"cannot write {path}: {first_line(cause)}"
+        raise WriteError(said) from error
 
 
 def _write(folder: Path, content: dict[str, Any], group: Any) -> None:
@@ -155,7 +157,7 @@ def load(path: Path, like: Like = whole, leave_out: Collection[str] = ()) -> dic
     try:
         dcp.load(wanted, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
     except (Exception, _failures()) as error:
-        raise CheckpointError(f"cannot read {path}: {_reason(error)}") from error
+        raise CheckpointError(f"cannot read {path}: {first_line(_cause(error))}") from error
     return content
 
 
@@ -216,7 +218,7 @@ def _failures() -> type[BaseException]:
     return CheckpointException
 
 
-def _reason(error: BaseException) -> str:
-    """The first cause, as far as torch tells it."""
-    failures = getattr(error, "failures", None) or {}
-    return first_line(next((failure[0] for failure in failures.values()), error))
+def _cause(error: BaseException) -> BaseException:
+    """The first rank's own error, where torch has collected them."""
+    failures: dict[int, Any] = getattr(error, "failures", None) or {}
+    return next((failure[0] for failure in failures.values()), error)

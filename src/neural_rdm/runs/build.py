@@ -292,5 +292,6 @@ def quiet() -> None:
         ".*lr_scheduler.step.*",
         ".*tensorboardX.*",
         "torch.distributed is disabled.*",  # `core.sharded` reads without communication
+        "FSDP2-wrapped module .* returned a view tensor.*",  # which nothing changes in place
     ):
         warnings.filterwarnings("ignore", message=message)
