@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import sys
 import time
@@ -40,15 +42,20 @@ def shared(relative: str) -> Path:
     return path
 
 
-def two_processes(function: Callable[[int, int, Path], None], folder: Path) -> None:
-    """Run `function(rank, port, folder)` in two processes that may form a group; an error of one ends both."""
+def two_processes(
+    function: Callable[[int, int, Path], None], folder: Path, count: int = 2, killed: bool = False
+) -> None:
+    """Run `function(rank, port, folder)` in two (or `count`) processes that may form a group, whose size WORLD_SIZE
+    says; an error of one ends all, and so does a kill, which is what has to happen where `killed` says so.
+    """
     with socket.socket() as probing:
         probing.bind(("127.0.0.1", 0))
         port = probing.getsockname()[1]
     name = function.__name__
     code = f"import pathlib, sys; from {function.__module__} import {name}; _, rank, port, folder = sys.argv; "
     line = [sys.executable, "-c", code + f"{name}(int(rank), int(port), pathlib.Path(folder))"]
-    ranks = [Popen([*line, str(rank), str(port), str(folder)], cwd=ROOT) for rank in range(2)]
+    environment = {**os.environ, "WORLD_SIZE": str(count)}
+    ranks = [Popen([*line, str(rank), str(port), str(folder)], cwd=ROOT, env=environment) for rank in range(count)]
     try:
         while None in (codes := [rank.poll() for rank in ranks]) and not any(codes):
             time.sleep(0.05)
@@ -56,7 +63,7 @@ def two_processes(function: Callable[[int, int, Path], None], folder: Path) -> N
         for rank in ranks:
             rank.kill()
             rank.wait()
-    assert codes == [0, 0]
+    assert -signal.SIGKILL in codes if killed else codes == [0] * count
 
 
 def save_word_tokenizer(folder: Path, words: list[str]) -> None:

@@ -191,15 +191,7 @@ def grown_optimizer(
 
     Args:
         old_names, new_names: parameter names of each group, in the optimizer's order.
-
-    Raises:
-        CheckpointError: a state that is not numbered, as sharded training writes it.
     """
-    if any(isinstance(key, str) for key in state["state"]):
-        raise CheckpointError(
-            "this checkpoint was written by sharded training (fsdp2), whose optimizer state goes by names; resume it "
-            "for a step with strategy=single or ddp, then deepen that"
-        )
     number = {name: i for i, name in enumerate(n for group in old_names for n in group)}
     flat = [name for group in new_names for name in group]
     kept = {}

@@ -44,8 +44,8 @@ def train(cfg: DictConfig, folder: Path) -> int:
     from neural_rdm.config.provenance import check_checkpoint, read_provenance, write_config, write_provenance
     from neural_rdm.config.resume import lasting
     from neural_rdm.core.errors import ConfigError
-    from neural_rdm.core.files import load_tensors
     from neural_rdm.core.records import truncate
+    from neural_rdm.core.sharded import load_rest
     from neural_rdm.data.described import check_same, described
     from neural_rdm.data.prompts import tell_too_long
     from neural_rdm.latents.first_stage import Autoencoder
@@ -58,7 +58,7 @@ def train(cfg: DictConfig, folder: Path) -> int:
     checkpoint = newest_readable(folder / "checkpoints")
     step = 0
     if checkpoint is not None:
-        content = load_tensors(checkpoint)
+        content = load_rest(checkpoint)
         check_checkpoint(folder, cfg, checkpoint, content)
         step = content["global_step"]
     held = None if cfg.accept_data else read_provenance(folder).get("data")

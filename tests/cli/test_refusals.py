@@ -331,6 +331,11 @@ def test_the_configuration_travels_with_the_package() -> None:
         (["diffusion=cosine", "diffusion.process.beta_end=0.5"], ("beta_end", "null")),
         (["diffusion=flow"], ("sampler.name=dpm++", "sampler=euler")),
         (["sampler=heun"], ("sampler.name=heun", "sampler=ddim")),
+        (["strategy=hsdp", "trainer.devices=2"], ("strategy.replicas=N", "strategy=fsdp2")),
+        (
+            ["strategy=hsdp", "trainer.devices=4", "strategy.replicas=3", "data.batch_size=64"],
+            ("3 replica", "4 device"),
+        ),
         (["diffusion=learned", "strategy=fsdp2", "trainer.devices=2"], ("learned_times", "strategy=ddp")),
         (
             ["gamma=0.35", "supervision=exact", "trainer.accumulate_grad_batches=2"],

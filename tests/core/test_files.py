@@ -14,7 +14,16 @@ import pytest
 import torch
 
 from neural_rdm.core.errors import CheckpointError, UserError, WriteError
-from neural_rdm.core.files import link_atomically, load_tensors, save_tensors, sweep, write_atomically, write_text
+from neural_rdm.core.files import (
+    link_atomically,
+    load_tensors,
+    new_folder,
+    remove,
+    save_tensors,
+    sweep,
+    write_atomically,
+    write_text,
+)
 from tests import processes
 
 CONTENT: dict[str, Any] = {
@@ -240,6 +249,24 @@ def test_a_file_system_without_links_gets_a_copy(tmp_path: Path, monkeypatch: py
     assert (tmp_path / "last").read_bytes() == (tmp_path / "step1").read_bytes()
     assert not (tmp_path / "last").samefile(tmp_path / "step1")
     assert names(tmp_path) == ["last", "step1"]
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    with pytest.raises(WriteError), new_folder(tmp_path / "step1") as folder:
+        write_text(folder / ("x" * 999), "half")
+    assert names(tmp_path) == []
+    for content in ("old", "new"):
+        with new_folder(tmp_path / "step1") as folder:
+            assert sweep(tmp_path) == 0  # its writer lives
+            write_text(folder / "part", content)
+        link_atomically(tmp_path / "step1", tmp_path / "last")
+    assert (tmp_path / "last" / "part").read_text() == "new"
+    (tmp_path / ".step2.123.tmp").mkdir()  # a killed process has left it
+    assert sweep(tmp_path) == 1
+    assert names(tmp_path) == ["last", "step1"]
+    remove(tmp_path / "step1")
+    assert names(tmp_path) == ["last"]
+    assert not (tmp_path / "last").exists()
 
 
 #: writes half of a file, says so, and waits to be killed

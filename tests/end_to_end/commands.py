@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from neural_rdm.core.files import load_tensors, remove
 from tests.processes import Popen
 
 #: the default experiment, cut down to seconds
@@ -56,12 +57,12 @@ def run(*args: str, cwd: Path, module: str = "train", timeout: float = 300) -> t
 
 def cut(whole: Path, folder: Path, step: int) -> None:
     """Copy a run as it was when it had saved `step`."""
-    shutil.copytree(whole, folder)
+    shutil.copytree(whole, folder, symlinks=True)
     (folder / "finished.json").unlink()
     for path in (folder / "checkpoints").glob("*.ckpt"):
         if path.name == "last.ckpt" or int(path.stem.removeprefix("step=")) > step:
-            path.unlink()
-    assert (folder / "checkpoints" / f"step={step:09d}.ckpt").is_file()
+            remove(path)
+    assert (folder / "checkpoints" / f"step={step:09d}.ckpt").exists()
 
 
 def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str], timeout: float = 120) -> None:
@@ -91,4 +92,5 @@ def differences(a: Any, b: Any, where: str = "") -> list[str]:
 
 def checkpoint(folder: Path, name: str = "last.ckpt") -> dict[str, Any]:
     """A run's checkpoint, read as strictly as anybody may read it."""
-    return torch.load(folder / "checkpoints" / name, weights_only=True)
+    path = folder / "checkpoints" / name
+    return load_tensors(path) if path.is_dir() else torch.load(path, weights_only=True)

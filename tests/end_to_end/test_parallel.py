@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from neural_rdm import load_run
 from tests.end_to_end.commands import BARE, TINY, checkpoint, cut, differences, run, start, wait_for_step
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(300)]
@@ -63,7 +64,9 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def two_processes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp(request.param)
-    code, output = run(*RUN, f"strategy={request.param}", "trainer.devices=2", "hydra.run.dir=run", cwd=folder)
+    sharded = ("checkpoint.sharded=true", "checkpoint.async=true") if request.param == "fsdp2" else ()
+    strategy = (f"strategy={request.param}", "trainer.devices=2", *sharded)
+    code, output = run(*RUN, *strategy, "hydra.run.dir=run", cwd=folder)
     assert code == 0, output
     assert [p.name for p in folder.iterdir() if p.is_dir()] == ["run"]
     return folder / "run"
@@ -84,6 +87,17 @@ def test_two_processes_resume_exactly(two_processes: Path, tmp_path: Path) -> No
     whole, halves = checkpoint(two_processes), checkpoint(tmp_path / "halves")
     for key in ("state_dict", "ema", "optimizer_states"):
         assert differences(whole[key], halves[key]) == []
+
+
+@pytest.mark.parametrize("two_processes", ["fsdp2"], indirect=True)
+def test_a_run_in_shards_becomes_one_file(two_processes: Path, tmp_path: Path) -> None:
+    assert (two_processes / "checkpoints" / "step=000000006.ckpt").is_dir()
+    run = load_run(two_processes)
+    run.share(tmp_path / "shared")
+    back = load_run(tmp_path / "shared").net.state_dict()
+    averages = checkpoint(two_processes)["ema"]["weights"]
+    assert all(torch.equal(back[name], average) for name, average in averages.items())
+    assert all(torch.equal(back[name], weight) for name, weight in run.net.state_dict().items())
 
 
 def test_a_run_may_be_resumed_on_another_number_of_processes(one_process: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What each of two processes runs in tests of several ranks; only the standard library at the top, since a spawned
+"""What each of several processes runs in tests of ranks; only the standard library at the top, since a spawned
 process imports this file before anything else, and `import neural_rdm` has to be its first heavy import.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 def _join(rank: int, port: int) -> None:
     os.environ.update(
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK=str(rank), LOCAL_RANK=str(rank), GROUP_RANK="0",
-        WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", TORCHELASTIC_RUN_ID="test",
+        LOCAL_WORLD_SIZE=os.environ["WORLD_SIZE"], TORCHELASTIC_RUN_ID="test",
     )  # fmt: skip
     import neural_rdm  # noqa: F401, I001
     import torch
@@ -61,3 +61,34 @@ def two_ranks_one_sick(rank: int, port: int, folder: Path) -> None:
         callbacks = (EMA(0.5), FiniteSteps(1, allowed=1), Checkpoints(again, 1, keep=9))
         strategy = getattr(parallel, name)(devices=2)
         fit(tiny_module(), again, *callbacks, steps=3, ckpt=path_of(own, 2), strategy=strategy, devices=2)
+
+
+def trained_by_all(rank: int, port: int, folder: Path) -> None:
+    """Do what `folder/jobs.json` lists, see `tests.training.test_sharding.train`; in a job that says so, some ranks are
+    killed when their parts of the second checkpoint are written, but nothing has been renamed yet.
+    """
+    _join(rank, port)
+    import json
+
+    from tests.training.test_sharding import train
+
+    for job in json.loads((folder / "jobs.json").read_text()):
+        if rank in job.pop("dying", ()):
+            _die_in_the_second_checkpoint()
+        train(folder, **job)
+
+
+def _die_in_the_second_checkpoint() -> None:
+    import signal
+
+    from neural_rdm.core import sharded
+
+    hashed, files = sharded._sha256, []
+
+    def dying(path: Path) -> str:
+        files.append(path)
+        if sum(file.suffix == ".safetensors" for file in files) > 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return hashed(path)
+
+    sharded._sha256 = dying

@@ -32,8 +32,17 @@ def check_across(cfg: DictConfig, sources: Sources) -> None:
     if cfg.strategy._target_ == "neural_rdm.training.parallel.single" and trainer.devices * trainer.num_nodes > 1:
         raise ConfigError(
             f"trainer.devices={trainer.devices} and trainer.num_nodes={trainer.num_nodes} need a parallel strategy: "
-            "add strategy=ddp (or fsdp2, deepspeed_zero2, deepspeed_zero3)"
+            "add strategy=ddp (or fsdp2, hsdp, deepspeed_zero2, deepspeed_zero3)"
         )
+    if cfg.strategy._target_ == "neural_rdm.training.parallel.hsdp":
+        devices, replicas = trainer.devices * trainer.num_nodes, cfg.strategy.get("replicas") or trainer.num_nodes
+        if replicas == 1 or devices % replicas:
+            raise refused(
+                f"strategy=hsdp keeps {replicas} replica(s) of the network, which have to share {devices} device(s) "
+                "equally; pass strategy.replicas=N, N above 1, or strategy=fsdp2 for one that all of them share",
+                "strategy.replicas",
+                sources,
+            )
     channels, (key, width) = cfg.first_stage.get("channels"), _called(backbone, CHANNELS)
     if channels is not None and width is not None and channels != width:
         raise refused(f"first_stage.channels={channels} but {key}={width}; pass {key}={channels}", key, sources)

@@ -40,6 +40,8 @@ class Checkpoint:
 
     every_n_steps: Count
     keep: Count
+    sharded: bool
+    async_: bool  # the key is `async`, which is no name in Python
 
 
 @dataclass

@@ -35,7 +35,7 @@ def of_class(kind: type) -> Signature:
     missing = dataclasses.MISSING
     return Signature(
         {
-            f.name: Argument(hints[f.name], REQUIRED if f.default is missing else f.default)
+            f.name.rstrip("_"): Argument(hints[f.name], REQUIRED if f.default is missing else f.default)
             for f in dataclasses.fields(kind)
         }
     )

@@ -7,9 +7,10 @@ import errno
 import io
 import os
 import re
+import shutil
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -126,7 +127,41 @@ def _owned(temporary: Path) -> Iterator[BinaryIO]:
             return
 
 
-def _lock(file: BinaryIO, wait: bool) -> bool | None:
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which takes the place of `path` when the context ends well, and is gone when it does not.
+
+    A kill at any moment leaves the old one, the new one or none, but never a part of it under this name.
+    """
+    temporary = temporary_name(path)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    descriptor = os.open(temporary, os.O_RDONLY)
+    try:
+        _lock(descriptor, wait=True)
+        yield temporary
+        _sync_folder(temporary)
+        remove(path)
+        os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    finally:
+        os.close(descriptor)
+    _sync_folder(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there; a kill leaves no part of it under this name."""
+    if path.is_dir() and not path.is_symlink():
+        gone = path.with_name(f".{path.name}-old.{os.getpid()}.tmp")
+        os.replace(path, gone)
+        shutil.rmtree(gone)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _lock(file: BinaryIO | int, wait: bool) -> bool | None:
     """Whether a file is now locked by this process alone; None where there are no locks."""
     try:
         import fcntl
@@ -140,7 +175,7 @@ def _lock(file: BinaryIO, wait: bool) -> bool | None:
 
 
 def sweep(folder: Path, deep: bool = True) -> int:
-    """Delete the temporary files that killed processes have left in `folder`, and in the folders below it if `deep`.
+    """Delete the temporary files and folders that killed processes have left in `folder` (with `deep`, anywhere below).
 
     One that its writer holds locked stays. Where there are no locks, all are deleted: the caller is the only writer.
 
@@ -149,7 +184,16 @@ def sweep(folder: Path, deep: bool = True) -> int:
     """
     swept = 0
     for here, folders, names in os.walk(folder):
-        folders[:] = folders if deep else []
+        for name in filter(_TEMPORARY.fullmatch, folders):
+            with contextlib.suppress(OSError):
+                descriptor = os.open(os.path.join(here, name), os.O_RDONLY)
+                try:
+                    if _lock(descriptor, wait=False) is not False:
+                        shutil.rmtree(os.path.join(here, name))
+                        swept += 1
+                finally:
+                    os.close(descriptor)
+        folders[:] = [name for name in folders if not _TEMPORARY.fullmatch(name)] if deep else []
         for name in filter(_TEMPORARY.fullmatch, names):
             with contextlib.suppress(OSError), open(os.path.join(here, name), "rb") as file:
                 if _lock(file, wait=False) is not False:
@@ -164,11 +208,13 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def link_atomically(source: Path, target: Path) -> None:
-    """Make `target` a second name of `source` (a hard link, or a copy where the file system has none), atomically."""
+    """Make `target` a second name of `source`, which lies beside it: a hard link (or a copy where the file system has
+    none), of a folder a symbolic one; atomically.
+    """
     temporary = temporary_name(target)
     temporary.unlink(missing_ok=True)
     try:
-        os.link(source, temporary)
+        os.symlink(source.name, temporary) if source.is_dir() else os.link(source, temporary)
     except OSError:
         with open(source, "rb") as file:
             write_atomically(target, lambda out: _copy(file, out))
@@ -199,17 +245,25 @@ def _plain(value: Any) -> Any:
     return [_plain(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
-def load_tensors(path: str | Path, verify: bool = False) -> dict[str, Any]:
-    """Read what `save_tensors` wrote, memory-mapped, without ever running code from the file (`weights_only=True`).
+def load_tensors(path: str | Path, verify: bool = False, leave_out: Collection[str] = ()) -> dict[str, Any]:
+    """Read what `save_tensors` wrote, memory-mapped, without ever running code from the file (`weights_only=True`); or
+    a folder of `core.sharded`, put together in memory.
 
     Args:
         verify: also read every byte and compare the archive's checksums.
+        leave_out: keys of the content that are not wanted, and not read where that saves memory.
 
     Raises:
         CheckpointError: the file is missing, truncated, damaged, or holds more than tensors and plain values.
     """
     import torch
 
+    if os.path.isdir(path):
+        from neural_rdm.core import sharded
+
+        if verify:
+            sharded.check(Path(path))
+        return sharded.load(Path(path), leave_out=leave_out)
     try:
         if verify:
             with zipfile.ZipFile(path) as archive:

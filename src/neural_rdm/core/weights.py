@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from neural_rdm.core.errors import CheckpointError, first_line
+from neural_rdm.core.files import load_tensors
 
 #: the files of a folder written by diffusers' `save_pretrained`, best first
 FOLDER_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
@@ -44,11 +45,14 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         CheckpointError: no such file, or not one of these, saying what it is instead where that can be told.
     """
     path = Path(path)
-    if path.is_dir():
+    if path.is_dir() and path.suffix != ".ckpt":
         path = _file_in(path)
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(f"no such file or folder: {path} ({path.resolve()})")
-    content = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
+    if path.is_dir():
+        content: Any = load_tensors(path, leave_out=("optimizer_states",))
+    else:
+        content = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
     return unwrapped(_unwrap(content, path))
 
 
@@ -75,7 +79,7 @@ def unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _file_in(folder: Path) -> Path:
     """The file that holds the weights of a folder."""
     for candidate in (*FOLDER_FILES, "checkpoints/last.ckpt", "last.ckpt"):
-        if (folder / candidate).is_file():
+        if (folder / candidate).exists():
             return folder / candidate
     if (folder / "diffusion_pytorch_model.safetensors.index.json").is_file():
         raise CheckpointError(f"{folder} holds weights in several parts: save them again as one file")

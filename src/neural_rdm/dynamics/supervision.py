@@ -32,11 +32,12 @@ depends on the network (docs/results/supervision.md, which also says what either
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from neural_rdm.core.sharded import distributed
 from neural_rdm.residual import Unit, units
 
 Target = Literal["isometry", "floor"]
@@ -100,7 +101,7 @@ def supervise(
         overlap = _present((overlaps or {}).get(unit, ()))
         if overlap and unit.stream_gate is not None:
             for parameter, product in zip(unit.gate_parameters(unit.stream_gate), overlap, strict=True):
-                _add(parameter, _shard_like(product, parameter), v)
+                _add(parameter, _local(distributed(product, parameter)), v)
         if not (overlap and unit.stream_gate == "alpha"):
             for parameter in alpha:
                 _add(parameter, _local(parameter), w)
@@ -176,20 +177,11 @@ def _squared_norms(gates: list[list[nn.Parameter]]) -> Tensor:
     """||theta_i||^2 [units], of whole gates where they are sharded (then a collective call)."""
     parts = torch.stack([torch.stack([_local(p).square().sum() for p in parameters]).sum() for parameters in gates])
     if hasattr(gates[0][0], "device_mesh"):
-        torch.distributed.all_reduce(parts, group=gates[0][0].device_mesh.get_group())
+        mesh: Any = gates[0][0].device_mesh  # its last dimension shards; one before it copies
+        torch.distributed.all_reduce(parts, group=mesh.get_group(mesh.ndim - 1))
     return parts
 
 
 def _local(tensor: Tensor) -> Tensor:
     """This rank's shard of a sharded tensor, or the tensor itself."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
-
-
-def _shard_like(tensor: Tensor, parameter: nn.Parameter) -> Tensor:
-    """This rank's part of a tensor that every rank holds whole, cut as the parameter is."""
-    if not hasattr(parameter, "device_mesh"):
-        return tensor
-    from torch.distributed.tensor import distribute_tensor
-
-    mesh, placements = parameter.device_mesh, parameter.placements  # type: ignore[attr-defined]
-    return distribute_tensor(tensor, mesh, placements, src_data_rank=None).to_local()

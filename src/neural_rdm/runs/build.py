@@ -244,7 +244,7 @@ def trainer(cfg: DictConfig, folder: Path, report: Report | None = None) -> pl.T
     ]
     if cfg.gamma > 0:
         always.append(Supervision(cfg.gamma, cfg.target, cfg.supervision))
-    plugins: list[Any] = [StreamedCheckpointIO()]
+    plugins: list[Any] = [StreamedCheckpointIO(cfg.checkpoint.sharded, cfg.checkpoint["async"])]
     if SLURMEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))  # its handler saves in the middle of a step
     precision = options.precision
@@ -295,5 +295,7 @@ def quiet() -> None:
         ".*`isinstance.*LeafSpec.*",
         ".*lr_scheduler.step.*",
         ".*tensorboardX.*",
+        "torch.distributed is disabled.*",  # `core.sharded` reads without communication
+        "FSDP2-wrapped module .* returned a view tensor.*",  # which nothing changes in place
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -197,7 +197,7 @@ def load_run(
         newest_file = newest_readable(folder / "checkpoints")
         if newest_file is None:
             raise CheckpointError(f"run={folder}: there is no checkpoint in {folder / 'checkpoints'}")
-        path, checkpoint = newest_file, load_tensors(newest_file)
+        path, checkpoint = newest_file, load_tensors(newest_file, leave_out=("optimizer_states",))
         check_checkpoint(folder, config, path, checkpoint)
         state, step = _weights(checkpoint, path, weights), int(checkpoint["global_step"])
     for key, value in (where or {}).items():

@@ -19,7 +19,7 @@ from neural_rdm.core import seeding
 from neural_rdm.data.base import Batch
 from neural_rdm.diffusion.objectives import DDPMObjective, FlowObjective
 from neural_rdm.latents.first_stage import Autoencoder, Identity
-from neural_rdm.training import parallel
+from neural_rdm.training import sharding
 from neural_rdm.training.optim import Optimizer
 from neural_rdm.training.recompute import How, recompute
 from neural_rdm.training.scaling import unscale
@@ -75,7 +75,7 @@ class NeuralRDM(pl.LightningModule):
             for block in blocks_of(self.net, "compiled (trainer.compile)"):
                 block.compile()  # in place: keys get no `_orig_mod.` prefix
             self._compiled = True
-        parallel.shard(self)
+        sharding.shard(self)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Losses of one micro-batch: `loss` (the mean to minimise) and its detached parts."""
@@ -182,7 +182,7 @@ class NeuralRDMU(NeuralRDM):
 
     def configure_model(self) -> None:
         """Also keep convolutions in the layout that is fastest for them, channels last (FSDP2 shards none in it)."""
-        if not parallel.shards(self):
+        if not sharding.shards(self):
             self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         super().configure_model()
 

@@ -1,22 +1,21 @@
-"""Everything that knows about several devices: strategies, sharding, sums over ranks."""
+"""What a run does on several devices: the strategies (how FSDP2 shards is in `sharding`), and sums over ranks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any, Literal, NoReturn
+from typing import Literal, NoReturn
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import Tensor, nn
 
-from neural_rdm.backbones.contract import blocks_of
 from neural_rdm.core.arguments import Count, Positive, checked
 from neural_rdm.core.errors import ConfigError, UserError
 from neural_rdm.core.extras import install
 from neural_rdm.core.ranks import is_first_rank
 from neural_rdm.core.weights import full as full
+from neural_rdm.training.sharding import FSDP2
 
 
 @checked()
@@ -43,23 +42,29 @@ def ddp(
     )
 
 
-class FSDP2(ModelParallelStrategy):
-    """Lightning's strategy for networks that shard themselves, which `shard` does."""
-
-    def __init__(self, devices: int, reshard_after_forward: bool) -> None:
-        super().__init__(data_parallel_size=devices, tensor_parallel_size=1, save_distributed_checkpoint=False)
-        self.reshard_after_forward = reshard_after_forward
-
-
 @checked()
 def fsdp2(devices: Count = 1, num_nodes: Count = 1, reshard_after_forward: bool = True) -> Strategy:
-    """Fully sharded data parallelism (FSDP2) over all devices; checkpoints stay one ordinary file.
+    """Fully sharded data parallelism (FSDP2) over all devices.
 
     Args:
         reshard_after_forward: free each block's gathered weights behind its forward pass, and gather them again for the
             backward one: less memory, half as much communication more.
     """
     return FSDP2(devices * num_nodes, reshard_after_forward)
+
+
+@checked()
+def hsdp(
+    devices: Count = 1, num_nodes: Count = 1, replicas: Count | None = None, reshard_after_forward: bool = True
+) -> Strategy:
+    """Hybrid sharding (HSDP): groups of devices hold a copy of the network each, and shard it as `fsdp2` does.
+
+    Args:
+        replicas: such groups; None for one a node, so that weights are gathered inside nodes and only gradients cross
+            them.
+        reshard_after_forward: see `fsdp2`.
+    """
+    return FSDP2(devices * num_nodes, reshard_after_forward, replicas or num_nodes)
 
 
 @checked()
@@ -83,36 +88,6 @@ def deepspeed(
         return DeepSpeedStrategy(stage=stage, offload_optimizer=offload_optimizer)
     except (ImportError, ModuleNotFoundError) as error:
         raise ConfigError(f"strategy=deepspeed_zero2/3 needs DeepSpeed: {install('deepspeed')}") from error
-
-
-def shards(module: pl.LightningModule) -> bool:
-    """Whether `shard` will shard this module's network."""
-    return _sharding(module) is not None
-
-
-def _sharding(module: pl.LightningModule) -> FSDP2 | None:
-    strategy = module.trainer.strategy if module._trainer is not None else None
-    return strategy if isinstance(strategy, FSDP2) and strategy.device_mesh is not None else None
-
-
-def shard(module: pl.LightningModule) -> None:
-    """Shard `module.net` block by block where the strategy is FSDP2; otherwise, and the second time, do nothing."""
-    strategy = _sharding(module)
-    if strategy is None:
-        return
-    from torch.distributed.fsdp import FSDPModule, fully_shard
-
-    net: Any = module.net
-    if isinstance(net, FSDPModule):
-        return
-    assert strategy.device_mesh is not None
-    options: Any = {
-        "mesh": strategy.device_mesh["data_parallel"],
-        "reshard_after_forward": strategy.reshard_after_forward,
-    }
-    for block in blocks_of(net, "sharded (strategy=fsdp2)"):
-        fully_shard(block, **options)
-    fully_shard(net, **options)
 
 
 def processes() -> int:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from neural_rdm.core.arguments import Fraction, checked
 from neural_rdm.core.errors import CheckpointError
+from neural_rdm.core.sharded import distributed
 from neural_rdm.training import constraints, parallel
 from neural_rdm.training.callbacks.guards import FiniteSteps
 from neural_rdm.training.callbacks.steps import Order, StepCallback
@@ -102,9 +103,7 @@ class EMA(StepCallback):
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Add the averages, under their own key."""
-        weights, *others = (
-            {name: parallel.full(average) for name, average in averages.items()} for _, averages in self._each()
-        )
+        weights, *others = (averages for _, averages in self._each())  # their writer gathers or shards them
         checkpoint[KEY] = {"updates": self.updates, "weights": weights}
         if others:
             checkpoint[KEY]["further"] = dict(zip(self.others, others, strict=True))
@@ -156,13 +155,7 @@ def _fill(averages: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
         odd = sorted(saved.keys() ^ averages.keys())[:5]
         raise CheckpointError(f"the checkpoint's averaged weights are of another network: {', '.join(odd)}, ...")
     for name, average in averages.items():
-        value = saved[name]
-        if hasattr(average, "device_mesh"):
-            from torch.distributed.tensor import distribute_tensor
-
-            sharded: Any = average
-            value = distribute_tensor(value.to(average.device), sharded.device_mesh, sharded.placements)
-        average.copy_(value)
+        average.copy_(distributed(saved[name], average))
 
 
 @contextmanager
