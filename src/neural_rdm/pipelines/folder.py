@@ -287,7 +287,14 @@ def completed(overrides: list[str]) -> list[str]:
         keys["backbone.input_size"] = int(str(typed["data.image_size"])) // int(str(cell))
     elif side is not None and "backbone.input_size" not in typed and _is_sized(str(typed.get("data", "coco"))):
         keys["data.image_size"] = side * int(str(cell))
-    return [*(f"{'++' if '.' in k else ''}{k}={written(v)}" for k, v in keys.items()), *overrides]
+    return [*(_override(k, v) for k, v in keys.items()), *overrides]
+
+
+def _override(key: str, value: Any) -> str:
+    """How a key, or the choice of a group (None: it is left out), is typed."""
+    if "." in key:
+        return f"++{key}={written(value)}"
+    return f"~{key}" if value is None else f"{key}={written(value)}"
 
 
 def _is_sized(data: str) -> bool:
