@@ -43,14 +43,13 @@ class Proof:
     Args:
         steps: of the base, and of the gates.
         data: the options that choose its data.
-        base, gates: further options of the run that trains the base, and of that of the gates.
+        gates: further options of the run that trains the gates.
         size: options of `tiny.pipeline`.
         calls: further arguments of the stock pipeline.
     """
 
     steps: tuple[int, int] = (600, 300)
     data: tuple[str, ...] = CAPTIONED
-    base: tuple[str, ...] = ()
     gates: tuple[str, ...] = ()
     size: tuple[tuple[str, Any], ...] = (("width", 32), ("depth", 3))
     calls: tuple[tuple[str, Any], ...] = (("guidance_scale", 3.0), ("height", 8), ("width", 8))
@@ -64,8 +63,7 @@ class Proof:
 SD3 = Proof(gates=("gamma=0.35",), calls=(*Proof.calls, ("max_sequence_length", 12)))
 PROOFS = {
     "sd": Proof((160, 80), size=(*Proof.size, ("predicts", "epsilon"))),
-    # its texts have cross-attention alone to be read by, which takes longer to learn
-    "pixart": Proof((800, 300), base=("data.batch_size=128",), calls=(*SD3.calls, ("use_resolution_binning", False))),
+    "pixart": Proof(calls=(*SD3.calls, ("use_resolution_binning", False))),
     "sd3": SD3,
     # its network is told no guidance scale: the pipeline guides with a second call
     "flux": Proof(
@@ -77,7 +75,7 @@ PROOFS = {
 
 
 def tree(root: Path, digits: Sequence[int], is_labelled: bool) -> Path:
-    """scikit-learn's digits of some classes: in folders of classes, or in the layout of COCO, each with three captions."""
+    """scikit-learn's digits of some classes: in folders of classes, or in COCO's layout, each with three captions."""
     from PIL import Image
     from sklearn.datasets import load_digits
 
@@ -146,7 +144,7 @@ def base(name: str, folder: Path) -> Path:
         "train", *COMMON, *proof.data, f"pipeline={random}", f"data.root={root}", "residual=resnet",
         "train_only=all", f"trainer.max_steps={steps}", "optimizer.lr=2e-3", "optimizer.warmup_steps=50",
         "callbacks.samples.every_n_steps=100000", f"callbacks.validation.every_n_steps={steps // 4}",
-        "~callbacks.sensitivity", *proof.base, "hydra.run.dir=base", cwd=folder,
+        "~callbacks.sensitivity", "hydra.run.dir=base", cwd=folder,
     )  # fmt: skip
     command("convert", "run=base", "to=diffusers", "hydra.run.dir=network", cwd=folder)
     import diffusers

@@ -19,7 +19,7 @@ from neural_rdm.residual import gate_names, units
 diffusers = pytest.importorskip("diffusers", reason="pipelines need diffusers")
 pytest.importorskip("transformers", reason="pipelines need transformers")
 
-from neural_rdm.pipelines.folder import completed, read_folder, settings  # noqa: E402
+from neural_rdm.pipelines.folder import completed, read_folder, settings, stage_of  # noqa: E402
 from neural_rdm.pipelines.network import PipelineNet  # noqa: E402
 from neural_rdm.pipelines.parts import first_stage, objective  # noqa: E402
 from neural_rdm.pipelines.prompts import PipelineText  # noqa: E402
@@ -101,19 +101,19 @@ def test_it_computes_what_the_stock_pipeline_computes(folder: Path) -> None:
 
 def test_a_folder_becomes_keys_of_a_configuration(folder: Path) -> None:
     """Process, first stage, texts and sizes; what is typed wins."""
-    found = settings(read_folder(folder, "pipeline"))
+    found, exp = settings(read_folder(folder, "pipeline")), "exp=diffusers_finetune"
     flow = folder.name in ("sd3", "flux")
     assert (found["diffusion"], found["sampler"]) == (("flow", "euler") if flow else ("ddpm", "ddim"))
     assert found.get("diffusion.process.prediction") == (None if flow else "v" if folder.name == "sd" else "epsilon")
     assert found.get("diffusion.logit_mean") == {"sd3": 1.098612, "flux": 0.0}.get(folder.name)
     assert (found["first_stage.downsample"], found["first_stage.scale"]) == (2, 0.5)
     assert (found["condition"] is None) == (folder.name == "dit")
-    given = completed([f"pipeline={folder}", "data=image_folder", "data.image_size=16", "sampler=dpm"])
+    given = completed([exp, f"pipeline={folder}", "data=image_folder", "data.image_size=16", "sampler=dpm"])
     assert "++backbone.input_size=8" in given
     assert not any(o.startswith("sampler=") for o in given[:-1])
     assert completed(["pipeline=null"]) == ["pipeline=null"]
     data = "image_folder" if folder.name == "dit" else "digits_text"
-    composed = compose_config("train", completed(["exp=diffusers_finetune", f"pipeline={folder}", f"data={data}"]), [])
+    composed = compose_config("train", completed([exp, f"pipeline={folder}", f"data={data}"]), [])
     validate(composed.cfg, "train", composed.sources)
     assert (composed.cfg.condition is None) == (folder.name == "dit")
     process = objective(read_folder(folder, "pipeline")).process
@@ -177,12 +177,35 @@ def test_what_is_not_known_is_refused_in_one_sentence(tmp_path: Path) -> None:
         read_folder(tmp_path, "model")
     folder = saved("sd", tmp_path / "sd")
     file = folder / "scheduler" / "scheduler_config.json"
-    content = json.loads(file.read_text())
-    file.write_text(json.dumps({**content, "rescale_betas_zero_snr": True}))
+    changed(file, rescale_betas_zero_snr=True)
     with pytest.raises(ConfigError, match=r"its scheduler has rescale_betas_zero_snr=true"):
         settings(read_folder(folder, "pipeline"))
     with pytest.raises(ConfigError, match="holds a network alone"):
         settings(read_folder(folder / "unet", "pipeline"))
+    with pytest.raises(ConfigError, match=r"^pipeline=.* goes with exp=diffusers_finetune$"):
+        completed([f"pipeline={folder}"])
+    with pytest.raises(ConfigError, match=r"data\.image_size=9 is no multiple of 2"):
+        completed(["exp=diffusers_finetune", f"pipeline={folder}", "data.image_size=9"])
+    file.unlink()
+    with pytest.raises(ConfigError, match=r"scheduler_config\.json cannot be read"):
+        settings(read_folder(folder, "pipeline"))
+    changed(folder / "model_index.json", scheduler=[None, None])
+    with pytest.raises(ConfigError, match="it has no scheduler, which says what its network predicts"):
+        settings(read_folder(folder, "pipeline"))
+    changed(folder / "vae" / "config.json", latent_channels=None)
+    with pytest.raises(ConfigError, match="does not say latent_channels: it is no whole configuration"):
+        stage_of(read_folder(folder, "pipeline"))
+    changed(folder / "unet" / "config.json", addition_embed_type="text_time")
+    with pytest.raises(ConfigError, match=r"is told more than .*addition_embed_type=text_time"):
+        read_folder(folder, "pipeline")
+    changed(folder / "unet" / "config.json", cross_attention_dim=None)
+    with pytest.raises(ConfigError, match="does not say cross_attention_dim"):
+        read_folder(folder, "pipeline")
+
+
+def changed(file: Path, **keys: Any) -> None:
+    """Give a file of a pipeline other values."""
+    file.write_text(json.dumps({**json.loads(file.read_text()), **keys}))
 
 
 def test_a_frozen_base_in_bfloat16_has_gates_in_float32(tmp_path: Path) -> None:

@@ -192,8 +192,8 @@ def _() -> Inputs:
 
 
 @network(
-    "RFD4ProteinaTransformer", nlayers=2, token_dim=16, nheads=2, dim_cond=8, pair_repr_dim=8, latent_dim=4, t_emb_dim=8,
-    tri_mult_c=8, feats_seq=["xt_bb_ca", "xt_local_latents"], feats_cond_seq=["time_emb_bb_ca"],
+    "RFD4ProteinaTransformer", nlayers=2, token_dim=16, nheads=2, dim_cond=8, pair_repr_dim=8, latent_dim=4,
+    t_emb_dim=8, tri_mult_c=8, feats_seq=["xt_bb_ca", "xt_local_latents"], feats_cond_seq=["time_emb_bb_ca"],
     feats_pair_repr=["xt_bb_ca_pair_dists"], feats_pair_cond=["time_emb_bb_ca"],
 )  # fmt: skip
 def _() -> Inputs:
