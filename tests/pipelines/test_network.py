@@ -116,6 +116,9 @@ def test_a_folder_becomes_keys_of_a_configuration(folder: Path) -> None:
     composed = compose_config("train", completed([exp, f"pipeline={folder}", f"data={data}"]), [])
     validate(composed.cfg, "train", composed.sources)
     assert (composed.cfg.condition is None) == (folder.name == "dit")
+    if folder.name == "dit":
+        with pytest.raises(ConfigError, match="data=coco has no classes, which a DiTPipeline is told"):
+            completed([exp, f"pipeline={folder}"])
     process = objective(read_folder(folder, "pipeline")).process
     assert process.prediction == found.get("diffusion.process.prediction", "velocity")
     assert first_stage(read_folder(folder, "pipeline")).downsample == 2
@@ -182,6 +185,7 @@ def test_what_is_not_known_is_refused_in_one_sentence(tmp_path: Path) -> None:
         settings(read_folder(folder, "pipeline"))
     with pytest.raises(ConfigError, match="holds a network alone"):
         settings(read_folder(folder / "unet", "pipeline"))
+    changed(file, rescale_betas_zero_snr=False)
     with pytest.raises(ConfigError, match=r"^pipeline=.* goes with exp=diffusers_finetune$"):
         completed([f"pipeline={folder}"])
     with pytest.raises(ConfigError, match=r"data\.image_size=9 is no multiple of 2"):

@@ -22,7 +22,7 @@ from neural_rdm.config.grammar import written
 from neural_rdm.core.errors import ConfigError, first_line
 
 INDEX = "model_index.json"
-EXPERIMENT = "diffusers_finetune"
+EXPERIMENT, CAPTIONED = "diffusers_finetune", ("coco", "journeydb", "digits_text")
 #: keys of a U-Net that reads text, by which it is told something else too
 FURTHER = ("addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type")
 
@@ -71,9 +71,8 @@ FAMILIES = {
     )
 }  # fmt: skip
 
-#: prediction_type of a scheduler -> `diffusion.process.prediction`
+#: what a scheduler says -> `diffusion.process.prediction`, `diffusion.process.schedule`
 PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}
-#: beta_schedule of a scheduler -> `diffusion.process.schedule`
 SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
 
 
@@ -191,11 +190,11 @@ def _network(path: Path, key: str) -> tuple[Family, dict[str, Any]]:
         )
     family = FAMILIES[kind]
     _holds(config, ("in_channels", *family.widths), path)
-    more = next((name for name in FURTHER if config.get(name) is not None), None)
+    more = [name for name in FURTHER if config.get(name) is not None]
     if more and family.shows == "text":
-        said = f"{key}={path}: this {kind} is told more than latents, time and text ({more}={config[more]}), as Stable"
+        said = f"{key}={path}: this {kind} is told more than latents, time and text ({more[0]}={config[more[0]]}), as"
         raise ConfigError(
-            f"{said} Diffusion XL is; docs/diffusers.md shows how to train it in one's own script", key=key
+            f"{said} Stable Diffusion XL is; docs/diffusers.md shows how to train it in a script", key=key
         )
     return family, config
 
@@ -299,6 +298,8 @@ def completed(overrides: list[str]) -> list[str]:
     if "exp" not in typed and "backbone" not in typed:
         raise ConfigError(f"pipeline={typed['pipeline']} goes with exp={EXPERIMENT}", key="pipeline")
     folder = read_folder(str(typed["pipeline"]), "pipeline")
+    if folder.classes and (data := str(typed.get("data", "coco"))) in CAPTIONED:
+        raise ConfigError(f"data={data} has no classes, which a {folder.pipeline} is told: try data=image_folder")
     keys = {k: v for k, v in settings(folder).items() if k not in typed and k.partition(".")[0] not in typed}
     cell, side = keys.get("first_stage.downsample", typed.get("first_stage.downsample", 1)), folder.side
     if isinstance(size := typed.get("data.image_size"), int):
@@ -343,8 +344,7 @@ def settings(folder: Folder) -> dict[str, Any]:
     if folder.family.shows == "text":
         width = max(folder.widths)
         result |= {"condition": "pipeline", "condition.path": str(folder.path), "condition.dim": width}
-        result["condition.max_length"] = folder.tokens
-        result["backbone.context_dim"] = width
+        result |= {"condition.max_length": folder.tokens, "backbone.context_dim": width}
     else:
         result["condition"] = None
     return {key: result[key] for key in sorted(result, key=lambda key: "." in key)}
