@@ -3,6 +3,10 @@
 One block of each runs forward and backward with frozen weights, as when gates alone are trained: the gradient of its
 input is asked for, not those of the weights. A block's own time is far too noisy to show what a gate costs, so one
 addition is timed by itself, with and without a gate, and its extra time is multiplied by the additions in the block.
+
+What a gate keeps for backward is its branch's output, of which the gradient of alpha is made. `kept` measures it, and
+the two ways to do without: to run the last layer of the branch again, or to take the stream's difference behind and
+before the addition, which the norms of a block keep anyway, for the branch's output.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.residual import interleaved, kept_bytes
 from neural_rdm.reports.tables import markdown_table
@@ -24,6 +29,8 @@ from neural_rdm.surgery.folding import without_gates
 
 ROUNDS, REPEATS, BLOCK_ROUNDS = 11, 4, 1
 IMAGE, TEXT = 128, 32
+#: `kept` takes one in so many of them: bytes need no more
+FEW = 4
 GATES = {"alpha and beta": Residual("gated"), "alpha alone": Residual("gated", beta_form="none")}
 
 
@@ -32,9 +39,10 @@ def flux() -> tuple[nn.Module, Callable[[nn.Module, Tensor, Tensor], Any], int]:
     from diffusers.models.transformers.transformer_flux import FluxTransformerBlock
 
     block = FluxTransformerBlock(3072, 24, 128)
-    angles = torch.ones(IMAGE + TEXT, 128), torch.zeros(IMAGE + TEXT, 128)
 
     def call(block: nn.Module, z: Tensor, text: Tensor) -> Any:
+        tokens = z.shape[1] + text.shape[1]
+        angles = torch.ones(tokens, 128), torch.zeros(tokens, 128)
         time = torch.ones(1, 3072, dtype=z.dtype)
         return block(hidden_states=z, encoder_hidden_states=text, temb=time, image_rotary_emb=angles)
 
@@ -55,9 +63,8 @@ def wan() -> tuple[nn.Module, Callable[[nn.Module, Tensor, Tensor], Any], int]:
     """A block of Wan 2.1 with 1.3 B parameters: its width is 1536."""
     from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 
-    angles = torch.ones(1, IMAGE, 1, 128), torch.zeros(1, IMAGE, 1, 128)
-
     def call(block: nn.Module, z: Tensor, text: Tensor) -> Any:
+        angles = torch.ones(1, z.shape[1], 1, 128), torch.zeros(1, z.shape[1], 1, 128)
         return (block(z, text, torch.ones(1, 6, 1536, dtype=z.dtype), angles), text)
 
     return WanTransformerBlock(1536, 8960, 12, cross_attn_norm=True), call, 1536
@@ -67,7 +74,7 @@ BLOCKS = {"Flux (double block)": flux, "SD3 medium": sd3, "Wan 2.1 1.3B": wan}
 
 
 def types() -> list[torch.dtype]:
-    """What is measured: bfloat16 only where the CPU has instructions for it; another takes minutes for one pass."""
+    """What is timed: bfloat16 only where the CPU has instructions for it; on another its time means nothing."""
     return [torch.float32] + [torch.bfloat16] * torch.cpu._is_avx512_bf16_supported()
 
 
@@ -78,15 +85,22 @@ def run() -> dict[str, Any]:
         for name, make in BLOCKS.items():
             rows += measured(name, make, dtype)
             print(markdown_table(rows[-len(GATES) :]), flush=True)
+    few = [kept(name, make, dtype) for name, make in BLOCKS.items() for dtype in (torch.float32, torch.bfloat16)]
+    print(markdown_table(few), flush=True)
     return {
         "method": (
             f"one block, batch 1, {IMAGE} image tokens and {TEXT} of text, weights frozen, forward and backward to the "
             f"input; block_ms is the median of {BLOCK_ROUNDS} rounds; extra_ms is what a gate adds to one addition on "
             f"the image's stream, median and quartiles over {ROUNDS} rounds of {REPEATS} each, interleaved and paired "
             "within a round; time_share: extra_ms times the additions in the block, over block_ms, with the same "
-            "quartiles; saved_share: what the gated block keeps for backward over the plain one, less 1"
+            "quartiles; saved_share: what the gated block keeps for backward over the plain one, less 1; kept: the "
+            f"same with 1/{FEW} of the tokens, weights trained or frozen; again_share: operations of the branches' "
+            "last layers over those of the block's two passes; difference_error: the relative Euclidean error of the "
+            "gradients of all alphas (alpha 1) where the difference of the stream stands for the branch's output, "
+            "weights and inputs random"
         ),
         "rows": rows,
+        "kept": few,
     }
 
 
@@ -134,6 +148,63 @@ def measured(name: str, make: Callable[[], Any], dtype: torch.dtype) -> list[dic
         )
         without_gates(holder)
     return rows
+
+
+def kept(name: str, make: Callable[[], Any], dtype: torch.dtype) -> dict[str, Any]:
+    """What the gates of a block keep for backward, and what the ways to do without would cost."""
+    torch.manual_seed(0)
+    block, call, width = make()
+    block, weights = block.to(dtype), list(block.parameters())
+    z, text = (torch.randn(1, n // FEW, width, dtype=dtype, requires_grad=True) for n in (IMAGE, TEXT))
+    holder = nn.ModuleList([block])
+
+    def forward() -> Any:
+        return call(holder[0], z, text)
+
+    def saved() -> dict[str, int]:
+        found = {}
+        for kind in ("trained", "frozen"):
+            for weight in weights:  # and not the gates
+                weight.requires_grad_(kind == "trained")
+            found[kind] = kept_bytes(forward, weights)
+        return found
+
+    plain = saved()
+    gate(holder, GATES["alpha and beta"])
+    gated = saved()
+    layers = dict(block.last_layers())
+    exact, error, again = 0.0, 0.0, 0
+    with FlopCounterMode(display=False) as counter:
+        seen = watched(holder)
+        sum(part.float().sum() for part in forward()).backward()  # type: ignore[union-attr]
+    for unit, (before, f, after, grad) in seen.items():
+        if grad is None:  # the text of a last block
+            continue
+        want = (grad.double() * f.double()).sum(dim=(0, 1))
+        found = (grad.double() * (after - before).double()).sum(dim=(0, 1))
+        exact, error = exact + want.square().sum().item(), error + (found - want).square().sum().item()
+        again += 2 * f.numel() // unit.dim * layers[unit].get_parameter("weight").numel()
+    return {
+        "block": name,
+        "type": str(dtype).removeprefix("torch."),
+        **{f"{kind}_share": gated[kind] / plain[kind] - 1 for kind in plain},
+        "again_share": again / counter.get_total_flops(),
+        "difference_error": (error / exact) ** 0.5,
+    }
+
+
+def watched(model: nn.Module) -> dict[Unit, list[Any]]:
+    """By unit, once a pass is through: the stream before it, its branch, the stream behind it and its gradient."""
+    seen: dict[Unit, list[Any]] = {}
+
+    def note(unit: Unit, arguments: tuple[Any, ...], out: Tensor) -> None:
+        z, branch, *_ = arguments
+        seen[unit] = [z.detach(), branch(None).detach(), out.detach(), None]
+        out.register_hook(lambda grad: seen[unit].__setitem__(3, grad))
+
+    for _, unit in units(model):
+        unit.register_forward_hook(note)
+    return seen
 
 
 def addition(unit: Unit | None, z: Tensor, f: Tensor, grad: Tensor) -> None:

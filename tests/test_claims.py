@@ -138,7 +138,7 @@ def test_what_the_studies_say_is_what_their_rows_say(tmp_path: Path) -> None:
 
 def test_the_cost_of_gates_in_blocks_of_others_is_that_of_the_file() -> None:
     page, rows = (ROOT / "docs" / "diffusers.md").read_text(encoding="utf-8"), pages.read("foreign")["rows"]
-    found = re.findall(r"^\| .* \| b?float\d+ \| \d.*$", page, re.M)
+    found = re.findall(r"^\| .* \| b?float\d+ \| \d+ \| .*$", page, re.M)
     assert found == [
         f"| {both['block']} | {both['type']} | {both['additions']} | {cost(both)} | {cost(alone)} | "
         f"{100 * both['saved_share']:.1f} % |"
@@ -146,6 +146,31 @@ def test_the_cost_of_gates_in_blocks_of_others_is_that_of_the_file() -> None:
     ]
     assert all(row["time_share"] < 0.01 for row in rows)  # the goal that the page calls met
     assert all(row["saved_share"] > 0.005 for row in rows)  # and the one that it calls missed
+
+
+def test_what_gates_keep_in_blocks_of_others_is_that_of_the_file() -> None:
+    page, rows = (ROOT / "docs" / "diffusers.md").read_text(encoding="utf-8"), pages.read("foreign")["kept"]
+    found = re.findall(r"^\| .* \| b?float\d+ \| \d+\.\d %.*e-\d+ \|$", page, re.M)
+    assert found == [
+        f"| {row['block']} | {row['type']} | {100 * row['frozen_share']:.1f} % | {100 * row['trained_share']:.1f} % | "
+        f"{100 * row['again_share']:.0f} % | {row['difference_error']:.0e} |"
+        for row in rows
+    ]
+
+
+def test_what_gates_learned_in_pipelines_is_that_of_the_file() -> None:
+    page, rows = (ROOT / "docs" / "diffusers.md").read_text(encoding="utf-8"), pages.read("finetune")
+    assert re.findall(r"^\| \w+Pipeline \| \d.*$", page, re.M) == [
+        f"| {row['pipeline']} | {row['steps'][0]} and {row['steps'][1]} | {row['old']:.4f} | {row['untouched']:.4f} | "
+        f"{row['gated'][-1]:.4f} | {off(row)} |"
+        for row in rows.values()
+    ]
+    assert all(row["gated"][-1] < row["untouched"] for row in rows.values())
+
+
+def off(row: dict[str, Any]) -> str:
+    """How far samples are off, as the cells of three columns."""
+    return " | ".join(f"{row['off'][kind]:.3f}" for kind in ("old", "untouched", "gated"))
 
 
 def cost(row: dict[str, Any]) -> str:

@@ -73,5 +73,9 @@ def test_a_network_alone_is_looked_into_with_latents(tmp_path: Path, monkeypatch
         look(tmp_path / "no", model, f"latents={tmp_path / 'wrong.npz'}")
     with pytest.raises(ConfigError, match=r"prompts=.*a UNet2DModel reads no text"):
         look(tmp_path / "no", model, f"latents={latents(tmp_path)}", "prompts=['a']")
+    with pytest.raises(ConfigError, match=r"classes=\[1\]: this UNet2DModel has none"):
+        look(tmp_path / "no", model, f"latents={latents(tmp_path)}", "classes=[1]")
+    with pytest.raises(ConfigError, match=r"classes=\[-1\]: this network has 10 classes"):
+        look(tmp_path / "no", saved("dit", tmp_path / "dit"), f"latents={latents(tmp_path)}", "classes=[-1]")
     with pytest.raises(ConfigError, match="which model"):
         complete(["images=x"])

@@ -148,6 +148,8 @@ def _condition(
     def turns(shown: Any) -> list[Any]:
         return [shown[i % len(shown)] for i in range(count)]
 
+    if cfg.classes is not None and not source.classes:
+        raise ConfigError(f"classes={list(cfg.classes)}: this {source.family.network} has none")
     if source.family.shows == "text":
         if "prompt_embeds" in held:
             tokens = held["prompt_embeds"][:count].float()
@@ -169,7 +171,7 @@ def _condition(
         return {}
     null = net.null_class if net.null_class is not None else 0
     labels = held["labels"][:count].long() if "labels" in held else torch.tensor(turns(list(cfg.classes or [null])))
-    if int(labels.max()) > source.classes:
+    if int(labels.min()) < 0 or int(labels.max()) > source.classes:
         raise ConfigError(f"classes={labels.unique().tolist()}: this network has {source.classes} classes")
     return {"y": labels}
 

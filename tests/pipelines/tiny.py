@@ -64,7 +64,12 @@ def vae(width: int = 16, colours: int = 1) -> Any:
 
 
 def pipeline(
-    name: str, autoencoder: Any = None, width: int = 16, depth: int = 2, predicts: str = "v_prediction"
+    name: str,
+    autoencoder: Any = None,
+    width: int = 16,
+    depth: int = 2,
+    predicts: str = "v_prediction",
+    classes: int = 10,
 ) -> Any:
     """A random pipeline of a family.
 
@@ -73,6 +78,7 @@ def pipeline(
         width: of the network; a multiple of 16.
         depth: its blocks.
         predicts: what the U-Net of Stable Diffusion predicts, in the scheduler's words.
+        classes: of DiT's table.
     """
     import diffusers as d
 
@@ -118,7 +124,7 @@ def pipeline(
         )
     assert name == "dit"
     dit = d.DiTTransformer2DModel(
-        **small, in_channels=4, out_channels=8, sample_size=4, patch_size=1, num_embeds_ada_norm=10,
+        **small, in_channels=4, out_channels=8, sample_size=4, patch_size=1, num_embeds_ada_norm=classes,
         norm_type="ada_norm_zero",
     )  # fmt: skip
     return d.DiTPipeline(dit, first_stage, d.DDIMScheduler(clip_sample=False))

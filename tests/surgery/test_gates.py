@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from neural_rdm import DiT, gate, load_gates, merge_gates, save_gates
-from neural_rdm.core.errors import CheckpointError, ConfigError
+from neural_rdm.core.errors import CheckpointError, ConfigError, WriteError
 from neural_rdm.residual import Residual
 from tests.helpers import ROOT, is_gate
 
@@ -103,6 +105,48 @@ def test_a_wrong_base_is_refused_in_one_sentence_and_stays_as_it_was(tmp_path: P
         load_gates(other, tmp_path / "broken.safetensors")
     with pytest.raises(ValueError, match="has no gates to save"):
         save_gates(other, tmp_path / "none.safetensors")
+
+
+def test_a_pipeline_a_scale_that_is_no_number_and_a_broken_file_are_refused(tmp_path: Path) -> None:
+    file, (net, inputs) = tmp_path / "gates.safetensors", theirs()
+    plain, before = copy.deepcopy(net), run(net, inputs)
+    save_gates(gate(net), file)
+    for call in (gate, merge_gates, lambda pipe: save_gates(pipe, file), lambda pipe: load_gates(pipe, file)):
+        with pytest.raises(ValueError, match=r"is no network; of a pipeline pass pipe\.transformer or pipe\.unet"):
+            call(object())
+    for scale in (float("nan"), float("inf"), "0.5"):
+        with pytest.raises(ValueError, match="a scale of gates is a finite number, and not"):
+            load_gates(plain, file, scale)
+        with pytest.raises(ValueError, match="a scale of gates is a finite number, and not"):
+            load_gates(plain, {file: scale})
+    with pytest.raises(WriteError, match="cannot write the gates to"):
+        save_gates(net, tmp_path / "nowhere" / "gates.safetensors")
+    with safe_open(file, "pt") as opened:
+        header = opened.metadata()
+    state = load_file(file)
+    name = min(state)
+    changed = "is no file of gates: its header was changed"
+    for head, gates, said in (
+        ({k: v for k, v in header.items() if k != "fingerprint"}, state, changed),
+        ({**header, "residual": "{"}, state, changed),
+        ({**header, "units": "3"}, state, changed),
+        (header, {**state, name: torch.ones(1)}, "holds other gates than this network has"),
+        (header, {**state, name: state[name] * torch.nan}, f"not finite, the first in {name}"),
+    ):
+        save_file(gates, file, metadata=head)
+        with pytest.raises(CheckpointError, match=said):
+            load_gates(plain, file)
+    assert torch.equal(run(plain, inputs), before)
+
+
+def test_units_are_named_by_one_pattern_or_several_and_not_by_none() -> None:
+    net, _ = theirs()
+    with pytest.raises(ValueError, match="units names no unit"):
+        gate(copy.deepcopy(net), units=[])
+    gate(net, units="*attn1_unit")
+    assert {name for name, p in net.named_parameters() if is_gate(name)} == {
+        f"blocks.{i}.attn1_unit.{kind}" for i in range(2) for kind in ("alpha", "beta")
+    }
 
 
 def test_what_does_not_fit_a_plain_network_leaves_it_as_it_was(tmp_path: Path) -> None:

@@ -22,7 +22,9 @@ from neural_rdm.config.grammar import written
 from neural_rdm.core.errors import ConfigError, first_line
 
 INDEX = "model_index.json"
-EXPERIMENT = "diffusers_finetune"
+EXPERIMENT, CAPTIONED = "diffusers_finetune", ("coco", "journeydb", "digits_text")
+#: keys of a U-Net that reads text, by which it is told something else too
+FURTHER = ("addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type")
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,8 @@ FAMILIES = {
     )
 }  # fmt: skip
 
-#: prediction_type of a scheduler -> `diffusion.process.prediction`
+#: what a scheduler says -> `diffusion.process.prediction`, `diffusion.process.schedule`
 PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}
-#: beta_schedule of a scheduler -> `diffusion.process.schedule`
 SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
 
 
@@ -137,9 +138,8 @@ class Folder:
         return bool(self.network.get("out_channels") == 2 * self.network["in_channels"])
 
     def config(self, part: str, file: str = "config.json") -> dict[str, Any] | None:
-        """What a part of the pipeline says of itself; None where there is no such part."""
-        path = self.path / part / file
-        return _read(path) if part in self.parts and path.is_file() else None
+        """What a part of the pipeline says of itself; None where the pipeline lists no such part."""
+        return _read(self.path / part / file) if part in self.parts else None
 
 
 def read_folder(path: str | Path, key: str) -> Folder:
@@ -174,8 +174,7 @@ def read_folder(path: str | Path, key: str) -> Folder:
                 key=key,
             )
         return Folder(path, part, family, network, kind, parts)
-    family, network = _network(path, key)
-    return Folder(path, None, family, network)
+    return Folder(path, None, *_network(path, key))
 
 
 def _network(path: Path, key: str) -> tuple[Family, dict[str, Any]]:
@@ -189,7 +188,20 @@ def _network(path: Path, key: str) -> tuple[Family, dict[str, Any]]:
             "docs/diffusers.md shows the few lines of Python that do the same for any other",
             key=key,
         )
-    return FAMILIES[kind], config
+    family = FAMILIES[kind]
+    _holds(config, ("in_channels", *family.widths), path)
+    more = [name for name in FURTHER if config.get(name) is not None]
+    if more and family.shows == "text":
+        said = f"{key}={path}: this {kind} is told more than latents, time and text ({more[0]}={config[more[0]]}), as"
+        raise ConfigError(
+            f"{said} Stable Diffusion XL is; docs/diffusers.md shows how to train it in a script", key=key
+        )
+    return family, config
+
+
+def _holds(config: dict[str, Any], keys: Sequence[str], path: Path) -> None:
+    if lacking := [key for key in keys if not config.get(key)]:
+        raise ConfigError(f"{path / 'config.json'} does not say {' and '.join(lacking)}: it is no whole configuration")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -217,6 +229,8 @@ def process_of(folder: Folder) -> dict[str, Any]:
     """
     scheduler = folder.config("scheduler", "scheduler_config.json")
     if scheduler is None:
+        if folder.pipeline is not None:
+            raise ConfigError(f"{folder.path}: it has no scheduler, which says what its network predicts")
         scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler" if folder.family.flow else "DDPMScheduler"}
         if folder.family.network == "UNet2DConditionModel":
             scheduler |= {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -255,6 +269,7 @@ def stage_of(folder: Folder) -> dict[str, Any]:
         return {"first_stage": "identity"}
     if vae.get("_class_name") != "AutoencoderKL":
         raise ConfigError(f"{folder.path}: its first stage is a {vae.get('_class_name')}, and AutoencoderKL is wanted")
+    _holds(vae, ("block_out_channels", "latent_channels"), folder.path / "vae")
     return {
         "first_stage": "kl_f8",
         "first_stage.path": str(folder.path),
@@ -280,14 +295,25 @@ def completed(overrides: list[str]) -> list[str]:
         raise ConfigError(f"which pipeline? exp={EXPERIMENT} needs pipeline=FOLDER, one with {INDEX}", key="pipeline")
     if typed.get("pipeline") is None or "resume" in typed:
         return overrides
+    if "exp" not in typed and "backbone" not in typed:
+        raise ConfigError(f"pipeline={typed['pipeline']} goes with exp={EXPERIMENT}", key="pipeline")
     folder = read_folder(str(typed["pipeline"]), "pipeline")
+    if folder.classes and (data := str(typed.get("data", "coco"))) in CAPTIONED:
+        raise ConfigError(f"data={data} has no classes, which a {folder.pipeline} is told: try data=image_folder")
     keys = {k: v for k, v in settings(folder).items() if k not in typed and k.partition(".")[0] not in typed}
     cell, side = keys.get("first_stage.downsample", typed.get("first_stage.downsample", 1)), folder.side
-    if "data.image_size" in typed:
-        keys["backbone.input_size"] = int(str(typed["data.image_size"])) // int(str(cell))
+    if isinstance(size := typed.get("data.image_size"), int):
+        if size % int(str(cell)):
+            raise ConfigError(f"data.image_size={size} is no multiple of {cell}, the pixels of a latent cell's side")
+        keys["backbone.input_size"] = size // int(str(cell))
     elif side is not None and "backbone.input_size" not in typed and _is_sized(str(typed.get("data", "coco"))):
         keys["data.image_size"] = side * int(str(cell))
-    return [*(f"{'++' if '.' in k else ''}{k}={written(v)}" for k, v in keys.items()), *overrides]
+    return [*(_override(k, v) for k, v in keys.items()), *overrides]
+
+
+def _override(key: str, value: Any) -> str:
+    """How a key, or the choice of a group (None: it is left out), is typed."""
+    return f"~{key}" if value is None and "." not in key else f"{'++' if '.' in key else ''}{key}={written(value)}"
 
 
 def _is_sized(data: str) -> bool:
@@ -318,8 +344,7 @@ def settings(folder: Folder) -> dict[str, Any]:
     if folder.family.shows == "text":
         width = max(folder.widths)
         result |= {"condition": "pipeline", "condition.path": str(folder.path), "condition.dim": width}
-        result["condition.max_length"] = folder.tokens
-        result["backbone.context_dim"] = width
+        result |= {"condition.max_length": folder.tokens, "backbone.context_dim": width}
     else:
         result["condition"] = None
     return {key: result[key] for key in sorted(result, key=lambda key: "." in key)}

@@ -76,6 +76,8 @@ class PipelineNet(Backbone):
         side = input_size or folder.side
         if side is None:
             raise ValueError(f"{path} does not say how large its latents are; pass input_size")
+        if side % 2 and folder.family.network == "FluxTransformer2DModel":
+            raise ValueError(f"input_size={side}: Flux packs two by two cells into a token, so it is even")
         self.input_shape = folder.channels, side, side
         self.num_classes = min(folder.classes, num_classes or folder.classes)
         self.class_dropout_prob = class_dropout_prob if folder.family.shows else 0.0

@@ -51,15 +51,17 @@ def gate(
         since stock diffusers would load a gated file without the gates: `surgery.fold` gives it back to diffusers.
 
     Raises:
-        ValueError: a network with residual additions of another form, or that are not understood, saying which; nothing
-            to gate; a pattern without a unit; gates that are time-conditioned (no such block hands the timestep
-            embedding on to its units); a rule that changes what branches read, where a block was rewritten.
+        ValueError: a whole pipeline; a network with residual additions of another form, or that are not understood,
+            saying which; nothing to gate; a pattern without a unit; gates that are time-conditioned (no such block
+            hands the timestep embedding on to its units); a rule that changes what branches read, where a block was
+            rewritten.
     """
     from neural_rdm.residual import diffusers_blocks
     from neural_rdm.residual.foreign.blocks import Written
     from neural_rdm.residual.foreign.models import swap_model
 
     residual = Residual.of(residual)
+    check_network(model)
     if not residual.unit_class.single:
         raise ValueError(
             f"residual={residual.rule!r} cannot be had in a network of diffusers: its stream is several tensors, and "
@@ -91,6 +93,16 @@ def gate(
     if hasattr(model, "register_to_config"):
         swap_model(model, residual, sorted(chosen) if len(chosen) < len(names) else None)
     return model
+
+
+def check_network(model: object) -> None:
+    """Refuse a whole pipeline, and whatever else is no network.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"a {type(model).__name__} is no network; of a pipeline pass pipe.transformer or pipe.unet")
 
 
 def freeze_silent(model: nn.Module) -> list[str]:
@@ -162,14 +174,17 @@ def _chosen(names: list[str], patterns: Iterable[str] | None) -> set[str]:
     """The names that a pattern fits.
 
     Raises:
-        ValueError: a pattern that fits none.
+        ValueError: a pattern that fits none, or no pattern.
     """
     if patterns is None:
         return set(names)
+    patterns = [patterns] if isinstance(patterns, str) else patterns
     chosen: set[str] = set()
     for pattern in patterns:
         fitting = {name for name in names if fnmatchcase(name, pattern)}
         if not fitting:
             raise ValueError(f"units={pattern!r} fits no unit; they are called {', '.join(names[:3])}, ...")
         chosen |= fitting
+    if not chosen:
+        raise ValueError("units names no unit; leave it out for all of them")
     return chosen

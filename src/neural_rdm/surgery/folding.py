@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.residual import Residual, Stack, Unit, gate_names
+from neural_rdm.residual.gating import check_network
 from neural_rdm.surgery.adapter import adapter_of, last_layers
 
 
@@ -76,6 +77,7 @@ def _changes(model: nn.Module) -> dict[str, tuple[str, Tensor | None, Tensor | N
     Raises:
         ConfigError, ValueError: see `fold`.
     """
+    check_network(model)
     if not any(isinstance(module, Unit) for module in model.modules()):
         raise ValueError(f"this {type(model).__name__} has no residual units; there is nothing to fold")
     behind = _gated_behind(model)

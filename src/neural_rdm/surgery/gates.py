@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neural_rdm.core.errors import CheckpointError, WriteError
+from neural_rdm.core.errors import CheckpointError, WriteError, first_line
 from neural_rdm.core.weights import full
 from neural_rdm.residual import Residual, gate_names, plain_state
-from neural_rdm.residual.gating import gate
+from neural_rdm.residual.gating import check_network, gate
 from neural_rdm.surgery.folding import set_units, without_gates
 
 FORMAT = "neural-rdm gates 1"
@@ -37,8 +38,10 @@ def save_gates(model: nn.Module, file: str | Path) -> None:
         ValueError: the network has no gates.
         WriteError: the file cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    check_network(model)
     names = gate_names(model)
     gates = {name: full(p.detach()).cpu().contiguous() for name, p in model.named_parameters() if name in names}
     if not gates:
@@ -53,7 +56,7 @@ def save_gates(model: nn.Module, file: str | Path) -> None:
     }
     try:
         save_file(gates, file, metadata=header)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise WriteError(f"cannot write the gates to {file}: {error}") from error
 
 
@@ -64,8 +67,8 @@ def load_gates(model: nn.Module, file: str | Path | Mapping[str, float], scale: 
         model: the base that the gates were trained with, plain or with gates of the same rule.
         file: what `save_gates` wrote; several files with the scale of each, `{"ink.safetensors": 1, "red.safetensors":
             0.5}`: what they change of the plain gates adds up. They are of one rule and the same units.
-        scale: how far they go from the plain network (0) to the gated one (1); other numbers are allowed. It multiplies
-            the scales of several.
+        scale: how far they go from the plain network (0) to the gated one (1); other finite numbers are allowed. It
+            multiplies the scales of several.
 
     Returns:
         `model`.
@@ -74,25 +77,30 @@ def load_gates(model: nn.Module, file: str | Path | Mapping[str, float], scale: 
         CheckpointError: no such file, or not one of gates; gates of another network, of other weights, or of another
             rule than the network's own or than the other files; gates of a rule whose stream is several tensors, for a
             plain network.
-        ValueError: a scale other than 1, or several files, and a rule that no values make plain; no file at all.
+        ValueError: a scale other than 1, or several files, and a rule that no values make plain; a scale that is no
+            finite number; no file at all; a pipeline instead of a network.
 
         The network is then as it was.
     """
-    files = {Path(k): scale * v for k, v in (file.items() if isinstance(file, Mapping) else [(file, 1.0)])}
+    check_network(model)
+    scales = file if isinstance(file, Mapping) else {file: 1.0}
+    for number in (scale, *scales.values()):
+        if not isinstance(number, (int, float)) or not math.isfinite(number):
+            raise ValueError(f"a scale of gates is a finite number, and not {number!r}")
+    files = {Path(path): scale * own for path, own in scales.items()}
     if not files:
         raise ValueError("no file of gates to load")
     loaded = {path: _read(path) for path in files}
-    print_of, rules = fingerprint(model), {}
-    for path, (header, _) in loaded.items():
+    print_of = fingerprint(model)
+    for path, (header, _, _) in loaded.items():
         if header["base"] != _base(model):
             raise CheckpointError(f"{path} holds gates of a {header['base']}, and this is a {_base(model)}")
         if header["fingerprint"] != print_of:
             raise CheckpointError(f"{path} holds gates of a {header['base']} with other weights than this one's")
-        rules[path] = Residual(**json.loads(header["residual"])), json.loads(header["units"])
-    file, (residual, units) = next(iter(rules.items()))
-    for path, (other, named) in rules.items():
-        if (other, named) != (residual, units):
-            raise CheckpointError(f"{path} holds gates of {other}, and {file} of {residual} or of other units")
+    file, (_, (residual, units), _) = next(iter(loaded.items()))
+    for path, (_, rule, _) in loaded.items():
+        if rule != (residual, units):
+            raise CheckpointError(f"{path} holds gates of {rule[0]}, and {file} of {residual} or of other units")
     is_plain = not gate_names(model)
     if is_plain and not residual.unit_class.single:
         raise CheckpointError(
@@ -104,12 +112,14 @@ def load_gates(model: nn.Module, file: str | Path | Mapping[str, float], scale: 
     if is_plain:
         _gate(model, residual, units)
     try:
-        for path, (_, gates) in loaded.items():
-            if set(gates) != gate_names(model):
+        parameters, names = dict(model.named_parameters()), gate_names(model)
+        shapes = {name: parameters[name].shape for name in names}
+        for path, (_, _, gates) in loaded.items():
+            if {name: value.shape for name, value in gates.items()} != shapes:
                 raise CheckpointError(
                     f"{path} holds other gates than this network has; the first is {min(gates, default=None)}"
                 )
-        _put(model, [(gates, files[path]) for path, (_, gates) in loaded.items()])
+        _put(model, [(gates, files[path]) for path, (_, _, gates) in loaded.items()])
     except (CheckpointError, ValueError):
         if is_plain:
             _ungate(model)
@@ -178,7 +188,8 @@ def _ungate(model: nn.Module) -> None:
         _gate(model, Residual("resnet"), None)
 
 
-def _read(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+def _read(file: Path) -> tuple[dict[str, str], tuple[Residual, Any], dict[str, Tensor]]:
+    """The header of a file, its rule and units, and its gates."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -189,4 +200,14 @@ def _read(file: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise CheckpointError(f"{file} cannot be read as a file of gates: {error}") from error
     if header.get("format") != FORMAT:
         raise CheckpointError(f"{file} is no file of gates: save_gates did not write it")
-    return header, gates
+    try:
+        rule = Residual(**json.loads(header["residual"])), json.loads(header["units"])
+        if not isinstance(rule[1], list | None):
+            raise TypeError(f"units={rule[1]!r}")
+        header = {key: header[key] for key in ("base", "fingerprint")}
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file} is no file of gates: its header was changed ({first_line(error)})") from error
+    for name, value in gates.items():
+        if not value.isfinite().all():
+            raise CheckpointError(f"{file} holds numbers that are not finite, the first in {name}: its run diverged")
+    return header, rule, gates

@@ -1,4 +1,4 @@
-"""The same as `networks` for the classes that make sounds, and several kinds of data at once."""
+"""The same as `networks` for the classes that make sounds, molecules, and several kinds of data at once."""
 
 from __future__ import annotations
 
@@ -188,4 +188,20 @@ def _() -> Inputs:
         "vision_mse_loss_indexes": rows[TEXT:],
         "vision_timesteps": torch.full((8,), 500.0),
         "vision_noisy_frame_indexes": [torch.arange(2)],
+    }
+
+
+@network(
+    "RFD4ProteinaTransformer", nlayers=2, token_dim=16, nheads=2, dim_cond=8, pair_repr_dim=8, latent_dim=4,
+    t_emb_dim=8, tri_mult_c=8, feats_seq=["xt_bb_ca", "xt_local_latents"], feats_cond_seq=["time_emb_bb_ca"],
+    feats_pair_repr=["xt_bb_ca_pair_dists"], feats_pair_cond=["time_emb_bb_ca"],
+)  # fmt: skip
+def _() -> Inputs:
+    return {
+        "bb_ca": tokens(3),
+        "local_latents": tokens(),
+        "bb_ca_time": torch.rand(B),
+        "local_latents_time": torch.rand(B),
+        "padding_mask": torch.ones(B, 4, dtype=torch.bool),
+        "conditioning": {"is_in_context_conditioning": torch.zeros(B, 4), "supports_local_latent": torch.ones(B, 4)},
     }

@@ -156,6 +156,22 @@ def test_gates_fold_into_diffusers_own_class() -> None:
         fold(net)
 
 
+def test_a_factor_inside_of_a_branch_lets_alpha_into_its_layer_and_not_beta() -> None:
+    net, inputs = build("RFD4ProteinaTransformer")  # whose branches multiply the output of their last layer
+    gate(net)
+    with torch.no_grad():
+        for _, unit in units(net):
+            unit.alpha.fill_(0.7)
+    torch.testing.assert_close(run(fold(net), inputs), run(net, inputs), rtol=1e-4, atol=1e-4)
+    for name, unit in units(net):
+        with torch.no_grad():
+            unit.beta.fill_(0.1)
+        with pytest.raises(ConfigError, match=rf"^{re.escape(name)} cannot fold: its beta, which is not 0"):
+            fold(net)
+        with torch.no_grad():
+            unit.beta.zero_()
+
+
 @pytest.fixture
 def one_process() -> Iterator[None]:
     with socket.socket() as probing:

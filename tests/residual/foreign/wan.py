@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from tests.residual.foreign.networks import (
+    TEXT,
     WAN,
     B,
     Inputs,
@@ -79,3 +80,23 @@ def _() -> Inputs:
         "encoder_hidden_states_image": torch.randn(B, 5, 8),
         "pose_hidden_states": video(4, 2), "face_pixel_values": torch.randn(B, 3, 5, 16, 16),
     }  # fmt: skip
+
+
+@network(
+    "WanAnimate2Transformer3DModel", in_dim=8, dim=24, ffn_dim=24, freq_dim=16, text_dim=12, out_dim=4, num_heads=2,
+    num_layers=2, use_img_emb=False, text_len=TEXT,
+)  # fmt: skip
+def _() -> Inputs:
+    """Its pass over the reference: the other one attends in a way that a CPU only does compiled."""
+    from diffusers.models.transformers.transformer_wan_animate_2 import WanAnimate2KVCache
+
+    return {
+        "hidden_states": list(video()),
+        "timestep": t(),
+        "encoder_hidden_states": list(text()),
+        "condition_latents": list(video()),
+        "kv_cache": WanAnimate2KVCache(2),
+        "kv_cache_mode": "extract",
+        "seq_len": 8,
+        "offset_grid_sizes": torch.full((B, 3), 2),
+    }

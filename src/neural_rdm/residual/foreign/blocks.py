@@ -7,7 +7,7 @@ import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,20 @@ class Found:
         if "cross" in words or "attn2" in words or "_to_" in words:
             return "cross"
         return "attn" if "att" in words else "conv" if "conv" in words else "mlp"
+
+
+class Last(NamedTuple):
+    """The layer that a branch ends in.
+
+    Args:
+        layer: it has a weight [D, ...].
+        exact: what the branch gives is linear in the layer's output.
+        scaled: a factor stands behind the layer inside of the module that holds it.
+    """
+
+    layer: nn.Module
+    exact: bool
+    scaled: bool = False
 
 
 class Written:
@@ -111,9 +125,9 @@ def units_of(module: nn.Module) -> list[Found]:
             words = f"{label}_{words}"
         taken = {found.name for found in result}
         name = next(n for n in (f"{words}{i or ''}_unit" for i in range(len(grouped) + 1)) if n not in taken)
-        layer, exact = found
         axis = 1 if isinstance(_at(module, end.path), AFFINE[1:]) and not branch.moved else -1
-        result.append(Found(name, tuple(group), layer, exact and not end.opaque, end.scaled or end.opaque, axis))
+        gated = end.scaled or end.opaque or found.scaled
+        result.append(Found(name, tuple(group), found.layer, found.exact and not end.opaque, gated, axis))
     return result
 
 
@@ -177,10 +191,8 @@ def entered(unit: Unit, z: Tensor) -> Tensor:
 # -- the last layer of a branch
 
 
-def _last(module: nn.Module, end: End, stream: str | None = None) -> tuple[nn.Module, bool] | None:
-    """The layer whose output a module call ends in, and whether the call is linear in it; None also for a call that
-    does not read `stream`.
-    """
+def _last(module: nn.Module, end: End, stream: str | None = None) -> Last | None:
+    """The layer whose output a module call ends in; None also for a call that does not read `stream`."""
     if stream is not None and stream not in end.reads:
         return None
     called = _at(module, end.path)
@@ -189,17 +201,20 @@ def _last(module: nn.Module, end: End, stream: str | None = None) -> tuple[nn.Mo
             return found
         if end.index and "Norm" in type(called).__name__:
             return None  # a gate that a norm hands out beside what it has normed
-    inputs = [found for i in end.inputs if (found := _last(module, i, stream)) is not None]
-    return (inputs[0][0], inputs[0][1] and isinstance(called, LINEAR)) if inputs else None
+    inputs = [(i, found) for i in end.inputs if (found := _last(module, i, stream)) is not None]
+    if not inputs:
+        return None
+    first, found = inputs[0]
+    return Last(found.layer, found.exact and isinstance(called, LINEAR), found.scaled or first.scaled)
 
 
-def _of_output(module: nn.Module, index: int | None) -> tuple[nn.Module, bool] | None:
+def _of_output(module: nn.Module, index: int | None) -> Last | None:
     """The layer that a module's output, or a part of it, comes out of."""
     if isinstance(module, AFFINE):
-        return module, True
+        return Last(module, True)
     if "Norm" in type(module).__name__:
         weight = getattr(module, "weight", None)
-        return (module, _multiplies(module)) if isinstance(weight, nn.Parameter) and index is None else None
+        return Last(module, _multiplies(module)) if isinstance(weight, nn.Parameter) and index is None else None
     if isinstance(module, (nn.Sequential, nn.ModuleList)):
         layers = [m for m in module if not isinstance(m, LINEAR)]
         return _of_output(layers[-1], index) if layers else None
@@ -208,14 +223,14 @@ def _of_output(module: nn.Module, index: int | None) -> tuple[nn.Module, bool] |
         part = value.items[index] if value.items and index is not None and index < len(value.items) else value
         for end in part.ends:
             if (found := _last(module, end)) is not None:
-                if found[1] and not end.opaque:
-                    return found
-                inexact = inexact or (found[0], False)
+                if found.exact and not end.opaque:
+                    return found._replace(scaled=found.scaled or end.scaled)
+                inexact = inexact or Last(found.layer, False)
     net, to_out = getattr(module, "net", None), getattr(module, "to_out", None)
     if isinstance(net, nn.ModuleList):
         return _of_output(net, None)  # a feed-forward of diffusers goes through its layers in a loop
     if isinstance(to_out, nn.Module) and (found := _of_output(to_out, None)):
-        return found[0], False  # of the right width, at least
+        return Last(found.layer, False)  # of the right width, at least
     return inexact
 
 
