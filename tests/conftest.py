@@ -2,6 +2,7 @@
 the shim for torchvision (see core/shims.py). And the order of the test files.
 """
 
+import gc
 import os
 import sys
 import tempfile
@@ -37,3 +38,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that start commands come first: processes that share the files then end at about the same time."""
     starting = {item.path for item in items if item.get_closest_marker("end_to_end")}
     items.sort(key=lambda item: item.path not in starting)
+
+
+def pytest_collection_finish() -> None:
+    """What is loaded now stays: it is not searched for cycles again and again, nor is every handful of new objects."""
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
