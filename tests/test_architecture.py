@@ -7,8 +7,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-import pytest
-
 from tests.architecture import COMMANDS, FILES, FLOORS, PACKAGE, TOP, floor, imports, room
 from tests.helpers import ROOT
 
