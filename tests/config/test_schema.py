@@ -295,3 +295,16 @@ def test_every_choice_composes_with_the_default_experiment(
         build.build(cfg.strategy, "strategy", devices=1, num_nodes=1)
     else:
         assert build.build(cfg[group], group) is not None
+
+
+def test_the_c_library_reads_every_file_as_the_slow_parser_does() -> None:
+    import omegaconf._utils
+    import yaml
+
+    compose_config("train", [])
+    quick = omegaconf._utils.get_yaml_loader()
+    assert not yaml.__with_libyaml__ or issubclass(quick, yaml.cyaml.CParser)
+    slow = next(kind for kind in quick.__mro__ if kind.__name__ == "OmegaConfLoader")
+    files = [p.read_text(encoding="utf-8") for p in sorted(config_dir().rglob("*.yaml"))]
+    for text in [*files, "a: 1e3\nb: 08\nc: 2024-01-15\nd: yes\ne: .inf\nf: '${g}'\n"]:
+        assert repr(yaml.load(text, Loader=quick)) == repr(yaml.load(text, Loader=slow))
