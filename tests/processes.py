@@ -15,6 +15,7 @@ a changed variable that libraries read when they are imported, another system th
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import gc
@@ -261,6 +262,22 @@ def _load() -> None:
     gc.freeze()
 
 
+def _end(code: Any) -> None:
+    """End as an interpreter does, but leave the memory to the system: to take hundreds of modules apart one by one,
+    which copies their pages, is most of the time of a short command. Returns where only an interpreter can do it.
+    """
+    if code is not None and not isinstance(code, int):
+        return  # what is no number is printed
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except Exception:
+        return  # an interpreter says so, and has a code for it
+    os._exit((code or 0) & 0xFF)
+
+
 def main() -> None:
     """What a zygote runs."""
     end, parent = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
@@ -271,7 +288,12 @@ def main() -> None:
         mine, request = request, _own_zygote(request["env"])
     _become(mine, others)
     _, option, name, *_ = mine["args"]
-    if option == "-m":
-        runpy.run_module(name, run_name="__main__", alter_sys=True)
-    else:
-        exec(compile(name, "<string>", "exec"), sys.modules["__main__"].__dict__)
+    try:
+        if option == "-m":
+            runpy.run_module(name, run_name="__main__", alter_sys=True)
+        else:
+            exec(compile(name, "<string>", "exec"), sys.modules["__main__"].__dict__)
+    except SystemExit as stop:
+        _end(stop.code)
+        raise
+    _end(None)

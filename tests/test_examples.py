@@ -159,7 +159,7 @@ def test_a_data_set_of_ones_own_is_prepared_seen_and_trained_on_as_advised(tmp_p
     assert (out / "preview" / "grid.png").is_file()
     advised = shlex.split(re.search("`python -m neural_rdm.train (.*?)`", " ".join(found["advice"]))[1])  # type: ignore[index]
     assert advised[:2] == ["--config-dir", str(DATA / "configs")]
-    small = [text for text in SMALL if text not in ("data.limit=64", "~metric")]
+    small = [text for text in SMALL if text not in ("data.limit=64", "~metric")] + ["~callbacks.sensitivity"]
     trained = run("train", *advised, *small, f"hydra.run.dir={out / 'run'}", folders=False)
     assert "12 training samples" in trained
     drawn = [f"run={out / 'run'}", "sampler.steps=2"]
@@ -187,7 +187,7 @@ def test_a_data_set_of_ones_own_is_encoded_and_trained_on_without_its_pictures(t
     told = read(out / "stats" / "statistics.json")
     assert (told["count"], told["samples_of_a_class"], told["crop"][:10]) == (24, [8, 8], "short side")
     root.rename(tmp_path / "away")
-    network = ["exp=digits_gated", "backbone.num_classes=3", "backbone.in_channels=4", *SMALL]
+    network = ["exp=digits_gated", "backbone.num_classes=3", "backbone.in_channels=4", *SMALL, "~callbacks.sensitivity"]
     run("train", *network, *own, *latents, f"hydra.run.dir={out / 'run'}", package=DATA)
     evaluation = ["metric=smoothness", "metric.count=3", "sampler.steps=2", f"hydra.run.dir={out / 'evaluate'}"]
     run("evaluate", f"run={out / 'run'}", *evaluation, package=METRICS)

@@ -58,11 +58,13 @@ def test_a_copy_is_what_a_new_interpreter_is(option: str, tmp_path: Path) -> Non
         ("raise ValueError('mine')", 1, "ValueError: mine"),
         ("raise KeyboardInterrupt", -signal.SIGINT, "KeyboardInterrupt"),
         ("os.kill(os.getpid(), signal.SIGTERM)", -signal.SIGTERM, ""),
+        ("atexit.register(lambda: print('goodbye', file=sys.stderr)); sys.exit(-1)", 255, "goodbye"),
+        ("sys.stdout = open('/dev/full', 'w'); print('lost')", 120, "OSError: [Errno 28] No space left on device"),
         ("threading.Thread(target=lambda: (time.sleep(0.1), os._exit(5))).start()", 5, ""),
     ],
 )
 def test_it_ends_as_one(end: str, code: int, said: str) -> None:
-    line = [sys.executable, "-c", f"import os, signal, sys, threading, time\n{end}"]
+    line = [sys.executable, "-c", f"import atexit, os, signal, sys, threading, time\n{end}"]
     for done in (
         processes.run(line, capture_output=True, text=True),
         subprocess.run(line, capture_output=True, text=True),

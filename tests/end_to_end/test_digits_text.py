@@ -25,17 +25,17 @@ def rows(folder: Path) -> dict[str, dict[str, float]]:
 
 
 def test_the_default_listens_within_twenty_seconds(tmp_path: Path) -> None:
-    """A tenth of its samples, taught fast and guided hard; evaluate and sample then speak to the run."""
-    fast = ("trainer.max_steps=150", "data.batch_size=48", "optimizer.lr=4e-3", "optimizer.warmup_steps=20")
-    bare = ("~callbacks.sensitivity", "~callbacks.samples", "~callbacks.validation", "sampler.steps=10")
+    """A sixteenth of its samples, taught fast and guided hard; evaluate and sample then speak to the run."""
+    fast = ("trainer.max_steps=150", "data.batch_size=32", "optimizer.lr=4e-3", "optimizer.warmup_steps=20")
+    bare = ("~callbacks.sensitivity", "~callbacks.samples", "~callbacks.validation", "sampler.steps=6")
     code, output = run(
-        EXP, *fast, *bare, "sampler.cfg_scale=4", "metric.per_class=8", "hydra.run.dir=run", cwd=tmp_path
+        EXP, *fast, *bare, "sampler.cfg_scale=4", "metric.per_class=5", "hydra.run.dir=run", cwd=tmp_path
     )  # fmt: skip
     assert code == 0, output
     found = rows(tmp_path / "run")
-    assert found["generated"]["accuracy"] >= 0.25  # by chance: 0.1
-    assert found["generated, phrasings held out"]["accuracy"] >= 0.25
-    assert found["generated"]["frechet_pixels"] < 16  # the mean picture: 18.8
+    assert found["generated"]["accuracy"] >= 0.2  # 0.34 when this was written; by chance: 0.1
+    assert found["generated, phrasings held out"]["accuracy"] >= 0.2
+    assert found["generated"]["frechet_pixels"] < 16  # 13 when this was written; the mean picture: 18.8
     code, output = run("run=run", "metric.per_class=1", "sampler.steps=2", cwd=tmp_path, module="evaluate")
     assert code == 0, output
     assert "phrasings held out" in output

@@ -32,18 +32,22 @@ def generated(folder: Path) -> dict[str, float]:
 
 
 def test_the_default_learns_digits_in_twenty_seconds(tmp_path: Path) -> None:
-    """An eighth of its steps: above chance (0.1) and above what the mean picture gets (0.1 again)."""
+    """An eighth of its steps with smaller batches: above chance, and better than the mean picture."""
     small = (
         "trainer.max_steps=100",
-        "metric.per_class=10",
-        "callbacks.sensitivity.every_n_steps=50",
-        "sampler.steps=10",
+        "data.batch_size=40",
+        "optimizer.lr=3e-3",
+        "optimizer.warmup_steps=20",
+        "metric.per_class=8",
+        "callbacks.sensitivity.every_n_steps=100",
+        "sampler.steps=6",
     )
     small += ("~callbacks.samples", "~callbacks.validation")
     code, output = run(EXP, *small, "hydra.run.dir=run", cwd=tmp_path)
     assert code == 0, output
     folder = tmp_path / "run"
-    assert generated(folder)["accuracy"] >= 0.2
+    assert generated(folder)["accuracy"] >= 0.15  # 0.2 when this was written; by chance: 0.1
+    assert generated(folder)["frechet_pixels"] < 18.8  # 16.6 when this was written; the mean picture: 18.8
     with (folder / "sensitivity" / "sensitivity.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["step"] == "100"]
     names = [row["name"] for row in rows]

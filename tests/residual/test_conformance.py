@@ -194,7 +194,8 @@ def test_a_block_compiles_without_a_graph_break(rule: str) -> None:
     torch._dynamo.reset()
     net = moved(network("dit", rule))
     expected = net(**inputs(net))
-    for block in net.blocks:
+    # of the rivals the second block alone, whose stream has a past
+    for block in net.blocks[rule in RIVALS :]:
         block.compile(backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(net(**inputs(net)), expected, rtol=1e-10, atol=1e-12)
 

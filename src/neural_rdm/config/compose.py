@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import omegaconf._utils
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -16,6 +17,8 @@ from hydra.core.override_parser.types import Override, Sweep
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+from yaml.constructor import SafeConstructor
+from yaml.resolver import Resolver
 
 from neural_rdm.config import primary
 from neural_rdm.config.check import choices_of, config_dir
@@ -53,6 +56,23 @@ def prepare_hydra() -> None:
         loader: Any = ConfigLoaderImpl
         loader._apply_overrides_to_config = staticmethod(filled)
         loader.neural_rdm = True
+        _parse_in_c()
+
+
+def _parse_in_c() -> None:
+    """Let OmegaConf read YAML with libyaml, where PyYAML has it: parsing is else a third of composing."""
+    if not yaml.__with_libyaml__:
+        return
+    from yaml.cyaml import CParser
+
+    def init(self: Any, stream: Any) -> None:
+        CParser.__init__(self, stream)
+        SafeConstructor.__init__(self)
+        Resolver.__init__(self)
+
+    utils: Any = omegaconf._utils  # it has no hook for that
+    loader = type("Loader", (CParser, utils.get_yaml_loader()), {"__init__": init})
+    utils.get_yaml_loader = lambda: loader
 
 
 def further_folders() -> list[str]:
