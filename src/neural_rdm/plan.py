@@ -134,6 +134,7 @@ class _Passes:
     """What the passes hold, for each way to compute twice.
 
     Attributes:
+        half: whether they are those of bf16-mixed.
         found: `none`, `full`, ... -> what is held at each of `BATCHES`.
     """
 
@@ -142,6 +143,7 @@ class _Passes:
         from neural_rdm.training.recompute import recompute
 
         configured = cfg.trainer.activation_checkpointing
+        self.half = half
         self.found: dict[Any, list[Held]] = {}
         for how in [*RECOMPUTED, *([] if configured in RECOMPUTED else [configured])]:
             again = copy.deepcopy(net)
@@ -191,7 +193,7 @@ def _memory(
 ) -> Memory:
     from neural_rdm.training.memory import memory
 
-    return memory(net, optimizer, averages, passes.at(how, batch), shards)
+    return memory(net, optimizer, averages, passes.at(how, batch), shards, passes.half)
 
 
 if __name__ == "__main__":

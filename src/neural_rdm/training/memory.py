@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from neural_rdm.backbones.contract import Backbone, blocks_of
 from neural_rdm.backbones.counting import Held
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.training.optim import Optimizer
+from neural_rdm.training.sharding import matrices
 
 GIB = 2**30
 
@@ -55,7 +55,7 @@ def memory(
     averages: int,
     found: Held,
     shards: int = 1,
-    half_gather: bool = False,
+    half: bool = False,
 ) -> Memory:
     """The memory of a training step.
 
@@ -64,7 +64,8 @@ def memory(
         averages: how many averages of the weights are kept.
         found: of a batch of one device, see `backbones.counting.held`.
         shards: among how many devices weights, gradients, optimizer and averages are shared out (FSDP2, HSDP).
-        half_gather: whole weights are gathered in 16 bits.
+        half: under bf16-mixed, when matrices travel in 16 bits (`sharding.shard`). Then the activations are too many by
+            2 bytes for each of them: their casts, which such a gather makes itself.
     """
     sizes = {name: p.numel() for name, p in net.named_parameters()}
     buffers = sum(b.numel() * b.element_size() for b in net.buffers())
@@ -74,10 +75,10 @@ def memory(
     gradients = FLOAT * trained // shards
     gathered = 0
     if shards > 1:
-        each = [_bytes(block) for block in blocks_of(net, "sharded")]
-        outside = FLOAT * sum(sizes.values()) - sum(each)
-        # the block that computes, the next one that is on its way, what is in no block, and the block's whole gradient
-        gathered = (2 * max(each) + outside) // (2 if half_gather else 1) + max(each)
+        heavy, width = matrices(net), 2 if half else FLOAT
+        each = [sum(p.numel() for p in block.parameters() if p in heavy) for block in blocks_of(net, "sharded")]
+        # the rest of all blocks with its gradients; the block that computes, the next on its way, the block's gradients
+        gathered = 2 * FLOAT * (sum(sizes.values()) - sum(each)) + 3 * width * max(each)
     return Memory(
         weights=FLOAT * sum(sizes.values()) // shards + buffers,
         gradients=gradients,
@@ -87,10 +88,6 @@ def memory(
         passing=max(found.forward, found.backward) - found.kept,
         gathered=gathered,
     )
-
-
-def _bytes(module: nn.Module) -> int:
-    return FLOAT * sum(p.numel() for p in module.parameters())
 
 
 def room(device: torch.device) -> int:

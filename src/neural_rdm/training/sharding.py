@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
-from torch import Tensor
+from torch import Tensor, nn
 
 from neural_rdm.backbones.contract import blocks_of
 from neural_rdm.core.sharded import Keys
@@ -90,6 +90,13 @@ def _strategy(module: pl.LightningModule) -> FSDP2 | None:
     return strategy if isinstance(strategy, FSDP2) and strategy._device_mesh is not None else None
 
 
+def matrices(net: nn.Module) -> set[nn.Parameter]:
+    """The matrices of a network's blocks, without gates: what each block gathers when it runs."""
+    gates = gate_names(net)
+    inside = {id(p) for block in blocks_of(net, "sharded (strategy=fsdp2)") for p in block.parameters()}
+    return {p for name, p in net.named_parameters() if id(p) in inside and p.ndim > 1 and name not in gates}
+
+
 def shard(module: pl.LightningModule) -> None:
     """Shard `module.net` where the strategy is FSDP2; otherwise, and the second time, do nothing.
 
@@ -106,9 +113,8 @@ def shard(module: pl.LightningModule) -> None:
     net: Any = module.net
     if isinstance(net, FSDPModule):
         return
-    blocks, gates = blocks_of(net, "sharded (strategy=fsdp2)"), gate_names(net)
-    inside = {id(parameter) for block in blocks for parameter in block.parameters()}
-    heavy = {p for name, p in net.named_parameters() if id(p) in inside and p.ndim > 1 and name not in gates}
+    blocks = blocks_of(net, "sharded (strategy=fsdp2)")
+    heavy = matrices(net)
     options: Any = {"mesh": strategy.mesh, "reshard_after_forward": strategy.reshard_after_forward}
     # the rest comes first: what a block does not hold back for it would belong to the block
     fully_shard(net, **options, ignored_params=heavy)

@@ -22,6 +22,7 @@ from neural_rdm.training.callbacks.steps import Order, StepCallback
 from neural_rdm.training.held import data_of
 from neural_rdm.training.memory import Memory, check_room, memory, room
 from neural_rdm.training.recompute import recompute
+from neural_rdm.training.sharding import FSDP2
 
 
 class CSVLogger(Logger):
@@ -217,10 +218,11 @@ class Throughput(pl.Callback):
         tokens, half = getattr(module.text, "max_length", None), str(trainer.precision) != "32-true"
         recompute(module.net, module.activation_checkpointing)  # not yet, if Lightning has not come to it
         two, four = (held(module.net, samples, tokens, half, backward=False) for samples in (2, 4))
-        shards = trainer.world_size if parallel.shards(module) else 1
+        strategy = trainer.strategy
+        shards = strategy.world_size // strategy.replicas if isinstance(strategy, FSDP2) else 1
 
         def needed(samples: int) -> Memory:
-            return memory(module.net, module.optimizer, 1, two.at(samples, four, (2, 4)), shards)
+            return memory(module.net, module.optimizer, 1, two.at(samples, four, (2, 4)), shards, half)
 
         try:
             return check_room(needed, batch, has)
