@@ -93,7 +93,8 @@ def _told(composed: Composed, devices: list[int], room: float | None) -> Iterato
     yield f"{type(net).__name__}, {total:,} parameters, {trained:,} trained; {cfg.optimizer.name}, {precision}"
     tokens = (cfg.condition or {}).get("max_length")
     a_sample = 3 * flops(net, tokens, backward=False)
-    passes, rows = _Passes(cfg, net, tokens, precision != "32-true"), []
+    passes = _Passes(cfg, net, tokens, precision != "32-true")
+    rows: list[dict[str, Any]] = []
     for count in devices:
         parts = count * cfg.trainer.accumulate_grad_batches
         if cfg.data.batch_size % parts:

@@ -48,8 +48,8 @@ class _Again(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
-            return super().forward(*args, **kwargs)  # type: ignore[misc]
-        return checkpoint(super().forward, *args, use_reentrant=False, context_fn=type(self).kept, **kwargs)  # type: ignore[misc]
+            return super().forward(*args, **kwargs)
+        return checkpoint(super().forward, *args, use_reentrant=False, context_fn=type(self).kept, **kwargs)
 
 
 def recompute(net: nn.Module, how: How) -> None:
