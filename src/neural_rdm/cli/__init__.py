@@ -2,3 +2,7 @@
 
 For the commands alone. Begin with `app.main`, which every command calls.
 """
+
+from neural_rdm.core.signals import leave_quietly
+
+leave_quietly()

@@ -69,14 +69,9 @@ class Arguments:
         """
         parser = argparse.ArgumentParser(add_help=False)
         for names in (
-            ("--help", "-h"),
-            ("--hydra-help",),
-            ("--version",),
-            ("--resolve",),
-            ("--run", "-r"),
-            ("--multirun", "-m"),
+            ("--help", "-h"), ("--hydra-help",), ("--version",), ("--resolve",), ("--run", "-r"), ("--multirun", "-m"),
             ("--shell-completion", "-sc"),
-        ):
+        ):  # fmt: skip
             parser.add_argument(*names, action="store_true")
         for names in (
             ("--config-dir", "-cd"),

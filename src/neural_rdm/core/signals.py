@@ -50,6 +50,17 @@ def catch(handle: Callable[[signal.Signals], None]) -> Handlers:
     return before
 
 
+def leave_quietly() -> None:
+    """Let Ctrl-C end this process without a traceback, until `catch`: while a command still imports what it needs.
+
+    Only where this package is what runs; in somebody else's program the signal is theirs.
+    """
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    ours = spec is not None and spec.name.partition(".")[0] == __name__.partition(".")[0]
+    if ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not one that `&` made deaf
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def give_back(before: Handlers) -> None:
     """Undo `catch`."""
     for number, handler in before.items():
