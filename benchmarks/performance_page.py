@@ -95,10 +95,36 @@ def sources() -> str:
     return ", ".join(f"{source} at {(commit or 'an unknown commit')[:7]}" for source, commit in found)
 
 
+def sampling() -> str:
+    """The section of the samplers; nothing of them where none was raced."""
+    if not any("sampling" in race for race in races()):
+        return "No sampler has been timed yet: `make bench peer=DIR` does it, beside the steps.\n\n"
+    return f"""## Sampling
+
+From the same noise, guidance as the official scripts have it, as one batch of both halves. `compiled` is `make sample
+args="compile=true"`; eager, ours takes the modulation of all steps from tables (`backbones.modulation`).
+
+{samplers()}
+"""
+
+
+def beside() -> str:
+    """The section of Lightning; nothing of it where it was not measured."""
+    if not (RESULTS / "overhead.json").is_file():
+        return "What Lightning and the callbacks cost beside a step has not been measured yet: `make bench args=overhead`.\n"
+    overhead = read("overhead")
+    whole, own = (row["ms"] for row in overhead["rows"])
+    return f"""## Lightning and the callbacks
+
+The real command `train` (DiT-S, 512 tokens a step, EMA, metrics every 10 steps, throughput, checkpoints, the bar), with a clock around
+the step's own work: {own:.0f} ms of {whole:.0f} ms. Everything else takes {overhead["rest_ms"]["median"]:.1f} ms in the median step and {overhead["rest_ms"]["mean"]:.1f} ms in the mean:
+**{percent(overhead["share"], 2)} of the step** ([overhead.json](../../benchmarks/results/overhead.json); the goal is 1 %).
+"""
+
+
 def performance() -> str:
     """The page."""
-    machine, overhead = races()[0]["machine"], read("overhead")
-    whole, own = (row["ms"] for row in overhead["rows"])
+    machine = races()[0]["machine"]
     return f"""{NOTE}# Speed against the official code
 
 `make bench peer=DIR` races the official repository that is checked out in DIR against this project, in one process, in turns
@@ -108,7 +134,7 @@ tensor by tensor, as its script has them; ours is the module, the optimizer and 
 {sources()}. Beside this project's packages Latte, U-ViT and latent-diffusion need `einops`, and SiT `torchdiffeq`.
 
 One thread of a CPU ({machine["cpu_capability"]}, torch {machine["torch"]}, {machine["date"]}), CPU time of the process, medians; the intervals are 95 % (bootstrap of the rounds).
-**The machine had two cores and a dozen busy processes**: an interval of ± 5 % is what it gives, and a difference within it says nothing.
+**The machine was busy with other work all the time**: a difference within its interval says nothing.
 No GPU has been measured: `benchmarks/gpu.sh` is for that.
 
 ## A training step
@@ -118,26 +144,14 @@ Where it goes:
 
 {parts()}
 What is gained is the optimizer's (fused AdamW) and the average's (one foreach operation): it counts where a network has many
-parameters for its tokens (DiT-B/4), and little where matrix products are nearly all (DiT-S/2, Latte-S/2). Those run at 78 to 80 % of
-what a core does at most, in the official code as in ours.
+parameters for its tokens (DiT-B/4), and little where matrix products are nearly all (DiT-S/2).
 
-## Sampling
-
-From the same noise, guidance as the official scripts have it, as one batch of both halves; ours with the modulation of all
-steps in tables (`backbones.modulation`), as `make sample` draws. `compiled` is `make sample args="compile=true"`.
-
-{samplers()}
-## Is it the same?
+{sampling()}## Is it the same?
 
 The largest difference over the standard deviation, of outputs, loss and samples; the race is refused above 1e-4 (samples 1e-3).
 
 {differences()}
-## Lightning and the callbacks
-
-The real command `train` (DiT-S, 512 tokens a step, EMA, metrics every 10 steps, throughput, checkpoints, the bar), with a clock around
-the step's own work: {own:.0f} ms of {whole:.0f} ms. Everything else takes {overhead["rest_ms"]["median"]:.1f} ms in the median step and {overhead["rest_ms"]["mean"]:.1f} ms in the mean:
-**{percent(overhead["share"], 2)} of the step** ([overhead.json](../../benchmarks/results/overhead.json); the goal is 1 %).
-"""
+{beside()}"""
 
 
 def write() -> None:

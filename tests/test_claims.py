@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks import pages
+from benchmarks import pages, performance_page
 from benchmarks.studies import page
 from omegaconf import OmegaConf
 
@@ -122,7 +122,11 @@ def test_no_other_number_of_the_readme_claims_a_measurement() -> None:
     assert re.findall(rf"{NUMBER} %|\d+\.\d+", text) == []
 
 
-@pytest.mark.parametrize("page", [pages.supervision, pages.depth, pages.objectives], ids=lambda page: page.__name__)
+@pytest.mark.parametrize(
+    "page",
+    [pages.supervision, pages.depth, pages.objectives, performance_page.performance],
+    ids=lambda page: page.__name__,
+)
 def test_a_page_of_results_is_what_the_files_make_of_it(page: Callable[[], str]) -> None:
     path = pages.PAGES / f"{page.__name__}.md"
     assert path.read_text(encoding="utf-8") == page(), "run python -m benchmarks.pages"

@@ -37,7 +37,8 @@ class Table(nn.Module):
 def modulated(
     net: nn.Module, times: Sequence[float], condition: Mapping[str, Tensor], rows: int
 ) -> Iterator[Callable[[float], None]]:
-    """While open, a network of adaLN blocks (DiT, Latte) takes their modulation from tables; any other is left alone.
+    """While open, a network of adaLN blocks (DiT, Latte) takes their modulation from tables. Any other is left alone,
+    and so are compiled blocks, which hold on to the layers that they were compiled with.
 
     Args:
         times: of all the steps to come.
@@ -48,7 +49,11 @@ def modulated(
         To be told the time before each forward pass.
     """
     blocks: list[Any] = list(net.blocks) if isinstance(net, DiT) else []
-    blocks = [block for block in blocks if isinstance(block.adaLN_modulation[-1], nn.Linear)]
+    blocks = [
+        block
+        for block in blocks
+        if isinstance(block.adaLN_modulation[-1], nn.Linear) and block._compiled_call_impl is None
+    ]
     if not blocks:
         yield lambda time: None
         return
