@@ -49,9 +49,9 @@ class StreamedCheckpointIO(CheckpointIO):
         self.sharded = sharded
         try:  # now, and not in the middle of a run
             if sharded:
-                from torch.distributed.checkpoint import HuggingFaceStorageWriter as _
+                from torch.distributed.checkpoint import HuggingFaceStorageWriter  # noqa: F401
             if background:
-                from torch.distributed.checkpoint.staging import DefaultStager as _  # noqa: F401
+                from torch.distributed.checkpoint.staging import DefaultStager  # noqa: F401
         except ImportError as error:
             raise ConfigError(f"checkpoint.sharded and checkpoint.async need a newer torch ({error})") from error
         self._thread = ThreadPoolExecutor(1, "checkpoint") if background else None
@@ -72,7 +72,7 @@ class StreamedCheckpointIO(CheckpointIO):
         if self._thread is not None:
             from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-            stager = DefaultStager(StagingOptions(False, False, False, False))
+            stager: Any = DefaultStager(StagingOptions(False, False, False, False))
             checkpoint = stager.stage(checkpoint)
             stager.close()
         self.then(partial(write, checkpoint))
