@@ -83,7 +83,7 @@ def load_gates(model: nn.Module, file: str | Path | Mapping[str, float], scale: 
         The network is then as it was.
     """
     check_network(model)
-    scales: Mapping[Any, float] = file if isinstance(file, Mapping) else {file: 1.0}
+    scales = dict(file) if isinstance(file, Mapping) else {str(file): 1.0}
     for number in (scale, *scales.values()):
         if not isinstance(number, (int, float)) or not math.isfinite(number):
             raise ValueError(f"a scale of gates is a finite number, and not {number!r}")
