@@ -42,7 +42,8 @@ def differences(panels: Mapping[str, list[Line]], path: Path) -> Path:
 def curves(
     panels: Mapping[str, tuple[Sequence[float], Curves]], path: Path, x_label: str, y_label: str, log: str = ""
 ) -> Path:
-    """A panel a name: the mean over seeds of each curve, with its 95 % interval as a band, names at their ends.
+    """A panel a name: the mean over seeds of each curve (on a logarithmic axis of its logarithms), with its 95 %
+    interval as a band, names at their ends.
 
     Args:
         log: which axes are logarithmic: any of `x`, `y`.
@@ -51,25 +52,33 @@ def curves(
     rows = math.ceil(len(panels) / columns)
     figure = canvas(5.2 * columns, 3.3 * rows)
     every = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    scale, back = (math.log10, lambda value: 10**value) if "y" in log else (float, float)
+    named: list[tuple[Any, dict[str, tuple[float, Any]]]] = []
+    means: list[float] = []
     for axes, (title, (x, found)) in zip(every.flat, panels.items(), strict=False):
         tidy(axes).set_title(title, fontsize=10)
         ends: dict[str, tuple[float, Any]] = {}
         for index, (name, seeds) in enumerate(found.items()):
-            each = [interval(list(values)) for values in zip(*seeds, strict=True)]
-            mean = [one.mean if one else math.nan for one in each]
+            each = [interval([scale(value) for value in values]) for values in zip(*seeds, strict=True)]
+            low, mean, high = (
+                [back(getattr(one, side)) if one else math.nan for one in each] for side in ("low", "mean", "high")
+            )
             colour = look(index)["color"]
             axes.plot(x, mean, **{**look(index), "markersize": 3})
-            axes.fill_between(
-                x, [one.low if one else math.nan for one in each], [one.high if one else math.nan for one in each],
-                color=colour, alpha=0.13, linewidth=0,
-            )  # fmt: skip
+            axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
             ends[name] = mean[-1], colour
+            means += [scale(value) for value in mean if math.isfinite(value)]
         if "x" in log:
             axes.set_xscale("log")
             axes.set_xticks(x, [f"{value:g}" for value in x])
             axes.minorticks_off()
         if "y" in log:
             axes.set_yscale("log")
+        named.append((axes, ends))
+    # bands of two or three seeds are wide, and what is compared are the lines
+    room = 0.3 * (max(means) - min(means)) or 1.0
+    every.flat[0].set_ylim(back(min(means) - room), back(max(means) + room))
+    for axes, ends in named:
         label_ends(axes, ends)
     for axes in every.flat[len(panels) :]:
         axes.set_visible(False)
