@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,30 @@ def test_what_a_page_names_exists(page: str) -> None:
     }
     for key in re.findall(r"`((?:optimizer|trainer|backbone|callbacks|first_stage|residual)\.[\w.]+)=", text):
         assert key in known, key
+
+
+def test_the_job_of_slurm_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "scaling.md").read_text("utf-8")
+    (script,) = re.findall(r"```bash\n(#!/bin/bash\n#SBATCH.*?)```", text, re.S)
+    (tmp_path / "job.sh").write_text(script.replace("RUN=/shared/runs/xl", f"RUN={tmp_path}/run"))
+    (tmp_path / "srun").write_text(f'#!/bin/bash\necho "$*" >> {tmp_path}/calls\nexit "$CODE"\n')
+    (tmp_path / "scontrol").write_text(f'#!/bin/bash\necho "scontrol $*" >> {tmp_path}/calls\n')
+    for name in ("srun", "scontrol"):
+        (tmp_path / name).chmod(0o755)
+
+    def job(code: int) -> list[str]:
+        (tmp_path / "calls").unlink(missing_ok=True)
+        environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "CODE": str(code), "SLURM_JOB_ID": "7"}
+        done = subprocess.run(["bash", str(tmp_path / "job.sh")], env=environment, check=False)
+        assert done.returncode == code
+        return (tmp_path / "calls").read_text().splitlines()
+
+    first, again = job(143)  # SIGTERM before the time limit
+    assert "neural_rdm.train exp=dit_xl_gated" in first
+    assert again == "scontrol requeue 7"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").touch()
+    (second,) = job(0)
+    assert f"resume={tmp_path}/run" in second
+    assert "exp=" not in second
+    assert len(job(1)) == 1  # a failure is not tried again

@@ -78,6 +78,11 @@ def train(cfg: DictConfig, folder: Path) -> int:
             f"the data have {data.num_classes} classes but backbone.num_classes={module.net.num_classes}; "
             f"pass backbone.num_classes={data.num_classes}"
         )
+    if classes and data.num_classes is None:
+        raise ConfigError(
+            f"backbone.num_classes={classes}, but these data have no labels; pass backbone.num_classes=0, or data with "
+            "classes"
+        )
     if module.text is not None and data.prompts(1) is None:
         raise ConfigError(
             f"condition needs data with captions (data=coco, journeydb or digits_text), not {type(data).__name__}"

@@ -12,7 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
+from neural_rdm.config.compose import compose_config
+from neural_rdm.core.errors import ConfigError
 from neural_rdm.core.records import read_rows
+from neural_rdm.train import train
 from tests.end_to_end.commands import TINY, checkpoint, run
 from tests.latents.test_first_stage import tiny_autoencoder
 
@@ -206,3 +209,9 @@ def test_missing_pictures_are_refused_at_once(tmp_path: Path) -> None:
     assert "data.root=" in output
     assert "Traceback" not in output
     assert not (tmp_path / "outputs").exists()
+
+
+def test_a_class_for_every_sample_is_asked_for_before_the_first_step(tmp_path: Path) -> None:
+    cfg = compose_config("train", ["exp=digits_gated", "data=digits_text", "~metric"]).cfg
+    with pytest.raises(ConfigError, match=r"num_classes=10, but these data have no labels"):
+        train(cfg, tmp_path)
