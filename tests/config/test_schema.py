@@ -292,7 +292,7 @@ def test_every_choice_composes_with_the_default_experiment(
     elif group in ("callbacks", "debug"):
         assert [build.build(node, key) for key, node in cfg.callbacks.items()]
     elif group == "strategy":
-        build.build(cfg.strategy, "strategy", devices=1, num_nodes=1)
+        build.build(cfg.strategy, "strategy", devices=4, num_nodes=2)
     else:
         assert build.build(cfg[group], group) is not None
 

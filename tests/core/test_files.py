@@ -161,7 +161,7 @@ def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
     for verify in (False, True):
         with pytest.raises(CheckpointError, match=r"no such checkpoint: .*gone\.ckpt"):
             load_tensors(tmp_path / "gone.ckpt", verify)
-    with pytest.raises(CheckpointError, match="cannot read"):
+    with pytest.raises(CheckpointError, match=r"no such checkpoint: .*rest\.pt"):  # a folder is one in shards
         load_tensors(tmp_path)
 
 
