@@ -60,6 +60,7 @@ PIXELS = ["backbone.input_size=32", "backbone.in_channels=3", "data.image_size=3
 NEEDS = {
     "data=imagenet": ["backbone.input_size=32", "first_stage=kl_f8", "backbone.in_channels=4"],
     "sampler=paper_dit": ["sampler.channels=1"],
+    "strategy=hsdp": ["trainer.devices=4", "trainer.num_nodes=2"],
     **{f"first_stage={name}": ["backbone.in_channels=4"] for name in ("kl_f8", "vq_f8", "tiny")},
     "first_stage=vq_f4": ["backbone.in_channels=3"],
     "metric=images": ["metric.reference=statistics.npz"],
