@@ -107,8 +107,8 @@ DEEP = {
 }
 RATE_STEPS, DEPTH_STEPS = 150, 300
 BUDGET = 7_200  # units times steps of the runs at equal FLOPs
-#: units -> learning rate: the best of RATES for each of `resnet` and `gated` in the runs of stage `rate`
-DEPTH_RATE = dict.fromkeys(UNITS, 1e-2)
+#: units -> learning rate: the best of RATES by the mean loss of `resnet` and `gated` in the runs of stage `rate`
+DEPTH_RATE = {4: 3e-2, 12: 3e-2, 24: 3e-2, 48: 1e-2, 96: 1e-2}
 
 
 def _depth_job(stage: str, rule: str, units: int, steps: int, lr: float, seed: int) -> Job:
