@@ -64,7 +64,7 @@ def test_the_jobs_of_a_sweep_read_the_pipeline(folder: Path, tmp_path: Path, mon
 
 @pytest.mark.full
 @pytest.mark.end_to_end
-@pytest.mark.parametrize("name", ["pixart", "sd3", "flux"])
+@pytest.mark.parametrize("name", ["pixart", "sd3", "flux", "dit"])
 def test_gates_alone_teach_a_base_the_digits_that_it_does_not_know(name: str, tmp_path: Path) -> None:
     from tests.pipelines import digits
 
