@@ -19,8 +19,8 @@ from torch import Tensor
 
 from benchmarks.residual import interleaved
 from neural_rdm.core.errors import CheckpointError
+from neural_rdm.core.files import sha256_of
 from neural_rdm.metrics.networks import FeatureNetwork, feature_network
-from neural_rdm.metrics.networks.base import sha256_of
 from neural_rdm.metrics.networks.inception import published
 from neural_rdm.reports.tables import markdown_table
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 import copy
 import sys
 from bisect import bisect_right
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +22,12 @@ if TYPE_CHECKING:
     from neural_rdm.backbones.contract import Backbone
     from neural_rdm.backbones.counting import Held
     from neural_rdm.training.memory import Memory
-    from neural_rdm.training.optim import Optimizer
 
 HELP = """The memory that a training run would take on each device, and what it computes, before anything is allocated.
 
 python -m neural_rdm.plan exp=dit_xl_gated
 python -m neural_rdm.plan exp=dit_xl_gated backbone.depth=112 data.batch_size=1024 devices=8,64,1024 memory=80
-python -m neural_rdm.plan exp=latte_sky_gated trainer.precision=32-true strategy=fsdp2
+python -m neural_rdm.plan exp=latte_xl_gated trainer.precision=32-true strategy=fsdp2
 
 devices=N (or a list: 8,64) is the number of devices in all, trainer.devices * trainer.num_nodes by default; memory=GiB
 says what fits a device of so much memory. All other arguments are those of neural_rdm.train. A table has a row for each
@@ -39,7 +37,6 @@ configuration is marked with *. trainer.precision=auto is planned as on a GPU, b
 The numbers are of a step's tensors, counted by running the network on tensors without memory. What a GPU's libraries
 and its allocator take for themselves comes on top (one to a few GiB), and so do a first stage and a text encoder.
 """
-GIB = 2**30
 MOST = 10**7  # samples of a device, more than anybody has
 NODE = 8  # devices of a node, where hsdp shares out within nodes
 RECOMPUTED: tuple[Any, ...] = ("none", "selective", "full")
@@ -93,7 +90,8 @@ def _told(composed: Composed, devices: list[int], room: float | None) -> Iterato
     yield f"{type(net).__name__}, {total:,} parameters, {trained:,} trained; {cfg.optimizer.name}, {precision}"
     tokens = (cfg.condition or {}).get("max_length")
     a_sample = 3 * flops(net, tokens, backward=False)
-    passes = _Passes(cfg, net, tokens, precision != "32-true")
+    half = precision != "32-true"
+    passes = _passes(cfg, net, tokens, half)
     rows: list[dict[str, Any]] = []
     for count in devices:
         parts = count * cfg.trainer.accumulate_grad_batches
@@ -108,7 +106,7 @@ def _told(composed: Composed, devices: list[int], room: float | None) -> Iterato
             f"global batch {cfg.data.batch_size}: {count} device(s) x {cfg.trainer.accumulate_grad_batches} "
             f"micro-step(s) x {batch} sample(s); {computed:,.4g} TFLOP a step and device"
         )
-        rows += _rows(composed, net, passes, count, batch, room)
+        rows += _rows(composed, net, passes, half, count, batch, room)
     yield f"\n{markdown_table(rows)}"
     yield "GiB of one device; most: all of a row together, at the fullest moment of a step. *: as configured."
 
@@ -128,46 +126,37 @@ def _network(cfg: Any) -> Backbone:
     return net
 
 
-BATCHES = 2, 4  # what is held is a straight line over the samples of a batch
+def _passes(cfg: Any, net: Backbone, tokens: int | None, half: bool) -> dict[Any, Callable[[int], Held]]:
+    """What the passes hold for a batch of one device, by the way to compute twice: `none`, `full`, ..."""
+    from neural_rdm.backbones.counting import held_by_batch
+    from neural_rdm.training.recompute import recompute
 
-
-class _Passes:
-    """What the passes hold, for each way to compute twice.
-
-    Attributes:
-        half: whether they are those of bf16-mixed.
-        found: `none`, `full`, ... -> what is held at each of `BATCHES`.
-    """
-
-    def __init__(self, cfg: Any, net: Backbone, tokens: int | None, half: bool) -> None:
-        from neural_rdm.backbones.counting import held
-        from neural_rdm.training.recompute import recompute
-
-        configured = cfg.trainer.activation_checkpointing
-        self.half = half
-        self.found: dict[Any, list[Held]] = {}
-        for how in [*RECOMPUTED, *([] if configured in RECOMPUTED else [configured])]:
-            again = copy.deepcopy(net)
-            recompute(again, how)
-            print(f"activation_checkpointing={how} ...", file=sys.stderr, flush=True)
-            try:
-                self.found[how] = [held(again, samples, tokens, half) for samples in BATCHES]
-            except UserError:
-                raise
-            except Exception as error:  # of a network of one's own
-                raise ConfigError(f"{type(net).__name__} cannot be planned: {first_line(error)}") from error
-
-    def at(self, how: Any, batch: int) -> Held:
-        """What is held for a batch."""
-        first, second = self.found[how]
-        return first.at(batch, second, BATCHES)
+    found = {}
+    for how in dict.fromkeys([*RECOMPUTED, cfg.trainer.activation_checkpointing]):
+        again = copy.deepcopy(net)
+        recompute(again, how)
+        print(f"activation_checkpointing={how} ...", file=sys.stderr, flush=True)
+        try:
+            found[how] = held_by_batch(again, tokens, half)
+        except UserError:
+            raise
+        except Exception as error:  # of a network of one's own
+            raise ConfigError(f"{type(net).__name__} cannot be planned: {first_line(error)}") from error
+    return found
 
 
 def _rows(
-    composed: Composed, net: Backbone, passes: _Passes, devices: int, batch: int, room: float | None
+    composed: Composed,
+    net: Backbone,
+    passes: Mapping[Any, Callable[[int], Held]],
+    half: bool,
+    devices: int,
+    batch: int,
+    room: float | None,
 ) -> Iterator[dict[str, Any]]:
     """A line for each strategy and each way to compute twice."""
     from neural_rdm.runs import build
+    from neural_rdm.training.memory import GIB, memory
 
     cfg, chosen = composed.cfg, composed.choices.get("strategy")
     ema = (cfg.callbacks or {}).get("ema")
@@ -176,8 +165,11 @@ def _rows(
     shares = {"single": 1} if devices == 1 else {"ddp": 1, "fsdp2": devices}
     if devices > NODE:
         shares["hsdp"] = NODE
-    for how, (strategy, shards) in product(passes.found, shares.items()):
-        of = partial(_memory, net, optimizer, averages, passes, how, shards)
+    for (how, held), (strategy, shards) in product(passes.items(), shares.items()):
+
+        def of(samples: int, held: Callable[[int], Held] = held, shards: int = shards) -> Memory:
+            return memory(net, optimizer, averages, held(samples), shards, half)
+
         planned = of(batch)
         configured = how == cfg.trainer.activation_checkpointing and (strategy == chosen or devices == 1)
         row = {"devices": devices, "strategy": strategy, "checkpointing": f"{how}{'*' if configured else ''}"}
@@ -187,14 +179,6 @@ def _rows(
             row[f"fits {room:g} GiB"] = "yes" if planned.most <= room * GIB else "no"
             row["samples that fit"] = bisect_right(range(1, MOST), room * GIB, key=lambda n: of(n).most)
         yield row
-
-
-def _memory(
-    net: Backbone, optimizer: Optimizer, averages: int, passes: _Passes, how: Any, shards: int, batch: int
-) -> Memory:
-    from neural_rdm.training.memory import memory
-
-    return memory(net, optimizer, averages, passes.at(how, batch), shards, passes.half)
 
 
 if __name__ == "__main__":

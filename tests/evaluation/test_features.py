@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from neural_rdm.config.check import validate
 from neural_rdm.config.compose import compose_config
 from neural_rdm.core.errors import CheckpointError, ConfigError, DataError
+from neural_rdm.core.files import sha256_of
 from neural_rdm.diffusion.samplers import Sampler
 from neural_rdm.evaluation.features import FeatureReport
 from neural_rdm.evaluation.measuring import Subject
@@ -23,7 +24,7 @@ from neural_rdm.evaluation.sample_files import open_samples
 from neural_rdm.media.images import to_bytes
 from neural_rdm.metrics import clip_score, inception_score, networks
 from neural_rdm.metrics.frechet import frechet_distance
-from neural_rdm.metrics.networks.base import FeatureNetwork, sha256_of
+from neural_rdm.metrics.networks.base import FeatureNetwork
 from neural_rdm.metrics.networks.c3d import Layers
 from neural_rdm.metrics.networks.text_image import CLIP
 from neural_rdm.metrics.reference import write_reference

@@ -146,6 +146,15 @@ def held(net: Backbone, batch: int, tokens: int | None = None, half: bool = Fals
     return _without_memory(net, batch, tokens, True, counted)
 
 
+def held_by_batch(
+    net: Backbone, tokens: int | None = None, half: bool = False, backward: bool = True
+) -> Callable[[int], Held]:
+    """`held` for any batch, from two small ones: bytes are a straight line over the samples."""
+    small = 2, 4
+    first, second = (held(net, batch, tokens, half, backward) for batch in small)
+    return lambda batch: first.at(batch, second, small)
+
+
 class _Living(TorchDispatchMode):
     """Bytes of the storages that operations have made and that are still there, and the most that there were."""
 

@@ -189,8 +189,7 @@ def _nearest_key(node: DictConfig, name: str, prefix: str, sources: Sources) -> 
         return nearest(name, [key for key in known if "." not in key])
     keys = ", ".join(str(key) for key in node if key not in (name, "_target_"))
     where = prefix.rstrip(".") or "the configuration"
-    like = nearest(name, known).replace("mean ", f"mean {prefix}")
-    return f"{like} Keys of {where}: {keys}."
+    return f"{nearest(name, known, prefix)} Keys of {where}: {keys}."
 
 
 def _other_network(node: DictConfig, key: str, sources: Sources) -> str:

@@ -116,10 +116,10 @@ class Problem(NamedTuple):
 Constraint = Callable[..., "Problem | None"]
 
 
-def nearest(word: str, choices: Iterable[str]) -> str:
-    """` Did you mean X?` for the choice most like `word`, or an empty string."""
+def nearest(word: str, choices: Iterable[str], prefix: str = "") -> str:
+    """` Did you mean X?` for the choice most like `word`, with `prefix` in front of it, or an empty string."""
     found = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
-    return f" Did you mean {found[0]}?" if found else ""
+    return f" Did you mean {prefix}{found[0]}?" if found else ""
 
 
 def members(kind: Any) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import io
 import os
 import re
@@ -277,6 +278,16 @@ def load_tensors(path: str | Path, verify: bool = False, leave_out: Collection[s
         raise CheckpointError(f"no such checkpoint: {path}") from error
     except Exception as error:
         raise CheckpointError(f"cannot read {path}: {first_line(error)}") from error
+
+
+def sha256_of(*paths: str | Path) -> str:
+    """The sha256 of files, one after the other, in hexadecimal."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _copy(source: BinaryIO, target: BinaryIO) -> None:

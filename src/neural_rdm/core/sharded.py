@@ -7,7 +7,6 @@ that lead to them; `rest.pt` is the checkpoint without them, and `manifest.json`
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 from collections.abc import Callable, Collection, Iterator
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from neural_rdm.core.errors import CheckpointError, WriteError, first_line
-from neural_rdm.core.files import cannot_write, load_tensors, new_folder, save_tensors, write_text
+from neural_rdm.core.files import cannot_write, load_tensors, new_folder, save_tensors, sha256_of, write_text
 
 REST, MANIFEST, ELSEWHERE = "rest.pt", "manifest.json", "in_shards"
 #: the keys that lead to a tensor in nested dictionaries and lists
@@ -108,7 +107,7 @@ def _write(folder: Path, content: dict[str, Any], group: Any) -> None:
     dcp.save(tensors, storage_writer=writer, process_group=group, no_dist=group is None)
     rank, world = (0, 1) if group is None else (torch.distributed.get_rank(group), torch.distributed.get_world_size())
     parts = sorted(folder.glob("*.safetensors"))
-    digests = [_sha256(part) for part in parts[rank::world]]
+    digests = [sha256_of(part) for part in parts[rank::world]]
     every: list[Any] = [digests]
     if group is not None:
         every = [None] * world
@@ -116,7 +115,7 @@ def _write(folder: Path, content: dict[str, Any], group: Any) -> None:
     if rank == 0:
         save_tensors(folder / REST, rest)
         files = {part.name: every[i % world][i // world] for i, part in enumerate(parts)}
-        files[REST] = _sha256(folder / REST)
+        files[REST] = sha256_of(folder / REST)
         write_text(folder / MANIFEST, json.dumps({"ranks": world, "sha256": files}, indent=1) + "\n")
 
 
@@ -178,7 +177,7 @@ def check(path: Path) -> None:
     """
     try:
         expected = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["sha256"]
-        wrong = next((name for name, digest in expected.items() if _sha256(path / name) != digest), None)
+        wrong = next((name for name, digest in expected.items() if sha256_of(path / name) != digest), None)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is incomplete ({first_line(error)})") from error
     if wrong is not None:
@@ -201,14 +200,6 @@ def _from_first(value: Any, group: Any) -> Any:
     held = [value]
     torch.distributed.broadcast_object_list(held, src=0, group=group)
     return held[0]
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _failures() -> type[BaseException]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from neural_rdm.core.errors import DataError
+from neural_rdm.core.files import sha256_of
 from neural_rdm.core.listing import each_once, natural_order, walk
 from neural_rdm.media.frames import files_of, is_exact, one_format
 from neural_rdm.media.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES, is_image
@@ -174,7 +174,8 @@ def _copied(top: Path, samples: dict[str, Path], folder: Path, other: Path) -> D
 def _contents(paths: list[Path]) -> dict[Path, int]:
     """A number for each sample, the same for those whose files have the same bytes; what cannot be read is alone."""
     groups = [paths]
-    for key in (_sizes, _ends, _digest):  # the next one is asked only of those that are alike so far
+    # the next one is asked only of those that are alike so far
+    for key in (_sizes, _ends, lambda files: sha256_of(*files)):
         apart: list[list[Path]] = []
         for group in groups:
             alike: dict[object, list[Path]] = defaultdict(list)
@@ -198,13 +199,3 @@ def _ends(files: list[str]) -> tuple[bytes, bytes]:
         begin = file.read(_END)
         file.seek(max(0, os.fstat(file.fileno()).st_size - _END))
         return begin, file.read()
-
-
-def _digest(files: list[str]) -> str:
-    """sha256 of the files, one after the other."""
-    digest = hashlib.sha256()
-    for path in files:
-        with open(path, "rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()

@@ -27,10 +27,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from neural_rdm.core.errors import DataError, first_line
-from neural_rdm.core.files import write_atomically
+from neural_rdm.core.files import sha256_of, write_atomically
 from neural_rdm.metrics.frechet import float64
 from neural_rdm.metrics.networks import NETWORKS, FeatureNetwork, Inception
-from neural_rdm.metrics.networks.base import sha256_of
 
 Moments = tuple[Tensor, Tensor]
 #: output of a network -> what is appended to `mu` and `sigma`; other outputs than these have no moments

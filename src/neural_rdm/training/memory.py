@@ -16,7 +16,6 @@ from neural_rdm.training.optim import Optimizer
 from neural_rdm.training.sharding import matrices
 
 GIB = 2**30
-
 FLOAT = 4  # bytes: weights, gradients, optimizer and averages are float32 whatever the precision
 
 

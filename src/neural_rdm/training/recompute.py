@@ -1,7 +1,7 @@
 """Activation checkpointing: what a block has computed is given up, and computed again in the backward pass.
 
 A network knows nothing of it; its blocks are those of the contract (`backbones.contract`), which are also what is
-compiled (`training.module`) and sharded (`training.parallel`).
+compiled (`training.module`) and sharded (`training.sharding`).
 """
 
 from __future__ import annotations
@@ -66,9 +66,8 @@ def recompute(net: nn.Module, how: How) -> None:
     if how == "none":
         return
     kept = partial(create_selective_checkpoint_contexts, _keep_attention) if how == "selective" else noop_context_fn
-    for block in blocks_of(net, "checkpointed (trainer.activation_checkpointing)")[
-        :: how if isinstance(how, int) else 1
-    ]:
+    every = how if isinstance(how, int) else 1
+    for block in blocks_of(net, "checkpointed (trainer.activation_checkpointing)")[::every]:
         if not isinstance(block, _Again):
             own = type(block)
             block.__class__ = type(own.__name__, (_Again, own), {"kept": staticmethod(kept), "__doc__": own.__doc__})

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neural_rdm.core.errors import CheckpointError
+from neural_rdm.core.files import sha256_of
 from neural_rdm.core.hub import silent
 
 
@@ -166,15 +167,6 @@ class FeatureNetwork(nn.Module):
     def train(self, mode: bool = True) -> FeatureNetwork:
         """Stay in evaluation mode, also where the module that holds this one is put into training mode."""
         return super().train(False)
-
-
-def sha256_of(path: str | Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 @contextlib.contextmanager
