@@ -115,11 +115,26 @@ def test_a_damaged_index_is_made_anew(root, looks, damage):
     assert file.read_bytes() == whole
 
 
-def test_one_of_several_processes_does_the_work(root, looks):
-    with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: index_videos(root, paths(root), "decord").frames.tolist(), range(4)))
-    assert found == [[458, 164, 0, 3]] * 4
-    assert sorted(looks) == ["a.mp4", "b.avi", "c.mp4", "d"]
+def test_one_of_several_processes_does_the_work(root, index_folder):
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom neural_rdm.data.videos import index as video_index\n"
+        "inner, video_index.cache_folder = video_index._probed, lambda: Path(sys.argv[1])\n"
+        "def probed(root, names, *rest):\n    print('looks at', *names, flush=True)\n"
+        "    yield from inner(root, names, *rest)\n"
+        "video_index._probed = probed\n"
+        "print(video_index.index_videos(Path(sys.argv[2]), sys.argv[3:], 'decord').frames.tolist())\n"
+    )
+    command = [sys.executable, "-c", code, str(index_folder), str(root), *paths(root)]
+    processes = [Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    try:
+        said = [process.communicate(timeout=120)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert all("[458, 164, 0, 3]" in lines for lines in said)
+    looked = sorted(line for lines in said for line in lines.splitlines() if line.startswith("looks at"))
+    assert looked[-1] == "looks at a.mp4 b.avi c.mp4 d"
+    assert set(looked[:-1]) <= {"looks at"}  # nothing is left for the others
 
 
 def test_what_was_found_before_an_interruption_is_kept(root, looks, monkeypatch):
