@@ -21,6 +21,7 @@ from tests.reports import recompute
 #: study -> what its groups are, the base, and the rows that are compared
 COMPARED = {
     "fig6": ("case", "resnet", {}),
+    "fig6_controls": ("case", "resnet", {}),
     "fig6_unet": ("rule", "resnet", {}),
     "fig6_video": ("rule", "resnet", {}),
     "fig7": ("rule", "resnet", {"stage": "equal steps", "units": 48}),

@@ -167,6 +167,26 @@ def _rivals() -> Iterator[Job]:
         )
 
 
+# -- Fig. 6: what of a rule is its start, and what the rate of its gates
+
+#: `folded`: plain addition from the weights of the gated network, its gates folded into them
+CONTROLS = {
+    "resnet": ("residual=resnet",),
+    "gated": ("residual=gated",),
+    "gated, gates' rate x 10": ("residual=gated", "optimizer.gate_lr_scale=10"),
+    "rezero": ("residual=rezero",),
+    "rezero, gates' rate x 10": ("residual=rezero", "optimizer.gate_lr_scale=10"),
+    "rezero, folded": ("residual=rezero", "control=folded"),
+    "resnet, adaLN gates start at 1": ("residual=resnet", "backbone.adaln_gate_init=1"),
+    "gated, adaLN gates start at 1": ("residual=gated", "backbone.adaln_gate_init=1"),
+}
+
+
+def _controls() -> Iterator[Job]:
+    for seed, name in product(SEEDS, CONTROLS):
+        yield Job({"case": name, "seed": seed}, (*CONTROLS[name], f"seed={seed}"))
+
+
 # -- Fig. 6 on the U-Net and on clips
 
 
@@ -241,6 +261,13 @@ STUDIES = {
             "Does the order of the rules survive the optimizer and the target?",
             (*NARROW, "backbone.depth=24", "trainer.max_steps=150"),
             tuple(_rivals()),
+            measures=("held out", "digits"),
+        ),
+        Study(
+            "fig6_controls",
+            "Is what a rule does its start, or the rate of its gates?",
+            ("exp=digits_gated", "trainer.max_steps=800", "optimizer.lr=1e-2", *WHOLE),
+            tuple(_controls()),
             measures=("held out", "digits"),
         ),
         Study(

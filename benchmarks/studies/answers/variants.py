@@ -49,7 +49,8 @@ control of `gated`, the plain network with the same start, is `resnet` to the la
 
 **Early, at step 200** (100 digits): {told(early)}
 
-![Differences to plain addition, with 95 % intervals](fig6.png)"""
+![Differences to plain addition, with 95 % intervals](fig6.png)
+{_controls()}"""
     return Answer(
         "Which rule is the best? (Fig. 6)",
         "Variant-0, `z + alpha * F(z) + beta`, is the best of five rules (Sec. 3.5, Fig. 6)",
@@ -61,6 +62,29 @@ control of `gated`, the plain network with the same start, is `resnet` to the la
         "make sweep exp=small/fig6 seeds=10 jobs=2",
         "fig6.csv",
     )
+
+
+def _controls() -> str:
+    """What of a rule is its start, and what the rate of its gates; nothing where there are fewer than two seeds."""
+    rows = complete(read("fig6_controls"), by_case)
+    if len({row["seed"] for row in rows}) < 2:
+        return ""
+    loss = compare(grouped(rows, "val_loss", by_case), "resnet")
+    distances = grouped(rows, "frechet_pixels", by_case)
+    distance = compare(distances, "resnet")
+    started = {name: distances[name] for name in ("rezero, folded", "rezero")}
+    opened = {name: distances[f"{name}, adaLN gates start at 1"] for name in ("resnet", "gated")}
+    return f"""
+**Start and rate of the gates.** `python -m benchmarks.studies fig6_controls`, the same experiment, {seeds_of(rows)}
+([fig6_controls.csv](../../benchmarks/results/studies/fig6_controls.csv)). `folded` is plain addition from the weights of the gated network,
+its gates folded into them; with adaLN gates that start at 1 the branches are open from the first step.
+
+{compared(loss, "Loss", "validation loss")}
+
+{compared(distance, "Distance", "Frechet distance of 500 digits")}
+
+Against its folded control, Frechet distance: {told(compare(started, "rezero, folded"))} With open branches: {told(compare(opened, "resnet"))}
+"""
 
 
 def fig6_elsewhere(name: str, where: str) -> Answer | None:
