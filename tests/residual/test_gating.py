@@ -152,6 +152,12 @@ def test_only_the_units_that_are_asked_for_get_gates() -> None:
     assert all(n.startswith("up_blocks.") or n.endswith("attn2_unit") for n in gated)
     with pytest.raises(ValueError, match=r"units='nothing\.\*' fits no unit; they are called down_blocks\.0"):
         gate(stable_diffusion()[0], units=["nothing.*"])
+    for wrong in (3, [3]):
+        with pytest.raises(ValueError, match="are no names of units, or patterns of them"):
+            gate(stable_diffusion()[0], units=wrong)
+    for wrong in ({"rule": "gated"}, ["gated"], None):
+        with pytest.raises(ValueError, match=r"is no rule; pass its name, its class or a Residual"):
+            gate(stable_diffusion()[0], wrong)
 
 
 def test_a_list_of_blocks_and_an_autoencoder_can_be_gated() -> None:

@@ -119,6 +119,10 @@ def test_a_pipeline_a_scale_that_is_no_number_and_a_broken_file_are_refused(tmp_
             load_gates(plain, file, scale)
         with pytest.raises(ValueError, match="a scale of gates is a finite number, and not"):
             load_gates(plain, {file: scale})
+    for files in (3, None, [file, 3], [file, file]):
+        with pytest.raises(ValueError, match="gates are loaded from files, each once, and not from"):
+            load_gates(plain, files)
+    assert torch.equal(run(load_gates(copy.deepcopy(plain), [str(file)]), inputs), before)
     with pytest.raises(WriteError, match="cannot write the gates to"):
         save_gates(net, tmp_path / "nowhere" / "gates.safetensors")
     with safe_open(file, "pt") as opened:

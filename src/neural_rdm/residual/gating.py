@@ -174,11 +174,13 @@ def _chosen(names: list[str], patterns: Iterable[str] | None) -> set[str]:
     """The names that a pattern fits.
 
     Raises:
-        ValueError: a pattern that fits none, or no pattern.
+        ValueError: a pattern that fits none, or is no text, or no pattern.
     """
     if patterns is None:
         return set(names)
-    patterns = [patterns] if isinstance(patterns, str) else patterns
+    patterns = [patterns] if isinstance(patterns, str) or not isinstance(patterns, Iterable) else [*patterns]
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise ValueError(f"units={patterns!r} are no names of units, or patterns of them")
     chosen: set[str] = set()
     for pattern in patterns:
         fitting = {name for name in names if fnmatchcase(name, pattern)}

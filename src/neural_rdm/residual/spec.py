@@ -25,10 +25,12 @@ class Residual:
         options: the keyword arguments of the rule's class; see there.
 
     Raises:
-        ValueError: an unknown rule, option or value, naming the choices.
+        ValueError: no rule, or an unknown rule, option or value, naming the choices.
     """
 
     def __init__(self, rule: str | type[Unit] = "gated", *, gamma: NonNegative = 0.0, **options: Any) -> None:
+        if not isinstance(rule, str | type):
+            raise ValueError(f"residual rule={rule!r} is no rule; pass its name, its class or a Residual")
         if isinstance(rule, str) and rule not in RULES:
             raise ValueError(f"residual rule={rule!r} is not one of {', '.join(RULES)}.{nearest(rule, RULES)}")
         self.unit_class: type[Unit] = RULES[rule] if isinstance(rule, str) else rule

@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +61,16 @@ def save_gates(model: nn.Module, file: str | Path) -> None:
         raise WriteError(f"cannot write the gates to {file}: {error}") from error
 
 
-def load_gates(model: nn.Module, file: str | Path | Mapping[str, float], scale: float = 1.0) -> nn.Module:
+def load_gates(
+    model: nn.Module, file: str | Path | Sequence[str] | Mapping[str, float], scale: float = 1.0
+) -> nn.Module:
     """Put the gates of a file into a network, in place, or those of several at once.
 
     Args:
         model: the base that the gates were trained with, plain or with gates of the same rule.
-        file: what `save_gates` wrote; several files with the scale of each, `{"ink.safetensors": 1, "red.safetensors":
-            0.5}`: what they change of the plain gates adds up. They are of one rule and the same units.
+        file: what `save_gates` wrote; several files in a list, or with the scale of each, `{"ink.safetensors": 1,
+            "red.safetensors": 0.5}`: what they change of the plain gates adds up. They are of one rule and the same
+            units.
         scale: how far they go from the plain network (0) to the gated one (1); other finite numbers are allowed. It
             multiplies the scales of several.
 
@@ -78,12 +82,16 @@ def load_gates(model: nn.Module, file: str | Path | Mapping[str, float], scale: 
             rule than the network's own or than the other files; gates of a rule whose stream is several tensors, for a
             plain network.
         ValueError: a scale other than 1, or several files, and a rule that no values make plain; a scale that is no
-            finite number; no file at all; a pipeline instead of a network.
+            finite number; no file at all, one twice, or no path; a pipeline instead of a network.
 
         The network is then as it was.
     """
     check_network(model)
-    scales = dict(file) if isinstance(file, Mapping) else {str(file): 1.0}
+    several = [file] if isinstance(file, str | os.PathLike) or not isinstance(file, Iterable) else [*file]
+    for path in several:
+        if not isinstance(path, str | os.PathLike) or several.count(path) > 1:
+            raise ValueError(f"gates are loaded from files, each once, and not from {path!r}")
+    scales = dict(file) if isinstance(file, Mapping) else dict.fromkeys(several, 1.0)
     for number in (scale, *scales.values()):
         if not isinstance(number, (int, float)) or not math.isfinite(number):
             raise ValueError(f"a scale of gates is a finite number, and not {number!r}")

@@ -36,11 +36,11 @@ def test_a_profile_is_a_table_and_a_time_line(tmp_path: Path, capsys: pytest.Cap
 
 class _Breaks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x):  # noqa: ANN
+    def forward(ctx, x):
         return x.clone()
 
     @staticmethod
-    def backward(ctx, gradient):  # noqa: ANN
+    def backward(ctx, gradient):
         return gradient * float("nan")
 
 
