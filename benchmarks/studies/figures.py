@@ -19,11 +19,12 @@ Curves = Mapping[str, Sequence[Sequence[float]]]  # name -> a curve a seed
 def differences(panels: Mapping[str, list[Line]], path: Path) -> Path:
     """A panel a number: each group's paired difference to the base with its 95 % interval, in colour where settled."""
     names = list(dict.fromkeys(line.name for lines in panels.values() for line in lines[1:]))
-    figure = canvas(1.8 + 3.4 * len(panels), 1.3 + 0.3 * len(names))
+    columns = len(panels) if len(panels) < 4 else 2
+    rows = math.ceil(len(panels) / columns)
+    figure = canvas(1.8 + 3.4 * columns, (1.3 + 0.3 * len(names)) * rows)
     settled = {"better": look(0)["color"], "worse": look(1)["color"]}
-    for column, (axes, (title, lines)) in enumerate(
-        zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True)
-    ):
+    every = figure.subplots(rows, columns, squeeze=False).flat
+    for place, (axes, (title, lines)) in enumerate(zip(every, panels.items(), strict=True)):
         tidy(axes).grid(axis="y", visible=False)
         axes.axvline(0, color=ink(), linewidth=0.8)
         for line in lines[1:]:
@@ -33,7 +34,7 @@ def differences(panels: Mapping[str, list[Line]], path: Path) -> Path:
             axes.plot([line.less.low, line.less.high], [row, row], color=colour, linewidth=2)
             axes.plot([line.less.mean], [row], "o", color=colour, markersize=5)
             axes.text(1.01, row, line.sign, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
-        axes.set_yticks(range(len(names)), names if column == 0 else [""] * len(names))
+        axes.set_yticks(range(len(names)), names if place % columns == 0 else [""] * len(names))
         axes.set_ylim(len(names) - 0.4, -0.6)
         axes.set_xlabel(f"{title}, less {lines[0].name}")
     return save(figure, path)

@@ -17,8 +17,8 @@ from benchmarks.studies.answers.variants import fig6, fig6_elsewhere, objectives
 #: in the order of the page; each is None while fewer than two seeds are there
 ANSWERS: tuple[Callable[[Path], Answer | None], ...] = (
     fig6,
-    lambda _: fig6_elsewhere("fig6_unet", "the U-Net"),
-    lambda _: fig6_elsewhere("fig6_video", "clips"),
+    lambda pictures: fig6_elsewhere(pictures, "fig6_unet", "the U-Net"),
+    lambda pictures: fig6_elsewhere(pictures, "fig6_video", "clips"),
     fig7,
     fig5,
     gates,

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.studies import plan
+from benchmarks.studies import figures, plan
 from benchmarks.studies.answers.answer import Answer, by_rule, rank, seeds_of
-from benchmarks.studies.compare import compare, grouped
+from benchmarks.studies.compare import Line, compare, grouped
 from benchmarks.studies.rows import read
 from benchmarks.training import Row
 from neural_rdm.reports.tables import markdown_table
@@ -29,9 +29,11 @@ def rivals(pictures: Path) -> Answer | None:
                 return None
             best += min(by_rate.values(), key=lambda each: float(np.mean([_number(r["val_loss"]) for r in each])))
     summary, places = [], {}
+    panels: dict[str, list[Line]] = {}
     for optimizer, target in wheres:
         mine = [r for r in best if (r["optimizer"], r["target"]) == (optimizer, target)]
         lines = compare(grouped(mine, "val_loss", by_rule), "resnet")
+        panels[f"{optimizer}, {target}: loss"] = lines
         places[optimizer, target] = [line.values.mean for line in sorted(lines, key=lambda each: each.name)]
         for line in lines:
             rate = next(r["lr"] for r in mine if r["rule"] == line.name)
@@ -48,9 +50,15 @@ def rivals(pictures: Path) -> Answer | None:
         for a, b in pairs
     ]  # fmt: skip
     low, high = (f([rank(places[a], places[b]) for a, b in pairs]) for f in (min, max))
+    signs = {
+        rule: [line.sign for lines in panels.values() for line in lines if line.name == rule] for rule in plan.RIVALS
+    }
+    count = {word: sum(each.count(word) for each in signs.values()) for word in ("better", "worse")}
+    alike = [f"`{rule}` {each[0]}" for rule, each in signs.items() if len(set(each)) == 1 and each[0] in count]
     short = (
-        f"The order of eight rules by mean loss correlates by {low:+.2f} to {high:+.2f} between two optimizers and two targets; the means of "
-        "most rules lie inside each other's noise, so that this is an order of means and no ranking."
+        f"The order of eight rules by mean loss correlates by {low:+.2f} to {high:+.2f} between two optimizers and two targets. Of "
+        f"{len(wheres) * (len(plan.RIVALS) - 1)} comparisons with plain addition {count['better']} are settled as better and {count['worse']} as worse; "
+        f"settled alike everywhere: {', '.join(alike) or 'none'}."
     )
     body = f"""Eight rules at 48 units (width 32, 150 steps), each at its own best of three learning rates, {seeds_of(best)}.
 
@@ -58,7 +66,10 @@ def rivals(pictures: Path) -> Answer | None:
 
 {markdown_table(ranks)}
 
-{short}"""
+{short}
+
+![Loss of each rule less plain addition, at each its own best rate, with 95 % intervals](rivals.png)"""
+    figures.differences(panels, pictures / "rivals.png")
     return Answer(
         "Does the order of the rules survive the optimizer and the target?",
         "(the paper has one optimizer and one target)",

@@ -50,7 +50,7 @@ control of `gated`, the plain network with the same start, is `resnet` to the la
 **Early, at step 200** (100 digits): {told(early)}
 
 ![Differences to plain addition, with 95 % intervals](fig6.png)
-{_controls()}"""
+{_controls(pictures)}"""
     return Answer(
         "Which rule is the best? (Fig. 6)",
         "Variant-0, `z + alpha * F(z) + beta`, is the best of five rules (Sec. 3.5, Fig. 6)",
@@ -64,7 +64,7 @@ control of `gated`, the plain network with the same start, is `resnet` to the la
     )
 
 
-def _controls() -> str:
+def _controls(pictures: Path) -> str:
     """What of a rule is its start, and what the rate of its gates; nothing where there are fewer than two seeds."""
     rows = complete(read("fig6_controls"), by_case)
     if len({row["seed"] for row in rows}) < 2:
@@ -73,6 +73,7 @@ def _controls() -> str:
     distances = grouped(rows, "frechet_pixels", by_case)
     distance = compare(distances, "resnet")
     started = {name: distances[name] for name in ("rezero, folded", "rezero")}
+    figures.differences({"validation loss": loss, "Frechet distance": distance}, pictures / "fig6_controls.png")
     opened = {name: distances[f"{name}, adaLN gates start at 1"] for name in ("resnet", "gated")}
     return f"""
 **Start and rate of the gates.** `python -m benchmarks.studies fig6_controls`, the same experiment, {seeds_of(rows)}
@@ -84,10 +85,12 @@ its gates folded into them; with adaLN gates that start at 1 the branches are op
 {compared(distance, "Distance", "Frechet distance of 500 digits")}
 
 Against its folded control, Frechet distance: {told(compare(started, "rezero, folded"))} With open branches: {told(compare(opened, "resnet"))}
+
+![Differences of the controls to plain addition, with 95 % intervals](fig6_controls.png)
 """
 
 
-def fig6_elsewhere(name: str, where: str) -> Answer | None:
+def fig6_elsewhere(pictures: Path, name: str, where: str) -> Answer | None:
     """The five rules on another network."""
     rows = complete(read(name), by_rule)
     if len({row["seed"] for row in rows}) < 2:
@@ -99,7 +102,10 @@ def fig6_elsewhere(name: str, where: str) -> Answer | None:
 
 {compared(loss, "Loss", "validation loss")}
 
-{compared(distance, "Distance", "Frechet distance")}"""
+{compared(distance, "Distance", "Frechet distance")}
+
+![Differences to plain addition on {where}, with 95 % intervals]({name}.png)"""
+    figures.differences({"validation loss": loss, "Frechet distance": distance}, pictures / f"{name}.png")
     return Answer(
         f"The same on {where}",
         f"the same on {where}",
@@ -181,12 +187,15 @@ def objectives(pictures: Path) -> Answer | None:
         {**row, "recognised": f"{100 * mean_of(list(shares[line.name].values())).mean:.1f} %"}
         for row, line in zip(table(lines, "Frechet distance of 500 digits"), lines, strict=True)
     ]
+    figures.differences({"Frechet distance of 500 digits": lines}, pictures / "objectives.png")
     body = f"""The default experiment under each objective, {rows[0]["steps"]} steps, dpm++ with 20 steps (the flow: Heun with 10, 19 evaluations),
 guidance 1.5 for all, 500 digits a run, {seeds_of(rows)}.
 
 {markdown_table(told_rows)}
 
 {told(lines)}
+
+![Differences of the objectives, with 95 % intervals](objectives.png)
 
 A distance of n samples is above 0 for any n: a perfect sampler of a Gaussian with the digits' moments scores 0.26 with 500
 ([equal_count.json](../../benchmarks/results/equal_count.json)). `learned schedule` is importance sampling of the training timesteps; it is not the paper's
