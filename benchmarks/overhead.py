@@ -1,5 +1,6 @@
 """What Lightning and every callback cost beside a step: the real command `train`, with a clock around the step's own
-work: forward pass, loss and backward pass, optimizer, average. Everything else between two batches is the cost.
+work: forward pass, loss and backward pass, norm and clipping of the gradient, optimizer, average. Everything else
+between two batches is the cost.
 
 The network is DiT-S on the digits, cut into 64 tokens, in batches of 8: as many tokens and parameters as DiT-S/2 on
 latents in batches of 2, without a data set to fetch. A share of whole steps would drown in their noise of some percent;
@@ -61,6 +62,7 @@ def clocked(out: str) -> None:
     """Run the command `train` in this process, its arguments in `sys.argv`, with a clock around the step's work."""
     import torch
 
+    from neural_rdm.training import parallel
     from neural_rdm.training.callbacks.ema import EMA
     from neural_rdm.training.callbacks.progress import StepBar
     from neural_rdm.training.module import NeuralRDM
@@ -82,7 +84,8 @@ def clocked(out: str) -> None:
         setattr(kind, name, method)
 
     for kind, name in (
-        (NeuralRDM, "training_step"), (torch.Tensor, "backward"), (torch.optim.AdamW, "step"), (EMA, "on_step_end")
+        (NeuralRDM, "training_step"), (torch.Tensor, "backward"), (parallel, "norms"),
+        (NeuralRDM, "configure_gradient_clipping"), (torch.optim.AdamW, "step"), (EMA, "on_step_end"),
     ):  # fmt: skip
         timed(kind, name)
     shown = StepBar.on_step_end

@@ -218,6 +218,17 @@ def test_the_rate_of_each_depth_is_the_best_of_its_rules() -> None:
         assert min(mean, key=lambda lr: mean[lr]) == plan.DEPTH_RATE[depth]
 
 
+def test_the_rate_of_each_rule_on_the_unet_is_its_best() -> None:
+    for rule in plan.PAPER:
+        losses: dict[float, list[float]] = {}
+        for row in rows.read("fig6_unet_rates"):
+            if row["rule"] == rule:
+                losses.setdefault(row["lr"], []).append(row["val_loss"])
+        if len(losses) < 3:
+            pytest.skip("the rates have not been tried yet")
+        assert min(losses, key=lambda lr: np.mean(losses[lr])) == plan.UNET_RATE[rule]
+
+
 def test_the_noise_floor_is_the_standard_deviation(monkeypatch: pytest.MonkeyPatch) -> None:
     values = [1.0, 2.0, 4.0]
     lines = [{"case": "epsilon, hybrid (DiT)", "frechet_pixels": value} for value in values]

@@ -12,6 +12,7 @@ import torch
 from neural_rdm.residual import units
 from neural_rdm.training.callbacks.checkpoints import Checkpoints
 from neural_rdm.training.callbacks.ema import EMA
+from neural_rdm.training.callbacks.guards import FiniteSteps
 from neural_rdm.training.optim import freeze
 from tests.end_to_end.commands import differences
 from tests.helpers import FIVE, covering, is_gate
@@ -100,6 +101,21 @@ def test_clipping_begins_after_its_steps(tmp_path: Path) -> None:
     assert [norm > 2e-3 for norm in norms] == [True, True, False], (
         norms
     )  # a step's gradient is seen when the next begins
+
+
+def test_clipping_uses_the_norms_that_were_found_already_and_does_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, read = [], []
+    norm = torch._foreach_norm
+    monkeypatch.setattr(torch, "_foreach_norm", lambda *args: read.append(len(args[0])) or norm(*args))
+    for callbacks in ((), (FiniteSteps(10),)):
+        read.clear()
+        module = tiny_module()
+        fit(module, tmp_path / str(len(callbacks)), *callbacks, steps=3, gradient_clip_val=1e-2)
+        weights.append(module.net.state_dict())
+        assert len(read) == 3  # the gradients are read once a step
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 @pytest.mark.parametrize("residual", sorted(set(FIVE) - {"resnet"}))

@@ -98,7 +98,12 @@ def fig6_elsewhere(pictures: Path, name: str, where: str) -> Answer | None:
     loss = compare(grouped(rows, "val_loss", by_rule), "resnet")
     distance = compare(grouped(rows, "frechet_pixels", by_rule), "resnet")
     command = f"python -m benchmarks.studies {name}"
-    body = f"""`{command}`: {rows[0]["steps"]} steps, learning rate {rows[0]["lr"]:g}, {seeds_of(rows)}.
+    rates: dict[float, list[str]] = {}
+    for row in sorted(rows, key=lambda each: plan.PAPER.index(each["rule"])):
+        if f"`{row['rule']}`" not in rates.setdefault(row["lr"], []):
+            rates[row["lr"]].append(f"`{row['rule']}`")
+    told_rates = "; ".join(f"{lr:g} for {', '.join(rules)}" for lr, rules in rates.items())
+    body = f"""`{command}`: {rows[0]["steps"]} steps, learning rate {told_rates}, {seeds_of(rows)}.
 
 {compared(loss, "Loss", "validation loss")}
 

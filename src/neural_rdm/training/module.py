@@ -19,7 +19,7 @@ from neural_rdm.core import seeding
 from neural_rdm.data.base import Batch
 from neural_rdm.diffusion.objectives import DDPMObjective, FlowObjective
 from neural_rdm.latents.first_stage import Autoencoder, Identity
-from neural_rdm.training import sharding
+from neural_rdm.training import parallel, sharding
 from neural_rdm.training.optim import Optimizer
 from neural_rdm.training.recompute import How, recompute
 from neural_rdm.training.scaling import unscale
@@ -67,6 +67,8 @@ class NeuralRDM(pl.LightningModule):
         self.activation_checkpointing = activation_checkpointing
         #: told the timesteps [B] of every batch before it runs, where a callback wants to know
         self.on_timesteps: Callable[[Tensor], None] | None = None
+        #: of this step's gradient, a norm for each parameter of the optimizer [n], where a callback has found them
+        self.gradient_norms: Tensor | None = None
 
     def configure_model(self) -> None:
         """Checkpoint, compile and shard the network; Lightning calls this more than once."""
@@ -153,11 +155,16 @@ class NeuralRDM(pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip as the Trainer was told, once `optimizer.clip_after` steps are done."""
+        norms, self.gradient_norms = self.gradient_norms, None
         if self.trainer.global_step < self.optimizer.clip_after or gradient_clip_val is None:
             return
-        if isinstance(self.trainer.precision_plugin, MixedPrecision):
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        whole = all(parallel.local(p) is p for p in parameters)
+        if norms is not None and whole and gradient_clip_algorithm in (None, "norm"):
+            # what `clip_grad_norm_` does, but for reading all gradients once more
+            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, torch.linalg.vector_norm(norms))
+        elif isinstance(self.trainer.precision_plugin, MixedPrecision):
             # Lightning refuses every fused optimizer here, although no loss scale is left (see `optimizer_step`)
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
             torch.nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)

@@ -113,15 +113,19 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
-def not_finite(tensors: Sequence[Tensor], order: float = 2.0) -> Tensor:
-    """1.0 for each of these tensors whose norm is not finite on some rank, else 0.0: a tensor [len(tensors)] on their
-    device, for which nothing waits. Every rank must call it.
+def norms(tensors: Sequence[Tensor], order: float = 2.0) -> Tensor:
+    """The norm of each of these tensors, of a sharded one that of this rank's part: float32 [len(tensors)] on their
+    device, for which nothing waits.
 
     Args:
-        order: of the norm. The second also finds values whose square overflows, as Adam's second moment would.
+        order: of the norm. The second also overflows where the squares do, as Adam's second moment would.
     """
     held = [part if part.numel() else part.new_zeros(1) for part in map(local, tensors)]
-    norms = torch.stack([norm.float() for norm in torch._foreach_norm(held, order)])
+    return torch.stack([norm.float() for norm in torch._foreach_norm(held, order)])
+
+
+def not_finite(norms: Tensor) -> Tensor:
+    """1.0 for each norm that is not finite on some rank, else 0.0: [len(norms)]. Every rank must call it."""
     return sum_over_ranks((~norms.isfinite()).float()).clamp_(max=1.0)
 
 

@@ -113,12 +113,14 @@ class FiniteSteps(StepCallback):
         """Add up the losses of the micro-batches."""
         self._loss = loss.detach() if self._loss is None else self._loss + loss.detach()
 
-    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
         """All micro-batches are done and all callbacks have changed the gradients: leave the step out if it is bad."""
         gradients = [p.grad for p in _parameters(optimizer)]
         assert self._loss is not None
         nothing = torch.zeros_like(self._loss)
-        wrong = parallel.not_finite([self._loss, *(nothing if g is None else g for g in gradients)])
+        norms = parallel.norms([self._loss, *(nothing if g is None else g for g in gradients)])
+        pl_module.gradient_norms = norms[1:]
+        wrong = parallel.not_finite(norms)
         bad, self._loss = wrong.amax(), None
         self.kept = 1.0 - bad
         if not self._found:
@@ -190,9 +192,8 @@ def _advice(trainer: pl.Trainer, pl_module: Any, left_out: int) -> str:
     """How to go on after too many steps without a finite gradient; every rank must call it."""
     new = "start a new run with a lower optimizer.lr, with optimizer.clip=1.0 or trainer.precision=32-true"
     names, weights = zip(*pl_module.named_parameters(), strict=True)
-    broken = [
-        name for name, bad in zip(names, parallel.not_finite(weights, order=math.inf).tolist(), strict=True) if bad
-    ]
+    wrong = parallel.not_finite(parallel.norms(weights, order=math.inf))
+    broken = [name for name, bad in zip(names, wrong.tolist(), strict=True) if bad]
     saved = last_saved(trainer)
     kept = f"The last checkpoint is that of step {saved}" if saved else "No checkpoint has been saved yet"
     if broken:
