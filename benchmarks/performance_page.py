@@ -117,7 +117,8 @@ def beside() -> str:
     return f"""## Lightning and the callbacks
 
 The real command `train` (DiT-S, 512 tokens a step, EMA, metrics every 10 steps, throughput, checkpoints, the bar), with a clock around
-the step's own work: {own:.0f} ms of {whole:.0f} ms. Everything else takes {overhead["rest_ms"]["median"]:.1f} ms in the median step and {overhead["rest_ms"]["mean"]:.1f} ms in the mean:
+the step's own work, which is that of a raw loop: forward and backward pass, norm and clipping of the gradient, optimizer and average,
+{own:.0f} ms of {whole:.0f} ms. Everything else takes {overhead["rest_ms"]["median"]:.1f} ms in the median step and {overhead["rest_ms"]["mean"]:.1f} ms in the mean:
 **{percent(overhead["share"], 2)} of the step** ([overhead.json](../../benchmarks/results/overhead.json); the goal is 1 %).
 """
 
