@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import statistics
 import subprocess
 import tempfile
@@ -178,3 +179,8 @@ def commit() -> str:
     """The commit of this code; `+` behind it where files differ from it."""
     line = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--dirty=+"]
     return subprocess.run(line, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def machine() -> str:
+    """What decides the last bits of a run: runs of one seed are compared in pairs, and must share it."""
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"

@@ -114,6 +114,14 @@ def test_means_intervals_and_signs_by_numpy_alone(name: str) -> None:
                 assert lines[group].sign == expected, (group, metric)
 
 
+@pytest.mark.parametrize("name", [*plan.STUDIES, "fig6"])
+def test_what_is_compared_ran_on_one_machine(name: str) -> None:
+    machines: dict[int, set[str]] = {}
+    for row in rows.read(name):
+        machines.setdefault(row["seed"], set()).add(row.get("machine", ""))  # of the oldest it was not kept
+    assert all(len(each) == 1 for each in machines.values()), machines
+
+
 def test_the_words_are_those_of_the_numbers() -> None:
     seeds = range(5)
     base = {seed: 1.0 + 0.1 * seed for seed in seeds}
@@ -199,7 +207,7 @@ def test_a_sweep_becomes_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         {
             "rule": "gated", "case": "gated gamma=0.35", "seed": 0, "steps": 80, "val_loss": 0.25,
             "frechet_pixels": 1.5, "accuracy": 0.9, "frechet_pixels_40": 3, "norm_first": [1.0, 1.0],
-            "norm_last": [4.0, 4.0], "commit": "a" * 12,
+            "norm_last": [4.0, 4.0], "commit": "a" * 12, "machine": training.machine(),
         }
     ]  # fmt: skip
 

@@ -10,7 +10,7 @@ import time
 from benchmarks.studies.measures import MEASURES
 from benchmarks.studies.plan import STUDIES, Job, Study
 from benchmarks.studies.rows import RESULTS, add, read
-from benchmarks.training import Row, commit, train
+from benchmarks.training import Row, commit, machine, train
 from neural_rdm.config.compose import compose_config
 from neural_rdm.core.errors import DataError, UserError
 from neural_rdm.core.locks import held
@@ -53,16 +53,18 @@ def run(study: Study, count: int | None = None) -> None:
 
 
 def train_job(study: Study, job: Job) -> Row:
-    """One run: what it is, what it found, and the commit."""
+    """One run: what it is, what it found, the commit, and the machine."""
     cfg = compose_config("train", [*study.settings, *job.overrides]).cfg
     during = {step: MEASURES[study.during] for step in study.steps}  # noqa: C420 - not asked of a study without steps
     found = train(cfg, *(MEASURES[name] for name in study.measures), during=during)
-    return job.row | {"steps": cfg.trainer.max_steps} | found | {"commit": commit()}
+    return job.row | {"steps": cfg.trainer.max_steps} | found | {"commit": commit(), "machine": machine()}
 
 
 def shown(row: Row) -> str:
     """A run in one line, its vectors left out."""
-    parts = {k: f"{v:.4g}" if isinstance(v, float) else str(v) for k, v in row.items() if k not in ("commit",)}
+    parts = {
+        k: f"{v:.4g}" if isinstance(v, float) else str(v) for k, v in row.items() if k not in ("commit", "machine")
+    }
     return " ".join(f"{key}={value}" for key, value in parts.items() if value and " " not in value)
 
 

@@ -1,5 +1,5 @@
 """`python -m benchmarks.studies.gather SWEEP NAME`: the finished runs of a sweep's folder as lines of
-`results/studies/NAME.csv`; those that are there already stay as they are.
+`results/studies/NAME.csv`; those that are there already stay as they are. It is run on the machine of the sweep.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.studies.rows import add, read
-from benchmarks.training import Row
+from benchmarks.training import Row, machine
 from neural_rdm.core.records import read_rows
 
 KEYS = ("residual", "gamma", "control", "optimizer.gate_lr_scale", "backbone.adaln_gate_init", "seed")
@@ -54,7 +54,7 @@ def gathered(folder: Path, overrides: list[str]) -> Row:
         row[f"frechet_pixels_{each['step']}"] = float(each["frechet_pixels"])
     row |= _sensitivity(folder, row["steps"])
     starts = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["starts"]
-    return row | {"commit": "+".join(dict.fromkeys(start["commit"][:12] for start in starts))}
+    return row | {"commit": "+".join(dict.fromkeys(start["commit"][:12] for start in starts)), "machine": machine()}
 
 
 def name(typed: dict[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""The committed lines of the studies: `results/studies/NAME.csv`, a run a line, with its seed and commit."""
+"""The committed lines of the studies: `results/studies/NAME.csv`, a run a line, with its seed, commit and machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from neural_rdm.reports.tables import csv_text
 
 RESULTS = Path(__file__).parents[1] / "results" / "studies"
 #: columns that are no numbers
-TEXT = ("rule", "target", "optimizer", "gates", "case", "stage", "broken", "commit")
+TEXT = ("rule", "target", "optimizer", "gates", "case", "stage", "broken", "commit", "machine")
 
 
 def read(name: str) -> list[Row]:
