@@ -170,13 +170,13 @@ def _numbers(rows: list[Any]) -> list[tuple[str, list[tuple[str, Any]]]]:
     return found
 
 
-def _figures(folder: Path) -> list[tuple[Picture, Picture, str]]:
-    """The figures that the run has written, each also on the ground of a dark page, and what they show."""
+def _figures(folder: Path) -> list[tuple[Picture, str]]:
+    """The figures that the run has written, and what they show."""
     found = []
     for name, caption in FIGURES.items():
         if (folder / name).is_file():
             with contextlib.suppress(DataError):
-                found.append((_shown(folder / name, caption), render.on_dark(folder / name, caption), caption))
+                found.append((_shown(folder / name, caption), caption))
     return found
 
 
