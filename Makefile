@@ -113,10 +113,10 @@ convert: $(STAMP) ## run=DIR in the layouts of the official code or of diffusers
 	$(PY) -m neural_rdm.convert $(if $(run),run='$(value run)' )$(ARGS)
 
 test: $(STAMP) ## the tests
-	$(PY) -m pytest -n 2 --dist loadfile -m "not full" $(ARGS)
+	$(PY) -m pytest -n 2 --dist loadfile --max-worker-restart 0 -m "not full" $(ARGS)
 
 test-full: $(STAMP) ## the tests with their full bounds
-	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+	$(PY) -m pytest -n 2 --dist loadfile --max-worker-restart 0 -o faulthandler_timeout=3600 $(ARGS)
 
 lint: $(STAMP) ## style, formatting and types
 	$(VENV)/bin/ruff check src tests benchmarks examples
