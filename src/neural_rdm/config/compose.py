@@ -10,6 +10,7 @@ from typing import Any
 import omegaconf._utils
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra._internal import defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -60,6 +61,7 @@ def prepare_hydra() -> None:
         loader._apply_overrides_to_config = staticmethod(filled)
         loader.neural_rdm = True
         _compose_once()
+        _resolve_where_needed()
         _parse_in_c()
 
 
@@ -91,6 +93,19 @@ def _compose_once() -> None:
         return main(self, config_name, overrides) if found is None else found.hydra.mode or RunMode.RUN
 
     classes[0].load_configuration, classes[1].get_mode = load, get_mode
+
+
+def _resolve_where_needed() -> None:
+    """Let Hydra make what the defaults lists refer to only for a list that refers to something: for each file, it is
+    else a quarter of composing.
+    """
+    module: Any = defaults_list  # it has no hook for that
+    make = module._create_interpolation_map
+
+    def made(overrides: Any, defaults: list[Any], self_added: bool) -> Any:
+        return make(overrides, defaults, self_added) if any(d.is_interpolation() for d in defaults) else None
+
+    module._create_interpolation_map = made
 
 
 def _parse_in_c() -> None:
@@ -234,7 +249,8 @@ def _compose(config_name: str, search: list[str], overrides: list[str]) -> DictC
 def _files(name: str, roots: list[Path]) -> list[Path]:
     """The files of a choice, and of those that its defaults list builds on (`defaults: [adamw, /study/fig6]`)."""
     found = [root / f"{name}.yaml" for root in roots if (root / f"{name}.yaml").is_file()]
-    contents: list[Any] = [OmegaConf.load(f) for f in found if "defaults:" in f.read_text(encoding="utf-8")]
+    texts = [text for file in found if "defaults:" in (text := file.read_text(encoding="utf-8"))]
+    contents: list[Any] = [yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) for text in texts]
     group = name.rpartition("/")[0]
     entries = [e for content in contents for e in content.get("defaults") or [] if isinstance(e, str) and e != "_self_"]
     parents = [entry[1:] if entry.startswith("/") else f"{group}/{entry}".lstrip("/") for entry in entries]
