@@ -38,7 +38,6 @@ FIGURES = {
     "sensitivity/units.png": "What each unit does to the stream, by noise level",
     "report/evaluations.png": "The metric over training",
 }
-STAGES = 3  # lines in the chart of sensitivities
 
 
 @dataclass(frozen=True)
