@@ -143,7 +143,7 @@ def test_batch_size_does_not_matter(name, request):
         network = feature_network(name)
     else:
         network = request.getfixturevalue("inception")
-    x = images(5)
+    x = images(3)
     whole = network(x)
     for size in (1, 2):
         parts = [network(part) for part in x.split(size)]
