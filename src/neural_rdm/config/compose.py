@@ -249,8 +249,7 @@ def _compose(config_name: str, search: list[str], overrides: list[str]) -> DictC
 def _files(name: str, roots: list[Path]) -> list[Path]:
     """The files of a choice, and of those that its defaults list builds on (`defaults: [adamw, /study/fig6]`)."""
     found = [root / f"{name}.yaml" for root in roots if (root / f"{name}.yaml").is_file()]
-    texts = [text for file in found if "defaults:" in (text := file.read_text(encoding="utf-8"))]
-    contents: list[Any] = [yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)) for text in texts]
+    contents: list[Any] = [OmegaConf.load(f) for f in found if "defaults:" in f.read_text(encoding="utf-8")]
     group = name.rpartition("/")[0]
     entries = [e for content in contents for e in content.get("defaults") or [] if isinstance(e, str) and e != "_self_"]
     parents = [entry[1:] if entry.startswith("/") else f"{group}/{entry}".lstrip("/") for entry in entries]
