@@ -116,7 +116,7 @@ test: $(STAMP) ## the tests
 	$(PY) -m pytest -n 2 --dist loadfile --max-worker-restart 1 -m "not full" $(ARGS)
 
 test-full: $(STAMP) ## the tests with their full bounds
-	$(PY) -m pytest -n 2 --dist loadfile --max-worker-restart 1 $(ARGS)
+	$(PY) -m pytest -n 2 --dist loadfile --max-worker-restart 1 -o faulthandler_timeout=3600 $(ARGS)
 
 lint: $(STAMP) ## style, formatting and types
 	$(VENV)/bin/ruff check src tests benchmarks examples

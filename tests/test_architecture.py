@@ -200,15 +200,16 @@ BLOCK = """
 import importlib.metadata as metadata
 from importlib.machinery import PathFinder
 find, distribution = PathFinder.find_spec, metadata.distribution
+blocked = {blocked!r}
 def find_spec(name, *rest):
-    return None if name.split(".")[0] in {blocked!r} else find(name, *rest)
+    return None if name.split(".")[0] in blocked else find(name, *rest)
 def installed(name):
-    if name.replace("scikit-learn", "sklearn") in {blocked!r}:
+    if name.replace("scikit-learn", "sklearn") in blocked:
         raise metadata.PackageNotFoundError(name)
     return distribution(name)
 PathFinder.find_spec, metadata.distribution = find_spec, installed
 import importlib.util
-assert not any(map(importlib.util.find_spec, {blocked!r}))
+assert not any(map(importlib.util.find_spec, blocked))
 """
 TRAIN_STEP = """
 import torch
@@ -236,11 +237,15 @@ print(losses["mse"].mean().item() < before, sensitivities(net, rows.grad)[0].nor
 """
 
 
-def test_a_training_step_needs_no_optional_library() -> None:
-    blocked = OPTIONAL | {"hydra", "omegaconf", "lightning", "pytorch_lightning", "torchmetrics"}
-    assert run(BLOCK.format(blocked=blocked) + TRAIN_STEP) == "True True"
+LIGHTNING_MODULE = """
+blocked -= {lightnings!r}
+import neural_rdm.training.module as m
+print(m.NeuralRDMF.__mro__[1].__name__)
+"""
 
 
-def test_the_lightning_module_needs_no_optional_library() -> None:
-    code = "import neural_rdm.training.module as m; print(m.NeuralRDMF.__mro__[1].__name__)"
-    assert run(BLOCK.format(blocked=OPTIONAL | {"hydra"}) + code) == "NeuralRDM"
+def test_a_training_step_and_then_the_lightning_module_need_no_optional_library() -> None:
+    lightnings = {"omegaconf", "lightning", "pytorch_lightning", "torchmetrics"}
+    code = BLOCK.format(blocked=OPTIONAL | lightnings | {"hydra"})
+    found = run(code + TRAIN_STEP + LIGHTNING_MODULE.format(lightnings=lightnings - OPTIONAL))
+    assert found.splitlines() == ["True True", "NeuralRDM"]

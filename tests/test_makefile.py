@@ -106,9 +106,9 @@ def test_environment_variables_are_no_arguments(monkeypatch):
 
 
 def test_checks_run_what_the_project_says():
-    parallel = ".venv/bin/python -m pytest -n 2 --dist loadfile --max-worker-restart 1"
-    assert commands("test")[-1] == f'{parallel} -m "not full"'
-    assert commands("test-full")[-1] == parallel
+    shared_out = ".venv/bin/python -m pytest -n 2 --dist loadfile --max-worker-restart 1"
+    assert commands("test")[-1] == f'{shared_out} -m "not full"'
+    assert commands("test-full")[-1] == f"{shared_out} -o faulthandler_timeout=3600"
     assert commands("bench")[-1] == ".venv/bin/python -m benchmarks"
     assert commands("bench", "peer=../my DiT")[-1] == ".venv/bin/python -m benchmarks peer='../my DiT'"
     assert commands("lint") == [

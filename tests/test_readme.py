@@ -19,6 +19,7 @@ from PIL import Image
 from neural_rdm.cli.app import Arguments, preflight
 from neural_rdm.config.compose import compose_config
 from neural_rdm.runs import build
+from tests import processes
 from tests.end_to_end.commands import BARE, run
 from tests.helpers import ROOT
 
@@ -110,11 +111,11 @@ torch.testing.assert_close(plain(*given).sample, unet.eval()(*given).sample, ato
 
 
 def test_the_example_of_a_foreign_network_runs(tmp_path: Path) -> None:
-    """In a process of its own, as it stands: diffusers is imported before this package (see `core/shims.py`)."""
+    """As it stands; that diffusers may be imported before this package `core/test_shims.py` shows."""
     pytest.importorskip("diffusers", reason="the network is diffusers'")
     example = next(block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "diffusers" in block)
     command = [sys.executable, "-c", example + COMPARE]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = processes.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.studies.compare import Line
-from neural_rdm.reports.figures import canvas, ink, label_ends, look, save, tidy
+from neural_rdm.reports.figures import INK, canvas, label_ends, look, save, tidy
 from neural_rdm.reports.statistics import interval
 
 Curves = Mapping[str, Sequence[Sequence[float]]]  # name -> a curve a seed
@@ -26,7 +26,7 @@ def differences(panels: Mapping[str, list[Line]], path: Path) -> Path:
     every = figure.subplots(rows, columns, squeeze=False).flat
     for place, (axes, (title, lines)) in enumerate(zip(every, panels.items(), strict=True)):
         tidy(axes).grid(axis="y", visible=False)
-        axes.axvline(0, color=ink(), linewidth=0.8)
+        axes.axvline(0, color=INK, linewidth=0.8)
         for line in lines[1:]:
             if line.less is None:
                 continue
@@ -106,7 +106,7 @@ def gates(profiles: Curves, schedule: Sequence[float], path: Path) -> Path:
                     range(kind, len(values), 2), _standard(values[kind::2]), color=look(kind)["color"], alpha=0.6,
                     linewidth=1, label=None if place else label,
                 )  # fmt: skip
-        axes.plot(_standard(schedule), color=ink(), linestyle="--", label="the schedule")
+        axes.plot(_standard(schedule), color=INK, linestyle="--", label="the schedule")
         axes.set_xlabel("unit", fontsize=8)
     for axes in every.flat[len(profiles) :]:
         axes.set_visible(False)

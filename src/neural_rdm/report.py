@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import glob
 import os
-import tempfile
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -19,7 +18,6 @@ from neural_rdm.config.resume import LEVELS
 from neural_rdm.core.errors import DataError
 from neural_rdm.core.listing import natural_order
 from neural_rdm.reports.comparison import write_comparison
-from neural_rdm.reports.drawing import draw
 from neural_rdm.reports.efficiency import write_efficiency
 from neural_rdm.reports.own import own_runs
 from neural_rdm.reports.pages.comparison import write_page
@@ -116,15 +114,10 @@ def compare(runs: list[Path], folder: Path, best_by: str | None = None, base: st
 
 
 def write(study: Study, folder: Path) -> list[Path]:
-    """Write the comparison of a study's runs, and the page that shows it; return the paths, the page last.
-
-    Figures stand beside the page on white, and in it on a dark ground as well.
-    """
+    """Write the comparison of a study's runs, and the page that shows it; return the paths, the page last."""
     paths = write_comparison(study, folder)
     figures = {path.stem.removeprefix("comparison_"): path for path in paths if path.suffix == ".png"}
-    with tempfile.TemporaryDirectory() as dark:
-        page = write_page(study, folder, figures, draw(study, Path(dark), dark=True))
-    return [*paths, page]
+    return [*paths, write_page(study, folder, figures)]
 
 
 def read_study(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -88,10 +90,18 @@ def test_no_name_of_a_group_is_text_in_one_class_and_a_number_in_another(group: 
         assert len({text_of(kind) is None for kind in kinds}) == 1, name
 
 
-def test_hydra_composes_what_the_check_has_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hydra_runs_with_what_the_check_has_composed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("123").touch()
-    seen = []
+    seen, made = [], 0
+    load = ConfigLoaderImpl._load_configuration_impl
+
+    def counted(*args: Any, **options: Any) -> Any:
+        nonlocal made
+        made += 1
+        return load(*args, **options)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "_load_configuration_impl", counted)
     line = ["train", "hydra.run.dir=2024_01_15", "pretrained.path=123", "pretrained.reinit=[1_0]"]
     monkeypatch.setattr("sys.argv", line)
     with pytest.raises(SystemExit):
@@ -99,6 +109,7 @@ def test_hydra_composes_what_the_check_has_seen(tmp_path: Path, monkeypatch: pyt
     ((cfg, folder),) = seen
     assert folder.name == "2024_01_15"
     assert (cfg.pretrained.path, list(cfg.pretrained.reinit)) == (str(tmp_path / "123"), ["1_0"])
+    assert made == 1
     monkeypatch.setattr("sys.argv", ["train", "resume=2024_01_15"])
     with pytest.raises(SystemExit):
         app.main("train", lambda cfg, folder: seen.append((cfg, folder)) or 0)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import os
 from collections.abc import Iterator
@@ -12,12 +10,10 @@ from typing import Any
 
 import pytest
 import yaml
-from PIL import Image
 
-from neural_rdm.core.errors import DataError
 from neural_rdm.core.files import write_text
 from neural_rdm.core.locks import held
-from neural_rdm.reports.pages import index, render, run
+from neural_rdm.reports.pages import index, run
 from neural_rdm.reports.pages.charts import draw
 from neural_rdm.reports.runs import read_mapping
 from tests.browser import Browser, browser
@@ -68,23 +64,6 @@ def test_the_page_of_a_run_shows_all_of_it_and_asks_for_nothing(tmp_path: Path, 
     for _ in range(tab.run(REACHABLE)):
         tab.press("Tab")
         assert not str(tab.run(FOCUSED)).startswith(("none", "None"))
-
-
-def test_on_a_dark_page_white_is_ground_black_is_ink_and_hues_stay(tmp_path: Path) -> None:
-    colours = [(255, 255, 255), (0, 0, 0), (0, 114, 178), (255, 0, 0), (128, 128, 128)]
-    image = Image.new("RGB", (len(colours), 1))
-    image.putdata(colours)
-    image.save(tmp_path / "a.png")
-    shown = render.on_dark(tmp_path / "a.png", "a").uri.partition(",")[2]
-    found = [*Image.open(io.BytesIO(base64.b64decode(shown))).convert("RGB").getdata()]
-    assert found[:2] == [(22, 24, 28), (228, 228, 228)]
-    assert found[3] == (255, 0, 0)
-    red, green, blue = found[2]
-    assert red < green < blue
-    assert sum(found[2]) > sum(colours[2]) + 100
-    (tmp_path / "bad.png").write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"bad\.png"):
-        render.on_dark(tmp_path / "bad.png", "a")
 
 
 def test_a_run_that_trains_is_shown_with_what_there_is_and_reads_itself_again(tmp_path: Path) -> None:

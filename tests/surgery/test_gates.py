@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from torch import nn
 from neural_rdm import DiT, gate, load_gates, merge_gates, save_gates
 from neural_rdm.core.errors import CheckpointError, ConfigError, WriteError
 from neural_rdm.residual import Residual
+from tests import processes
 from tests.helpers import ROOT, is_gate
 
 Inputs = tuple[torch.Tensor, ...]
@@ -281,4 +281,4 @@ def test_gates_move_between_two_processes(tmp_path: Path) -> None:
         "assert torch.equal(run(net, inputs), torch.load(sys.argv[2], weights_only=True))"
     )
     line = [sys.executable, "-c", code, str(tmp_path / "gates.safetensors"), str(tmp_path / "want.pt")]
-    subprocess.run(line, cwd=ROOT, check=True, timeout=300)
+    processes.run(line, cwd=ROOT, check=True, timeout=300)

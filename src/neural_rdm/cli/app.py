@@ -225,13 +225,16 @@ def preflight(config_name: str, arguments: Arguments, complete: Complete | None 
     arguments.overrides = [
         o for o, p in zip(arguments.overrides, parsed, strict=True) if p.key_or_group not in ("resume", "hydra.run.dir")
     ]
+    # Lightning repeats sys.argv for the other ranks: they find the same run by its folder.
+    here = [f"{key}={written(str(run.folder))}" for key in ("resume", "hydra.run.dir")]
     if all(o.startswith("hydra.") for o in arguments.overrides) and run.config is not None:
         # Nothing to compose: the run's own configuration is complete, also where its groups are not at hand.
         composed = Composed(run.config.copy(), run.choices, Sources())
+        arguments.overrides = [*arguments.overrides, *here]
     else:
         given = {p.key_or_group for p in parsed}
         own = [f"{g}={written(c)}" for g, c in run.choices.items() if g not in given]
-        arguments.overrides = own + arguments.overrides
+        arguments.overrides = [*own, *arguments.overrides, *here]
         composed = compose_config(config_name, arguments.overrides, arguments.folders)
         if run.config is not None:
             OmegaConf.resolve(composed.cfg)
@@ -240,9 +243,6 @@ def preflight(config_name: str, arguments: Arguments, complete: Complete | None 
         composed.sources = Sources((run.folder / "config.yaml",))
     _check(composed, config_name, resumed=True)
     check_device(composed.cfg, composed.sources)
-    # Lightning repeats sys.argv for the other ranks: they find the same run by its folder.
-    folder = written(str(run.folder))
-    arguments.overrides = [*arguments.overrides, f"resume={folder}", f"hydra.run.dir={folder}"]
     return run
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,15 @@ from typing import Any
 import omegaconf._utils
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra._internal import defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Sweep
 from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml.constructor import SafeConstructor
@@ -56,7 +60,52 @@ def prepare_hydra() -> None:
         loader: Any = ConfigLoaderImpl
         loader._apply_overrides_to_config = staticmethod(filled)
         loader.neural_rdm = True
+        _compose_once()
+        _resolve_where_needed()
         _parse_in_c()
+
+
+#: what was composed last: command and overrides, and all of it, Hydra's node too
+_last: tuple[str, list[str], DictConfig] | None = None
+
+
+def _compose_once() -> None:
+    """Let `hydra.main` run with what the preflight has composed: it would compose twice more, for its mode and the run,
+    half a second in all.
+    """
+    loader, main = ConfigLoaderImpl.load_configuration, Hydra.get_mode
+    classes: Any = (ConfigLoaderImpl, Hydra)  # they have no hook for that
+
+    def kept(config_name: str | None, overrides: list[str]) -> DictConfig | None:
+        return _last[2] if _last is not None and _last[:2] == (config_name, overrides) else None
+
+    def load(self: Any, *, config_name: str | None, overrides: list[str], **how: Any) -> DictConfig:
+        global _last
+        asked = how.get("run_mode") == RunMode.RUN and how.get("from_shell", True)  # not by `_compose`
+        found = kept(config_name, overrides) if asked else None
+        if found is None:
+            return loader(self, config_name, overrides, **how)
+        _last = None
+        return found
+
+    def get_mode(self: Any, config_name: str, overrides: list[str]) -> Any:
+        found = kept(config_name, overrides)
+        return main(self, config_name, overrides) if found is None else found.hydra.mode or RunMode.RUN
+
+    classes[0].load_configuration, classes[1].get_mode = load, get_mode
+
+
+def _resolve_where_needed() -> None:
+    """Let Hydra make what the defaults lists refer to only for a list that refers to something: for each file, it is
+    else a quarter of composing.
+    """
+    module: Any = defaults_list  # it has no hook for that
+    make = module._create_interpolation_map
+
+    def made(overrides: Any, defaults: list[Any], self_added: bool) -> Any:
+        return make(overrides, defaults, self_added) if any(d.is_interpolation() for d in defaults) else None
+
+    module._create_interpolation_map = made
 
 
 def _parse_in_c() -> None:
@@ -79,7 +128,7 @@ def further_folders() -> list[str]:
     """The folders of `--config-dir` that Hydra runs with; none outside of its jobs."""
     running: Any = HydraConfig.instance().cfg
     sources = [] if running is None else running.hydra.runtime.config_sources
-    return [source.path for source in sources if source.provider == "command-line"]
+    return [source.path for source in sources if source.provider.endswith("command-line")]
 
 
 def group_choices(hydra: Any) -> dict[str, str]:
@@ -169,7 +218,7 @@ def compose_config(config_name: str, overrides: list[str], folders: list[str] | 
             )
     typed = frozenset(o.key_or_group for o in parsed)
     try:
-        cfg = _compose(config_name, [*search, *overrides])
+        cfg = _compose(config_name, search, overrides)
     except MissingConfigException as error:
         raise _unknown_choice(error) from error
     except yaml.YAMLError as error:
@@ -187,10 +236,12 @@ def compose_config(config_name: str, overrides: list[str], folders: list[str] | 
     return Composed(cfg, choices, Sources(files, typed))
 
 
-def _compose(config_name: str, overrides: list[str]) -> DictConfig:
+def _compose(config_name: str, search: list[str], overrides: list[str]) -> DictConfig:
+    global _last
     GlobalHydra.instance().clear()
     with initialize_config_dir(version_base="1.3", config_dir=str(config_dir())):
-        cfg = compose(config_name, overrides, return_hydra_config=True)
+        cfg = compose(config_name, [*search, *overrides], return_hydra_config=True)
+        _last = (config_name, overrides, copy.deepcopy(cfg))
         HydraConfig.instance().set_config(cfg)  # for `${hydra:...}` in the configuration
         return cfg
 

@@ -1,6 +1,6 @@
 """One sign of life for long work outside training: how far, how fast, how much longer; on standard error.
 
-On a terminal it is a bar, elsewhere (a log file, CI, a batch system) a plain line now and then.
+On a terminal it is a bar, elsewhere (a log file, CI, a batch system) a plain line now and then, which fits 100 columns.
 """
 
 from __future__ import annotations
@@ -55,10 +55,6 @@ def _all(share: float) -> str:
     return "" if _whole is None else _whole.told(share)
 
 
-def _report(seconds: float) -> str:
-    return f", then about {span(seconds)} for the report" if seconds else ""
-
-
 @contextmanager
 def progress_bar(
     label: str, total: int | None, unit: str = "steps", before: int = 0, after: float = 0.0
@@ -69,7 +65,8 @@ def progress_bar(
 
     Args:
         before: pieces that were done earlier, which do not count in the rate.
-        after: what the report that follows this work takes, in pieces; the time for it is said beside the time left.
+        after: what the report that follows this work takes, in pieces: a bar says the time for it beside the time left,
+            a line counts it in.
     """
     shown: Callable[..., AbstractContextManager[Callable[..., None]]] = _bar if sys.stderr.isatty() else _lines
     with shown(label, total, unit, before, after) as advance:
@@ -101,9 +98,10 @@ def _bar(label: str, total: int | None, unit: str, before: int, after: float) ->
             nonlocal done
             done += count
             passed = time.perf_counter() - begin
-            told = (
-                (note and f", {note}") + _report(after * passed / done) + _all((before + done) / total if total else 0)
-            )
+            told = note and f", {note}"
+            if after:
+                told += f", then about {span(after * passed / done)} for the report"
+            told += _all((before + done) / total if total else 0)
             bar.update(task, advance=count, rate=done / passed, note=told)
 
         yield advance
@@ -119,10 +117,10 @@ def _lines(label: str, total: int | None, unit: str, before: int, after: float) 
 
     def tell() -> None:
         passed = time.perf_counter() - begin
-        line = f" {before + done}{'' if total is None else f'/{total}'} {unit}, {done / passed:.3g} {unit}/s,{told}"
+        line = f" {before + done}{'' if total is None else f'/{total}'} {unit}, {done / passed:.3g}/s,{told}"
         line = "" if total is None and not done else line
         rest = 0 if total is None else total - before - done
-        left = f", {span(rest * passed / done)} left{_report(after * passed / done)}" if rest > 0 and done else ""
+        left = f", {span((rest + after) * passed / done)} left" if rest > 0 and done else ""
         whole = _all((before + done) / total if total else 0.0)
         print(f"{label}:{line} {span(passed)} so far{left}{whole}", file=sys.stderr, flush=True)
 

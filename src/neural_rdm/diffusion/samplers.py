@@ -23,7 +23,6 @@ from neural_rdm.diffusion.finishing import Finishing
 from neural_rdm.diffusion.guidance import Condition, Guidance, Predict, guided_model, halves
 from neural_rdm.diffusion.process import DDPM, Flow, split_output
 
-SAMPLERS = (*tables.DDPM_SAMPLERS, *tables.FLOW_SAMPLERS)
 #: what the network of a DDPM predicts, in diffusers' words
 PREDICTION_TYPES = {"epsilon": "epsilon", "v": "v_prediction", "x0": "sample"}
 

@@ -8,18 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neural_rdm.reports.curves import Chart, Line
-from neural_rdm.reports.figures import (
-    PALETTE,
-    canvas,
-    ink,
-    label_ends,
-    log_if_wide,
-    look,
-    name_units,
-    save,
-    theme,
-    tidy,
-)
+from neural_rdm.reports.figures import INK, PALETTE, canvas, label_ends, log_if_wide, look, name_units, save, tidy
 from neural_rdm.reports.mixing import plot_matrices
 from neural_rdm.reports.results import Metric, Result
 from neural_rdm.reports.study import Study
@@ -32,29 +21,24 @@ COLUMNS = 4
 Look = Mapping[str, Any]
 
 
-def draw(study: Study, folder: Path, dark: bool = False) -> dict[str, Path]:
-    """Draw all that there is to draw of a study; return name -> path of each figure.
+def draw(study: Study, folder: Path) -> dict[str, Path]:
+    """Draw all that there is to draw of a study into `comparison_NAME.png`; return name -> path of each figure.
 
     Names are those of the metrics and of `Study.charts`, `/` replaced by `_`.
-
-    Args:
-        folder: files are `comparison_NAME.png`, on a dark ground `comparison_NAME_dark.png`.
     """
-    written = {}
-    with theme(dark):
-        looks = _looks(study)
+    written, looks = {}, _looks(study)
 
-        def path(name: str) -> Path:
-            return folder / f"comparison_{name}{'_dark' if dark else ''}.png"
+    def path(name: str) -> Path:
+        return folder / f"comparison_{name}.png"
 
-        for metric in study.metrics:
-            if sum(bool(result.values) for result in metric.results.values()) > 1:
-                name = metric.name.replace("/", "_")
-                written[name] = plot_metric(study, metric, path(name))
-        for name, chart in study.charts.items():
-            written[name] = plot_chart(chart, looks, path(name))
-        if study.mixing:
-            written["mixing"] = plot_matrices(study.mixing, path("mixing"))
+    for metric in study.metrics:
+        if sum(bool(result.values) for result in metric.results.values()) > 1:
+            name = metric.name.replace("/", "_")
+            written[name] = plot_metric(study, metric, path(name))
+    for name, chart in study.charts.items():
+        written[name] = plot_chart(chart, looks, path(name))
+    if study.mixing:
+        written["mixing"] = plot_matrices(study.mixing, path("mixing"))
     return written
 
 
@@ -64,7 +48,7 @@ def _looks(study: Study) -> dict[str, dict[str, Any]]:
     rest = [group.label for group in study.groups if group.label not in bases]
     looks: dict[str, dict[str, Any]] = {label: look(index) for index, label in enumerate(rest)}
     for index, label in enumerate(bases):
-        looks[label] = {**look(len(PALETTE) * index), "color": ink()}
+        looks[label] = {**look(len(PALETTE) * index), "color": INK}
     return looks
 
 
@@ -84,7 +68,7 @@ def plot_metric(study: Study, metric: Metric, path: Path) -> Path:
             reason = next(iter(result.missing.values()), "no run")
             panels[0].text(0.01, row, reason[:60], transform=panels[0].get_yaxis_transform(), va="center", fontsize=7)
         else:
-            _row(panels[0], row, [*result.values.values()], result, ink(), base=False)
+            _row(panels[0], row, [*result.values.values()], result, INK, base=False)
         if differences:
             _difference(panels[1], row, result, metric.higher)
     panels[0].set_yticks(range(len(labels)), [_named(study, metric, label) for label in labels])
@@ -92,7 +76,7 @@ def plot_metric(study: Study, metric: Metric, path: Path) -> Path:
     arrow = "higher is better" if metric.higher else "lower is better"
     panels[0].set_xlabel(f"{metric.name} ({arrow})")
     if differences:
-        panels[1].axvline(0, color=ink(), linewidth=0.8)
+        panels[1].axvline(0, color=INK, linewidth=0.8)
         panels[1].set_xlabel("less the base, paired by seed")
     figure.suptitle(f"{metric.name}: a dot a seed, the mean and its 95 % interval", fontsize=10)
     return save(figure, path)
@@ -184,7 +168,7 @@ def _scales(panels: Sequence[Axes], chart: Chart) -> None:
     axes = panels[0]  # the others share its limits
     if chart.zero:
         for each in panels:
-            each.axhline(0, color=ink(), linewidth=0.8)
+            each.axhline(0, color=INK, linewidth=0.8)
     log_if_wide(axes, means, decades=1, zero=False)
     if axes.get_yscale() == "log":
         axes.set_ylim(min(means) / 1.5, max(means) * 1.5)

@@ -1,12 +1,11 @@
-"""What all figures share: canvases outside pyplot, colours for light and dark, the axis of units, labels, CSV cells."""
+"""What all figures share: canvases outside pyplot, colours, the axis of units, labels, CSV cells."""
 
 from __future__ import annotations
 
 import csv
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,13 +20,12 @@ if TYPE_CHECKING:
 
 MAX_STAGES = 8
 MAX_NAMED_UNITS = 24
-#: told apart by every kind of eye (Okabe and Ito, without yellow and black), and the same for a dark ground
+#: told apart by every kind of eye (Okabe and Ito, without yellow and black)
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-ON_DARK = ("#4F9FE0", "#F0803C", "#2FBF97", "#E39AC4", "#F2B640", "#A5DCF7")
 DASHES = ("-", (0, (4, 1.2)), (0, (1, 1)), (0, (5, 1, 1, 1)))
 MARKERS = "osD^vP"
-#: foreground and background
-LIGHT, DARK = ("#1b1b1b", "#ffffff"), ("#e4e4e4", "#16181c")
+#: of what the others are compared with
+INK = "#1b1b1b"
 
 #: a U-Net's names are as long as its structure is deep
 _SHORTER = (
@@ -102,30 +100,10 @@ def titled_samples(step: int, sampler: str, file: str | Path) -> str:
     return ", ".join([of_run] * bool(of_run) + [f"step {step:,}", sampler])
 
 
-@contextmanager
-def theme(dark: bool = False) -> Iterator[None]:
-    """Figures that are made and saved inside stand on white, or on the dark ground of a page."""
-    from matplotlib import rc_context
-
-    ink, ground = DARK if dark else LIGHT
-    keys = ("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor", "xtick.color", "ytick.color")
-    colours: Any = dict.fromkeys(keys, ink) | dict.fromkeys(("figure.facecolor", "axes.facecolor"), ground)
-    with rc_context(colours):
-        yield
-
-
-def ink() -> str:
-    """The foreground of the theme: of what the others are compared with."""
-    from matplotlib import rcParams
-
-    return str(rcParams["text.color"])
-
-
 def look(index: int) -> dict[str, Any]:
     """Colour, dashes and marker of line number `index`; 24 differ in colour or dashes."""
-    palette = PALETTE if ink() != DARK[0] else ON_DARK
-    place, turn = index % len(palette), index // len(palette)
-    return {"color": palette[place], "linestyle": DASHES[turn % len(DASHES)], "marker": MARKERS[turn % len(MARKERS)]}
+    place, turn = index % len(PALETTE), index // len(PALETTE)
+    return {"color": PALETTE[place], "linestyle": DASHES[turn % len(DASHES)], "marker": MARKERS[turn % len(MARKERS)]}
 
 
 def canvas(wide: float, tall: float, layout: Literal["constrained"] | None = "constrained") -> Figure:

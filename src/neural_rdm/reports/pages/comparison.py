@@ -45,25 +45,22 @@ MOST_TOLD = 16  # groups whose last values an alternative text tells
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure of the page, and the same for a dark one; None where there is none."""
+    """A figure of the page."""
 
     picture: Picture
-    dark: Picture | None
     caption: str
 
 
-def write_page(study: Study, folder: Path, figures: Mapping[str, Path], dark: Mapping[str, Path] | None = None) -> Path:
+def write_page(study: Study, folder: Path, figures: Mapping[str, Path]) -> Path:
     """Write `index.html` into `folder`, one file that needs nothing else, and return its path.
 
     Args:
         figures: PNGs by name, as `drawing.draw` names them.
-        dark: the same on a dark ground, for a dark page; a figure without one stands on white there too.
 
     Raises:
         DataError: a figure cannot be read.
     """
     found = origins.origins(study.groups, folder)
-    pictures = _Pictures(figures, dark or {})
     facts, unlike = origins.shared(found)
     made = origin()
     return render.write(
@@ -81,8 +78,8 @@ def write_page(study: Study, folder: Path, figures: Mapping[str, Path], dark: Ma
         pending=[each for each in found if not each.done],
         facts=facts,
         unlike=unlike,
-        of_metrics=_of_metrics(study, pictures),
-        sections=sections(study, pictures),
+        of_metrics=_of_metrics(study, figures),
+        sections=sections(study, figures),
         samples=side_by_side(study.groups),
         made=made,
         made_by=shlex.join(made["command_line"]),
@@ -133,29 +130,16 @@ def scale(metric: Metric) -> tuple[float, float]:
     return min(ends) - room, max(ends) + room
 
 
-@dataclass(frozen=True)
-class _Pictures:
-    """The files of figures, on white and on a dark ground."""
-
-    light: Mapping[str, Path]
-    dark: Mapping[str, Path]
-
-    def drawn(self, name: str, alt: str, caption: str) -> Drawn:
-        """A figure for the page."""
-        dark = render.picture(self.dark[name], alt) if name in self.dark else None
-        return Drawn(render.picture(self.light[name], alt), dark, caption)
-
-
-def sections(study: Study, pictures: _Pictures) -> list[tuple[str, list[Drawn]]]:
+def sections(study: Study, figures: Mapping[str, Path]) -> list[tuple[str, list[Drawn]]]:
     """The figures under their headings, but for those of single metrics; a heading without one is left out."""
     found: dict[str, list[Drawn]] = {heading: [] for heading in SECTIONS}
-    for name in pictures.light:
+    for name in figures:
         if name not in _metric_figures(study):
             chart = study.charts.get(name)
             alt = caption = CAPTIONS.get(name, name.replace("_", " "))
             if chart is not None:
                 alt, caption = in_words(chart), _caption(chart)
-            found[_heading(name, chart)].append(pictures.drawn(name, alt, caption))
+            found[_heading(name, chart)].append(Drawn(render.picture(figures[name], alt), caption))
     return [(heading, drawn) for heading, drawn in found.items() if drawn]
 
 
@@ -178,14 +162,15 @@ def _metric_figures(study: Study) -> dict[str, str]:
     return {metric.name.replace("/", "_"): metric.name for metric in study.metrics}
 
 
-def _of_metrics(study: Study, pictures: _Pictures) -> list[Drawn]:
+def _of_metrics(study: Study, figures: Mapping[str, Path]) -> list[Drawn]:
     """The figures of single metrics, in the order of the metrics."""
     compared = " and its paired difference to the base" if study.bases else ""
     found = []
     for name, metric in _metric_figures(study).items():
-        if name in pictures.light:
+        if name in figures:
             shown = f"{metric} of each group: a dot a seed, the mean with its 95 % interval{compared}."
-            found.append(pictures.drawn(name, f"{shown} The table above has the same numbers.", shown))
+            alt = f"{shown} The table above has the same numbers."
+            found.append(Drawn(render.picture(figures[name], alt), shown))
     return found
 
 

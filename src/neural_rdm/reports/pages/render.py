@@ -12,13 +12,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image, ImageColor
+from PIL import Image
 
 from neural_rdm.core.errors import DataError, first_line
 from neural_rdm.core.files import write_text
-from neural_rdm.reports.figures import DARK
 from neural_rdm.reports.statistics import Interval
 
 HERE = Path(__file__).parent
@@ -55,26 +53,6 @@ def picture(content: bytes | Path, alt: str) -> Picture:
         name = "the picture" if isinstance(content, bytes) else str(content)
         raise DataError(f"{name} cannot be shown: {first_line(error)}") from error
     return Picture(f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}", width, height, alt)
-
-
-def on_dark(path: Path, alt: str) -> Picture:
-    """A figure for a dark page, made of its pixels, which takes a tenth of drawing it anew: what is white in a colour
-    becomes ground, what is black in it ink, and what is left is the colour. So dark lines become light ones of one hue.
-
-    Raises:
-        DataError: it cannot be read, or is no PNG.
-    """
-    ink, ground = (np.array(ImageColor.getrgb(colour), dtype=np.uint16) for colour in DARK)
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            pixels = np.asarray(image.convert("RGB"), dtype=np.uint16)
-    except Exception as error:  # whatever Pillow makes of a damaged file
-        raise DataError(f"{path} cannot be shown: {first_line(error)}") from error
-    white, black = pixels.min(axis=-1, keepdims=True), 255 - pixels.max(axis=-1, keepdims=True)
-    turned = np.minimum(pixels - white + (white * ground + black * ink) // 255, 255).astype(np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(turned).save(file, format="PNG")
-    return picture(file.getvalue(), alt)
 
 
 def write(template: str, path: Path, **content: Any) -> Path:

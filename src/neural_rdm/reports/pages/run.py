@@ -38,7 +38,6 @@ FIGURES = {
     "sensitivity/units.png": "What each unit does to the stream, by noise level",
     "report/evaluations.png": "The metric over training",
 }
-STAGES = 3  # lines in the chart of sensitivities
 
 
 @dataclass(frozen=True)
@@ -170,13 +169,13 @@ def _numbers(rows: list[Any]) -> list[tuple[str, list[tuple[str, Any]]]]:
     return found
 
 
-def _figures(folder: Path) -> list[tuple[Picture, Picture, str]]:
-    """The figures that the run has written, each also on the ground of a dark page, and what they show."""
+def _figures(folder: Path) -> list[tuple[Picture, str]]:
+    """The figures that the run has written, and what they show."""
     found = []
     for name, caption in FIGURES.items():
         if (folder / name).is_file():
             with contextlib.suppress(DataError):
-                found.append((_shown(folder / name, caption), render.on_dark(folder / name, caption), caption))
+                found.append((_shown(folder / name, caption), caption))
     return found
 
 

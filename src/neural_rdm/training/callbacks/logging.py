@@ -257,7 +257,9 @@ class Throughput(pl.Callback):
             values = (trainer.global_step, rate, seconds, memory, tflops, mfu, self._waited / passed)
             self._rows.append(dict(zip(self.columns, values, strict=True)))
             self._records.append(self._rows[-1:])
-            self.said = f"{_said(rate, tflops, mfu, memory)}, {values[-1]:.0%} waiting"
+            waited = self._waited / passed  # short: the rest stands in the file
+            said = ["" if mfu is None else f"{mfu:.0%} MFU", f"{waited:.0%} waiting" if waited > 0.05 else ""]
+            self.said = ", ".join(filter(None, said))
             self._mark(trainer)
         self._ended = time.perf_counter()
 
