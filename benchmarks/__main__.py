@@ -2,6 +2,7 @@
 
 `python -m benchmarks peer=PATH` races an official repository that is checked out there against ours instead (see
 `benchmarks.peers`), and writes `benchmarks/results/peer_REPOSITORY.json`; names behind it choose races.
+`python -m benchmarks soak` injures real commands instead, see `benchmarks.soak`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import sys
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -95,6 +97,10 @@ def write_peer(parser: argparse.ArgumentParser, path: Path, names: list[str]) ->
 
 def main() -> None:
     """Run the benchmarks that the command line names, one thread, and print where their results are."""
+    if sys.argv[1:2] == ["soak"]:
+        from benchmarks.soak.run import main as soak  # here, because it sets variables that libraries read
+
+        soak(sys.argv[2:])
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description="Run benchmarks; results become JSON files."
     )
