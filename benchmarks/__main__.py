@@ -29,6 +29,7 @@ from benchmarks import (
     latents,
     loading,
     local_jvp,
+    long_run,
     metric_response,
     objectives,
     overhead,
@@ -62,6 +63,7 @@ BENCHMARKS = {
     "loading": loading.run,
     "clips": clips.run,
     "latents": latents.run,
+    "long_run": long_run.run,
 }
 RESULTS = Path(__file__).parent / "results"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -35,6 +36,8 @@ class Session:
         temporary = log.parent / "tmp"
         temporary.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": paths, "TMPDIR": str(temporary)}
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # of nohup, which a command would stay deaf to as well
+            signal.signal(signal.SIGHUP, lambda *_: None)
         with log.open("w") as output:
             self.process = Popen(
                 [sys.executable, "-m", *begins, *args],
