@@ -8,6 +8,7 @@ worker) and its CPU time, with the step that it has logged last.
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import statistics
@@ -81,7 +82,9 @@ def _look(pid: int, folder: Path, seconds: float) -> dict[str, Any] | None:
 
 def _children(pid: int) -> list[int]:
     stats = ((int(path.name), path / "stat") for path in Path("/proc").iterdir() if path.name.isdigit())
-    return [child for child, stat in stats if stat.is_file() and int(stat.read_text().rpartition(")")[2].split()[1]) == pid]
+    return [
+        child for child, stat in stats if stat.is_file() and int(stat.read_text().rpartition(")")[2].split()[1]) == pid
+    ]
 
 
 def _cpu(pid: int) -> float:
@@ -117,7 +120,7 @@ def summary(rows: list[dict[str, Any]], steps: int) -> dict[str, Any]:
             "slope_2_standard_errors": 2 * error,
         }
     tenths = [float(np.interp(steps * k / 10, step, cpu)) for k in range(11)]
-    each = [1000 * (b - a) / (steps / 10) for a, b in zip(tenths, tenths[1:], strict=False)]
+    each = [1000 * (b - a) / (steps / 10) for a, b in itertools.pairwise(tenths)]
     each[0] = 1000 * float(np.interp(steps / 10, step, cpu) - cpu[0]) / (steps / 10 - step[0])
     result["cpu_ms_per_step_by_tenth"] = each
     result["last_tenth_against_first"] = each[-1] / each[0] - 1

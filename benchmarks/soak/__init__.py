@@ -1,4 +1,4 @@
-"""`python -m benchmarks soak [minutes=30] [trials=300] [seed=0] [cases=REGEX] [injuries=REGEX]`: real commands, injured.
+"""`python -m benchmarks soak [minutes=30] [trials=300] [seed=0] [cases=REGEX] [injuries=REGEX]`: commands, injured.
 
 Each trial starts a command of this project on the smallest network in a session of its own, injures it at a random
 moment, lets it be given again as its message says, and compares what it has made, byte by byte, with what the same

@@ -56,7 +56,9 @@ def soak(
         new.append(one(number, seed, work, commit, cases, injuries))
         append(table, new[-1])
         row = new[-1]
-        print(*(row[key] for key in ("trial", "command", "injury", "moment", "outcome", "detail")), sep=" | ", flush=True)
+        print(
+            *(row[key] for key in ("trial", "command", "injury", "moment", "outcome", "detail")), sep=" | ", flush=True
+        )
         number += 1
     return new
 

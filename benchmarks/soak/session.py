@@ -13,7 +13,7 @@ from pathlib import Path
 #: what scikit-learn sets when it is imported, and one thread: a process that differs in it is no copy of the server's
 os.environ |= {"KMP_DUPLICATE_LIB_OK": "True", "KMP_INIT_AT_FORK": "FALSE", "OMP_NUM_THREADS": "1"}
 
-from tests.processes import Popen  # noqa: E402
+from tests.processes import Popen
 
 ROOT = Path(__file__).resolve().parents[2]
 #: seconds without a line after which a command hangs
@@ -73,7 +73,7 @@ class Session:
         return self.log.read_text(errors="replace")
 
     def members(self) -> list[int]:
-        """Its processes: all that work in its folder, also those of sessions of their own, which jobs of a sweep are."""
+        """Its processes: all that work in its folder, jobs of a sweep with them, which have sessions of their own."""
         found = []
         for entry in os.listdir("/proc"):
             if entry.isdigit():

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import random
 import re
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -136,7 +134,7 @@ class Trial:
     def _ended(self, session: Session, codes: tuple[int, ...]) -> str:
         """What a command has said that has ended as it should."""
         code, said = session.process.returncode, session.said()
-        if session is self.sessions[0] and self.code is None or code is None:
+        if code is None or (session is self.sessions[0] and self.code is None):
             raise Fault("hang", f"no line for long: {_tail(said)}")
         if "Traceback (most recent call last)" in said:
             raise Fault("traceback", _tail(said))
@@ -244,7 +242,9 @@ def differences(reference: Path, folder: Path) -> list[str]:
     """What is not the same, byte by byte."""
     a, b = files(reference), files(folder)
     odd = [f"{name} is {'missing' if name in a else 'new'}" for name in sorted(a.keys() ^ b.keys())]
-    return odd + [f"{name} differs" for name in sorted(a.keys() & b.keys()) if a[name].read_bytes() != b[name].read_bytes()]
+    return odd + [
+        f"{name} differs" for name in sorted(a.keys() & b.keys()) if a[name].read_bytes() != b[name].read_bytes()
+    ]
 
 
 def _last_step(folder: Path) -> str:
@@ -273,7 +273,3 @@ def reference_of(case: Case, work: Path) -> tuple[Path, float]:
             raise RuntimeError(f"{case.name}: {session.said()}")
         took.write_text(str(time.monotonic() - begin))
     return place / "cwd" / "run", float(took.read_text())
-
-
-Draw = Callable[[], tuple[Case, Injury]]
-assert os.name == "posix"

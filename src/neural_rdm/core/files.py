@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from neural_rdm.core.errors import CheckpointError, UserError, WriteError, first_line
+from neural_rdm.core.errors import CheckpointError, ResourceError, UserError, WriteError, first_line
 
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 
@@ -69,10 +69,23 @@ def cannot_write(path: str | Path, error: OSError) -> str:
     return f"cannot write {path}: {what} ({reason}). {advice}" if what else f"cannot write {path}: {reason}."
 
 
-def as_user_error(error: OSError) -> UserError | None:
-    """What an error of the operating system means to a user: a full or read-only disk, a missing right; None for what
-    may as well be a bug.
+#: how libraries say, in errors of no kind of its own, that memory ran out; torch's error of a GPU begins like the first
+_NO_MEMORY = ("out of memory", "can't allocate memory", "can't start new thread", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+def as_user_error(error: Exception) -> UserError | None:
+    """What an error of the operating system means to a user: a full or read-only disk, a missing right, no memory; None
+    for what may as well be a bug.
     """
+    errors = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    told = isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+    if errors or told or isinstance(error, MemoryError):
+        return ResourceError(
+            f"memory ran out ({first_line(error).rstrip('.')}). Free some, raise the limit that this process has, or "
+            "ask for less, as with smaller batches."
+        )
+    if not isinstance(error, OSError):
+        return None
     if error.errno in (errno.EACCES, errno.EPERM) and error.filename is not None:
         return UserError(f"{error.filename}: {error.strerror}. This command needs the right to it.")
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
