@@ -2,7 +2,8 @@
 
 `python -m benchmarks peer=PATH` races an official repository that is checked out there against ours instead (see
 `benchmarks.peers`), and writes `benchmarks/results/peer_REPOSITORY.json`; names behind it choose races.
-`python -m benchmarks soak` injures real commands instead, see `benchmarks.soak`.
+`python -m benchmarks soak` injures real commands instead, see `benchmarks.soak`; `python -m benchmarks fuzz` gives
+damaged inputs to what reads them, see `benchmarks.fuzz`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from benchmarks import (
     first_look,
     foreign,
     frechet,
+    fuzz,
     gains,
     latents,
     loading,
@@ -103,6 +105,8 @@ def main() -> None:
         from benchmarks.soak.run import main as soak  # here, because it sets variables that libraries read
 
         soak(sys.argv[2:])
+    if sys.argv[1:2] == ["fuzz"]:
+        fuzz.main(sys.argv[2:])
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description="Run benchmarks; results become JSON files."
     )

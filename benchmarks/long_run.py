@@ -40,17 +40,19 @@ def run(steps: int = STEPS, every: float = EVERY) -> dict[str, Any]:
         folder = Path(place) / "run"
         line = [sys.executable, "-m", "neural_rdm.train", *COMMAND, f"trainer.max_steps={steps}"]
         begin = time.monotonic()
-        with (Path(place) / "output.txt").open("w") as output:
-            process = subprocess.Popen(
-                [*line, f"hydra.run.dir={folder}"], cwd=place, stdout=output, stderr=subprocess.STDOUT,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-            )  # fmt: skip
-            rows = []
-            while process.poll() is None:
-                time.sleep(every)
-                if (row := _look(process.pid, folder, time.monotonic() - begin)) is not None:
-                    rows.append(row)
-                    print(row, flush=True)
+        rows = []
+        with (Path(place) / "output.txt").open("w") as output, subprocess.Popen(
+            [*line, f"hydra.run.dir={folder}"], cwd=place, stdout=output, stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        ) as process:  # fmt: skip
+            try:
+                while process.poll() is None:
+                    time.sleep(every)
+                    if (row := _look(process.pid, folder, time.monotonic() - begin)) is not None:
+                        rows.append(row)
+                        print(row, flush=True)
+            finally:
+                process.terminate()
         said = (Path(place) / "output.txt").read_text()
         assert process.returncode == 0, said
         result = summary(rows, steps) | {"files": _sizes(folder), "printed_bytes": len(said)}
@@ -76,7 +78,7 @@ def _look(pid: int, folder: Path, seconds: float) -> dict[str, Any] | None:
             "log_bytes": (folder / "output.log").stat().st_size,
             "run_bytes": sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
         }
-    except (OSError, ValueError, IndexError):
+    except (OSError, ValueError, IndexError):  # a process that has just ended
         return None
 
 
@@ -95,7 +97,7 @@ def _cpu(pid: int) -> float:
 def _private(pid: int) -> int:
     """Memory of a process that no file stands behind: what a leak grows."""
     fields = dict(line.split(":") for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
-    return 1024 * int(fields["RssAnon"].split()[0])
+    return 1024 * int(fields.get("RssAnon", "0 kB").split()[0])  # none of a process that is ending
 
 
 def summary(rows: list[dict[str, Any]], steps: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,7 @@ def told(work: Work) -> Iterator[None]:
             raise
         work.clear()
         if isinstance(error, ResourceError):
+            traceback.clear_frames(caught.__traceback__)  # where memory ran out, they hold it
             error = UserError(f"{error} {work.how_to_go_on(needs_another_folder(caught))}")
         fail(error)
 
