@@ -70,6 +70,7 @@ def test_a_signal_stops_any_command_with_one_sentence(
     ("command", "files", "told"),
     [
         ("train", (), "Nothing was written; give the same command again."),
+        ("train", ("provenance.json", "output.log"), "Nothing is saved yet; give the same command again."),
         ("train", ("config.yaml",), "No step is saved yet; continue with resume=run"),
         (
             "train",

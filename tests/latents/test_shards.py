@@ -131,8 +131,13 @@ def test_a_bit_that_has_flipped_is_refused_wherever_it_is(tmp_path: Path) -> Non
         for place in (places[0], places[len(places) // 2], places[-1]):
             path.unlink()  # what is mapped must not change
             path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
-            with pytest.raises(CheckpointError, match=r"0\.safetensors.*Copy it again"):
-                read_all(path)
+            try:
+                read = read_all(path)
+            except CheckpointError:
+                refused += 1
+            else:
+                assert read == expected, name  # an end behind the last end is the last one
+                harmless.add(name)
     assert refused > 20
     assert harmless <= {"rows", "token_ends", "caption_ends", "caption_rows"}
     path.unlink()

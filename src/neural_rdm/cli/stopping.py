@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from neural_rdm.config.provenance import CONFIG
 from neural_rdm.core.errors import ResourceError, UserError
 from neural_rdm.core.extras import typed
 from neural_rdm.core.files import as_user_error, needs_another_folder
@@ -41,6 +42,8 @@ class Work:
         if self.folder is None or not self.folder.is_dir() or not any(self.folder.iterdir()):
             return f"Nothing was written; give the same command again{' with another hydra.run.dir' * elsewhere}."
         folder = os.path.relpath(self.folder)
+        if self.command == "train" and not (self.folder / CONFIG).is_file():
+            return f"Nothing is saved yet; give the same command again{' with another hydra.run.dir' * elsewhere}."
         if self.command == "train":
             return saved(self.folder, folder, elsewhere)
         kept = {**GOES_ON, "sweep": "the jobs"}.get(self.command)

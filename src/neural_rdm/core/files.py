@@ -126,6 +126,11 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
+def is_temporary(name: str) -> bool:
+    """Whether a file or folder of this name is one that is not whole yet, or that a killed process has left."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
 @contextlib.contextmanager
 def _owned(temporary: Path) -> Iterator[BinaryIO]:
     """A new file that is locked, where there are locks, for as long as its writer lives: `sweep` leaves it alone."""
@@ -198,7 +203,7 @@ def sweep(folder: Path, deep: bool = True) -> int:
     """
     swept = 0
     for here, folders, names in os.walk(folder):
-        for name in filter(_TEMPORARY.fullmatch, folders):
+        for name in filter(is_temporary, folders):
             with contextlib.suppress(OSError):
                 descriptor = os.open(os.path.join(here, name), os.O_RDONLY)
                 try:
@@ -207,8 +212,8 @@ def sweep(folder: Path, deep: bool = True) -> int:
                         swept += 1
                 finally:
                     os.close(descriptor)
-        folders[:] = [name for name in folders if not _TEMPORARY.fullmatch(name)] if deep else []
-        for name in filter(_TEMPORARY.fullmatch, names):
+        folders[:] = [name for name in folders if not is_temporary(name)] if deep else []
+        for name in filter(is_temporary, names):
             with contextlib.suppress(OSError), open(os.path.join(here, name), "rb") as file:
                 if _lock(file, wait=False) is not False:
                     os.unlink(os.path.join(here, name))
