@@ -588,19 +588,19 @@ def samples(place: Path) -> Case:
 
 
 SUBJECTS: dict[str, tuple[Subject, float]] = {
-    "configurations": (configurations, 0.12),
-    "run folders": (run_folders, 0.1),
-    "checkpoints": (checkpoints, 0.1),
-    "checkpoints in shards": (sharded_checkpoints, 0.05),
-    "shared runs": (shared_runs, 0.08),
+    "configurations": (configurations, 0.03),
+    "run folders": (run_folders, 0.08),
+    "checkpoints": (checkpoints, 0.12),
+    "checkpoints in shards": (sharded_checkpoints, 0.06),
+    "shared runs": (shared_runs, 0.1),
     "gates": (gates, 0.05),
-    "latents": (latents, 0.08),
-    "official weights": (official_weights, 0.06),
-    "pictures": (pictures, 0.1),
+    "latents": (latents, 0.1),
+    "official weights": (official_weights, 0.08),
+    "pictures": (pictures, 0.14),
     "videos": (videos, 0.04),
     "tars": (tars, 0.06),
     "annotations": (annotations, 0.08),
-    "statistics": (statistics, 0.04),
+    "statistics": (statistics, 0.02),
     "samples": (samples, 0.04),
 }
 
