@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,16 @@ def test_a_shared_run_is_the_run(loaded: LoadedRun, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(shared, "from_hub", lambda name, load: load(True))
     assert shared.push(tmp_path / "shared", "me/digits") == "https://hub.invalid/me/digits"
     assert torch.equal(neural_rdm.load_run("hub:me/digits", accelerator="cpu").sample(count=1), loaded.sample(count=1))
+
+
+def test_a_link_among_the_pictures_of_a_run_is_not_handed_on(loaded: LoadedRun, tmp_path: Path) -> None:
+    (tmp_path / "private").write_text("mine")
+    folder = tmp_path / "theirs"
+    (folder / "samples").mkdir(parents=True)
+    (folder / "samples" / "final.png").symlink_to(tmp_path / "private")
+    paths = replace(loaded, folder=folder).share(tmp_path / "shared")
+    assert not (tmp_path / "shared" / "samples.png").exists()
+    assert "samples.png" not in "".join(path.read_text() for path in paths if path.suffix == ".md")
 
 
 def test_a_shared_run_that_is_not_whole_is_refused(loaded: LoadedRun, tmp_path: Path) -> None:

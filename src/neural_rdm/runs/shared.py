@@ -68,10 +68,11 @@ def share(run: LoadedRun, folder: Path) -> list[Path]:
     write_text(folder / CONFIG, OmegaConf.to_yaml(config))
     paths = [folder / WEIGHTS, folder / CONFIG]
     picture = run.folder / "samples" / "final.png"
-    if picture.is_file():
+    shown = picture.is_file() and picture.resolve().is_relative_to(run.folder.resolve())  # no link to a private file
+    if shown:
         write_atomically(folder / "samples.png", lambda file: file.write(picture.read_bytes()))
         paths.append(folder / "samples.png")
-    write_text(folder / CARD, card(run, picture.is_file()))
+    write_text(folder / CARD, card(run, shown))
     return [*paths, folder / CARD]
 
 
