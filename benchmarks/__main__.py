@@ -2,6 +2,8 @@
 
 `python -m benchmarks peer=PATH` races an official repository that is checked out there against ours instead (see
 `benchmarks.peers`), and writes `benchmarks/results/peer_REPOSITORY.json`; names behind it choose races.
+`python -m benchmarks soak` injures real commands instead, see `benchmarks.soak`; `python -m benchmarks fuzz` gives
+damaged inputs to what reads them, see `benchmarks.fuzz`.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import sys
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -23,10 +26,12 @@ from benchmarks import (
     first_look,
     foreign,
     frechet,
+    fuzz,
     gains,
     latents,
     loading,
     local_jvp,
+    long_run,
     metric_response,
     objectives,
     overhead,
@@ -60,6 +65,7 @@ BENCHMARKS = {
     "loading": loading.run,
     "clips": clips.run,
     "latents": latents.run,
+    "long_run": long_run.run,
 }
 RESULTS = Path(__file__).parent / "results"
 
@@ -95,6 +101,12 @@ def write_peer(parser: argparse.ArgumentParser, path: Path, names: list[str]) ->
 
 def main() -> None:
     """Run the benchmarks that the command line names, one thread, and print where their results are."""
+    if sys.argv[1:2] == ["soak"]:
+        from benchmarks.soak.run import main as soak  # here, because it sets variables that libraries read
+
+        soak(sys.argv[2:])
+    if sys.argv[1:2] == ["fuzz"]:
+        fuzz.main(sys.argv[2:])
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description="Run benchmarks; results become JSON files."
     )

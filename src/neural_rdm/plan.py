@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from neural_rdm.cli.app import Arguments, fail
-from neural_rdm.cli.stopping import Work, stoppable
+from neural_rdm.cli.app import Arguments
+from neural_rdm.cli.stopping import Work, stoppable, told
 from neural_rdm.config.check import validate
 from neural_rdm.config.compose import Composed, compose_config, parse, prepare_hydra
 from neural_rdm.core.errors import ConfigError, UserError, first_line
@@ -186,8 +186,6 @@ if __name__ == "__main__":
         print(HELP, end="")
         raise SystemExit(0)
     prepare_hydra()
-    with stoppable(Work("plan")):
-        try:
-            print(plan(sys.argv[1:]))
-        except UserError as error:
-            fail(error)
+    work = Work("plan")
+    with stoppable(work), told(work):
+        print(plan(sys.argv[1:]))

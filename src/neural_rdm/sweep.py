@@ -8,12 +8,11 @@ from __future__ import annotations
 import shlex
 import sys
 
-from neural_rdm.cli.app import Arguments, fail, plan
+from neural_rdm.cli.app import Arguments, plan
 from neural_rdm.cli.jobs import SWEEP_DIR, end_with_parent
 from neural_rdm.cli.launcher import launch
-from neural_rdm.cli.stopping import Work, stoppable
+from neural_rdm.cli.stopping import Work, stoppable, told
 from neural_rdm.config.compose import prepare_hydra
-from neural_rdm.core.errors import UserError
 from neural_rdm.core.extras import typed
 from neural_rdm.report import compare
 from neural_rdm.runs.load import find_runs
@@ -43,10 +42,13 @@ goes on: finished runs stay, interrupted ones are resumed from their checkpoints
 """
 
 
-def sweep(argv: list[str]) -> int:
+def sweep(argv: list[str], work: Work | None = None) -> int:
     """Train the jobs that these arguments stand for, write their comparison, and return the exit code.
 
     In the folder of an earlier sweep with the same arguments only what is not finished is run, from where it stopped.
+
+    Args:
+        work: is told the folder.
 
     Raises:
         UserError: a mistake in the arguments, before anything has started.
@@ -54,6 +56,8 @@ def sweep(argv: list[str]) -> int:
     chosen = [a.partition("=")[2] for a in argv if a.startswith("best_by=")]
     trained = [a for a in argv if not a.startswith("best_by=")]
     planned = plan("train", Arguments.parse(["-m", *trained]), complete)
+    if work is not None:
+        work.folder = planned.folder
     code = launch(planned)
     if runs := find_runs(planned.folder):
         compare(runs, planned.folder, chosen[-1] if chosen else planned.objective)
@@ -70,8 +74,6 @@ if __name__ == "__main__":
         raise SystemExit(0)
     prepare_hydra()
     end_with_parent()
-    with stoppable(Work("sweep")):
-        try:
-            raise SystemExit(sweep(sys.argv[1:]))
-        except UserError as error:
-            fail(error)
+    work = Work("sweep")
+    with stoppable(work), told(work):
+        raise SystemExit(sweep(sys.argv[1:], work))

@@ -117,6 +117,15 @@ def test_a_signal_stops_every_job_and_the_rest_follows_later(number: signal.Sign
     assert sorted(p.name for p in Path("sweep").iterdir()) == ["0", "1", "2", "sweep.json"]
 
 
+def test_what_a_killed_sweep_has_half_written_goes_with_the_next() -> None:
+    """Found by `benchmarks soak`: it was killed while it drew the comparison."""
+    left = Path("sweep", ".comparison_val_loss.png.4242.tmp")
+    left.parent.mkdir()
+    left.touch()
+    assert launch(stub(["how=finish seed=0"])) == 0
+    assert not left.exists()
+
+
 def test_a_sweep_that_goes_on_already_is_refused() -> None:
     Path("sweep").mkdir()
     with held(Path("sweep"), "sweep"), pytest.raises(ConfigError, match="sweep is in use by process"):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch  # noqa: F401  # commands that find it loaded do not say that they load it
+import torch  # commands that find it loaded do not say that they load it
 
 from neural_rdm.cli import app
 from neural_rdm.cli.stopping import Work, stoppable
@@ -70,6 +70,7 @@ def test_a_signal_stops_any_command_with_one_sentence(
     ("command", "files", "told"),
     [
         ("train", (), "Nothing was written; give the same command again."),
+        ("train", ("provenance.json", "output.log"), "Nothing is saved yet; give the same command again."),
         ("train", ("config.yaml",), "No step is saved yet; continue with resume=run"),
         (
             "train",
@@ -78,6 +79,11 @@ def test_a_signal_stops_any_command_with_one_sentence(
         ),
         ("sample", ("parts/0.npy",), "the same command with hydra.run.dir=run goes on with them."),
         ("encode", ("train/0.safetensors",), "the same command with hydra.run.dir=run goes on with them."),
+        (
+            "sweep",
+            ("sweep.json",),
+            "Kept are the jobs finished so far; the same command with hydra.sweep.dir=run goes on with them.",
+        ),
         ("evaluate", ("report/metrics.md",), "give the same command again with another hydra.run.dir to make it all."),
     ],
 )
@@ -179,3 +185,57 @@ def test_a_disk_that_cannot_be_written_is_told_with_advice_that_can_be_followed(
     assert said.startswith("error: cannot write ")
     assert told in said
     assert ("hydra.run.dir" in said) == (not resumed)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("std::bad_alloc"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: 1 GB"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total of 79.15 GiB"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ],
+)
+def test_memory_that_runs_out_is_told_with_what_is_kept(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Found by `benchmarks soak`: a report under a limit of memory ended with a traceback."""
+    monkeypatch.chdir(tmp_path)
+
+    def job(cfg: Any, folder: Path) -> int:
+        (folder / "checkpoints").mkdir()
+        (folder / "checkpoints" / "step=000000004.ckpt").touch()
+        raise error
+
+    monkeypatch.setattr("sys.argv", ["train", "hydra.run.dir=run"])
+    with pytest.raises(SystemExit) as ended:
+        app.main("train", job)
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: memory ran out (")
+    assert "Saved last was step 4; continue with resume=run" in said
+    assert "Traceback" not in said
+
+
+def test_a_folder_that_cannot_be_made_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Found by `benchmarks soak`: it is Hydra that makes it."""
+    monkeypatch.chdir(tmp_path)
+    make = Path.mkdir
+
+    def mkdir(path: Path, *args: Any, **options: Any) -> None:
+        if path.name == "run":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        make(path, *args, **options)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    monkeypatch.setattr("sys.argv", ["train", "hydra.run.dir=run"])
+    with pytest.raises(SystemExit) as ended:
+        app.main("train", lambda cfg, folder: 0)
+    said = capsys.readouterr()
+    assert (ended.value.code, said.out) == (2, "")
+    assert said.err == (
+        "error: cannot write run: the disk is full (No space left on device). Free some disk space there. Nothing was "
+        "written; give the same command again.\n"
+    )

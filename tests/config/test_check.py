@@ -300,6 +300,8 @@ def test_a_class_of_another_package_is_checked_as_ours_are(tmp_path: Path, monke
         (["backbone.depth"], ["backbone.depth", "key=value"]),
         (["=3"], ["'=3' has no key", "key=value"]),
         (["backbone.depth=[1"], ["cannot read the argument", "quotes"]),
+        (["backbone.depth=2", 'seed={"a":{"b":1}}'], ["cannot read the argument 'seed="]),
+        ([f"logger={'a' * 5000}"], ["logger=aaa", "no such choice", "tensorboard"]),
     ],
     ids=lambda v: v[0] if len(v) == 1 else None,
 )

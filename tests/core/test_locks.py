@@ -97,3 +97,16 @@ def test_other_ranks_know_their_own_job(tmp_path: Path, monkeypatch: pytest.Monk
         with pytest.raises(ConfigError, match=f"in use by process {os.getpid()} on host"):
             check_job(tmp_path)
     check_job(tmp_path)
+
+
+def test_links_in_a_foreign_folder_lead_to_nothing_that_is_written(tmp_path: Path) -> None:
+    private = tmp_path / "private"
+    private.write_text("mine")
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    for name in (locks.LOCK, locks.LEASED, locks.HOLDER):
+        (folder / name).symlink_to(private)
+    with held(folder, "train"):
+        assert private.read_text() == "mine"
+    assert private.read_text() == "mine"
+    assert list(folder.iterdir()) == []

@@ -64,3 +64,13 @@ def test_a_log_that_is_standard_output_already_is_left_alone(tmp_path: Path, mon
         forget()
     assert (tmp_path / LOG).read_text() == "once\n"
     assert os.listdir(tmp_path) == [LOG]
+
+
+def test_a_log_that_is_a_link_is_not_written_to(tmp_path: Path) -> None:
+    private = tmp_path / "private"
+    private.write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "output.log").symlink_to(private)
+    with kept(tmp_path / "run"):
+        print("theirs")
+    assert private.read_text() == "mine"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from neural_rdm.core.errors import CheckpointError, DataError, UserError
 from neural_rdm.latents.shards import Moments, Shard, ShardedSet, Shards, write_shard
@@ -101,6 +104,49 @@ def test_a_damaged_shard_is_one_message(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(CheckpointError, match=r"cannot read the latents in .*0\.safetensors"):
         Shard(path)
+
+
+def content_of(path: Path) -> dict[str, range]:
+    """Where each tensor of a safetensors file lies in it."""
+    data = path.read_bytes()
+    head = int.from_bytes(data[:8], "little")
+    rows = json.loads(data[8 : 8 + head])
+    return {k: range(*(8 + head + place for place in v["data_offsets"])) for k, v in rows.items() if "dtype" in v}
+
+
+def read_all(path: Path) -> list[tuple[object, ...]]:
+    shard = Shard(path)
+    held = [shard[i] for i in range(len(shard))]
+    rows = [(h.rows(), h.rows(True), *(h.said(i) for i in range(len(h.tokens)))) for h in held]
+    return [(h.index, h.y, *h.captions, *(t.tolist() for t in each)) for h, each in zip(held, rows, strict=True)]
+
+
+def test_a_bit_that_has_flipped_is_refused_wherever_it_is(tmp_path: Path) -> None:
+    """Found by `benchmarks fuzz`: safetensors have no checksum, and another latent was read without a word."""
+    path = tmp_path / "0.safetensors"
+    write_shard(path, [sample(0, 2, ["a kite", "ein Drachen"]), sample(3, 1, ["sky"])], {})
+    whole, expected = path.read_bytes(), read_all(path)
+    refused, harmless = 0, set[str]()
+    for name, places in content_of(path).items():
+        for place in (places[0], places[len(places) // 2], places[-1]):
+            path.unlink()  # what is mapped must not change
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+            try:
+                read = read_all(path)
+            except CheckpointError:
+                refused += 1
+            else:
+                assert read == expected, name  # an end behind the last end is the last one
+                harmless.add(name)
+    assert refused > 20
+    assert harmless <= {"rows", "token_ends", "caption_ends", "caption_rows"}
+    path.unlink()
+    path.write_bytes(whole)
+    content = {k: v for k, v in load_file(path).items() if "crc" not in k}
+    save_file(content, tmp_path / "older.safetensors", {"bad": "{}"})  # one of before checksums were written
+    assert read_all(tmp_path / "older.safetensors") == expected
+    some = Shard(path)[0].rows(which=np.array([1]))
+    assert torch.equal(some, sample(0, 2, ["a kite", "ein Drachen"]).moments[1:])
 
 
 def test_a_set_that_was_not_copied_whole_is_refused_at_once(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import zipfile
 
 import numpy as np
 import pytest
@@ -174,3 +175,15 @@ def test_files_that_are_something_else_are_refused_in_one_line(tmp_path, adm):
         with pytest.raises(DataError, match=re.escape(name)) as error:
             read_reference(tmp_path / name, INCEPTION)
         assert "\n" not in str(error.value)
+
+
+def test_an_archive_that_would_fill_the_memory_is_refused(tmp_path):
+    path = tmp_path / "bomb.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("mu.npy", b"")
+        with archive.open("sigma.npy", "w", force_zip64=True) as member:
+            for _ in range(300):
+                member.write(bytes(1 << 20))
+    assert path.stat().st_size < 1 << 20
+    with pytest.raises(DataError, match=r"sigma\.npy would unpack to 0\.3 GiB"):
+        read_reference(path, INCEPTION)

@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from neural_rdm.config.primary import COMMANDS
-from neural_rdm.config.provenance import read_provenance, write_config
+from neural_rdm.config.provenance import read_provenance, write_config, write_provenance
 from neural_rdm.core.errors import CheckpointError, ConfigError, DataError
 from neural_rdm.core.locks import held
 from neural_rdm.runs.folders import made_by, opened
@@ -100,6 +100,19 @@ def test_what_was_killed_is_swept_and_who_lives_is_not_disturbed(tmp_path: Path)
     assert left.exists()
     with opened(run, "train", CFG, resumes=True):
         assert not left.exists()
+
+
+@pytest.mark.parametrize("cut", [".config.yaml.4242.tmp", ".provenance.json.4242.tmp"])
+def test_killed_while_it_wrote_its_configuration_the_same_command_begins_again(tmp_path: Path, cut: str) -> None:
+    """Found by `benchmarks soak`: it was told to be gone on with, and there was nothing to go on with."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    write_provenance(folder, command="train", seed=1)
+    for name in (cut, "output.log"):
+        (folder / name).write_text("half of it")
+    with opened(folder, "train", CFG):
+        assert not (folder / cut).exists()
+        (folder / "result").touch()
 
 
 def test_an_evaluation_is_not_gone_on_with_as_a_run(tmp_path: Path) -> None:

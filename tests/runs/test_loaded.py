@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,16 @@ def test_a_shared_run_is_the_run(loaded: LoadedRun, tmp_path: Path, monkeypatch:
     assert torch.equal(neural_rdm.load_run("hub:me/digits", accelerator="cpu").sample(count=1), loaded.sample(count=1))
 
 
+def test_a_link_among_the_pictures_of_a_run_is_not_handed_on(loaded: LoadedRun, tmp_path: Path) -> None:
+    (tmp_path / "private").write_text("mine")
+    folder = tmp_path / "theirs"
+    (folder / "samples").mkdir(parents=True)
+    (folder / "samples" / "final.png").symlink_to(tmp_path / "private")
+    paths = replace(loaded, folder=folder).share(tmp_path / "shared")
+    assert not (tmp_path / "shared" / "samples.png").exists()
+    assert "samples.png" not in "".join(path.read_text() for path in paths if path.suffix == ".md")
+
+
 def test_a_shared_run_that_is_not_whole_is_refused(loaded: LoadedRun, tmp_path: Path) -> None:
     loaded.share(tmp_path)
     with pytest.raises(UserError, match="holds the weights ema alone"):
@@ -172,6 +183,9 @@ def test_a_shared_run_that_is_not_whole_is_refused(loaded: LoadedRun, tmp_path: 
         neural_rdm.load_run(tmp_path)
     (tmp_path / "config.yaml").write_text(config, "utf-8")
     content = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
+    with pytest.raises(UserError, match="its weights are not as they were written"):
+        neural_rdm.load_run(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match="cannot be read"):
         neural_rdm.load_run(tmp_path)

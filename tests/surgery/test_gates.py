@@ -123,10 +123,15 @@ def test_a_pipeline_a_scale_that_is_no_number_and_a_broken_file_are_refused(tmp_
         with pytest.raises(ValueError, match="gates are loaded from files, each once, and not from"):
             load_gates(plain, files)
     assert torch.equal(run(load_gates(copy.deepcopy(plain), [str(file)]), inputs), before)
-    with pytest.raises(WriteError, match="cannot write the gates to"):
-        save_gates(net, tmp_path / "nowhere" / "gates.safetensors")
+    (tmp_path / "a file").touch()
+    with pytest.raises(WriteError, match="cannot write"):
+        save_gates(net, tmp_path / "a file" / "gates.safetensors")
     with safe_open(file, "pt") as opened:
         header = opened.metadata()
+    save_file({name: value + 1 for name, value in load_file(file).items()}, file, metadata=header)
+    with pytest.raises(CheckpointError, match="is damaged: its gates are not as they were written"):
+        load_gates(plain, file)
+    del header["sha256"]  # as in older files
     state = load_file(file)
     name = min(state)
     changed = "is no file of gates: its header was changed"

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from neural_rdm.cli.datasets import check_layout
 from neural_rdm.cli.jobs import end_with_parent
-from neural_rdm.cli.stopping import Work, stoppable
+from neural_rdm.cli.stopping import Work, stoppable, told
 from neural_rdm.config import resume
 from neural_rdm.config.check import as_plain, choices_of, config_dir, validate
 from neural_rdm.config.compose import Composed, compose_config, drop_unchosen, group_choices, parse, prepare_hydra
@@ -36,8 +36,7 @@ from neural_rdm.config.provenance import write_config
 from neural_rdm.config.schema import constants
 from neural_rdm.config.sources import Sources, refused
 from neural_rdm.config.trust import own_folder, trust
-from neural_rdm.core.errors import ConfigError, UserError, WriteError
-from neural_rdm.core.files import as_user_error, needs_another_folder
+from neural_rdm.core.errors import ConfigError, UserError
 from neural_rdm.core.locks import held
 from neural_rdm.core.ranks import is_first_rank
 from neural_rdm.data.encoded.manifest import check_manifest, read_manifest
@@ -120,7 +119,7 @@ def main(config_name: str, job: Job, complete: Complete | None = None) -> None:
     gc.disable()  # what composing makes lives on: to search it for cycles again and again takes a sixth of its time
     work = Work(config_name)
     try:
-        with stoppable(work):
+        with stoppable(work), told(work):
             _run(config_name, job, complete, work)
     finally:
         gc.enable()
@@ -130,22 +129,20 @@ def _run(config_name: str, job: Job, complete: Complete | None, work: Work) -> N
     prepare_hydra()
     end_with_parent()
     run: resume.Run | None = None
-    try:
-        arguments = Arguments.parse(sys.argv[1:])
-        if arguments.multirun and not arguments.informs:
-            from neural_rdm.cli.launcher import launch  # here, because a single run has no use for it
+    arguments = Arguments.parse(sys.argv[1:])
+    if arguments.multirun and not arguments.informs:
+        from neural_rdm.cli.launcher import launch  # here, because a single run has no use for it
 
-            gc.enable()
-            raise SystemExit(launch(plan(config_name, arguments, complete)))
-        arguments.overrides = as_typed(arguments.overrides, config_name, arguments.folders)
-        if arguments.topic is not None:
-            composed = compose_config(config_name, arguments.overrides, arguments.folders)
-            print(help_text(config_name, composed, arguments.topic, arguments.folders), end="")
-            raise SystemExit(0)
-        if not arguments.informs:
-            run = preflight(config_name, arguments, complete)
-    except UserError as error:
-        fail(error)
+        gc.enable()
+        raise SystemExit(launch(plan(config_name, arguments, complete)))
+    arguments.overrides = as_typed(arguments.overrides, config_name, arguments.folders)
+    if arguments.topic is not None:
+        composed = compose_config(config_name, arguments.overrides, arguments.folders)
+        print(help_text(config_name, composed, arguments.topic, arguments.folders), end="")
+        raise SystemExit(0)
+    if not arguments.informs:
+        run = preflight(config_name, arguments, complete)
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # what goes wrong in Hydra's own work, making the folder, comes to `told`
     if run is not None and is_finished(run, arguments):
         print(f"{run.folder} is finished ({run.finished['global_step']} steps); nothing to do. Its results:")  # type: ignore[index]
         print_paths([run.folder / p for p in run.finished["files"]])  # type: ignore[index]
@@ -158,7 +155,7 @@ def _run(config_name: str, job: Job, complete: Complete | None, work: Work) -> N
         work.folder = folder = Path(HydraConfig.get().runtime.output_dir)
         choices = group_choices(HydraConfig.get())
         gc.enable()
-        try:
+        with told(work):
             OmegaConf.set_struct(cfg, False)
             drop_unchosen(cfg, choices)
             OmegaConf.resolve(cfg)
@@ -171,14 +168,6 @@ def _run(config_name: str, job: Job, complete: Complete | None, work: Work) -> N
                     elif is_first_rank():
                         write_config(folder, resume.lasting(cfg))
                 code = job(cfg, folder)
-        except (UserError, OSError) as caught:
-            error = caught if isinstance(caught, UserError) else as_user_error(caught)
-            if error is None:
-                raise
-            work.clear()
-            if isinstance(error, WriteError):
-                error = UserError(f"{error} {work.how_to_go_on(needs_another_folder(caught))}")
-            fail(error)
         raise SystemExit(code)
 
     hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=config_name)(task)()
@@ -342,9 +331,3 @@ def print_paths(paths: list[Path]) -> None:
     """One path a line, relative to where the user stands."""
     for path in paths:
         print(f"  {os.path.relpath(path)}")
-
-
-def fail(error: UserError) -> None:
-    """Print an error as one message and exit with its code, 2 for a user's mistake."""
-    print(f"error: {error}", file=sys.stderr, flush=True)
-    raise SystemExit(error.exit_code)

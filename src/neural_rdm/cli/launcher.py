@@ -15,6 +15,7 @@ from neural_rdm.cli.pools import Future, Line
 from neural_rdm.cli.sweepers import Sweeper
 from neural_rdm.cli.telling import Running, Telling, why
 from neural_rdm.core.errors import first_line
+from neural_rdm.core.files import sweep
 from neural_rdm.core.locks import held
 from neural_rdm.core.output import LOG
 from neural_rdm.core.progress import EVERY
@@ -43,6 +44,7 @@ def launch(plan: Plan) -> int:
     plan.folder.mkdir(parents=True, exist_ok=True)
     try:
         with held(plan.folder, "sweep"):
+            sweep(plan.folder, deep=False)  # what a killed one has left; each job sweeps its own folder
             return _Sweep(plan, sweeper).run()
     finally:
         if (plan.folder / SWEEP_FILE).is_file():

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
+from neural_rdm.config.provenance import CONFIG
+from neural_rdm.core.errors import ResourceError, UserError
 from neural_rdm.core.extras import typed
+from neural_rdm.core.files import as_user_error, needs_another_folder
 from neural_rdm.core.ranks import is_first_rank
 from neural_rdm.core.signals import Stopped, catch, give_back, stop
 from neural_rdm.runs.folders import GOES_ON
@@ -36,11 +42,14 @@ class Work:
         if self.folder is None or not self.folder.is_dir() or not any(self.folder.iterdir()):
             return f"Nothing was written; give the same command again{' with another hydra.run.dir' * elsewhere}."
         folder = os.path.relpath(self.folder)
+        if self.command == "train" and not (self.folder / CONFIG).is_file():
+            return f"Nothing is saved yet; give the same command again{' with another hydra.run.dir' * elsewhere}."
         if self.command == "train":
             return saved(self.folder, folder, elsewhere)
-        if self.command in GOES_ON and not elsewhere:
-            again = f"the same command with {typed('hydra.run.dir', folder)}"
-            return f"Kept are {GOES_ON[self.command]} finished so far; {again} goes on with them."
+        kept = {**GOES_ON, "sweep": "the jobs"}.get(self.command)
+        if kept is not None and not elsewhere:
+            key = "hydra.sweep.dir" if self.command == "sweep" else "hydra.run.dir"
+            return f"Kept are {kept} finished so far; the same command with {typed(key, folder)} goes on with them."
         return (
             f"What was written before is complete, in {folder}; give the same command again with another "
             "hydra.run.dir to make it all."
@@ -60,6 +69,28 @@ def stoppable(work: Work) -> Iterator[None]:
         raise SystemExit(stopped.exit_code) from None
     finally:
         give_back(before)
+
+
+@contextlib.contextmanager
+def told(work: Work) -> Iterator[None]:
+    """Say in one sentence what ends the work, and exit with its code, where the user can put it right."""
+    try:
+        yield
+    except (UserError, OSError, MemoryError, RuntimeError) as caught:
+        error = caught if isinstance(caught, UserError) else as_user_error(caught)
+        if error is None:
+            raise
+        work.clear()
+        if isinstance(error, ResourceError):
+            traceback.clear_frames(caught.__traceback__)  # where memory ran out, they hold it
+            error = UserError(f"{error} {work.how_to_go_on(needs_another_folder(caught))}")
+        fail(error)
+
+
+def fail(error: UserError) -> NoReturn:
+    """Print an error as one message and exit with its code, 2 for a user's mistake."""
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    raise SystemExit(error.exit_code)
 
 
 def saved(folder: Path, shown: str | Path, elsewhere: bool = False) -> str:

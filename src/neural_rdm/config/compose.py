@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -171,11 +172,20 @@ def parse(overrides: list[str]) -> list[Override]:
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except HydraException as error:
-        raise ConfigError(f"cannot read the argument: {first_line(error)}. {advice}") from error
+        which = next((word for word in overrides if not _is_read(word)), "")
+        raise ConfigError(f"cannot read the argument {which[:100]!r}: {first_line(error)}. {advice}") from error
     nameless = [o.input_line for o in parsed if not o.key_or_group]
     if nameless:
         raise ConfigError(f"cannot read the argument: {nameless[0]!r} has no key. {advice}")
     return parsed
+
+
+def _is_read(word: str) -> bool:
+    try:
+        OverridesParser.create().parse_override(word)
+    except HydraException:
+        return False
+    return True
 
 
 def _meant(word: str, overrides: list[str]) -> str:
@@ -257,18 +267,24 @@ def _files(name: str, roots: list[Path]) -> list[Path]:
 
 
 def _check_choice(override: Override, config_name: str) -> None:
-    """Refuse a group that is given null, a number or a dictionary, which Hydra answers with a traceback, and a folder
-    of a group in place of the group.
+    """Refuse a group that is given null, a number, a dictionary or what no file can be called, which Hydra answers with
+    a traceback, and a folder of a group in place of the group.
     """
     group = override.key_or_group
     whole, _, folder = group.partition("/")
     if folder and any(choice.startswith(f"{folder}/") for choice in choices_of(whole)):
         raise ConfigError(f"{override.input_line}: {folder} is a folder of {whole}; pass {whole}={folder}/NAME")
-    choices = choices_of(group)
-    if choices and not override.is_delete() and not isinstance(override.value(), (str, list, Sweep)):
+    choices, value = choices_of(group), override.value()
+    named = isinstance(value, (str, list, Sweep)) and not (isinstance(value, str) and _is_no_name(value))
+    if choices and not override.is_delete() and not named:
         argument = of_class(primary.COMMANDS[config_name]).arguments.get(group)
         without = f"; ~{group} leaves it out" if argument and type(None) in members(argument.kind) else ""
-        raise ConfigError(f"{override.input_line}: no such choice. The choices are {', '.join(choices)}{without}")
+        shown = as_text(override)[:100].replace("\0", "\\0")
+        raise ConfigError(f"{shown}: no such choice. The choices are {', '.join(choices)}{without}")
+
+
+def _is_no_name(value: str) -> bool:
+    return "\0" in value or max(map(len, os.fsencode(value).split(b"/"))) > 250
 
 
 def _unknown_choice(error: MissingConfigException) -> ConfigError:

@@ -33,8 +33,12 @@ class DataError(UserError):
     """Data that is missing, empty, or not in the layout that was asked for."""
 
 
-class WriteError(UserError):
-    """A file that cannot be written. The command adds how to go on with it."""
+class ResourceError(UserError):
+    """The machine has run out of something. The command adds how to go on with its work."""
+
+
+class WriteError(ResourceError):
+    """A file that cannot be written."""
 
 
 class RankError(UserError):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from neural_rdm.core.errors import CheckpointError, UserError, WriteError, first_line
+from neural_rdm.core.errors import CheckpointError, ResourceError, UserError, WriteError, first_line
 
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 
@@ -69,10 +69,23 @@ def cannot_write(path: str | Path, error: OSError) -> str:
     return f"cannot write {path}: {what} ({reason}). {advice}" if what else f"cannot write {path}: {reason}."
 
 
-def as_user_error(error: OSError) -> UserError | None:
-    """What an error of the operating system means to a user: a full or read-only disk, a missing right; None for what
-    may as well be a bug.
+#: how libraries say, in errors of no kind of its own, that memory ran out; torch's error of a GPU begins like the first
+_NO_MEMORY = ("out of memory", "can't allocate memory", "can't start new thread", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+def as_user_error(error: Exception) -> UserError | None:
+    """What an error of the operating system means to a user: a full or read-only disk, a missing right, no memory; None
+    for what may as well be a bug.
     """
+    errors = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    told = isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+    if errors or told or isinstance(error, MemoryError):
+        return ResourceError(
+            f"memory ran out ({first_line(error).rstrip('.')}). Free some, raise the limit that this process has, or "
+            "ask for less, as with smaller batches."
+        )
+    if not isinstance(error, OSError):
+        return None
     if error.errno in (errno.EACCES, errno.EPERM) and error.filename is not None:
         return UserError(f"{error.filename}: {error.strerror}. This command needs the right to it.")
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
@@ -111,6 +124,11 @@ class _Remembering:
 def temporary_name(path: Path) -> Path:
     """What `path` is called until it is whole; `sweep` knows such names."""
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file or folder of this name is one that is not whole yet, or that a killed process has left."""
+    return _TEMPORARY.fullmatch(name) is not None
 
 
 @contextlib.contextmanager
@@ -185,7 +203,7 @@ def sweep(folder: Path, deep: bool = True) -> int:
     """
     swept = 0
     for here, folders, names in os.walk(folder):
-        for name in filter(_TEMPORARY.fullmatch, folders):
+        for name in filter(is_temporary, folders):
             with contextlib.suppress(OSError):
                 descriptor = os.open(os.path.join(here, name), os.O_RDONLY)
                 try:
@@ -194,8 +212,8 @@ def sweep(folder: Path, deep: bool = True) -> int:
                         swept += 1
                 finally:
                     os.close(descriptor)
-        folders[:] = [name for name in folders if not _TEMPORARY.fullmatch(name)] if deep else []
-        for name in filter(_TEMPORARY.fullmatch, names):
+        folders[:] = [name for name in folders if not is_temporary(name)] if deep else []
+        for name in filter(is_temporary, names):
             with contextlib.suppress(OSError), open(os.path.join(here, name), "rb") as file:
                 if _lock(file, wait=False) is not False:
                     os.unlink(os.path.join(here, name))

@@ -44,6 +44,9 @@ def held(folder: Path, command: str) -> Iterator[None]:
         UserError: the folder cannot be written.
     """
     try:
+        for path in (folder / name for name in (LOCK, LEASED, HOLDER)):
+            if path.is_symlink():  # a folder of somebody else's: what it leads to would be written over
+                path.unlink()
         lock = _acquired(folder)
     except OSError as error:
         raise UserError(

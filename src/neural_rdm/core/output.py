@@ -39,7 +39,8 @@ def kept(folder: Path) -> Iterator[Callable[[], None]]:
     try:
         if _goes_to(path):
             raise FileExistsError(path)
-        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        own = getattr(os, "O_NOFOLLOW", 0)  # in a folder of somebody else's it may be a link to a file of the user's
+        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | own, 0o666)
     except OSError:
         yield lambda: None
         return

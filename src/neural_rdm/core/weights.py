@@ -4,6 +4,7 @@ that ranks share out, put together.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -54,6 +55,15 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     else:
         content = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
     return unwrapped(_unwrap(content, path))
+
+
+def digest_of(state: Mapping[str, Tensor]) -> str:
+    """The sha256 of tensors with their names, kinds and shapes, whatever their order."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

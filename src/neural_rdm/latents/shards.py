@@ -9,6 +9,8 @@ A shard holds the samples `number * size ... (number + 1) * size - 1` of a split
     y          int64 [n]          labels
     captions   uint8              all captions in UTF-8; caption_ends int64 [m], caption_rows int64 [n] where they end
     tokens     [T, E]             the captions' tokens, where a text encoder was given; token_ends int64 [m]
+    crc        int64 [n]          CRC-32 of each sample's index, class and captions
+    row_crc    int64 [R, 2]       of each row of moments and of flipped; token_crc int64 [m] of each caption's tokens
 
 and, in its metadata, which samples could not be read and why.
 """
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,9 +27,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from neural_rdm.core.errors import CheckpointError, DataError
+from neural_rdm.core.errors import CheckpointError, DataError, first_line
 from neural_rdm.core.files import write_atomically
 
 
@@ -38,6 +42,8 @@ class Moments:
     moments, flipped: [T, 2C, h, w], T = 1 for an image; `flipped` of the mirrored pixels, where there is one.
     y: its class, where it has one.
     captions, tokens: what is said of it, and each caption's tokens [length, E], where they were encoded.
+    file, crc, row_crc, token_crc: of a sample in a file, where it lies and what its parts must be; older shards do not
+        say the latter.
     """
 
     index: int
@@ -46,6 +52,64 @@ class Moments:
     y: int | None = None
     captions: Sequence[str] = ()
     tokens: Sequence[Tensor] = field(default=())
+    file: Path | None = None
+    crc: int | None = None
+    row_crc: Tensor | None = None
+    token_crc: Tensor | None = None
+
+    def rows(self, mirrored: bool = False, which: NDArray[np.int64] | None = None) -> Tensor:
+        """Rows of `moments` or `flipped` (all, or those of `which`), as they were written.
+
+        Raises:
+            CheckpointError: they are not.
+        """
+        held = self.flipped if mirrored else self.moments
+        assert held is not None, "the manifest was checked for mirrored copies"
+        rows = held if which is None else held[which]
+        if self.row_crc is not None:
+            written = self.row_crc[:, int(mirrored)]
+            self._compare([_crc(row) for row in rows], (written if which is None else written[which]).tolist())
+        return rows
+
+    def said(self, which: int) -> Tensor:
+        """The tokens of a caption, as they were written.
+
+        Raises:
+            CheckpointError: they are not.
+        """
+        if self.token_crc is not None:
+            self._compare(_crc(self.tokens[which]), int(self.token_crc[which]))
+        return self.tokens[which]
+
+    def rest(self) -> int:
+        """CRC-32 of index, class and captions."""
+        return zlib.crc32(json.dumps([self.index, self.y, list(self.captions)]).encode())
+
+    def check(self) -> Moments:
+        """The sample, once index, class and captions are compared with what was written.
+
+        Raises:
+            CheckpointError: they differ.
+        """
+        if self.crc is not None:
+            self._compare(self.rest(), self.crc)
+        return self
+
+    def _compare(self, found: int | list[int], written: int | list[int]) -> None:
+        if found != written:
+            raise CheckpointError(f"{_cannot_read(self.file)}: sample {self.index} is not as it was written. {_COPY}")
+
+
+def _crc(tensor: Tensor) -> int:
+    return zlib.crc32(tensor.contiguous().view(torch.uint8).numpy())
+
+
+#: what to do about a damaged shard
+_COPY = "Copy it again, or remove that file and the manifest.json of its folder, and give the encode command again"
+
+
+def _cannot_read(path: Path | None) -> str:
+    return f"cannot read the latents in {path}"
 
 
 class Shards:
@@ -97,6 +161,11 @@ def write_shard(path: Path, samples: Sequence[Moments], bad: Mapping[int, tuple[
         content["caption_rows"] = _ends(len(s.captions) for s in samples)
     if tokens := [t for s in samples for t in s.tokens]:
         content["tokens"], content["token_ends"] = torch.cat(tokens), _ends(map(len, tokens))
+        content["token_crc"] = torch.tensor([_crc(t) for t in tokens], dtype=torch.int64)
+    if samples:
+        rows = zip(content["moments"], content.get("flipped", content["moments"]), strict=True)
+        content["row_crc"] = torch.tensor([[_crc(row) for row in pair] for pair in rows], dtype=torch.int64)
+        content["crc"] = torch.tensor([s.rest() for s in samples], dtype=torch.int64)
     data = save(content, {"bad": json.dumps({str(index): bad[index] for index in sorted(bad)})})
     write_atomically(path, lambda file: file.write(data))
 
@@ -109,6 +178,7 @@ class Shard:
     """A shard, mapped into memory; a CheckpointError where its file is missing or damaged."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         with _opened(path) as file:
             self._tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             bad = json.loads(file.metadata()["bad"])
@@ -118,21 +188,31 @@ class Shard:
         return len(self._tensors["index"])
 
     def __getitem__(self, place: int) -> Moments:
-        """Sample `place` of the shard; its tensors are views of the file."""
+        """Sample `place` of the shard; its tensors are views of the file.
+
+        Raises:
+            CheckpointError: it is not as it was written. Of its tensors that is found where they are asked for.
+        """
         t = self._tensors
-        first, last = _span(t["rows"], place)
-        said = range(*_span(t["caption_rows"], place)) if "captions" in t else ()
-        texts = [t["captions"][slice(*_span(t["caption_ends"], i))] for i in said]
-        captions = [text.numpy().tobytes().decode() for text in texts]
-        tokens = [t["tokens"][slice(*_span(t["token_ends"], i))] for i in said] if "tokens" in t else []
-        return Moments(
-            int(t["index"][place]),
-            t["moments"][first:last],
-            t["flipped"][first:last] if "flipped" in t else None,
-            int(t["y"][place]) if "y" in t else None,
-            captions,
-            tokens,
-        )
+        try:
+            first, last = _span(t["rows"], place)
+            said = range(*_span(t["caption_rows"], place)) if "captions" in t else range(0)
+            texts = [t["captions"][slice(*_span(t["caption_ends"], i))] for i in said]
+            found = Moments(
+                int(t["index"][place]),
+                t["moments"][first:last],
+                t["flipped"][first:last] if "flipped" in t else None,
+                int(t["y"][place]) if "y" in t else None,
+                [text.numpy().tobytes().decode() for text in texts],
+                [t["tokens"][slice(*_span(t["token_ends"], i))] for i in said] if "tokens" in t else [],
+                self.path,
+                int(t["crc"][place]) if "crc" in t else None,
+                t["row_crc"][first:last] if "row_crc" in t else None,
+                t["token_crc"][said.start : said.stop] if "token_crc" in t else None,
+            )
+        except (KeyError, IndexError, ValueError, TypeError) as error:
+            raise CheckpointError(f"{_cannot_read(self.path)}: {first_line(error)}. {_COPY}") from error
+        return found.check()
 
 
 @contextlib.contextmanager
@@ -144,10 +224,7 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"cannot read the latents in {path}: {error}. Copy it again, or remove that file and the manifest.json of "
-            "its folder, and give the encode command again"
-        ) from error
+        raise CheckpointError(f"{_cannot_read(path)}: {error}. {_COPY}") from error
 
 
 def _span(ends: Tensor, place: int) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from neural_rdm.config.origin import origin
 from neural_rdm.config.provenance import CONFIG, FILE, config_hash, read_provenance, write_provenance
 from neural_rdm.core.errors import CheckpointError, ConfigError, UserError
 from neural_rdm.core.extras import typed
-from neural_rdm.core.files import sweep
+from neural_rdm.core.files import is_temporary, sweep
 from neural_rdm.core.locks import HOLDER, LEASED, LOCK, check_job, held
 from neural_rdm.core.output import LOG, kept
 from neural_rdm.core.ranks import is_first_rank
@@ -107,7 +107,8 @@ def refuse_used(folder: Path, command: str, cfg: DictConfig | None = None) -> No
     Raises:
         ConfigError: saying what it holds.
     """
-    if folder.is_dir() and FILE in (there := set(os.listdir(folder))) and there <= _OURS - {CONFIG} | {LOG}:
+    there = {name for name in os.listdir(folder) if not is_temporary(name)} if folder.is_dir() else set()
+    if FILE in there and there <= _OURS - {CONFIG} | {LOG}:
         return  # a command was killed there before anything came of it
     maker = made_by(folder)
     if maker is None:

@@ -19,6 +19,7 @@ from neural_rdm.config.provenance import CONFIG, KEY, config_hash
 from neural_rdm.core.errors import CheckpointError, ConfigError, UserError, first_line
 from neural_rdm.core.files import write_atomically, write_text
 from neural_rdm.core.hub import from_hub
+from neural_rdm.core.weights import digest_of
 from neural_rdm.reports.runs import read_report, rule_of
 from neural_rdm.reports.tables import markdown_table
 
@@ -60,16 +61,18 @@ def share(run: LoadedRun, folder: Path) -> list[Path]:
     from safetensors.torch import save
 
     config = without_places(run.config)
-    facts = {KEY: config_hash(config), "global_step": str(run.step), "weights": run.weights}
-    content = save({name: tensor.contiguous() for name, tensor in run.net.state_dict().items()}, facts)
+    state = {name: tensor.contiguous() for name, tensor in run.net.state_dict().items()}
+    facts = {KEY: config_hash(config), "global_step": str(run.step), "weights": run.weights, "sha256": digest_of(state)}
+    content = save(state, facts)
     write_atomically(folder / WEIGHTS, lambda file: file.write(content))
     write_text(folder / CONFIG, OmegaConf.to_yaml(config))
     paths = [folder / WEIGHTS, folder / CONFIG]
     picture = run.folder / "samples" / "final.png"
-    if picture.is_file():
+    shown = picture.is_file() and picture.resolve().is_relative_to(run.folder.resolve())  # no link to a private file
+    if shown:
         write_atomically(folder / "samples.png", lambda file: file.write(picture.read_bytes()))
         paths.append(folder / "samples.png")
-    write_text(folder / CARD, card(run, picture.is_file()))
+    write_text(folder / CARD, card(run, shown))
     return [*paths, folder / CARD]
 
 
@@ -95,9 +98,15 @@ def read_shared(folder: Path, config: DictConfig, weights: str) -> tuple[dict[st
         raise CheckpointError(f"{path} cannot be read: {first_line(error)}") from error
     if facts.get(KEY) != config_hash(config):
         raise CheckpointError(f"{path} does not belong to {folder / CONFIG}: restore both as they were written")
-    if facts["weights"] != weights:
-        raise CheckpointError(f"{path} holds the weights {facts['weights']} alone, and weights={weights} was asked for")
-    return state, int(facts["global_step"])
+    if facts.get("sha256", digest := digest_of(state)) != digest:  # older ones do not say it
+        raise CheckpointError(f"{path} is damaged: its weights are not as they were written; copy it again")
+    try:
+        held, step = facts["weights"], int(facts["global_step"])
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged: its header was changed ({first_line(error)})") from error
+    if held != weights:
+        raise CheckpointError(f"{path} holds the weights {held} alone, and weights={weights} was asked for")
+    return state, step
 
 
 def push(folder: Path, name: str) -> str:

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neural_rdm.core.errors import CheckpointError, WriteError, first_line
-from neural_rdm.core.weights import full
+from neural_rdm.core.errors import CheckpointError, first_line
+from neural_rdm.core.files import write_atomically
+from neural_rdm.core.weights import digest_of, full
 from neural_rdm.residual import Residual, gate_names, plain_state
 from neural_rdm.residual.gating import check_network, gate
 from neural_rdm.surgery.folding import set_units, without_gates
@@ -39,8 +40,7 @@ def save_gates(model: nn.Module, file: str | Path) -> None:
         ValueError: the network has no gates.
         WriteError: the file cannot be written.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     check_network(model)
     names = gate_names(model)
@@ -54,11 +54,10 @@ def save_gates(model: nn.Module, file: str | Path) -> None:
         "fingerprint": fingerprint(model),
         "residual": json.dumps(residual.as_dict()),
         "units": json.dumps(units),
+        "sha256": digest_of(gates),
     }
-    try:
-        save_file(gates, file, metadata=header)
-    except (OSError, SafetensorError) as error:
-        raise WriteError(f"cannot write the gates to {file}: {error}") from error
+    content = save(gates, header)
+    write_atomically(file, lambda opened: opened.write(content))
 
 
 def load_gates(
@@ -212,6 +211,8 @@ def _read(file: Path) -> tuple[dict[str, str], tuple[Residual, Any], dict[str, T
         rule = Residual(**json.loads(header["residual"])), json.loads(header["units"])
         if not isinstance(rule[1], list | None):
             raise TypeError(f"units={rule[1]!r}")
+        if header.get("sha256", digest := digest_of(gates)) != digest:  # older files do not say it
+            raise CheckpointError(f"{file} is damaged: its gates are not as they were written; copy it again")
         header = {key: header[key] for key in ("base", "fingerprint")}
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file} is no file of gates: its header was changed ({first_line(error)})") from error

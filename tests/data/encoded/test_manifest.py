@@ -75,3 +75,10 @@ def test_a_folder_without_finished_latents_says_what_to_do(tmp_path: Path) -> No
         read_manifest(tmp_path)
     (tmp_path / "manifest.json").write_text(json.dumps({"data": 1}))
     assert read_manifest(tmp_path) == {"data": 1}
+
+
+@pytest.mark.parametrize("said", ["3", "[1]", "null", '"x"', "{", "[" * 100_000])
+def test_a_manifest_that_is_none_is_refused(said: str, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(said)
+    with pytest.raises(ConfigError, match=r"cannot read .*manifest\.json"):
+        read_manifest(tmp_path)

@@ -240,3 +240,15 @@ def test_empty_captions_are_left_out_and_counted(tmp_path: Path) -> None:
     coco_found = COCO.read(tmp_path, tmp_path / "c.json")
     assert coco_found.captions == {"0.jpg": ["a kite"]}
     assert len(coco_found.left_out) == 2
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../../secret.jpg", "a/../../b.jpg"])
+def test_annotations_name_no_image_outside_of_their_folder(name: str, tmp_path: Path) -> None:
+    content = {"images": [{"id": 1, "file_name": name}], "annotations": [{"id": 1, "image_id": 1, "caption": "x"}]}
+    (tmp_path / "coco.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match="lies outside of the folder"):
+        COCO.read(tmp_path, tmp_path / "coco.json")
+    (tmp_path / "anno.jsonl").write_text(json.dumps({"img_path": name, "prompt": "a kite"}) + "\n")
+    found = JourneyDB.read(tmp_path, tmp_path / "anno.jsonl")
+    assert (found.captions, found.annotations) == ({}, 1)
+    assert "lies outside of the folder" in str(found.left_out[0])

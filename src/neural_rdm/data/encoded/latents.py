@@ -17,7 +17,7 @@ from neural_rdm.data.base import DataModule
 from neural_rdm.data.encoded.manifest import MANIFEST, read_manifest
 from neural_rdm.data.prompts import distinct
 from neural_rdm.data.videos.clips import ClipSource, frame_numbers
-from neural_rdm.latents.shards import Moments, ShardedSet
+from neural_rdm.latents.shards import ShardedSet
 
 if TYPE_CHECKING:
     from neural_rdm.latents.first_stage import Autoencoder
@@ -82,28 +82,20 @@ class LatentSet(ClipSource):
 
     def _image(self, index: int, key: int) -> dict[str, Any]:
         held = self.shards[index]
-        sample: dict[str, Any] = {"x": _rows(held, self.mirrored(key))[0]}
+        sample: dict[str, Any] = {"x": held.rows(self.mirrored(key))[0]}
         if held.y is not None:
             sample["y"] = held.y
         if held.captions:
             which = self.which(key, len(held.captions))
             sample["caption"] = held.captions[which]
             if self.length is not None:
-                sample |= _padded(held.tokens[which], self.length)
+                sample |= _padded(held.said(which), self.length)
         return sample
 
     def part(self, index: int, num_frames: int, u: float, mirrored: bool) -> tuple[Tensor, int | None]:
         """See `ClipSource`."""
         held = self.shards[index]
-        rows = _rows(held, mirrored)
-        return rows[frame_numbers(len(rows), num_frames, self.frame_interval, u)], held.y
-
-
-def _rows(held: Moments, mirrored: bool) -> Tensor:
-    if not mirrored:
-        return held.moments
-    assert held.flipped is not None, "the manifest was checked for mirrored copies"
-    return held.flipped
+        return held.rows(mirrored, frame_numbers(len(held.moments), num_frames, self.frame_interval, u)), held.y
 
 
 def _padded(tokens: Tensor, length: int) -> dict[str, Tensor]:

@@ -40,6 +40,8 @@ def read_manifest(folder: str | Path | None) -> dict[str, Any]:
     path = Path(folder).expanduser() / MANIFEST
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds a {type(found).__name__}, and no facts by name")
     except FileNotFoundError as error:
         if (path.parent / REQUEST).is_file():
             raise ConfigError(
@@ -51,9 +53,9 @@ def read_manifest(folder: str | Path | None) -> dict[str, Any]:
             f"data.latents={folder}: no {MANIFEST} in {path.parent.resolve()}. Make latents with `python -m "
             "neural_rdm.encode exp=...`, and pass the folder that it prints"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
-    return dict(found)
+    return found
 
 
 def content(data: Mapping[str, Any], reading: Iterable[str]) -> dict[str, Any]:

@@ -189,8 +189,8 @@ class COCO(Captioned):
         captions: dict[str, list[str]] = {}
         left_out, found = [], []
         try:
-            content = json.loads(_text(file.read_bytes()))
-            files = {image["id"]: str(image["file_name"]) for image in content["images"]}
+            content = json.loads(file.read_text("utf-8-sig"))
+            files = {image["id"]: _inside(str(image["file_name"])) for image in content["images"]}
             annotations = list(content["annotations"])
         except OSError as error:
             raise DataError(f"data.root: cannot read {file}: {error.strerror}.\n{drawn(COCO.__doc__)}") from error
@@ -211,7 +211,7 @@ class COCO(Captioned):
     @staticmethod
     def part(folder: Path, file: Path, kept: Collection[str]) -> str:
         """Images and annotations as they are, with all that the file says of them."""
-        content: dict[str, Any] = json.loads(_text(file.read_bytes()))
+        content: dict[str, Any] = json.loads(file.read_text("utf-8-sig"))
         content["images"] = [i for i in content["images"] if os.path.normpath(str(i["file_name"])) in kept]
         numbers = {str(image["id"]) for image in content["images"]}
         said = (entry for entry in content["annotations"] if isinstance(entry, dict))
@@ -272,7 +272,7 @@ class JourneyDB(Captioned):
         """The lines of these images as they are."""
         found = JourneyDB.lines(folder, file)
         lines = (line for line, entry in found if isinstance(entry, tuple) and os.path.normpath(entry[0]) in kept)
-        return "".join(f"{_text(line).strip()}\n" for line in lines)
+        return "".join(f"{line.decode('utf-8-sig').strip()}\n" for line in lines)
 
     @staticmethod
     def lines(folder: Path, file: Path) -> Iterator[tuple[bytes, tuple[str, str] | BrokenSample]]:
@@ -288,13 +288,13 @@ class JourneyDB(Captioned):
                     if not line.strip():
                         continue
                     try:
-                        entry = json.loads(_text(line))
+                        entry = json.loads(line.decode("utf-8-sig"))
                         said = (entry.get("Task2") or {}).get("Caption")
                         if not said or (isinstance(said, str) and blank(said)):
                             said = without_flags(entry["prompt"])
                         path = entry["img_path"].removeprefix("./")
                         name = path if path.startswith(f"{inner}/") or not inner else f"{inner}/{path}"
-                        yield line, (name, _plain(said))
+                        yield line, (_inside(name), _plain(said))
                     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
                         reason = f"not an annotation of JourneyDB ({_problem(error)})"
                         yield line, BrokenSample(reason, f"{file}:{number}")
@@ -323,8 +323,11 @@ def absent(folder: Path, names: Sequence[str]) -> list[str]:
     return [name for name in names if os.path.basename(name) not in there[os.path.dirname(name)]]
 
 
-def _text(line: bytes) -> str:
-    return line.decode("utf-8-sig")
+def _inside(name: str) -> str:
+    """The path as it is; a ValueError where it leads out of the split's folder, of which alone strangers may speak."""
+    if os.path.isabs(name) or os.path.normpath(name).startswith(os.pardir):
+        raise ValueError(f"its image {name[:100]!r} lies outside of the folder")
+    return name
 
 
 def _plain(said: object) -> str:

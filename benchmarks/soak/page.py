@@ -1,0 +1,222 @@
+"""`python -m benchmarks.soak.page` writes `docs/results/soak.md` and its figure from the committed rows and counts."""
+# ruff: noqa: E501 - lines of Markdown, long before their numbers are filled in
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from benchmarks.soak.injuries import INJURIES
+from benchmarks.soak.run import KEPT, TABLE, read
+from neural_rdm.core.files import write_atomically, write_text
+from neural_rdm.reports.tables import markdown_table
+
+RESULTS = TABLE.parent
+PAGE = Path(__file__).parents[2] / "docs" / "results" / "soak.md"
+PICTURE = RESULTS / "long_run.png"
+NOTE = "<!-- written by `python -m benchmarks.soak.page` from benchmarks/results/: change those, not this -->\n\n"
+
+#: what each fault of the table was: (rows by seed and trial) -> what was found, and what is there now. The last word
+#: says whose it was: `ours` of the project, `soak` of these trials' own judgement, which was put right as well
+FOUND: dict[str, tuple[tuple[tuple[int, int], ...], str, str]] = {
+    "A limit of memory ended a report with a traceback, the second one out of the error's own words": (
+        ((0, 19),), "ours", "one sentence, exit code 2, what is kept (`tests/cli/test_stopping.py`)",
+    ),
+    "A sweep that was killed while it drew its comparison left a temporary file for ever": (
+        ((0, 32),), "ours", "the next start sweeps it (`tests/cli/test_launcher.py`)",
+    ),
+    "A run that was killed while it wrote its configuration was neither begun again nor resumed": (
+        ((0, 37), (0, 65)), "ours", "the same command begins again (`tests/runs/test_folders.py`)",
+    ),
+    "Shards of fsdp2 checkpoints hold the same tensors in another order of bytes": (
+        ((0, 39), (0, 42), (0, 60), (1, 0), (1, 1), (1, 5), (1, 15)), "soak", "they are compared tensor by tensor",
+    ),
+    "A second kill of a report met a folder that the first had filled, which is refused": (
+        ((0, 52),), "soak", "the refusal is what is promised",
+    ),
+}  # fmt: skip
+#: what the first tries found before rows were kept, and what the fuzz found
+ALSO = (
+    "A folder that Hydra could not make (full, read-only) ended with a traceback: one sentence now.",
+    "A flipped bit in a shard of latents, in shared weights or in a file of gates was another number without a word, as safetensors have no checksum: rows, samples and headers say now what they must be, and are compared when they are read.",
+    "`save_gates` wrote over the old file in place: it is whole at every moment now.",
+    "A `manifest.json` that is no mapping was a traceback.",
+    "An argument that cannot be read was refused without saying which of several it is; a choice with a name longer than a file's was a traceback.",
+)
+
+
+def outcomes(rows: Sequence[dict[str, str]]) -> list[dict[str, Any]]:
+    """A line for each injury: its trials, and what came of them."""
+    table = []
+    for injury in INJURIES:
+        mine = [row for row in rows if row["injury"] == injury.name]
+        if not mine:
+            continue
+        found = Counter(row["outcome"] for row in mine)
+        table.append(
+            {"injury": injury.name, "trials": len(mine)}
+            | {name: found.get(name, 0) or "" for name in KEPT}
+            | {"fault": sum(n for name, n in found.items() if name not in KEPT) or ""}
+        )
+    return table
+
+
+def struck_training(rows: Sequence[dict[str, str]]) -> int:
+    """Kills that a training command, or one of its processes, has died of."""
+    kills = {injury.name for injury in INJURIES if injury.kills}
+    return sum(
+        row["injury"] in kills and row["command"].startswith("train") and row["code"] not in ("0", "") for row in rows
+    )
+
+
+def explained() -> dict[tuple[int, int], str]:
+    """(seed, trial) of each fault that was looked into -> whose it was."""
+    return {row: whose for rows, whose, _ in FOUND.values() for row in rows}
+
+
+def soak(rows: Sequence[dict[str, str]]) -> str:
+    """What the trials have shown."""
+    faults = [row for row in rows if row["outcome"] not in KEPT]
+    known = explained()
+    ours = [row for row in faults if known.get((int(row["seed"]), int(row["trial"]))) != "soak"]
+    commits = list(dict.fromkeys(row["commit"] for row in rows))
+    last = [row for row in rows if row["commit"] == commits[-1]]
+    bad = [row for row in last if row in faults]
+    commands = [
+        {"command": name, "trials": count, "faults": sum(row["command"] == name for row in faults) or ""}
+        for name, count in sorted(Counter(row["command"] for row in rows).items())
+    ]
+    told = [
+        {
+            "what was found": what,
+            "trials": len(cases),
+            "now": now if whose == "ours" else f"{now} (a mistake of the trials)",
+        }
+        for what, (cases, whose, now) in FOUND.items()
+    ]
+    hours = sum(float(row["seconds"]) for row in rows) / 3600
+    hangs = sum("hang" in row["outcome"] for row in rows)
+    return f"""## The soak
+
+**{len(rows)} trials** ({hours:.1f} hours of wall time, two series on a busy machine), of them **{struck_training(rows)} kills that training died
+of**. {len(faults)} trials broke a promise; {len(faults) - len(ours)} of these were mistakes of the trials themselves. {hangs} hung. At the last commit
+that was tried ({len(last)} trials), {len(bad)} did. Each row is in [soak.csv](../../benchmarks/results/soak.csv), with its seed, moment
+and commit.
+
+Each trial starts a real command on the smallest network in a session of its own, strikes it at a moment drawn from its
+usual length, lets it end, and does what its message says. Promised is: the result is the same, byte for byte, as that of
+the command when nobody disturbs it, or the refusal is one sentence; nothing that was reported as saved is gone; no
+process, lock or temporary file is left; the exit code is right.
+
+{markdown_table(outcomes(rows))}
+*finished*: it was done before, or bore it. *went on*: given again (`resume=`, or the same command), it ended in the same
+bytes. *refused*: while the cause lasted, in one sentence. *told*: damaged data were left out, and that was said.
+
+{markdown_table(commands)}
+### What was found
+
+{markdown_table(told)}
+Found in first tries and by the fuzz below:
+
+{chr(10).join(f"- {line}" for line in ALSO)}
+
+### What limits this
+
+- The commands are copies of a process that has imported torch and Lightning, but nothing of this project: otherwise they
+  are what a shell starts, with signals, exit codes and files of their own. Kills while libraries load are thus rare here.
+- Networks of a few thousand weights on 8x8 digits, on one machine and one local file system; no network file system, no GPU.
+- A file system of 48 MB that is filled stands for a full disk, limits that are lowered from outside for quotas and
+  memory; slow fsync and a clock that is set back are patched into the process. Nothing pulls a plug: whether fsync keeps
+  its word is the disk's own affair.
+- A memory limit may strike inside of a library that answers in its own way, for example by leaving glyphs out of a figure.
+"""
+
+
+def fuzz(found: dict[str, Any]) -> str:
+    """What damaged inputs have shown."""
+    rows = [{key: value or "" for key, value in row.items()} for row in found["rows"]]
+    most = max(row["most_memory_mb"] for row in found["rows"])
+    faults = len(found["faults"])
+    return f"""## Damaged inputs
+
+`python -m benchmarks fuzz` ([fuzz.json](../../benchmarks/results/fuzz.json)): **{found["cases"]:,} cases**, {faults} of them a traceback, a hang (more than 20 s), a
+crash or something read that is not what was written. No process grew by more than {most:.0f} MB. Bits, bytes and pieces of
+good files are changed; values of JSON become others; random values are given to random keys of training, which then has to
+compose, or to refuse by name within 1.5 s of CPU time. What is drawn follows from the seed.
+
+{markdown_table(rows)}
+*read*: the damage was none, or lay where the format has no checksum (pictures, official weights, tables).
+"""
+
+
+def long_run(found: dict[str, Any]) -> str:
+    """What a long run has shown."""
+    trainer, worker = found["trainer_mb"], found["worker_mb"]
+    steps, ahead = found["steps"], 100 * found["last_tenth_against_first"]
+    slope, error = trainer["slope_mb_per_1000_steps"], trainer["slope_2_standard_errors"]
+    kept = "within" if abs(ahead) <= 5 else "beyond"
+    files = [{"part": name, "kB": f"{size / 1000:.1f}"} for name, size in sorted(found["files"].items())]
+    return f"""## {steps:,} steps
+
+`python -m benchmarks long_run` ([long_run.json](../../benchmarks/results/long_run.json), [rows](../../benchmarks/results/long_run.csv)): the digits on a narrow network with everything
+on, watched from outside. Memory is what no file stands behind (RssAnon).
+
+![Memory, CPU time and log of a long run](../../benchmarks/results/long_run.png)
+
+- Memory of the trainer: {trainer["at_tenth"]:.0f} MB after a tenth, {trainer["at_end"]:.0f} MB at the end; over the second half it grew by {slope:.3f} ± {error:.3f} MB in 1,000 steps
+  (two standard errors of the fit, which take its samples for independent: they are not).
+- Memory of its worker: {worker["at_tenth"]:.0f} MB and {worker["at_end"]:.0f} MB.
+- CPU time a step: {found["cpu_ms_per_step_by_tenth"][0]:.2f} ms in the first tenth, {found["cpu_ms_per_step_by_tenth"][-1]:.2f} ms in the last ({ahead:+.1f} %; {kept} the 5 % that were the goal), validation, samples and
+  evaluations included, on a machine that did other things too.
+- Log: {found["files"]["output.log"] / 1000:.1f} kB, {1000 * found["files"]["output.log"] / steps:.0f} bytes in 1,000 steps.
+
+{markdown_table(files)}
+The tables grow by a row at each interval, as they must; checkpoints are two files, whatever the length.
+"""
+
+
+def plot(path: Path = PICTURE) -> None:
+    """Memory, CPU time a step and size of the log over the steps."""
+    with (RESULTS / "long_run.csv").open(newline="", encoding="utf-8") as file:
+        rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    step = [row["step"] for row in rows]
+    figure = Figure(figsize=(10, 2.8), dpi=110, layout="constrained")
+    memory, cpu, log = figure.subplots(1, 3)
+    memory.plot(step, [row["trainer_mb"] for row in rows], color="C0", linewidth=1)
+    memory.set_title("memory of the trainer, MB", fontsize=10)
+    memory.set_ylim(0)
+    tenths = json.loads((RESULTS / "long_run.json").read_text(encoding="utf-8"))["cpu_ms_per_step_by_tenth"]
+    cpu.plot([(i + 0.5) * step[-1] / 10 for i in range(10)], tenths, "o-", color="C1", linewidth=1)
+    cpu.set_title("CPU time a step, ms", fontsize=10)
+    cpu.set_ylim(0)
+    log.plot(step, [row["log_bytes"] / 1000 for row in rows], color="C2", linewidth=1)
+    log.set_title("output.log, kB", fontsize=10)
+    log.set_ylim(0)
+    for axes in (memory, cpu, log):
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    write_atomically(path, lambda file: figure.savefig(file, format="png"))
+
+
+def page() -> str:
+    """The whole page."""
+    found = {name: json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in ("fuzz", "long_run")}
+    parts = (soak(read()), fuzz(found["fuzz"]), long_run(found["long_run"]))
+    return f"{NOTE}# Faults, damaged inputs and a long run\n\n" + "\n".join(parts)
+
+
+def write() -> None:
+    """Write the figure and the page."""
+    plot()
+    write_text(PAGE, page())
+
+
+if __name__ == "__main__":
+    write()

@@ -1,0 +1,130 @@
+"""The soak: its page, that it sees a broken promise, and some of its trials."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from benchmarks import fuzz
+from benchmarks.soak import page
+from benchmarks.soak.cases import CASES
+from benchmarks.soak.injuries import INJURIES
+from benchmarks.soak.run import COLUMNS, KEPT, append, drawn, read, soak
+from benchmarks.soak.trial import Fault, Trial, differences, reference_of
+
+
+def test_the_page_is_that_of_the_rows() -> None:
+    assert page.PAGE.read_text(encoding="utf-8") == page.page(), "run python -m benchmarks.soak.page"
+
+
+def test_every_fault_of_the_table_was_looked_into() -> None:
+    rows = read()
+    faults = {(int(row["seed"]), int(row["trial"])) for row in rows if row["outcome"] not in KEPT}
+    assert faults == set(page.explained())
+    assert len({(row["seed"], row["trial"]) for row in rows}) == len(rows)
+
+
+def test_what_is_drawn_follows_from_seed_and_number() -> None:
+    first, again = drawn(7, 3), drawn(7, 3)
+    assert first[:2] == again[:2]
+    assert first[2].random() == again[2].random()
+    names = {drawn(i, 0)[1].name for i in range(2000)}
+    possible = {injury.name for injury in INJURIES if any(injury.fits(case) for case in CASES)}
+    assert names == possible
+    case, injury, _ = drawn(0, 0, cases="^sample$", injuries="SIGTERM$")
+    assert (case.name, injury.name) == ("sample", "SIGTERM")
+
+
+def test_rows_are_kept_as_they_land(tmp_path: Path) -> None:
+    table = tmp_path / "soak.csv"
+    for number in range(2):
+        append(table, dict.fromkeys(COLUMNS, "a, b") | {"trial": number})
+    assert [row["trial"] for row in read(table)] == ["0", "1"]
+    assert read(table)[1]["detail"] == "a, b"
+
+
+@pytest.fixture
+def trial(tmp_path: Path) -> Trial:
+    """A trial of which nothing has run: its result is the reference's."""
+    reference = tmp_path / "references" / "x" / "cwd" / "run"
+    (reference / "checkpoints").mkdir(parents=True)
+    (reference / "metrics.csv").write_text("step\n1\n")
+    made = Trial(CASES[0], INJURIES[0], random.Random(0), tmp_path, reference, 1.0)
+    (made.folder / "checkpoints").mkdir(parents=True)
+    (made.folder / "metrics.csv").write_text("step\n1\n")
+    (made.folder / "throughput.csv").write_text("its own time")
+    return made
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("run/metrics.csv", "step\n2\n", "different"),
+        ("run/samples/final.png", "new", "different"),
+        ("run/.lock", "", "different"),
+        (".metrics.csv.42.tmp", "", "left behind"),
+        ("somewhere else", "", "left behind"),
+    ],
+)
+def test_a_broken_promise_is_seen(trial: Trial, name: str, content: str, kind: str) -> None:
+    assert trial._same("went on") == "went on"
+    (trial.cwd / name).parent.mkdir(exist_ok=True)
+    (trial.cwd / name).write_text(content)
+    with pytest.raises(Fault) as fault:
+        trial._same("went on")
+    assert fault.value.kind == kind
+    assert differences(trial.reference, trial.reference) == []
+
+
+def test_what_was_reported_as_saved_has_to_be_there(trial: Trial) -> None:
+    (trial.folder / "checkpoints" / "step=000000004.ckpt").touch()
+    assert trial._kept("Saved last was step 4; continue with resume=run") == 4
+    with pytest.raises(Fault, match="step 6 was reported as saved"):
+        trial._kept("stopped by SIGTERM after step 6, which is saved.")
+
+
+@pytest.mark.end_to_end
+def test_a_run_that_is_killed_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    reference, length = reference_of(CASES[0], tmp_path)
+    trial = Trial(CASES[0], INJURIES[0], random.Random(1), tmp_path, reference, length)
+    trial.moment = 0.7
+    assert trial.run() in ("went on", "finished")
+
+
+@pytest.mark.full
+@pytest.mark.end_to_end
+def test_two_minutes_of_it(tmp_path: Path) -> None:
+    rows = soak(minutes=2, seed=2026, table=tmp_path / "soak.csv", work=tmp_path / "work")
+    assert rows
+    assert [row for row in rows if row["outcome"] not in KEPT] == []
+
+
+QUICK = "run folders|checkpoints|shared|gates|latents|weights|pictures|tars|annotations|samples"
+
+
+@pytest.mark.parametrize("cases", [400, pytest.param(4000, marks=pytest.mark.full)])
+def test_damaged_inputs_are_read_or_refused(cases: int) -> None:
+    found = fuzz.fuzz(cases=cases, seed=1, subjects=QUICK if cases == 400 else "")
+    assert found["faults"] == []
+    assert found["cases"] > cases / 2
+
+
+def test_the_fuzz_sees_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(place: Path) -> fuzz.Case:
+        def case(draw: random.Random) -> str:
+            match draw.randrange(3):
+                case 0:
+                    raise KeyError("a bug")
+                case 1:
+                    raise fuzz.Wrong("another number")
+            return "read"
+
+        return case
+
+    monkeypatch.setattr(fuzz, "SUBJECTS", {"broken": (broken, 1.0)})
+    found = fuzz.fuzz(cases=20)
+    (row,) = found["rows"]
+    assert row["traceback"] > 0 < row["wrong"]
+    assert row["traceback"] + row["wrong"] + row["read"] == 20
+    assert len(found["faults"]) == row["traceback"] + row["wrong"]
