@@ -19,7 +19,7 @@ from neural_rdm.core import seeding
 from neural_rdm.data.base import Batch
 from neural_rdm.diffusion.objectives import DDPMObjective, FlowObjective
 from neural_rdm.latents.first_stage import Autoencoder, Identity
-from neural_rdm.training import sharding
+from neural_rdm.training import precision, sharding
 from neural_rdm.training.optim import Optimizer
 from neural_rdm.training.recompute import How, recompute
 from neural_rdm.training.scaling import unscale
@@ -69,7 +69,8 @@ class NeuralRDM(pl.LightningModule):
         self.on_timesteps: Callable[[Tensor], None] | None = None
 
     def configure_model(self) -> None:
-        """Checkpoint, compile and shard the network; Lightning calls this more than once."""
+        """Round, checkpoint, compile and shard the network; Lightning calls this more than once."""
+        precision.prepare(self.net, str(self.trainer.precision))
         recompute(self.net, self.activation_checkpointing)
         if self.compile_blocks and not getattr(self, "_compiled", False):
             for block in blocks_of(self.net, "compiled (trainer.compile)"):
@@ -164,7 +165,7 @@ class NeuralRDM(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer and its per-step schedule."""
-        optimizer = self.optimizer.build(self.net, list(self.objective.parameters()))
+        optimizer = self.optimizer.build(self.net, list(self.objective.parameters()), self.seed)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, partial(self.optimizer.factor, max_steps=self.max_steps)
         )

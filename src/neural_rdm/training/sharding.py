@@ -13,11 +13,16 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 
 from neural_rdm.backbones.contract import blocks_of
+from neural_rdm.backbones.layers import Float32Linear
 from neural_rdm.core.sharded import Keys
 from neural_rdm.residual import gate_names
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
+
+
+#: precisions under which the matrices of blocks are gathered as bfloat16
+HALF = ("bf16-mixed", "bf16-true", "float8-mixed")
 
 
 class FSDP2(ModelParallelStrategy):
@@ -97,13 +102,19 @@ def matrices(net: nn.Module) -> set[nn.Parameter]:
     return {p for name, p in net.named_parameters() if id(p) in inside and p.ndim > 1 and name not in gates}
 
 
+def islands(net: nn.Module) -> list[Float32Linear]:
+    """The layers of a network's blocks that compute in float32 whatever the precision."""
+    blocks = blocks_of(net, "sharded (strategy=fsdp2)")
+    return [layer for block in blocks for layer in block.modules() if isinstance(layer, Float32Linear)]
+
+
 def shard(module: pl.LightningModule) -> None:
     """Shard `module.net` where the strategy is FSDP2; otherwise, and the second time, do nothing.
 
     Every block's matrices are one group, gathered when the block runs; all the rest (embeddings, the last layer, and of
     the blocks gates, biases and scales) is another, gathered once a step. Under `trainer.precision=bf16-mixed` matrices
-    travel and are kept between gathers as bfloat16, everything else as float32, as autocast would use them; gradients
-    are summed over ranks in float32.
+    travel and are kept between gathers as bfloat16, everything else as float32, as autocast would use them; islands
+    (`Float32Linear`) are groups of their own inside their block. Gradients are summed over ranks in float32.
     """
     strategy = _strategy(module)
     if strategy is None:
@@ -116,9 +127,14 @@ def shard(module: pl.LightningModule) -> None:
     blocks = blocks_of(net, "sharded (strategy=fsdp2)")
     heavy = matrices(net)
     options: Any = {"mesh": strategy.mesh, "reshard_after_forward": strategy.reshard_after_forward}
+    half = strategy.precision_plugin.precision in HALF
+    alone = islands(net) if half else []
+    own = {p for layer in alone for p in layer.parameters()}
     # the rest comes first: what a block does not hold back for it would belong to the block
-    fully_shard(net, **options, ignored_params=heavy)
-    if strategy.precision_plugin.precision == "bf16-mixed":  # inputs stay as autocast has them: float32 in the stream
+    fully_shard(net, **options, ignored_params=heavy | own)
+    for layer in alone:
+        fully_shard(layer, **options)
+    if half:  # inputs stay as autocast has them: float32 in the stream
         options["mp_policy"] = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     light = set(net.parameters()) - heavy
     for block in blocks:
