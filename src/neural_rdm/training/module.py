@@ -19,7 +19,7 @@ from neural_rdm.core import seeding
 from neural_rdm.data.base import Batch
 from neural_rdm.diffusion.objectives import DDPMObjective, FlowObjective
 from neural_rdm.latents.first_stage import Autoencoder, Identity
-from neural_rdm.training import precision, sharding
+from neural_rdm.training import context_parallel, precision, sharding, tensor_parallel
 from neural_rdm.training.optim import Optimizer
 from neural_rdm.training.recompute import How, recompute
 from neural_rdm.training.scaling import unscale
@@ -76,7 +76,9 @@ class NeuralRDM(pl.LightningModule):
             for block in blocks_of(self.net, "compiled (trainer.compile)"):
                 block.compile()  # in place: keys get no `_orig_mod.` prefix
             self._compiled = True
+        context_parallel.share(self)
         sharding.shard(self)
+        tensor_parallel.shard(self)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Losses of one micro-batch: `loss` (the mean to minimise) and its detached parts."""

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 HALF = ("bf16-mixed", "bf16-true", "float8-mixed")
 
 
-class FSDP2(ModelParallelStrategy):
-    """Lightning's strategy for networks that shard themselves, which `shard` does.
+class Sharded(ModelParallelStrategy):
+    """Lightning's strategy for networks whose parameters are DTensors of their own making.
 
     A checkpoint's content stays sharded until it is written (`StreamedCheckpointIO` gathers it into one file, or has
     every rank write its own), and has the optimizer's parameters in the optimizer's order, as under every other
@@ -34,10 +34,12 @@ class FSDP2(ModelParallelStrategy):
     them.
 
     Args:
-        devices: of all nodes together.
-        reshard_after_forward: see `parallel.fsdp2`.
-        replicas: copies of the network, each shared out over `devices / replicas` devices (HSDP).
+        data, tensor: devices that take a part of the batch each, and that compute one together.
     """
+
+    #: ranks that take one part of the batch together (see `core.ranks.parts`), those of them that compute the same
+    #: numbers, and those that share out one copy of the weights
+    together, copies, shards = 1, 1, 1
 
     lightning_module_state_dict = Strategy.lightning_module_state_dict
     load_model_state_dict = Strategy.load_model_state_dict
@@ -45,19 +47,8 @@ class FSDP2(ModelParallelStrategy):
     load_optimizer_state_dict = Strategy.load_optimizer_state_dict
     lightning_restore_optimizer = Strategy.lightning_restore_optimizer
 
-    def __init__(self, devices: int, reshard_after_forward: bool, replicas: int = 1) -> None:
-        super().__init__(data_parallel_size=devices, tensor_parallel_size=1, save_distributed_checkpoint=False)
-        self.reshard_after_forward, self.replicas = reshard_after_forward, replicas
-
-    @cached_property
-    def mesh(self) -> DeviceMesh:
-        """The devices: [shards], or [replicas, shards] of neighbours, which share a node where they can."""
-        from torch.distributed.device_mesh import init_device_mesh
-
-        if self.replicas == 1:
-            return self.device_mesh["data_parallel"]
-        sizes = (self.replicas, self.world_size // self.replicas)
-        return init_device_mesh(self.root_device.type, sizes, mesh_dim_names=("replicate", "shard"))
+    def __init__(self, data: int, tensor: int = 1) -> None:
+        super().__init__(data_parallel_size=data, tensor_parallel_size=tensor, save_distributed_checkpoint=False)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Every rank calls the writer, which gathers or shards."""
@@ -83,6 +74,31 @@ class FSDP2(ModelParallelStrategy):
         io: Any = self.checkpoint_io
         content: dict[str, Any] = io.load_checkpoint(self.broadcast(checkpoint_path), like=like)
         return content
+
+
+class FSDP2(Sharded):
+    """Fully sharded data parallelism, which `shard` carries out.
+
+    Args:
+        devices: of all nodes together.
+        reshard_after_forward: see `parallel.fsdp2`.
+        replicas: copies of the network, each shared out over `devices / replicas` devices (HSDP).
+    """
+
+    def __init__(self, devices: int, reshard_after_forward: bool, replicas: int = 1) -> None:
+        super().__init__(devices)
+        self.reshard_after_forward, self.replicas = reshard_after_forward, replicas
+        self.shards = devices // replicas
+
+    @cached_property
+    def mesh(self) -> DeviceMesh:
+        """The devices: [shards], or [replicas, shards] of neighbours, which share a node where they can."""
+        from torch.distributed.device_mesh import init_device_mesh
+
+        if self.replicas == 1:
+            return self.device_mesh["data_parallel"]
+        sizes = (self.replicas, self.shards)
+        return init_device_mesh(self.root_device.type, sizes, mesh_dim_names=("replicate", "shard"))
 
 
 def shards(module: pl.LightningModule) -> bool:
