@@ -91,7 +91,9 @@ def train(
         Checkpoints(folder / name, steps // 2, keep=2),
         steps=steps,
         ckpt=None if resume is None else path_of(folder / resume, steps // 2),
-        strategy=getattr(parallel, strategy)(devices=world, **(share or ({"replicas": 2} if strategy == "hsdp" else {}))),
+        strategy=getattr(parallel, strategy)(
+            devices=world, **(share or ({"replicas": 2} if strategy == "hsdp" else {}))
+        ),
         devices=world,
         gradient_clip_val=1.0,
         plugins=[StreamedCheckpointIO(sharded, background)],

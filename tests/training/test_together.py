@@ -58,7 +58,9 @@ def test_checkpoints_go_from_and_to_every_other_strategy(tmp_path: Path) -> None
     train(tmp_path, "single", "single", 6, network="latte")
     own = {"network": "latte"}
     tensor, context = {"share": {"tensor": 2}, **own}, {"share": {"context": 2}, **own}
-    run_all(tmp_path, [job("tp-2", sharded=True, **tensor), job("tp-file", **tensor), job("fsdp2-2", sharded=True, **own)])
+    run_all(
+        tmp_path, [job("tp-2", sharded=True, **tensor), job("tp-file", **tensor), job("fsdp2-2", sharded=True, **own)]
+    )
     four = [job(f"{to}-of-{of}", resume=of, **how) for of in ("tp-2", "tp-file", "fsdp2-2")
             for to, how in (("tp", tensor), ("hsdp", own), ("fsdp2", context), ("tp-all", own))]  # fmt: skip
     run_all(tmp_path, four, count=4)

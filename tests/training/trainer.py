@@ -22,7 +22,6 @@ from neural_rdm.training.callbacks.checkpoints import StreamedCheckpointIO
 from neural_rdm.training.module import NeuralRDMF
 from neural_rdm.training.optim import Optimizer
 
-
 #: small networks for the digits, by name
 NETWORKS: dict[str, Callable[..., Backbone]] = {
     "dit": lambda **options: DiT(8, 4, 1, 32, 2, 4, num_classes=10, **options),
@@ -37,9 +36,7 @@ NETWORKS: dict[str, Callable[..., Backbone]] = {
 }
 
 
-def tiny_module(
-    residual: str = "gated", max_steps: int = 8, network: str = "dit", **optimizer: Any
-) -> NeuralRDMF:
+def tiny_module(residual: str = "gated", max_steps: int = 8, network: str = "dit", **optimizer: Any) -> NeuralRDMF:
     """A small network for the digits; the same weights every time, none of them zero."""
     torch.manual_seed(0)
     net = NETWORKS[network](residual=residual)

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -72,21 +73,43 @@ def save(path: Path, content: dict[str, Any], group: Any = None) -> None:
         group: the process group whose ranks all call this; None where this process writes alone.
 
     Raises:
-        WriteError: it could not be written, on this rank or on another.
+        WriteError: it could not be written, on this rank or on another; all of them raise the same.
     """
     rank = 0 if group is None else torch.distributed.get_rank(group)
+    with contextlib.ExitStack() as until_whole:
+        own = _agreed(path, group, lambda: until_whole.enter_context(new_folder(path)) if rank == 0 else None)
+        folder = Path(next(folder for folder in own if folder is not None))
+        _write(path, folder, content, group)
+        _agreed(path, group, until_whole.close)  # here it gets its name
+
+
+def _agreed(path: Path, group: Any, job: Callable[[], Any]) -> list[Any]:
+    """Do this rank's part of writing `path`, and return what every rank's part has returned.
+
+    Raises:
+        WriteError: that of the first rank whose part has failed, on all of them.
+    """
+    done, problem = None, None
     try:
-        with new_folder(path) if rank == 0 else contextlib.nullcontext() as own:
-            folder = Path(_from_first(str(own), group))
-            _write(folder, content, group)
-        _from_first("whole", group)
+        done = job()
+    except WriteError as error:
+        problem = str(error)
     except (OSError, _failures()) as error:
         cause = _cause(error)
-        said = cannot_write(path, cause) if isinstance(cause, OSError) else f"cannot write {path}: {first_line(cause)}"
-        raise WriteError(said) from error
+        problem = (
+            cannot_write(path, cause) if isinstance(cause, OSError) else f"cannot write {path}: {first_line(cause)}"
+        )
+    every: list[Any] = [(done, problem)]
+    if group is not None:
+        every = [None] * torch.distributed.get_world_size(group)
+        torch.distributed.all_gather_object(every, (done, problem), group=group)
+    failed = next((problem for _, problem in every if problem is not None), None)
+    if failed is not None:
+        raise WriteError(failed)
+    return [done for done, _ in every]
 
 
-def _write(folder: Path, content: dict[str, Any], group: Any) -> None:
+def _write(path: Path, folder: Path, content: dict[str, Any], group: Any) -> None:
     """Every rank its parts and their hashes; the first one also what is said of them."""
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint import HuggingFaceStorageWriter
@@ -104,19 +127,19 @@ def _write(folder: Path, content: dict[str, Any], group: Any) -> None:
 
     rest = mapped(content, take)
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    dcp.save(tensors, storage_writer=writer, process_group=group, no_dist=group is None)
+    save = partial(dcp.save, tensors, storage_writer=writer, process_group=group, no_dist=group is None)
+    _agreed(path, group, lambda: save() and None)
     rank, world = (0, 1) if group is None else (torch.distributed.get_rank(group), torch.distributed.get_world_size())
     parts = sorted(folder.glob("*.safetensors"))
-    digests = [sha256_of(part) for part in parts[rank::world]]
-    every: list[Any] = [digests]
-    if group is not None:
-        every = [None] * world
-        torch.distributed.all_gather_object(every, digests, group=group)
-    if rank == 0:
+    every = _agreed(path, group, lambda: [sha256_of(part) for part in parts[rank::world]])
+
+    def describe() -> None:
         save_tensors(folder / REST, rest)
         files = {part.name: every[i % world][i // world] for i, part in enumerate(parts)}
         files[REST] = sha256_of(folder / REST)
         write_text(folder / MANIFEST, json.dumps({"ranks": world, "sha256": files}, indent=1) + "\n")
+
+    _agreed(path, group, describe if rank == 0 else lambda: None)
 
 
 def load(path: Path, like: Like = whole, leave_out: Collection[str] = ()) -> dict[str, Any]:
@@ -191,15 +214,6 @@ def parts(path: Path) -> Iterator[tuple[str, Tensor]]:
     for file in sorted(path.glob("*.safetensors")):
         with safe_open(file, framework="pt") as held:
             yield from ((name.replace("/", "."), held.get_tensor(name)) for name in held.keys())  # noqa: SIM118
-
-
-def _from_first(value: Any, group: Any) -> Any:
-    """The first rank's value; all of them have come this far then."""
-    if group is None:
-        return value
-    held = [value]
-    torch.distributed.broadcast_object_list(held, src=0, group=group)
-    return held[0]
 
 
 def _failures() -> type[BaseException]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, Literal, NoReturn
 
@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import Tensor, nn
 
 from neural_rdm.core.arguments import Count, Positive, checked
-from neural_rdm.core.errors import ConfigError, UserError
+from neural_rdm.core.errors import ConfigError, UserError, WriteError
 from neural_rdm.core.extras import install
 from neural_rdm.core.ranks import is_first_rank
 from neural_rdm.core.weights import full as full
@@ -52,9 +52,7 @@ def ddp(
 
 
 @checked()
-def fsdp2(
-    devices: Count = 1, num_nodes: Count = 1, reshard_after_forward: bool = True, context: Count = 1
-) -> Strategy:
+def fsdp2(devices: Count = 1, num_nodes: Count = 1, reshard_after_forward: bool = True, context: Count = 1) -> Strategy:
     """Fully sharded data parallelism (FSDP2) over all devices.
 
     Args:
@@ -147,6 +145,25 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 def refuse(error: UserError) -> NoReturn:
     """Raise an error that every rank has found out about; only the first one says it."""
     raise error if is_first_rank() else SystemExit(error.exit_code)
+
+
+def written(job: Callable[[], object]) -> None:
+    """Write something, each rank its part. Where one of them cannot, all stop at once and the first one says why.
+
+    Raises:
+        WriteError: on the first rank.
+    """
+    problem: WriteError | None = None
+    try:
+        job()
+    except WriteError as error:
+        problem = error
+    every: list[Any] = [None if problem is None else str(problem)]
+    if processes() > 1:
+        every *= processes()
+        torch.distributed.all_gather_object(every, None if problem is None else str(problem))
+    if (failed := next((each for each in every if each is not None), None)) is not None:
+        refuse(problem or WriteError(failed))
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -167,7 +167,7 @@ class Checkpoints(Checkpoint):
         """Save the last step."""
         if trainer.global_step > 0:
             self.save(trainer)
-        _io(trainer).wait()
+        parallel.written(_io(trainer).wait)
 
     def save(self, trainer: pl.Trainer) -> None:
         """Save this step unless it is saved already; every rank must call it."""
@@ -179,7 +179,7 @@ class Checkpoints(Checkpoint):
         for logger in trainer.loggers:
             logger.save()
         path = path_of(self.folder, trainer.global_step)
-        trainer.save_checkpoint(path)
+        parallel.written(partial(trainer.save_checkpoint, path))
         if trainer.is_global_zero:
             _io(trainer).then(partial(self._saved_is, path))
         trainer.strategy.barrier("checkpoint")

@@ -225,7 +225,8 @@ class Throughput(pl.Callback):
         shards = getattr(strategy, "shards", 1)
 
         def needed(samples: int) -> Memory:
-            return memory(module.net, module.optimizer, 1, found(samples), shards, half)
+            true = str(trainer.precision) == "bf16-true"
+            return memory(module.net, module.optimizer, 1, found(samples), shards, half, true)
 
         try:
             return check_room(needed, batch, has)
