@@ -33,8 +33,8 @@ def lacking(node: object) -> tuple[str, str] | None:
 
 
 def check_packages(cfg: DictConfig, sources: Sources) -> None:
-    """Refuse a text encoder, a strategy or a precision whose package is not installed; of a logger the check of its node
-    does.
+    """Refuse a text encoder, a strategy or a precision whose package is not installed; of a logger the check of its
+    node does.
 
     Raises:
         ConfigError: saying what to type.

@@ -138,7 +138,7 @@ def _down(x: Tensor, by: int) -> Tensor:
 
 
 def _places(tensor: Any) -> Tensor:
-    """The place of each entry of this rank's part in the whole tensor, counted row by row: int32 of the part's shape."""
+    """The place of each entry of this rank's part in the whole tensor, row by row: int32 of the part's shape."""
     part, starts = _local(tensor), [0] * tensor.ndim
     if hasattr(tensor, "to_local"):
         from torch.distributed.tensor._utils import compute_local_shape_and_global_offset as found

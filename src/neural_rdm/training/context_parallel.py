@@ -6,7 +6,7 @@ the last layer, whose outputs are put together. Attention over places has to see
 are exchanged, so that each device attends with some of the heads over the whole sequence, and are exchanged back.
 Attention over the frames at a place, and all the rest, needs nothing from others.
 
-    [R, N / W, 3, heads, d] --all to all--> [R, N, 3, heads / W, d] --attention--> [R, N, ...] --all to all--> [R, N / W, D]
+    [R, N / W, 3, heads, d] --all to all--> [R, N, 3, heads / W, d] --attention, all to all--> [R, N / W, D]
 
 Each device's gradient is that of its own tokens. It is multiplied by W where the outputs were put together, so that the
 mean over all devices, which every data-parallel strategy takes, is the gradient of the batch.
