@@ -32,7 +32,7 @@ from neural_rdm.training.callbacks.ema import EMA
 from neural_rdm.training.callbacks.steps import Order
 from neural_rdm.training.callbacks.supervision import Supervision
 from tests.helpers import two_processes
-from tests.training.ranks import trained_by_all
+from tests.training.ranks import one_cannot_write, trained_by_all
 from tests.training.trainer import fit, tiny_module
 
 pytestmark = pytest.mark.timeout(600)
@@ -226,6 +226,13 @@ def test_a_copy_is_saved_while_training_goes_on(tmp_path: Path) -> None:
     io.save_checkpoint({"state_dict": {"w": weight}}, blocked / "b.ckpt")
     with pytest.raises(WriteError, match="cannot write"):
         io.wait()
+
+
+def test_a_rank_that_cannot_write_stops_all_with_one_sentence(tmp_path: Path) -> None:
+    two_processes(one_cannot_write, tmp_path)
+    for name in ("fsdp2-other", "fsdp2-first", "ddp-first"):
+        assert newest_readable(tmp_path / name) == path_of(tmp_path / name, 3)
+        assert sorted(p.name for p in (tmp_path / name).iterdir()) == ["last.ckpt", "step=000000003.ckpt"]
 
 
 @pytest.mark.full

@@ -89,7 +89,8 @@ def _agreed(path: Path, group: Any, job: Callable[[], Any]) -> list[Any]:
     Raises:
         WriteError: that of the first rank whose part has failed, on all of them.
     """
-    done, problem = None, None
+    done: Any = None
+    problem: str | None = None
     try:
         done = job()
     except WriteError as error:
