@@ -69,7 +69,7 @@ def save(path: Path, content: dict[str, Any], group: Any = None) -> None:
 
     Args:
         content: tensors (sharded ones, of which each rank has its part, among them), numbers, strings, lists and
-            dictionaries; the same on every rank.
+            dictionaries; the same on every rank. Of each a rank has one piece, see `in_one_piece`.
         group: the process group whose ranks all call this; None where this process writes alone.
 
     Raises:
@@ -143,13 +143,30 @@ def _write(path: Path, folder: Path, content: dict[str, Any], group: Any) -> Non
     _agreed(path, group, describe if rank == 0 else lambda: None)
 
 
+def _scattered(tensor: Any) -> bool:
+    """Whether a rank's part of a sharded tensor is several pieces of the whole (heads of q, of k and of v), which torch's
+    distributed checkpoint would take for one.
+    """
+    return any(hasattr(placement, "split_factor") for placement in getattr(tensor, "placements", ()))
+
+
+def in_one_piece(tensor: Any) -> Any:
+    """A sharded tensor of which each rank has one piece; a collective call where that has to be made."""
+    if not _scattered(tensor):
+        return tensor
+    from torch.distributed.tensor import Shard
+
+    whole = [Shard(p.dim) if hasattr(p, "split_factor") else p for p in tensor.placements]
+    return tensor.redistribute(placements=whole)
+
+
 def load(path: Path, like: Like = whole, leave_out: Collection[str] = ()) -> dict[str, Any]:
     """Read what `save` has written, on any number of ranks, without communication.
 
     Args:
         leave_out: keys of the content that are not read.
         like: is asked with tensors that have shape and dtype alone; of those that are sharded only this rank's part is
-            read.
+            read, or, where that is in several pieces, all of it and the rest given up.
 
     Raises:
         CheckpointError: it is no such folder, or incomplete.
@@ -170,7 +187,7 @@ def load(path: Path, like: Like = whole, leave_out: Collection[str] = ()) -> dic
         model = like(keys, torch.empty(shape, dtype=dtype, device="meta"))
         empty = (
             torch.empty_strided(shape, part["stride"], dtype=dtype)
-            if model is None
+            if model is None or _scattered(model)
             else torch.empty_like(model, dtype=dtype, requires_grad=False)
         )
         wanted[part[ELSEWHERE]] = empty
@@ -181,7 +198,7 @@ def load(path: Path, like: Like = whole, leave_out: Collection[str] = ()) -> dic
         dcp.load(wanted, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
     except (Exception, _failures()) as error:
         raise CheckpointError(f"cannot read {path}: {first_line(_cause(error))}") from error
-    return content
+    return placed(content, lambda keys, tensor: model if _scattered(model := like(keys, tensor)) else None)
 
 
 def load_rest(path: str | Path) -> dict[str, Any]:

@@ -64,6 +64,7 @@ class StreamedCheckpointIO(CheckpointIO):
         self.wait()
         write: Callable[[dict[str, Any]], None] = partial(save_tensors, path)
         if self.sharded:
+            checkpoint = mapped(checkpoint, lambda _, tensor: sharded.in_one_piece(tensor))  # now, and not in a thread
             write = partial(sharded.save, Path(path), group=self._group_of(checkpoint))
         else:
             checkpoint = mapped(checkpoint, _gathered)
