@@ -144,8 +144,8 @@ def _write(path: Path, folder: Path, content: dict[str, Any], group: Any) -> Non
 
 
 def _scattered(tensor: Any) -> bool:
-    """Whether a rank's part of a sharded tensor is several pieces of the whole (heads of q, of k and of v), which torch's
-    distributed checkpoint would take for one.
+    """Whether a rank's part of a sharded tensor is several pieces of the whole (heads of q, of k and of v), which
+    torch's distributed checkpoint would take for one.
     """
     return any(hasattr(placement, "split_factor") for placement in getattr(tensor, "placements", ()))
 
