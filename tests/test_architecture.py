@@ -12,7 +12,7 @@ from tests.helpers import ROOT
 
 #: may be absent on a training machine, so nothing imports them at the top of a module
 OPTIONAL = {
-    "av", "decord", "deepspeed", "diffusers", "matplotlib", "optuna", "ray", "sklearn", "submitit", "torchcodec",
+    "av", "decord", "deepspeed", "diffusers", "matplotlib", "optuna", "ray", "sklearn", "submitit", "torchao", "torchcodec",
     "transformers", "wandb",
 }  # fmt: skip
 

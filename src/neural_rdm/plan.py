@@ -159,6 +159,7 @@ def _rows(
     from neural_rdm.training.memory import GIB, memory
 
     cfg, chosen = composed.cfg, composed.choices.get("strategy")
+    true = cfg.trainer.precision == "bf16-true"
     ema = (cfg.callbacks or {}).get("ema")
     averages = 0 if ema is None else 1 + len(ema.get("further") or ())
     optimizer = build.build(cfg.optimizer, "optimizer")
@@ -168,7 +169,7 @@ def _rows(
     for (how, held), (strategy, shards) in product(passes.items(), shares.items()):
 
         def of(samples: int, held: Callable[[int], Held] = held, shards: int = shards) -> Memory:
-            return memory(net, optimizer, averages, held(samples), shards, half)
+            return memory(net, optimizer, averages, held(samples), shards, half, true)
 
         planned = of(batch)
         configured = how == cfg.trainer.activation_checkpointing and (strategy == chosen or devices == 1)

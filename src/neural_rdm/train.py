@@ -204,6 +204,7 @@ def _announce(cfg: DictConfig, net: Backbone, samples: int, folder: Path, checkp
         return
     from neural_rdm.residual import gate_names
     from neural_rdm.runs import build
+    from neural_rdm.training import precision
 
     named, rule_names = list(net.named_parameters()), gate_names(net)
     total, gates = sum(p.numel() for _, p in named), sum(p.numel() for n, p in named if n in rule_names)
@@ -219,6 +220,7 @@ def _announce(cfg: DictConfig, net: Backbone, samples: int, folder: Path, checkp
     batch = f"global batch {cfg.data.batch_size}: {parts} device(s) x {micro_steps} micro-step(s)"
     print(f"{samples:,} training samples; {batch}")
     print(f"learning rate {cfg.optimizer.lr:g}, never scaled")
+    print(precision.told(cfg.trainer.precision, cfg.trainer.accelerator, cfg.trainer.tf32))
     print(
         f"run folder {folder}"
         + (f"; continuing after step {step} from {checkpoint.name}" if checkpoint is not None else ""),

@@ -83,7 +83,7 @@ def _die_in_the_second_checkpoint() -> None:
 
     from neural_rdm.core import sharded
 
-    hashed, files = sharded._sha256, []
+    hashed, files = sharded.sha256_of, []
 
     def dying(path: Path) -> str:
         files.append(path)
@@ -91,4 +91,44 @@ def _die_in_the_second_checkpoint() -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return hashed(path)
 
-    sharded._sha256 = dying
+    sharded.sha256_of = dying
+
+
+def one_cannot_write(rank: int, port: int, folder: Path) -> None:
+    """The disk of one rank is full in the second checkpoint, of shards or (the first rank's) of a file: the first rank
+    says so, and both stop.
+    """
+    _join(rank, port)
+    from typing import Any
+
+    import pytest
+
+    from neural_rdm.core import sharded
+    from neural_rdm.core.errors import WriteError
+    from neural_rdm.training.callbacks import checkpoints
+    from tests.training.test_sharding import train
+
+    def full(real: Any, when: int) -> Any:
+        calls = []
+
+        def write(path: Path, *more: Any) -> Any:
+            calls.append(path)
+            if len(calls) > when:
+                error = OSError(28, "No space left on device", str(path))
+                raise error if real.__name__ == "sha256_of" else WriteError(f"cannot write {path}: {error}")
+            return real(path, *more)
+
+        return write
+
+    said = {0: (WriteError, "cannot write .*No space left on device"), 1: (SystemExit, "2")}[rank]
+    for name, who, module, place, when in (
+        ("fsdp2-other", 1, sharded, "sha256_of", 1),
+        ("fsdp2-first", 0, sharded, "save_tensors", 1),
+        ("ddp-first", 0, checkpoints, "save_tensors", 1),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            if rank == who:
+                real = getattr(module, place)
+                patch.setattr(module, place, full(real, when))
+            with pytest.raises(said[0], match=said[1]):
+                train(folder, name, name.split("-")[0], sharded=name != "ddp-first", background=name == "fsdp2-first")

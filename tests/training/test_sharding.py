@@ -17,6 +17,7 @@ import torch
 
 from neural_rdm.core.errors import CheckpointError, WriteError
 from neural_rdm.core.files import load_tensors, sweep
+from neural_rdm.core.ranks import parts
 from neural_rdm.core.sharded import mapped
 from neural_rdm.core.weights import read_weights
 from neural_rdm.training import parallel
@@ -31,7 +32,7 @@ from neural_rdm.training.callbacks.ema import EMA
 from neural_rdm.training.callbacks.steps import Order
 from neural_rdm.training.callbacks.supervision import Supervision
 from tests.helpers import two_processes
-from tests.training.ranks import trained_by_all
+from tests.training.ranks import one_cannot_write, trained_by_all
 from tests.training.trainer import fit, tiny_module
 
 pytestmark = pytest.mark.timeout(600)
@@ -52,7 +53,10 @@ class Seen(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         found: Any = pl_module.all_gather({"positions": batch["position"], "loss": outputs["loss"].detach()})
-        self.rows["positions"].append(found["positions"].flatten().sort().values)
+        together = trainer.world_size // parts(trainer)[0]
+        shown = found["positions"].reshape(-1, together, len(batch["position"]))
+        assert bool((shown == shown[:, :1]).all())
+        self.rows["positions"].append(shown[:, 0].flatten().sort().values)
         self.rows["loss"].append(found["loss"].mean())
 
 
@@ -64,15 +68,22 @@ def train(
     resume: str | None = None,
     sharded: bool = False,
     background: bool = False,
+    network: str = "dit",
+    share: dict[str, int] | None = None,
     **options: Any,
 ) -> None:
     """Train on all ranks of this process's group, saving at half and at the end; from the half of the run `resume` on
-    where there is one. The first rank writes what was seen into `folder/NAME.pt`."""
+    where there is one. The first rank writes what was seen into `folder/NAME.pt`.
+
+    Args:
+        network: of `tests.training.trainer.NETWORKS`.
+        share: further arguments of the strategy.
+    """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     supervision = Supervision(0.35)
     seen = Seen(supervision)
     trainer = fit(
-        tiny_module(lr=1e-3),
+        tiny_module(lr=1e-3, network=network),
         folder / name,
         EMA(0.5, further=(0.9,)),
         supervision,
@@ -80,7 +91,9 @@ def train(
         Checkpoints(folder / name, steps // 2, keep=2),
         steps=steps,
         ckpt=None if resume is None else path_of(folder / resume, steps // 2),
-        strategy=getattr(parallel, strategy)(devices=world, **({"replicas": 2} if strategy == "hsdp" else {})),
+        strategy=getattr(parallel, strategy)(
+            devices=world, **(share or ({"replicas": 2} if strategy == "hsdp" else {}))
+        ),
         devices=world,
         gradient_clip_val=1.0,
         plugins=[StreamedCheckpointIO(sharded, background)],
@@ -213,6 +226,13 @@ def test_a_copy_is_saved_while_training_goes_on(tmp_path: Path) -> None:
     io.save_checkpoint({"state_dict": {"w": weight}}, blocked / "b.ckpt")
     with pytest.raises(WriteError, match="cannot write"):
         io.wait()
+
+
+def test_a_rank_that_cannot_write_stops_all_with_one_sentence(tmp_path: Path) -> None:
+    two_processes(one_cannot_write, tmp_path)
+    for name in ("fsdp2-other", "fsdp2-first", "ddp-first"):
+        assert newest_readable(tmp_path / name) == path_of(tmp_path / name, 3)
+        assert sorted(p.name for p in (tmp_path / name).iterdir()) == ["last.ckpt", "step=000000003.ckpt"]
 
 
 @pytest.mark.full

@@ -101,7 +101,7 @@ class CrossAttention(nn.Module):
 
     def __init__(self, dim: int, context_dim: int, num_heads: int) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.head_dim = num_heads, dim // num_heads
         self.q = nn.Linear(dim, dim)
         self.kv = nn.Linear(context_dim, 2 * dim)
         self.proj = nn.Linear(dim, dim)
@@ -109,7 +109,7 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
         """mask: bool [B, L], True for a token of the text; a text without any contributes nothing."""
         batch = len(context)
-        q = self.q(x).reshape(batch, -1, self.num_heads, x.shape[-1] // self.num_heads).transpose(1, 2)
+        q = self.q(x).reshape(batch, -1, self.num_heads, self.head_dim).transpose(1, 2)
         k, v = self.kv(context).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         if mask is None:
             mask = torch.ones(context.shape[:2], dtype=torch.bool, device=x.device)
@@ -117,4 +117,4 @@ class CrossAttention(nn.Module):
         # softmax over no token at all is NaN: such a text attends to its padding, and is then multiplied by 0
         out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=(mask | ~some)[:, None, None])
         out = out.transpose(1, 2).flatten(2) * some[..., None]
-        return self.proj(out.reshape(x.shape))
+        return self.proj(out.reshape(*x.shape[:-1], -1))

@@ -18,6 +18,7 @@ from neural_rdm.backbones.layers import (
     MLP,
     Blocks,
     FinalLayer,
+    Float32Linear,
     Kernel,
     LabelEmbedder,
     Norm,
@@ -97,7 +98,7 @@ class DiTBlock(nn.Module):
         self.mlp_unit = plan.unit("mlp", number)
         # Index 1 keeps the official key; the SiLU before it is the same for every block, so the network applies it
         # once.
-        last = Shift(6 * hidden_size) if shared else nn.Linear(hidden_size, 6 * hidden_size)
+        last = Shift(6 * hidden_size) if shared else Float32Linear(hidden_size, 6 * hidden_size)
         self.adaLN_modulation = nn.Sequential(nn.Identity(), last)
         self.skip_linear = LongSkip(hidden_size) if joins else None
         self.gate_init, self.closed = gate_init, plan.residual.closes_branch
@@ -255,7 +256,7 @@ class DiT(Backbone):
         self.side = input_size // patch_size
         self.pos_embed = nn.Parameter(torch.zeros(1, self.side**2, hidden_size), requires_grad=False)
         self.registers = Registers(register_tokens, hidden_size) if register_tokens else nn.Identity()
-        self.modulation = nn.Linear(hidden_size, 6 * hidden_size) if self.shared else nn.Identity()
+        self.modulation = Float32Linear(hidden_size, 6 * hidden_size) if self.shared else nn.Identity()
         plan = residual.plan(self._units(depth), hidden_size, time_dim=hidden_size)
         self.stack, self.blocks = plan.stack, self._blocks(depth, plan)
         self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)

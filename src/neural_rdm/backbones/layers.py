@@ -25,6 +25,7 @@ from neural_rdm.core.arguments import Natural, checked
 __all__ = [
     "Blocks",
     "FinalLayer",
+    "Float32Linear",
     "LabelEmbedder",
     "PatchEmbed",
     "Registers",
@@ -61,6 +62,16 @@ class Blocks(nn.ModuleList, Generic[Block]):
 def linear_layers(module: nn.Module) -> Iterator[nn.Linear]:
     """Every linear layer of a module, itself included."""
     return (layer for layer in module.modules() if isinstance(layer, nn.Linear))
+
+
+class Float32Linear(nn.Linear):
+    """A linear layer that computes in float32 under any autocast: an island in mixed precision, for what is small, and
+    whose rounding the whole network would share (the timestep's embedding, modulation).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return nn.functional.linear(x.to(self.weight.dtype), self.weight, self.bias)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -179,7 +190,7 @@ class TimestepEmbedder(nn.Module):
     def __init__(self, hidden_size: int, frequency_embedding_size: int = 256) -> None:
         super().__init__()
         self.mlp = nn.Sequential(
-            nn.Linear(frequency_embedding_size, hidden_size), nn.SiLU(), nn.Linear(hidden_size, hidden_size)
+            Float32Linear(frequency_embedding_size, hidden_size), nn.SiLU(), Float32Linear(hidden_size, hidden_size)
         )
         self.register_buffer("frequencies", frequencies(frequency_embedding_size), persistent=False)
 
@@ -211,7 +222,7 @@ class FinalLayer(nn.Module):
         self.norm_final = nn.LayerNorm(hidden_size, elementwise_affine=False, eps=1e-6)
         self.linear = nn.Linear(hidden_size, patch_size * patch_size * out_channels)
         # Index 1 keeps the official key; the SiLU before it is applied once, by the network.
-        self.adaLN_modulation = nn.Sequential(nn.Identity(), nn.Linear(hidden_size, 2 * hidden_size))
+        self.adaLN_modulation = nn.Sequential(nn.Identity(), Float32Linear(hidden_size, 2 * hidden_size))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from neural_rdm.backbones import constraints
 from neural_rdm.backbones.contract import Backbone
+from neural_rdm.backbones.layers import Float32Linear, linear_layers
 from neural_rdm.core.arguments import Count, Fraction, Positive, checked
 from neural_rdm.residual import Residual, Unit
 from neural_rdm.residual.gating import gate
@@ -133,6 +134,8 @@ class UNet(Backbone):
         else:
             plain = _unconditional(common, attends, widths, num_heads, num_head_channels, resblock_updown)
         self.net = gate(plain, residual, plain=False)
+        for layer in linear_layers(self.net.time_embedding):
+            layer.__class__ = Float32Linear
         self.class_embedder: ClassEmbedder | None = None
         if num_context_classes is not None:
             assert context_dim is not None

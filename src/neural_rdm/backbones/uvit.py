@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from neural_rdm.backbones import constraints
 from neural_rdm.backbones.attention import SelfAttention
 from neural_rdm.backbones.contract import Backbone, LastLayers
-from neural_rdm.backbones.layers import Blocks, PatchEmbed, frequencies, linear_layers, unpatchify, waves
+from neural_rdm.backbones.layers import Blocks, Float32Linear, PatchEmbed, frequencies, linear_layers, unpatchify, waves
 from neural_rdm.backbones.options import Options, Skip, Skips, draws, joined, thinned
 from neural_rdm.core.arguments import Count, Fraction, Positive, at_least, checked
 from neural_rdm.residual import Plan, Residual, Stream
@@ -62,7 +62,7 @@ class UViTBlock(nn.Module):
     def mixed(self, z: Tensor, skip: Tensor) -> Tensor:
         """z and its long skip, each [B, N, D], joined into [B, N, D]; only where the block has a skip."""
         assert self.skip_linear is not None
-        return self.skip_linear(torch.cat([z, skip], dim=-1))
+        return self.skip_linear(torch.cat([z, skip], dim=-1)).to(z.dtype)  # the stream stays float32 under autocast
 
     def forward(
         self,
@@ -175,7 +175,7 @@ class UViT(Backbone):
         self.time_embed: nn.Module = nn.Identity()
         if mlp_time_embed:
             self.time_embed = nn.Sequential(
-                nn.Linear(embed_dim, 4 * embed_dim), nn.SiLU(), nn.Linear(4 * embed_dim, embed_dim)
+                Float32Linear(embed_dim, 4 * embed_dim), nn.SiLU(), Float32Linear(4 * embed_dim, embed_dim)
             )
         if num_classes > 0:
             self.label_emb = nn.Embedding(num_classes, embed_dim)

@@ -33,7 +33,8 @@ def lacking(node: object) -> tuple[str, str] | None:
 
 
 def check_packages(cfg: DictConfig, sources: Sources) -> None:
-    """Refuse a text encoder or a strategy whose package is not installed; of a logger the check of its node does.
+    """Refuse a text encoder, a strategy or a precision whose package is not installed; of a logger the check of its
+    node does.
 
     Raises:
         ConfigError: saying what to type.
@@ -42,6 +43,10 @@ def check_packages(cfg: DictConfig, sources: Sources) -> None:
         if (lacks := lacking(cfg.get(key))) is not None:
             package, extra = lacks
             raise refused(f"{key} needs the package {package}, which is not installed: {install(extra)}", key, sources)
+    precision = OmegaConf.select(cfg, "trainer.precision")
+    if precision == "float8-mixed" and importlib.util.find_spec("torchao") is None:
+        said = f"trainer.precision={precision} needs the package torchao, which is not installed: {install('float8')}"
+        raise refused(said, "trainer.precision", sources)
 
 
 def check_device(cfg: DictConfig, sources: Sources) -> None:

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from neural_rdm.config.process_rules import check_process
 from neural_rdm.config.schema import constants
 from neural_rdm.config.sources import Sources, refused
+from neural_rdm.config.strategy_rules import check_strategy
 from neural_rdm.core.arguments import nearest
 from neural_rdm.core.errors import ConfigError
 
@@ -21,28 +22,8 @@ def check_across(cfg: DictConfig, sources: Sources) -> None:
     Raises:
         ConfigError: two choices that do not fit together, saying what to type.
     """
-    backbone, data, trainer = cfg.backbone, cfg.data, cfg.trainer
-    parts = trainer.devices * trainer.num_nodes * trainer.accumulate_grad_batches
-    if data.get("batch_size") and data.batch_size % parts:
-        raise ConfigError(
-            f"data.batch_size={data.batch_size} is the global batch (samples per optimizer step) and must be a "
-            f"multiple of trainer.devices * trainer.num_nodes * trainer.accumulate_grad_batches = {parts}; "
-            f"nearest: data.batch_size={max(1, round(data.batch_size / parts)) * parts}"
-        )
-    if cfg.strategy._target_ == "neural_rdm.training.parallel.single" and trainer.devices * trainer.num_nodes > 1:
-        raise ConfigError(
-            f"trainer.devices={trainer.devices} and trainer.num_nodes={trainer.num_nodes} need a parallel strategy: "
-            "add strategy=ddp (or fsdp2, hsdp, deepspeed_zero2, deepspeed_zero3)"
-        )
-    if cfg.strategy._target_ == "neural_rdm.training.parallel.hsdp":
-        devices, replicas = trainer.devices * trainer.num_nodes, cfg.strategy.get("replicas") or trainer.num_nodes
-        if replicas == 1 or devices % replicas:
-            raise refused(
-                f"strategy=hsdp keeps {replicas} replica(s) of the network, which have to share {devices} device(s) "
-                "equally; pass strategy.replicas=N, N above 1, or strategy=fsdp2 for one that all of them share",
-                "strategy.replicas",
-                sources,
-            )
+    backbone, data = cfg.backbone, cfg.data
+    check_strategy(cfg, sources)
     channels, (key, width) = cfg.first_stage.get("channels"), _called(backbone, CHANNELS)
     if channels is not None and width is not None and channels != width:
         raise refused(f"first_stage.channels={channels} but {key}={width}; pass {key}={channels}", key, sources)

@@ -18,7 +18,8 @@ class Trainer:
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"]
     devices: Count
     num_nodes: Count
-    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
+    precision: Literal["auto", "32-true", "bf16-mixed", "bf16-true", "16-mixed", "float8-mixed"]
+    tf32: bool
     max_steps: Count
     accumulate_grad_batches: Count
     compile: bool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 #: the process that started this one, as long as it lives; known from the first moment on
 PARENT = os.getppid()
@@ -18,6 +19,14 @@ RANK_VARIABLES = (
     "MASTER_ADDR",
     "MASTER_PORT",
 )
+
+
+def parts(trainer: Any) -> tuple[int, int]:
+    """Into how many parts a Trainer's ranks share out samples, and which of them this one takes. Ranks that compute a
+    part together (tensor and context parallelism; neighbours) take the same one.
+    """
+    together = getattr(trainer.strategy, "together", 1)
+    return trainer.world_size // together, trainer.global_rank // together
 
 
 def is_first_rank() -> bool:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -68,25 +69,48 @@ def save(path: Path, content: dict[str, Any], group: Any = None) -> None:
 
     Args:
         content: tensors (sharded ones, of which each rank has its part, among them), numbers, strings, lists and
-            dictionaries; the same on every rank.
+            dictionaries; the same on every rank. Of each a rank has one piece, see `in_one_piece`.
         group: the process group whose ranks all call this; None where this process writes alone.
 
     Raises:
-        WriteError: it could not be written, on this rank or on another.
+        WriteError: it could not be written, on this rank or on another; all of them raise the same.
     """
     rank = 0 if group is None else torch.distributed.get_rank(group)
+    with contextlib.ExitStack() as until_whole:
+        own = _agreed(path, group, lambda: until_whole.enter_context(new_folder(path)) if rank == 0 else None)
+        folder = Path(next(folder for folder in own if folder is not None))
+        _write(path, folder, content, group)
+        _agreed(path, group, until_whole.close)  # here it gets its name
+
+
+def _agreed(path: Path, group: Any, job: Callable[[], Any]) -> list[Any]:
+    """Do this rank's part of writing `path`, and return what every rank's part has returned.
+
+    Raises:
+        WriteError: that of the first rank whose part has failed, on all of them.
+    """
+    done: Any = None
+    problem: str | None = None
     try:
-        with new_folder(path) if rank == 0 else contextlib.nullcontext() as own:
-            folder = Path(_from_first(str(own), group))
-            _write(folder, content, group)
-        _from_first("whole", group)
+        done = job()
+    except WriteError as error:
+        problem = str(error)
     except (OSError, _failures()) as error:
         cause = _cause(error)
-        said = cannot_write(path, cause) if isinstance(cause, OSError) else f"cannot write {path}: {first_line(cause)}"
-        raise WriteError(said) from error
+        problem = (
+            cannot_write(path, cause) if isinstance(cause, OSError) else f"cannot write {path}: {first_line(cause)}"
+        )
+    every: list[Any] = [(done, problem)]
+    if group is not None:
+        every = [None] * torch.distributed.get_world_size(group)
+        torch.distributed.all_gather_object(every, (done, problem), group=group)
+    failed = next((problem for _, problem in every if problem is not None), None)
+    if failed is not None:
+        raise WriteError(failed)
+    return [done for done, _ in every]
 
 
-def _write(folder: Path, content: dict[str, Any], group: Any) -> None:
+def _write(path: Path, folder: Path, content: dict[str, Any], group: Any) -> None:
     """Every rank its parts and their hashes; the first one also what is said of them."""
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint import HuggingFaceStorageWriter
@@ -104,19 +128,36 @@ def _write(folder: Path, content: dict[str, Any], group: Any) -> None:
 
     rest = mapped(content, take)
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    dcp.save(tensors, storage_writer=writer, process_group=group, no_dist=group is None)
+    save = partial(dcp.save, tensors, storage_writer=writer, process_group=group, no_dist=group is None)
+    _agreed(path, group, lambda: save() and None)
     rank, world = (0, 1) if group is None else (torch.distributed.get_rank(group), torch.distributed.get_world_size())
     parts = sorted(folder.glob("*.safetensors"))
-    digests = [sha256_of(part) for part in parts[rank::world]]
-    every: list[Any] = [digests]
-    if group is not None:
-        every = [None] * world
-        torch.distributed.all_gather_object(every, digests, group=group)
-    if rank == 0:
+    every = _agreed(path, group, lambda: [sha256_of(part) for part in parts[rank::world]])
+
+    def describe() -> None:
         save_tensors(folder / REST, rest)
         files = {part.name: every[i % world][i // world] for i, part in enumerate(parts)}
         files[REST] = sha256_of(folder / REST)
         write_text(folder / MANIFEST, json.dumps({"ranks": world, "sha256": files}, indent=1) + "\n")
+
+    _agreed(path, group, describe if rank == 0 else lambda: None)
+
+
+def _scattered(tensor: Any) -> bool:
+    """Whether a rank's part of a sharded tensor is several pieces of the whole (heads of q, of k and of v), which
+    torch's distributed checkpoint would take for one.
+    """
+    return any(hasattr(placement, "split_factor") for placement in getattr(tensor, "placements", ()))
+
+
+def in_one_piece(tensor: Any) -> Any:
+    """A sharded tensor of which each rank has one piece; a collective call where that has to be made."""
+    if not _scattered(tensor):
+        return tensor
+    from torch.distributed.tensor import Shard
+
+    whole = [Shard(p.dim) if hasattr(p, "split_factor") else p for p in tensor.placements]
+    return tensor.redistribute(placements=whole)
 
 
 def load(path: Path, like: Like = whole, leave_out: Collection[str] = ()) -> dict[str, Any]:
@@ -125,7 +166,7 @@ def load(path: Path, like: Like = whole, leave_out: Collection[str] = ()) -> dic
     Args:
         leave_out: keys of the content that are not read.
         like: is asked with tensors that have shape and dtype alone; of those that are sharded only this rank's part is
-            read.
+            read, or, where that is in several pieces, all of it and the rest given up.
 
     Raises:
         CheckpointError: it is no such folder, or incomplete.
@@ -146,7 +187,7 @@ def load(path: Path, like: Like = whole, leave_out: Collection[str] = ()) -> dic
         model = like(keys, torch.empty(shape, dtype=dtype, device="meta"))
         empty = (
             torch.empty_strided(shape, part["stride"], dtype=dtype)
-            if model is None
+            if model is None or _scattered(model)
             else torch.empty_like(model, dtype=dtype, requires_grad=False)
         )
         wanted[part[ELSEWHERE]] = empty
@@ -157,7 +198,7 @@ def load(path: Path, like: Like = whole, leave_out: Collection[str] = ()) -> dic
         dcp.load(wanted, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
     except (Exception, _failures()) as error:
         raise CheckpointError(f"cannot read {path}: {first_line(_cause(error))}") from error
-    return content
+    return placed(content, lambda keys, tensor: model if _scattered(model := like(keys, tensor)) else None)
 
 
 def load_rest(path: str | Path) -> dict[str, Any]:
@@ -191,15 +232,6 @@ def parts(path: Path) -> Iterator[tuple[str, Tensor]]:
     for file in sorted(path.glob("*.safetensors")):
         with safe_open(file, framework="pt") as held:
             yield from ((name.replace("/", "."), held.get_tensor(name)) for name in held.keys())  # noqa: SIM118
-
-
-def _from_first(value: Any, group: Any) -> Any:
-    """The first rank's value; all of them have come this far then."""
-    if group is None:
-        return value
-    held = [value]
-    torch.distributed.broadcast_object_list(held, src=0, group=group)
-    return held[0]
 
 
 def _failures() -> type[BaseException]:

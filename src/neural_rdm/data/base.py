@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from neural_rdm.core.arguments import Count, Fraction, Natural, checked
 from neural_rdm.core.errors import BrokenSample, ConfigError, DataError, LoaderError, UserError, printable
-from neural_rdm.core.ranks import is_first_rank
+from neural_rdm.core.ranks import is_first_rank, parts
 from neural_rdm.core.seeding import choice
 from neural_rdm.data.broken import BadSamples
 from neural_rdm.data.described import SPLITS, other_classes
@@ -326,7 +326,7 @@ class DataModule(LightningDataModule):
         return 0 if self.trainer is None else self.trainer.global_step
 
     def _ranks(self) -> tuple[int, int]:
-        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+        return (1, 0) if self.trainer is None else parts(self.trainer)
 
     def bad_samples(self, split: str) -> BadSamples:
         """The list of a split's samples that cannot be read: one for each folder that it is written into."""

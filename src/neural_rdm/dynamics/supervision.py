@@ -177,8 +177,10 @@ def _squared_norms(gates: list[list[nn.Parameter]]) -> Tensor:
     """||theta_i||^2 [units], of whole gates where they are sharded (then a collective call)."""
     parts = torch.stack([torch.stack([_local(p).square().sum() for p in parameters]).sum() for parameters in gates])
     if hasattr(gates[0][0], "device_mesh"):
-        mesh: Any = gates[0][0].device_mesh  # its last dimension shards; one before it copies
-        torch.distributed.all_reduce(parts, group=mesh.get_group(mesh.ndim - 1))
+        gate: Any = gates[0][0]
+        for dimension, placement in enumerate(gate.placements):
+            if placement.is_shard():  # along any other the ranks hold copies
+                torch.distributed.all_reduce(parts, group=gate.device_mesh.get_group(dimension))
     return parts
 
 

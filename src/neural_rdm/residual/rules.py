@@ -75,7 +75,8 @@ class Gates(Unit):
             raise ValueError(
                 "time-conditioned gates need the timestep embedding e [B, E]; this network hands none to its units"
             )
-        return static + nn.functional.linear(e, getattr(self, f"{gate}_time"))
+        with torch.autocast(e.device.type, enabled=False):  # which would round the gate
+            return static + nn.functional.linear(e.to(static.dtype), getattr(self, f"{gate}_time"))
 
     def plain_values(self) -> dict[str, float | Tensor]:
         """alpha 1, and nothing else."""

@@ -14,6 +14,7 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_class, get_object, instantiate
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
@@ -30,6 +31,7 @@ from neural_rdm.runs import loggers
 from neural_rdm.runs.finish import drawn_at_end
 from neural_rdm.surgery.controls import controlled
 from neural_rdm.surgery.official import load_official
+from neural_rdm.training import precision as precisions
 from neural_rdm.training.callbacks.checkpoints import Checkpoints, StreamedCheckpointIO, sick
 from neural_rdm.training.callbacks.guards import FiniteSteps, StopOnSignal
 from neural_rdm.training.callbacks.logging import Metrics
@@ -247,17 +249,19 @@ def trainer(cfg: DictConfig, folder: Path, report: Report | None = None) -> pl.T
     plugins: list[Any] = [StreamedCheckpointIO(cfg.checkpoint.sharded, cfg.checkpoint["async"])]
     if SLURMEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))  # its handler saves in the middle of a step
-    precision = options.precision
-    if precision == "auto":
-        precision = "bf16-mixed" if options.accelerator != "cpu" and torch.cuda.is_available() else "32-true"
-    if torch.cuda.is_available():
-        torch.set_float32_matmul_precision("high")  # TF32 where float32 is left, as the official DiT code advises
+    strategy = build(cfg.strategy, "strategy", devices=options.devices, num_nodes=options.num_nodes)
+    device = precisions.device_of(options.accelerator)
+    precision = precisions.chosen(options.precision, device)
+    precisions.tf32(options.tf32)
+    plugin = precisions.plugin(precision, device)
+    if plugin is not None and not isinstance(strategy, DeepSpeedStrategy):  # which has plugins of its own
+        plugins.append(plugin)
     arguments: dict[str, Any] = dict(  # noqa: C408
         accelerator=options.accelerator,
         devices=options.devices,
         num_nodes=options.num_nodes,
-        strategy=build(cfg.strategy, "strategy", devices=options.devices, num_nodes=options.num_nodes),
-        precision=precision,
+        strategy=strategy,
+        precision=precision if plugin is None or plugin not in plugins else None,
         max_steps=options.max_steps,
         accumulate_grad_batches=options.accumulate_grad_batches,
         gradient_clip_val=cfg.optimizer.get("clip"),

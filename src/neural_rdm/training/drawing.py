@@ -9,6 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import Tensor
 
+from neural_rdm.core.ranks import parts
 from neural_rdm.diffusion.guidance import Condition
 from neural_rdm.diffusion.samplers import Sampler, sample
 from neural_rdm.evaluation.measuring import Subject, Use, stage_text
@@ -31,7 +32,9 @@ def draw(
     result. With `use` a rank hands each batch of its own samples, on its device, and their positions to it instead, and
     nothing is kept.
     """
-    world, rank, count = module.trainer.world_size, module.trainer.global_rank, len(positions)
+    (world, rank), count = parts(module.trainer), len(positions)
+    together = module.trainer.world_size // world
+    uses = module.trainer.global_rank % together == 0  # of ranks that draw together, one hands on
     share = math.ceil(count / world)
     # Every rank draws as many, the last ones some twice: collectives inside a sharded network must match.
     mine = [min(i, count - 1) for i in range(rank * share, (rank + 1) * share)]
@@ -43,7 +46,7 @@ def draw(
             return x.float().cpu()
         batch = own[start : start + len(x)]
         start += len(x)
-        if len(batch):
+        if len(batch) and uses:
             use(x[: len(batch)].float(), batch)
         return x[:0].float().cpu()
 
@@ -60,11 +63,11 @@ def draw(
             batch_size=min(64, share),
             device=module.device,
             finish=finish,
-            progress=progress and rank == 0,
+            progress=progress and rank == 0 and uses,
         )
     if world > 1 and use is None:
-        parts: Any = module.all_gather(drawn.to(module.device))
-        drawn = parts.reshape(-1, *shape).cpu()
+        gathered: Any = module.all_gather(drawn.to(module.device))
+        drawn = gathered[::together].reshape(-1, *shape).cpu()
     return drawn[:count]
 
 

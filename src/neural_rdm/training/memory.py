@@ -13,10 +13,11 @@ from neural_rdm.backbones.contract import Backbone, blocks_of
 from neural_rdm.backbones.counting import Held
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.training.optim import Optimizer
-from neural_rdm.training.sharding import matrices
+from neural_rdm.training.precision import narrow
+from neural_rdm.training.sharding import islands, matrices
 
 GIB = 2**30
-FLOAT = 4  # bytes: weights, gradients, optimizer and averages are float32 whatever the precision
+FLOAT = 4  # bytes: weights, gradients, optimizer and averages are float32, but for what `precision.narrow` names
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ def memory(
     found: Held,
     shards: int = 1,
     half: bool = False,
+    true: bool = False,
 ) -> Memory:
     """The memory of a training step.
 
@@ -65,23 +67,28 @@ def memory(
         shards: among how many devices weights, gradients, optimizer and averages are shared out (FSDP2, HSDP).
         half: under bf16-mixed, when matrices travel in 16 bits (`sharding.shard`). Then the activations are too many by
             2 bytes for each of them: their casts, which such a gather makes itself.
+        true: under bf16-true, when matrices of blocks and their gradients are kept in 16 bits.
     """
     sizes = {name: p.numel() for name, p in net.named_parameters()}
     buffers = sum(b.numel() * b.element_size() for b in net.buffers())
     trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
     parts = optimizer.parts(net)
     states = sum((1 if name in parts else 2) * sizes[name] for names in optimizer.names(net) for name in names)
-    gradients = FLOAT * trained // shards
+    saved = narrow(net) if true else set()
+    gradients = (FLOAT * trained - 2 * sum(p.numel() for p in saved if p.requires_grad)) // shards
     gathered = 0
     if shards > 1:
+        alone = {layer.weight for layer in islands(net)} if half else set()
         heavy, width = matrices(net), 2 if half else FLOAT
-        each = [sum(p.numel() for p in block.parameters() if p in heavy) for block in blocks_of(net, "sharded")]
+        blocks = [[p for p in block.parameters() if p in heavy] for block in blocks_of(net, "sharded")]
+        each = [sum((FLOAT if p in alone else width) * p.numel() for p in block) for block in blocks]
+        rest = sum(sizes.values()) - sum(p.numel() for block in blocks for p in block)
         # the rest of all blocks with its gradients; the block that computes, the next on its way, the block's gradients
-        gathered = 2 * FLOAT * (sum(sizes.values()) - sum(each)) + 3 * width * max(each)
+        gathered = 2 * FLOAT * rest + 3 * max(each)
     return Memory(
-        weights=FLOAT * sum(sizes.values()) // shards + buffers,
+        weights=(FLOAT * sum(sizes.values()) - 2 * sum(p.numel() for p in saved)) // shards + buffers,
         gradients=gradients,
-        optimizer=FLOAT * states // shards,
+        optimizer=0 if optimizer.offload else FLOAT * states // shards,
         averages=averages * FLOAT * trained // shards,
         activations=found.kept,
         passing=max(found.forward, found.backward) - found.kept,

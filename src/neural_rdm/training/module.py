@@ -19,7 +19,7 @@ from neural_rdm.core import seeding
 from neural_rdm.data.base import Batch
 from neural_rdm.diffusion.objectives import DDPMObjective, FlowObjective
 from neural_rdm.latents.first_stage import Autoencoder, Identity
-from neural_rdm.training import parallel, sharding
+from neural_rdm.training import context_parallel, parallel, precision, sharding, tensor_parallel
 from neural_rdm.training.optim import Optimizer
 from neural_rdm.training.recompute import How, recompute
 from neural_rdm.training.scaling import unscale
@@ -71,13 +71,16 @@ class NeuralRDM(pl.LightningModule):
         self.gradient_norms: Tensor | None = None
 
     def configure_model(self) -> None:
-        """Checkpoint, compile and shard the network; Lightning calls this more than once."""
+        """Round, checkpoint, compile and shard the network; Lightning calls this more than once."""
+        precision.prepare(self.net, str(self.trainer.precision))
         recompute(self.net, self.activation_checkpointing)
         if self.compile_blocks and not getattr(self, "_compiled", False):
             for block in blocks_of(self.net, "compiled (trainer.compile)"):
                 block.compile()  # in place: keys get no `_orig_mod.` prefix
             self._compiled = True
+        context_parallel.share(self)
         sharding.shard(self)
+        tensor_parallel.shard(self)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Losses of one micro-batch: `loss` (the mean to minimise) and its detached parts."""
@@ -171,7 +174,7 @@ class NeuralRDM(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer and its per-step schedule."""
-        optimizer = self.optimizer.build(self.net, list(self.objective.parameters()))
+        optimizer = self.optimizer.build(self.net, list(self.objective.parameters()), self.seed)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, partial(self.optimizer.factor, max_steps=self.max_steps)
         )

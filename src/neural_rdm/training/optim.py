@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from neural_rdm.core.arguments import Fraction, Natural, NonNegative, Positive, checked
+from neural_rdm.core.errors import ConfigError
 from neural_rdm.residual import gate_names
 from neural_rdm.training import constraints
+from neural_rdm.training.adamw import AdamW
 from neural_rdm.training.muon import Muon, matrices
 
 
@@ -35,6 +37,7 @@ class Optimizer:
             over the last `decay_share` of the run (Haegele et al. 2024); a longer run shares all that is before.
         name: `adamw`, or `muon` for the matrices of the blocks with AdamW for the rest (see `muon`).
         decay_share: of the run's steps, for `wsd`.
+        offload: keep AdamW's moments in the memory of the host, 8 bytes a parameter that the device then has free.
     """
 
     lr: Positive = 1e-4
@@ -49,10 +52,15 @@ class Optimizer:
     schedule: Literal["constant", "cosine", "wsd"] = "constant"
     name: Literal["adamw", "muon"] = "adamw"
     decay_share: Fraction = 0.2
+    offload: bool = False
 
-    def build(self, net: nn.Module, schedule: Sequence[nn.Parameter] = ()) -> torch.optim.AdamW:
+    def build(self, net: nn.Module, schedule: Sequence[nn.Parameter] = (), seed: int = 0) -> torch.optim.AdamW:
         """AdamW over the trainable parameters of `net`, fused, in two groups: the network and its gates; and a third,
-        without weight decay, where the objective has a learned `schedule`.
+        without weight decay, where the objective has a learned `schedule`. Weights in bfloat16 are rounded at random,
+        by `seed` (see `adamw`).
+
+        Raises:
+            ConfigError: Muon with such weights, or with moments in the memory of the host.
         """
         parameters, rule, parts = dict(net.named_parameters()), gate_names(net), self.parts(net)
         groups: list[dict[str, Any]] = []
@@ -66,7 +74,17 @@ class Optimizer:
         if schedule:
             groups.append({"name": "schedule", "params": list(schedule), "lr": self.lr, "weight_decay": 0.0})
         options: dict[str, Any] = {"lr": self.lr, "betas": (self.betas[0], self.betas[1]), "eps": self.eps}
-        return Muon(groups, **options) if self.name == "muon" else torch.optim.AdamW(groups, fused=True, **options)
+        narrow = any(p.dtype != torch.float32 for p in parameters.values())
+        if self.name == "muon":
+            if narrow or self.offload:
+                raise ConfigError(
+                    "optimizer.name=muon is for float32 weights and moments on the device; pass optimizer=adamw, or "
+                    "trainer.precision=bf16-mixed optimizer.offload=false"
+                )
+            return Muon(groups, **options)
+        if narrow or self.offload:
+            return AdamW(groups, seed, self.offload, **options)
+        return torch.optim.AdamW(groups, fused=True, **options)
 
     def parts(self, net: nn.Module) -> dict[str, int]:
         """The weights of Muon, and how many matrices stand in each."""

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
+import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from torch import Tensor, nn
 
 from neural_rdm.core.arguments import Count, Positive, checked
-from neural_rdm.core.errors import ConfigError, UserError
+from neural_rdm.core.errors import ConfigError, UserError, WriteError
 from neural_rdm.core.extras import install
 from neural_rdm.core.ranks import is_first_rank
 from neural_rdm.core.weights import full as full
 from neural_rdm.training.sharding import FSDP2
+from neural_rdm.training.tensor_parallel import TensorParallel
 
 
 @checked()
@@ -26,36 +28,48 @@ def single(devices: Count = 1, num_nodes: Count = 1) -> str:
 
 @checked()
 def ddp(
-    devices: Count = 1, num_nodes: Count = 1, static_graph: bool = False, timeout_minutes: Positive = 30.0
+    devices: Count = 1,
+    num_nodes: Count = 1,
+    static_graph: bool = False,
+    timeout_minutes: Positive = 30.0,
+    context: Count = 1,
 ) -> Strategy:
     """A copy of the network on every device. Every parameter must reach the loss: no rule has an unused gate.
 
     Args:
         static_graph: PyTorch's promise that every step uses the same parameters, which lets it overlap more.
         timeout_minutes: how long a rank waits for the others before all of them stop.
+        context: neighbouring devices that share out the tokens of one part of the batch (DiT, Latte), see
+            `context_parallel`; has to divide heads and places of a frame.
     """
-    return DDPStrategy(
+    made = DDPStrategy(
         find_unused_parameters=False,
         gradient_as_bucket_view=True,
         static_graph=static_graph,
         timeout=timedelta(minutes=timeout_minutes),
     )
+    return _in_context(made, context)
 
 
 @checked()
-def fsdp2(devices: Count = 1, num_nodes: Count = 1, reshard_after_forward: bool = True) -> Strategy:
+def fsdp2(devices: Count = 1, num_nodes: Count = 1, reshard_after_forward: bool = True, context: Count = 1) -> Strategy:
     """Fully sharded data parallelism (FSDP2) over all devices.
 
     Args:
         reshard_after_forward: free each block's gathered weights behind its forward pass, and gather them again for the
             backward one: less memory, half as much communication more.
+        context: see `ddp`.
     """
-    return FSDP2(devices * num_nodes, reshard_after_forward)
+    return _in_context(FSDP2(devices * num_nodes, reshard_after_forward), context)
 
 
 @checked()
 def hsdp(
-    devices: Count = 1, num_nodes: Count = 1, replicas: Count | None = None, reshard_after_forward: bool = True
+    devices: Count = 1,
+    num_nodes: Count = 1,
+    replicas: Count | None = None,
+    reshard_after_forward: bool = True,
+    context: Count = 1,
 ) -> Strategy:
     """Hybrid sharding (HSDP): groups of devices hold a copy of the network each, and shard it as `fsdp2` does.
 
@@ -63,8 +77,27 @@ def hsdp(
         replicas: such groups; None for one a node, so that weights are gathered inside nodes and only gradients cross
             them.
         reshard_after_forward: see `fsdp2`.
+        context: see `ddp`.
     """
-    return FSDP2(devices * num_nodes, reshard_after_forward, replicas or num_nodes)
+    return _in_context(FSDP2(devices * num_nodes, reshard_after_forward, replicas or num_nodes), context)
+
+
+def _in_context(strategy: Any, context: int) -> Strategy:
+    """A data-parallel strategy in which so many neighbours take one part of the batch together."""
+    strategy.together = strategy.context = context
+    made: Strategy = strategy
+    return made
+
+
+@checked()
+def tp(devices: Count = 1, num_nodes: Count = 1, tensor: Count | None = None) -> Strategy:
+    """Tensor parallelism, for transformers: groups of devices compute one part of the batch together.
+
+    Args:
+        tensor: devices of a group, which have to divide the heads; None for all of them. Several groups copy the
+            network and average their gradients.
+    """
+    return TensorParallel(devices * num_nodes, tensor or devices * num_nodes)
 
 
 @checked()
@@ -90,6 +123,12 @@ def deepspeed(
         raise ConfigError(f"strategy=deepspeed_zero2/3 needs DeepSpeed: {install('deepspeed')}") from error
 
 
+def copies(trainer: pl.Trainer) -> int:
+    """How many ranks compute the same numbers of the same samples (tensor parallelism): a sum over ranks has each so
+    many times."""
+    return getattr(trainer.strategy, "copies", 1)
+
+
 def processes() -> int:
     """How many processes really train together."""
     started = torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -106,6 +145,25 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 def refuse(error: UserError) -> NoReturn:
     """Raise an error that every rank has found out about; only the first one says it."""
     raise error if is_first_rank() else SystemExit(error.exit_code)
+
+
+def written(job: Callable[[], object]) -> None:
+    """Write something, each rank its part. Where one of them cannot, all stop at once and the first one says why.
+
+    Raises:
+        WriteError: on the first rank.
+    """
+    problem: WriteError | None = None
+    try:
+        job()
+    except WriteError as error:
+        problem = error
+    every: list[Any] = [None if problem is None else str(problem)]
+    if processes() > 1:
+        every *= processes()
+        torch.distributed.all_gather_object(every, None if problem is None else str(problem))
+    if (failed := next((each for each in every if each is not None), None)) is not None:
+        refuse(problem or WriteError(failed))
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 
 from neural_rdm.backbones.contract import blocks_of
+from neural_rdm.backbones.layers import Float32Linear
 from neural_rdm.core.sharded import Keys
 from neural_rdm.residual import gate_names
 
@@ -20,8 +21,12 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 
-class FSDP2(ModelParallelStrategy):
-    """Lightning's strategy for networks that shard themselves, which `shard` does.
+#: precisions under which the matrices of blocks are gathered as bfloat16
+HALF = ("bf16-mixed", "bf16-true", "float8-mixed")
+
+
+class Sharded(ModelParallelStrategy):
+    """Lightning's strategy for networks whose parameters are DTensors of their own making.
 
     A checkpoint's content stays sharded until it is written (`StreamedCheckpointIO` gathers it into one file, or has
     every rank write its own), and has the optimizer's parameters in the optimizer's order, as under every other
@@ -29,10 +34,12 @@ class FSDP2(ModelParallelStrategy):
     them.
 
     Args:
-        devices: of all nodes together.
-        reshard_after_forward: see `parallel.fsdp2`.
-        replicas: copies of the network, each shared out over `devices / replicas` devices (HSDP).
+        data, tensor: devices that take a part of the batch each, and that compute one together.
     """
+
+    #: ranks that take one part of the batch together (see `core.ranks.parts`), those of them that compute the same
+    #: numbers, and those that share out one copy of the weights
+    together, copies, shards = 1, 1, 1
 
     lightning_module_state_dict = Strategy.lightning_module_state_dict
     load_model_state_dict = Strategy.load_model_state_dict
@@ -40,19 +47,8 @@ class FSDP2(ModelParallelStrategy):
     load_optimizer_state_dict = Strategy.load_optimizer_state_dict
     lightning_restore_optimizer = Strategy.lightning_restore_optimizer
 
-    def __init__(self, devices: int, reshard_after_forward: bool, replicas: int = 1) -> None:
-        super().__init__(data_parallel_size=devices, tensor_parallel_size=1, save_distributed_checkpoint=False)
-        self.reshard_after_forward, self.replicas = reshard_after_forward, replicas
-
-    @cached_property
-    def mesh(self) -> DeviceMesh:
-        """The devices: [shards], or [replicas, shards] of neighbours, which share a node where they can."""
-        from torch.distributed.device_mesh import init_device_mesh
-
-        if self.replicas == 1:
-            return self.device_mesh["data_parallel"]
-        sizes = (self.replicas, self.world_size // self.replicas)
-        return init_device_mesh(self.root_device.type, sizes, mesh_dim_names=("replicate", "shard"))
+    def __init__(self, data: int, tensor: int = 1) -> None:
+        super().__init__(data_parallel_size=data, tensor_parallel_size=tensor, save_distributed_checkpoint=False)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Every rank calls the writer, which gathers or shards."""
@@ -80,6 +76,31 @@ class FSDP2(ModelParallelStrategy):
         return content
 
 
+class FSDP2(Sharded):
+    """Fully sharded data parallelism, which `shard` carries out.
+
+    Args:
+        devices: of all nodes together.
+        reshard_after_forward: see `parallel.fsdp2`.
+        replicas: copies of the network, each shared out over `devices / replicas` devices (HSDP).
+    """
+
+    def __init__(self, devices: int, reshard_after_forward: bool, replicas: int = 1) -> None:
+        super().__init__(devices)
+        self.reshard_after_forward, self.replicas = reshard_after_forward, replicas
+        self.shards = devices // replicas
+
+    @cached_property
+    def mesh(self) -> DeviceMesh:
+        """The devices: [shards], or [replicas, shards] of neighbours, which share a node where they can."""
+        from torch.distributed.device_mesh import init_device_mesh
+
+        if self.replicas == 1:
+            return self.device_mesh["data_parallel"]
+        sizes = (self.replicas, self.shards)
+        return init_device_mesh(self.root_device.type, sizes, mesh_dim_names=("replicate", "shard"))
+
+
 def shards(module: pl.LightningModule) -> bool:
     """Whether `shard` will shard this module's network."""
     return _strategy(module) is not None
@@ -97,13 +118,19 @@ def matrices(net: nn.Module) -> set[nn.Parameter]:
     return {p for name, p in net.named_parameters() if id(p) in inside and p.ndim > 1 and name not in gates}
 
 
+def islands(net: nn.Module) -> list[Float32Linear]:
+    """The layers of a network's blocks that compute in float32 whatever the precision."""
+    blocks = blocks_of(net, "sharded (strategy=fsdp2)")
+    return [layer for block in blocks for layer in block.modules() if isinstance(layer, Float32Linear)]
+
+
 def shard(module: pl.LightningModule) -> None:
     """Shard `module.net` where the strategy is FSDP2; otherwise, and the second time, do nothing.
 
     Every block's matrices are one group, gathered when the block runs; all the rest (embeddings, the last layer, and of
     the blocks gates, biases and scales) is another, gathered once a step. Under `trainer.precision=bf16-mixed` matrices
-    travel and are kept between gathers as bfloat16, everything else as float32, as autocast would use them; gradients
-    are summed over ranks in float32.
+    travel and are kept between gathers as bfloat16, everything else as float32, as autocast would use them; islands
+    (`Float32Linear`) are groups of their own inside their block. Gradients are summed over ranks in float32.
     """
     strategy = _strategy(module)
     if strategy is None:
@@ -116,9 +143,14 @@ def shard(module: pl.LightningModule) -> None:
     blocks = blocks_of(net, "sharded (strategy=fsdp2)")
     heavy = matrices(net)
     options: Any = {"mesh": strategy.mesh, "reshard_after_forward": strategy.reshard_after_forward}
+    half = strategy.precision_plugin.precision in HALF
+    alone = islands(net) if half else []
+    own = {p for layer in alone for p in layer.parameters()}
     # the rest comes first: what a block does not hold back for it would belong to the block
-    fully_shard(net, **options, ignored_params=heavy)
-    if strategy.precision_plugin.precision == "bf16-mixed":  # inputs stay as autocast has them: float32 in the stream
+    fully_shard(net, **options, ignored_params=heavy | own)
+    for layer in alone:
+        fully_shard(layer, **options)
+    if half:  # inputs stay as autocast has them: float32 in the stream
         options["mp_policy"] = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
     light = set(net.parameters()) - heavy
     for block in blocks:

@@ -64,6 +64,7 @@ class StreamedCheckpointIO(CheckpointIO):
         self.wait()
         write: Callable[[dict[str, Any]], None] = partial(save_tensors, path)
         if self.sharded:
+            checkpoint = mapped(checkpoint, lambda _, tensor: sharded.in_one_piece(tensor))  # now, and not in a thread
             write = partial(sharded.save, Path(path), group=self._group_of(checkpoint))
         else:
             checkpoint = mapped(checkpoint, _gathered)
@@ -167,7 +168,7 @@ class Checkpoints(Checkpoint):
         """Save the last step."""
         if trainer.global_step > 0:
             self.save(trainer)
-        _io(trainer).wait()
+        parallel.written(_io(trainer).wait)
 
     def save(self, trainer: pl.Trainer) -> None:
         """Save this step unless it is saved already; every rank must call it."""
@@ -179,7 +180,7 @@ class Checkpoints(Checkpoint):
         for logger in trainer.loggers:
             logger.save()
         path = path_of(self.folder, trainer.global_step)
-        trainer.save_checkpoint(path)
+        parallel.written(partial(trainer.save_checkpoint, path))
         if trainer.is_global_zero:
             _io(trainer).then(partial(self._saved_is, path))
         trainer.strategy.barrier("checkpoint")

@@ -85,21 +85,28 @@ class EMA(StepCallback):
     def applied(self, net: nn.Module) -> Iterator[None]:
         """Exchange the network's weights with the averages, in place, for the length of the context.
 
-        Weights are swapped tensor by tensor, so the extra memory is that of the largest one.
+        Weights are swapped tensor by tensor, so the extra memory is that of the largest one; and those of weights that
+        are narrower than their averages (bf16-true), which a swap would round.
         """
         self._prepare(net)  # a run that was resumed after its last step has never started to train
+        narrow = {n: w for n, w in _weights(net).items() if w.dtype != self.averages[n].dtype}
+        held = [weight.detach().clone() for weight in narrow.values()]
         self._swap(net)
         try:
             yield
         finally:
             self._swap(net)
+            with torch.no_grad():
+                for weight, raw in zip(narrow.values(), held, strict=True):
+                    weight.copy_(raw)
 
     @torch.no_grad()
     def _swap(self, net: nn.Module) -> None:
         for name, weight in _weights(net).items():
             raw = weight.detach().clone()
             weight.copy_(self.averages[name])
-            self.averages[name].copy_(raw)
+            if raw.dtype == self.averages[name].dtype:
+                self.averages[name].copy_(raw)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Add the averages, under their own key."""

@@ -22,7 +22,6 @@ from neural_rdm.training.callbacks.steps import Order, StepCallback
 from neural_rdm.training.held import data_of
 from neural_rdm.training.memory import Memory, check_room, memory, room
 from neural_rdm.training.recompute import recompute
-from neural_rdm.training.sharding import FSDP2
 
 
 class CSVLogger(Logger):
@@ -223,10 +222,11 @@ class Throughput(pl.Callback):
             print(f"memory is not counted: {first_line(error)}", flush=True)
             return ""
         strategy = trainer.strategy
-        shards = strategy.world_size // strategy.replicas if isinstance(strategy, FSDP2) else 1
+        shards = getattr(strategy, "shards", 1)
 
         def needed(samples: int) -> Memory:
-            return memory(module.net, module.optimizer, 1, found(samples), shards, half)
+            true = str(trainer.precision) == "bf16-true"
+            return memory(module.net, module.optimizer, 1, found(samples), shards, half, true)
 
         try:
             return check_room(needed, batch, has)

@@ -132,9 +132,10 @@ class SensitivityLog(Tapped):
             return []
         statistics, self._statistics, pl_module.on_timesteps = self._statistics, None, None
         statistics.close()
-        sums = parallel.sum_over_ranks(statistics.sums().clone())
+        copies = parallel.copies(trainer)
+        sums = parallel.sum_over_ranks(statistics.sums().clone()) / copies
         # each rank's loss is the mean of its own share, and carries the loss scale
-        sums[:-1, :, -1] /= trainer.world_size * loss_scale(trainer, sums)
+        sums[:-1, :, -1] /= trainer.world_size / copies * loss_scale(trainer, sums)
         return statistics.records(sums)
 
     def _warn(self, step: int, found: Sequence[Sensitivity], records: Sequence[UnitRecord], calm: bool) -> None:

@@ -51,7 +51,8 @@ class Measurement:
         grads = {unit: [g for g in each if g is not None] for unit, each in found.items() if each[0] is not None}
         parts = [rows, *(grad for each in grads.values() for grad in each)]
         flat = parallel.sum_over_ranks(torch.cat([part.flatten() for part in parts]))  # one message for all
-        flat /= (trainer.world_size * loss_scale(trainer, flat)) ** 2
+        copies = parallel.copies(trainer)
+        flat *= copies / (trainer.world_size * loss_scale(trainer, flat)) ** 2
         pieces = flat.split([part.numel() for part in parts])
         whole = iter(piece.view(part.shape) for piece, part in zip(pieces, parts, strict=True))
         return next(whole), {unit: tuple(next(whole) for _ in each) for unit, each in grads.items()}

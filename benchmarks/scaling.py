@@ -1,0 +1,167 @@
+"""`python -m benchmarks.scaling`: memory, traffic and time of large networks on 8, 64 and 1024 GPUs, by the formulas
+of `training.memory` and `training.traffic`. Nothing is measured. The numbers go into `results/scaling.json`, and from
+there into the table of `docs/scaling.md`; `--page` writes the page alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULT, PAGE = ROOT / "benchmarks" / "results" / "scaling.json", ROOT / "docs" / "scaling.md"
+#: name -> experiment, blocks
+NETWORKS = {
+    "DiT-XL/2": ("exp=dit_xl_gated", 28),
+    "DiT-XL/2 of 56 blocks": ("exp=dit_xl_gated", 56),
+    "DiT-XL/2 of 112 blocks": ("exp=dit_xl_gated", 112),
+    "Latte-XL/2, 16 frames": ("exp=latte_xl_gated", 28),
+}
+BATCH = 1024  # of all devices
+DEVICES, WAYS = (8, 64, 1024), ("none", "selective", "full")
+MFU = 0.4  # assumed, of 989.4 TFLOP/s (`core.peaks`)
+REACHED = 0.8  # assumed, of the links' speed
+MEMORY = {"H100": 80e9, "H200": 141e9}
+
+
+def counts(net: Callable[[], Any]) -> dict[str, Any]:
+    """What is counted of a network: FLOPs of a forward pass, and bytes that its passes hold for 2 and for 4 samples, by
+    the way to compute twice."""
+    from neural_rdm.backbones.counting import flops, held
+    from neural_rdm.training.recompute import recompute
+
+    found: dict[str, Any] = {"flops": flops(net(), backward=False), "held": {}}
+    for how in WAYS:
+        again = net()
+        recompute(again, how)
+        found["held"][how] = [list(held(again, batch, None, True)) for batch in (2, 4)]
+    return found
+
+
+@cache
+def shallow(exp: str, depth: int) -> dict[str, Any]:
+    """The counts of an experiment's network, so many blocks deep."""
+
+    def net() -> Any:
+        import torch
+
+        with torch.device("meta"):
+            return build.network(cfg).train()
+
+    from omegaconf import OmegaConf
+
+    from neural_rdm.config.compose import compose_config
+    from neural_rdm.runs import build
+
+    cfg = compose_config("train", [exp, f"backbone.depth={depth}"]).cfg
+    OmegaConf.resolve(cfg)
+    print(exp, depth, flush=True)
+    return counts(net)
+
+
+def facts(exp: str, depth: int, small: tuple[int, int] = (4, 6)) -> Any:
+    """The counts of a deep network, from those of two shallow ones."""
+    return at_depth(*(shallow(exp, blocks) for blocks in small), (depth - small[0]) // (small[1] - small[0]))
+
+
+def at_depth(less: Any, more: Any, steps: int) -> Any:
+    """Counts of a deeper network from those of two shallow ones: every further block adds the same."""
+    if isinstance(less, dict):
+        return {key: at_depth(less[key], more[key], steps) for key in less}
+    if isinstance(less, list):
+        return [at_depth(a, b, steps) for a, b in zip(less, more, strict=True)]
+    return less + steps * (more - less)
+
+
+def rows(name: str, found: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each number of devices and strategy: the first way to compute twice that fits an H100."""
+    import torch
+    from omegaconf import OmegaConf
+
+    from neural_rdm.backbones.counting import Held
+    from neural_rdm.config.compose import compose_config
+    from neural_rdm.core.peaks import peak_tflops
+    from neural_rdm.runs import build
+    from neural_rdm.training.memory import memory
+    from neural_rdm.training.traffic import HOPPER, NODE, traffic
+
+    exp, depth = NETWORKS[name]
+    cfg = compose_config("train", [exp, f"backbone.depth={depth}"]).cfg
+    OmegaConf.resolve(cfg)
+    with torch.device("meta"):
+        net = build.network(cfg).train()
+    optimizer = build.build(cfg.optimizer, "optimizer")
+    peak = peak_tflops("H100", "bf16-mixed")
+    assert peak is not None
+    made = []
+    for devices in DEVICES:
+        for strategy, shards in (("ddp", 1), ("fsdp2", devices), ("hsdp", NODE)):
+            if strategy == "hsdp" and devices == NODE:
+                continue
+            sent = traffic(net, devices, shards)
+            samples = BATCH // devices
+            row: dict[str, Any] = {"network": name, "devices": devices, "strategy": strategy}
+            for how in WAYS:
+                small, larger = (Held(*each) for each in found["held"][how])
+                most = memory(net, optimizer, 1, small.at(samples, larger, (2, 4)), shards, True).most
+                if most <= MEMORY["H100"] or how == WAYS[-1]:
+                    break
+            again = {"none": 0.0, "selective": 1.0, "full": 1.0}[how]
+            computes = (3 + again) * found["flops"] * samples / (MFU * peak * 1e12)
+            sends = sent.seconds(HOPPER, shards, REACHED)
+            row |= {
+                "checkpointing": how,
+                "GiB": most / 2**30,
+                "fits": [gpu for gpu, room in MEMORY.items() if most <= room],
+                "sent GB": (sent.shared + sent.copied) / 1e9,
+                "computes s": computes,
+                "sends s": sends,
+                "samples/s": [BATCH / (computes + sends), BATCH / max(computes, sends)],
+            }
+            made.append(row)
+    return made
+
+
+def table(made: list[dict[str, Any]]) -> str:
+    """The rows as the page has them."""
+    from neural_rdm.reports.tables import markdown_table
+
+    def shown(row: dict[str, Any]) -> dict[str, Any]:
+        low, high = row["samples/s"]
+        return {
+            "network": row["network"], "GPUs": row["devices"], "`strategy=`": f"`{row['strategy']}`",
+            "computed twice": row["checkpointing"], "GiB": f"{row['GiB']:.1f}",
+            "fits": ", ".join(row["fits"]) or "neither", "sent, GB": f"{row['sent GB']:.1f}",
+            "computes, ms": f"{1e3 * row['computes s']:.0f}", "sends, ms": f"{1e3 * row['sends s']:.0f}",
+            "samples/s": f"{low:,.0f} to {high:,.0f}",
+        }  # fmt: skip
+
+    return markdown_table([shown(row) for row in made])
+
+
+def page(text: str, content: dict[str, Any]) -> str:
+    """The text of the page with its table as the numbers have it."""
+    made = table(content["rows"])
+    return re.sub(r"(<!-- computed:.*?-->\n\n).*?(\n\n<!-- end -->)", lambda m: m[1] + made + m[2], text, flags=re.S)
+
+
+def main() -> None:
+    if "--page" not in sys.argv[1:]:
+        from neural_rdm.config.compose import prepare_hydra
+
+        prepare_hydra()
+        counted = {name: facts(*of) for name, of in NETWORKS.items()}
+        made = [row for name, found in counted.items() for row in rows(name, found)]
+        content = {"mfu": MFU, "reached": REACHED, "counted": counted, "rows": made}
+        RESULT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    content = json.loads(RESULT.read_text(encoding="utf-8"))
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), content), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

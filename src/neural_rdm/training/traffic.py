@@ -1,0 +1,84 @@
+"""What devices send to one another in a training step, and how long a step is at most and at least: computed, not
+measured.
+
+Of a ring of n devices, an all-gather or a reduce-scatter of S bytes has each send (n - 1) / n S, an all-reduce twice as
+much (Patarasu & Yuan 2009). With P weights, of which H are matrices that are gathered in 16 bits, I those of islands
+(`sharding.islands`) and L all the rest:
+
+| strategy | bytes that a device sends in a step                                                              |
+|----------|--------------------------------------------------------------------------------------------------|
+| `ddp`    | 2 (n - 1) / n 4 P                                                                                  |
+| `fsdp2`  | (n - 1) / n (2 (2 H + 4 I) + 4 L + 4 P): two gathers of blocks, one of the rest, one reduce-scatter |
+| `hsdp`   | the same among the s devices of a replica, and 2 (r - 1) / r 4 P / s between r replicas            |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from neural_rdm.training.memory import FLOAT
+from neural_rdm.training.sharding import islands, matrices
+
+NODE = 8  # devices of a node
+
+
+@dataclass(frozen=True)
+class Links:
+    """How fast devices send, in bytes a second, each way.
+
+    Attributes:
+        inside: to the others of their node.
+        outside: to other nodes, the node's cards shared out among its devices.
+    """
+
+    inside: float
+    outside: float
+
+
+#: NVIDIA's data sheets: fourth NVLink, 900 GB/s in both directions together; one 400 Gb/s card (ConnectX-7) a GPU
+HOPPER = Links(450e9, 50e9)
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that a device sends in a step: among the devices that share out the weights, and between replicas."""
+
+    shared: float
+    copied: float
+
+    def seconds(self, links: Links, shards: int, reached: float = 1.0) -> float:
+        """How long it takes if nothing is computed meanwhile; groups of more than a node go as fast as its cards.
+
+        Args:
+            shards: devices of a group that shares out the weights.
+            reached: share of the links' speed.
+        """
+        speed = links.inside if shards <= NODE else links.outside
+        return (self.shared / speed + self.copied / links.outside) / reached
+
+
+def traffic(net: nn.Module, devices: int, shards: int, half: bool = True) -> Traffic:
+    """The traffic of a step.
+
+    Args:
+        net: the network, its tensors anywhere.
+        devices: in all.
+        shards: among how many of them weights are shared out; 1 for `ddp`, all for `fsdp2`, else `hsdp`.
+        half: the matrices of blocks are gathered in 16 bits.
+    """
+    total = sum(p.numel() for p in net.parameters())
+    trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
+    replicas = devices // shards
+    copied = 2 * (replicas - 1) / replicas * FLOAT * trained / shards
+    if shards == 1 and devices <= NODE:  # inside a node, as fast as its links are
+        return Traffic(copied, 0.0)
+    if shards == 1:
+        return Traffic(0.0, copied)
+    heavy = matrices(net)
+    alone = {layer.weight for layer in islands(net)} & heavy if half else set()
+    narrow = sum(p.numel() for p in heavy - alone)
+    wide = sum(p.numel() for p in alone)
+    gathered = 2 * ((2 if half else FLOAT) * narrow + FLOAT * wide) + FLOAT * (total - narrow - wide)
+    return Traffic((shards - 1) / shards * (gathered + FLOAT * trained), copied)

@@ -1,0 +1,88 @@
+"""Devices that compute one batch together (tensor and context parallelism) train what one device trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from neural_rdm.config.check import validate
+from neural_rdm.config.compose import compose_config
+from neural_rdm.core.errors import ConfigError
+from tests.training.test_sharding import assert_equal, job, run_all, train
+
+pytestmark = pytest.mark.timeout(900)
+STEPS = 20
+
+
+def pair(network: str, size: int, steps: int, **more: Any) -> list[dict[str, Any]]:
+    """Jobs of a network under the strategies that fit it, groups of `size` devices each."""
+    made = [job(f"tp-{network}", network=network, share={"tensor": size}, steps=steps, **more)]
+    if network != "uvit":
+        made.append(job(f"ddp-{network}", network=network, share={"context": size}, steps=steps, **more))
+    return made
+
+
+def test_two_processes_compute_one_batch(tmp_path: Path) -> None:
+    """In tensor parallelism saved as one file, in context parallelism as shards that a third run goes on from."""
+    train(tmp_path, "single", "single", 4, network="latte")
+    shards = job("fsdp2-c", network="latte", share={"context": 2}, steps=4, sharded=True)
+    split = {"network": "latte", "share": {"tensor": 2}, "steps": 4}
+    run_all(tmp_path, [shards, job("tp-a", sharded=True, **split), job("tp-b", resume="tp-a", **split)])
+    for name in ("fsdp2-c", "tp-a", "tp-b"):
+        assert_equal(tmp_path, name, "single", 4)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(3000)
+def test_groups_of_two_and_of_four_processes_over_20_steps(tmp_path: Path) -> None:
+    """Every network; one group, and two groups of two; losses, probe, averages, moments, clipping."""
+    names = ("dit", "styled", "uvit", "latte", "latte_styled")
+    for name in names:
+        train(tmp_path, name, "single", STEPS, network=name)
+    folders = {(count, size): tmp_path / f"{count}-{size}" for count, size in ((2, 2), (4, 4), (4, 2))}
+    for (count, size), folder in folders.items():
+        folder.mkdir()
+        run_all(folder, [each for name in names for each in pair(name, size, STEPS)], count)
+        for made in folder.glob("*.pt"):
+            name = made.stem.partition("-")[2]
+            for path in (tmp_path / f"{name}.pt", tmp_path / name):
+                (folder / path.name).symlink_to(path)
+            assert_equal(folder, made.stem, name, STEPS, rounding=5e-6)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(3000)
+def test_checkpoints_go_from_and_to_every_other_strategy(tmp_path: Path) -> None:
+    train(tmp_path, "single", "single", 6, network="latte")
+    own = {"network": "latte"}
+    tensor, context = {"share": {"tensor": 2}, **own}, {"share": {"context": 2}, **own}
+    run_all(
+        tmp_path, [job("tp-2", sharded=True, **tensor), job("tp-file", **tensor), job("fsdp2-2", sharded=True, **own)]
+    )
+    four = [job(f"{to}-of-{of}", resume=of, **how) for of in ("tp-2", "tp-file", "fsdp2-2")
+            for to, how in (("tp", tensor), ("hsdp", own), ("fsdp2", context), ("tp-all", own))]  # fmt: skip
+    run_all(tmp_path, four, count=4)
+    for name in ("tp-2", "tp-file"):
+        train(tmp_path, f"single-of-{name}", "single", resume=name, **own)
+    for made in tmp_path.glob("*.pt"):
+        if made.stem != "single":
+            assert_equal(tmp_path, made.stem, "single", rounding=5e-6)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["strategy=tp", "trainer.devices=4", "strategy.tensor=3"], r"strategy\.tensor=3 does not divide 4 device"),
+        (["strategy=ddp", "trainer.devices=4", "strategy.context=3"], r"strategy\.context=3 does not divide 4"),
+        (["strategy=tp", "trainer.devices=2", "trainer.compile=true"], r"pass trainer\.compile=false"),
+        (["strategy=tp", "trainer.devices=2", "trainer.precision=bf16-true"], r"trainer\.precision=bf16-mixed"),
+        (["strategy=ddp", "trainer.devices=2", "strategy.context=2"], r"callbacks\.sensitivity\.time_bins=0"),
+        (["strategy=tp", "trainer.devices=4", "strategy.tensor=2", "data.batch_size=31"], r"strategy\.tensor = 2;"),
+    ],
+)
+def test_what_cannot_be_computed_together_is_refused(overrides: list[str], said: str) -> None:
+    composed = compose_config("train", overrides)
+    with pytest.raises(ConfigError, match=said):
+        validate(composed.cfg, "train", composed.sources)
