@@ -103,11 +103,14 @@ def _private(pid: int) -> int:
 def summary(rows: list[dict[str, Any]], steps: int) -> dict[str, Any]:
     """Slopes of the memory over the second half of the run, and CPU time a step in its first and last tenth.
 
-    The first tenth begins with the first row that is known, behind what a run does once.
+    The first tenth begins with the first row that is known, behind what a run does once; the last ends with the last
+    row before the last step, when the worker is there still.
     """
+    highest = max(row["trainer_mb"] for row in rows)
+    rows = [row for row in rows if row["step"] < steps]
     step, cpu = (np.array([row[key] for row in rows], float) for key in ("step", "cpu_s"))
     half = step >= steps / 2
-    result: dict[str, Any] = {}
+    result: dict[str, Any] = {"highest_mb_with_the_report": highest}
     for key in ("trainer_mb", "worker_mb"):
         memory = np.array([row[key] for row in rows], float)
         x, y = step[half] / 1000, memory[half]
@@ -124,6 +127,7 @@ def summary(rows: list[dict[str, Any]], steps: int) -> dict[str, Any]:
     tenths = [float(np.interp(steps * k / 10, step, cpu)) for k in range(11)]
     each = [1000 * (b - a) / (steps / 10) for a, b in itertools.pairwise(tenths)]
     each[0] = 1000 * float(np.interp(steps / 10, step, cpu) - cpu[0]) / (steps / 10 - step[0])
+    each[-1] = 1000 * float(cpu[-1] - np.interp(steps * 0.9, step, cpu)) / float(step[-1] - steps * 0.9)
     result["cpu_ms_per_step_by_tenth"] = each
     result["last_tenth_against_first"] = each[-1] / each[0] - 1
     result["cpu_ms_per_step"] = statistics.fmean(each)

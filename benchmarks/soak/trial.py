@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import time
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.soak.cases import Case
-from benchmarks.soak.injuries import Injury, Scene, newest_checkpoint
+from benchmarks.soak.injuries import Injury, Scene, cut_table, newest_checkpoint
 from benchmarks.soak.session import Session
 from neural_rdm.core.sharded import MANIFEST
 
@@ -142,12 +143,14 @@ class Trial:
         if code is None or (session is self.sessions[0] and self.code is None):
             raise Fault("hang", f"no line for long: {_tail(said)}")
         ignored = said.count("Exception ignored ")  # at the end of an interpreter without memory, or in a library
+        ignored += code == -9 and "/multiprocessing/" in said  # of Python's own, in the worker of a killed process
         if said.count("Traceback (most recent call last)") > ignored:
             raise Fault("traceback", _tail(said))
         if code not in (0, *codes):
             raise Fault("exit code", f"{code}: {_tail(said)}")
         errors = [line for line in said.splitlines() if line.startswith("error: ")]
-        if code == 2 and len(errors) != 1:
+        alone = self.case.module != "sweep"  # whose jobs say theirs
+        if code == 2 and (not errors or (alone and len(errors) > 1)):
             raise Fault("not one sentence", _tail(said))
         if left := session.left():
             raise Fault("left behind", f"processes {left}")
@@ -212,6 +215,8 @@ class Trial:
             code, word = self._again("without"), "refused, then from the start"
         if code != 0:
             raise Fault("refused", _tail(self.sessions[-1].said()))
+        if self.injury.after is cut_table and "kept in metrics.unreadable" in said:
+            return "told"  # the row of a step that was saved
         return self._same(word)
 
     def _same(self, word: str) -> str:
@@ -257,14 +262,17 @@ def same(one: Path, other: Path) -> bool:
     """
     if one.read_bytes() == other.read_bytes():
         return True
+    if one.suffix == ".ckpt":  # the padding between its records has no checksum and means nothing
+        with zipfile.ZipFile(one) as a, zipfile.ZipFile(other) as b:
+            return a.namelist() == b.namelist() and all(a.read(name) == b.read(name) for name in a.namelist())
     if not one.parent.name.endswith(".ckpt"):
         return False
     if one.name == MANIFEST:  # the hashes of those files
         return json.loads(one.read_text())["sha256"].keys() == json.loads(other.read_text())["sha256"].keys()
     if one.suffix != ".safetensors":
         return False
-    a, b = load_file(one), load_file(other)
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    held, wanted = load_file(one), load_file(other)
+    return held.keys() == wanted.keys() and all(torch.equal(held[name], wanted[name]) for name in held)
 
 
 def _last_step(folder: Path) -> str:

@@ -164,3 +164,16 @@ def test_what_a_kill_cut_short_is_told_only_where_its_step_is_not_done_again(
     truncate(path, 4)
     assert path.with_name("metrics.unreadable-1.csv").read_bytes().endswith(b"\n4,1.0,0.1\n")
     assert "1 of its 4 rows cannot be read" in capsys.readouterr().out
+
+
+def test_a_link_is_replaced_and_not_written_through(tmp_path: Path) -> None:
+    """A run folder of somebody else's may hold one."""
+    for name, content in (("there", "step,loss\n1,0.5\n2,0.4\n"), ("nowhere", None)):
+        private, table = tmp_path / name, tmp_path / f"{name}.csv"
+        if content is not None:
+            private.write_text(content)
+        table.symlink_to(private)
+        truncate(table, 1)
+        StepRecords(table).append([{"step": 2, "loss": 0.3}])
+        assert (private.read_text() if private.exists() else None) == content
+        assert not table.is_symlink()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from neural_rdm.core.errors import RankError
+from neural_rdm.core.signals import Stopped
 from neural_rdm.training import launching
 from neural_rdm.training.launching import Launcher, watched
 from tests import processes
@@ -37,6 +38,16 @@ def test_the_rank_that_was_killed_is_named_and_the_others_are_stopped() -> None:
         raise LOST
     assert one.returncode == -signal.SIGKILL
     assert RankError.exit_code == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
+def test_a_rank_that_was_asked_to_stop_stops_the_run_by_that_signal(number: signal.Signals) -> None:
+    """Found by `benchmarks soak`: a terminal closed while the ranks looked for one another was told as a lost rank."""
+    one, two = sleeping(), subprocess.Popen([sys.executable, "-c", f"raise SystemExit({128 + number})"])
+    with pytest.raises(Stopped) as stopped, watched(rank(0, one, two), str):
+        raise LOST
+    assert stopped.value.exit_code == 128 + number
+    assert one.returncode == -signal.SIGKILL
 
 
 def test_an_error_of_its_own_stays_what_it_is_and_stops_the_others(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,6 +87,8 @@ def truncate(path: Path, step: int) -> None:
     What cannot be read is kept in a file beside it, such as `metrics.unreadable-1.csv`, with a line that says so.
     """
     if not path.is_file():
+        if path.is_symlink():  # which leads nowhere yet: rows would make a file where it points to
+            path.unlink()
         return
     content = _parsed(path.read_bytes())
     begins, comma, _ = content.cut.partition(b",")
@@ -121,7 +123,7 @@ def _keep_unreadable(path: Path, content: _Content) -> None:
     write_atomically(aside, lambda file: file.write(kept))
     lines = f"{len(content.bad)} of its {len(content.bad) + len(content.rows)} rows cannot be read"
     what = f"its first line is damaged, and {lines}" if content.odd else lines
-    print(f"{path}: {what}; {'the file as it was' if content.odd else 'these'} is kept in {aside.name}", flush=True)
+    print(f"{path}: {what}; {'the file as it was is' if content.odd else 'these are'} kept in {aside.name}", flush=True)
 
 
 def _parsed(content: bytes) -> _Content:

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 Handlers = dict[signal.Signals, Any]
+#: those that this system has (Windows has no SIGHUP)
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 class Stopped(BaseException):
@@ -43,9 +45,8 @@ def catch(handle: Callable[[signal.Signals], None]) -> Handlers:
 
     before: Handlers = {}
     if threading.current_thread() is threading.main_thread():
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
-            number = getattr(signal, name, None)
-            if number is not None and not (name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):
+        for number in STOPPING:
+            if not (number.name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):
                 before[number] = signal.signal(number, act)
     return before
 
@@ -75,9 +76,8 @@ def say(text: str) -> None:
 
 def stop(number: signal.Signals) -> None:
     """Stop the work at once. A second signal ends the process without waiting for anything to be tidied up."""
-    for other in ("SIGINT", "SIGTERM", "SIGHUP"):
-        if hasattr(signal, other):
-            signal.signal(getattr(signal, other), signal.SIG_DFL)
+    for other in STOPPING:
+        signal.signal(other, signal.SIG_DFL)
     raise Stopped(number)
 
 

@@ -9,7 +9,7 @@ A shard holds the samples `number * size ... (number + 1) * size - 1` of a split
     y          int64 [n]          labels
     captions   uint8              all captions in UTF-8; caption_ends int64 [m], caption_rows int64 [n] where they end
     tokens     [T, E]             the captions' tokens, where a text encoder was given; token_ends int64 [m]
-    crc        int64 [n]          CRC-32 of each sample's index, class and captions
+    crc        int64 [n]          CRC-32 of each sample's index, class, captions and rows
     row_crc    int64 [R, 2]       of each row of moments and of flipped; token_crc int64 [m] of each caption's tokens
 
 and, in its metadata, which samples could not be read and why.
@@ -81,18 +81,18 @@ class Moments:
             self._compare(_crc(self.tokens[which]), int(self.token_crc[which]))
         return self.tokens[which]
 
-    def rest(self) -> int:
-        """CRC-32 of index, class and captions."""
-        return zlib.crc32(json.dumps([self.index, self.y, list(self.captions)]).encode())
+    def rest(self, first: int) -> int:
+        """CRC-32 of index, class, captions and which rows of its shard are its own, from the `first` on."""
+        return zlib.crc32(json.dumps([self.index, self.y, list(self.captions), first, len(self.moments)]).encode())
 
-    def check(self) -> Moments:
-        """The sample, once index, class and captions are compared with what was written.
+    def check(self, first: int) -> Moments:
+        """The sample, whose first row is that one of its shard, once all but tensors is compared with what was written.
 
         Raises:
             CheckpointError: they differ.
         """
         if self.crc is not None:
-            self._compare(self.rest(), self.crc)
+            self._compare(self.rest(first), self.crc)
         return self
 
     def _compare(self, found: int | list[int], written: int | list[int]) -> None:
@@ -165,7 +165,8 @@ def write_shard(path: Path, samples: Sequence[Moments], bad: Mapping[int, tuple[
     if samples:
         rows = zip(content["moments"], content.get("flipped", content["moments"]), strict=True)
         content["row_crc"] = torch.tensor([[_crc(row) for row in pair] for pair in rows], dtype=torch.int64)
-        content["crc"] = torch.tensor([s.rest() for s in samples], dtype=torch.int64)
+        firsts = [0, *content["rows"].tolist()]
+        content["crc"] = torch.tensor([s.rest(i) for s, i in zip(samples, firsts, strict=False)], dtype=torch.int64)
     data = save(content, {"bad": json.dumps({str(index): bad[index] for index in sorted(bad)})})
     write_atomically(path, lambda file: file.write(data))
 
@@ -212,7 +213,7 @@ class Shard:
             )
         except (KeyError, IndexError, ValueError, TypeError) as error:
             raise CheckpointError(f"{_cannot_read(self.path)}: {first_line(error)}. {_COPY}") from error
-        return found.check()
+        return found.check(first)
 
 
 @contextlib.contextmanager

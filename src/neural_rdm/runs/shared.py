@@ -19,7 +19,6 @@ from neural_rdm.config.provenance import CONFIG, KEY, config_hash
 from neural_rdm.core.errors import CheckpointError, ConfigError, UserError, first_line
 from neural_rdm.core.files import write_atomically, write_text
 from neural_rdm.core.hub import from_hub
-from neural_rdm.core.weights import digest_of
 from neural_rdm.reports.runs import read_report, rule_of
 from neural_rdm.reports.tables import markdown_table
 
@@ -60,6 +59,8 @@ def share(run: LoadedRun, folder: Path) -> list[Path]:
     """
     from safetensors.torch import save
 
+    from neural_rdm.core.weights import digest_of
+
     config = without_places(run.config)
     state = {name: tensor.contiguous() for name, tensor in run.net.state_dict().items()}
     facts = {KEY: config_hash(config), "global_step": str(run.step), "weights": run.weights, "sha256": digest_of(state)}
@@ -89,6 +90,8 @@ def read_shared(folder: Path, config: DictConfig, weights: str) -> tuple[dict[st
     if not path.is_file():
         return None
     from safetensors import SafetensorError, safe_open
+
+    from neural_rdm.core.weights import digest_of
 
     try:
         with safe_open(path, framework="pt") as file:

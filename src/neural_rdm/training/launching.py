@@ -18,6 +18,7 @@ from lightning.pytorch.strategies.launchers.subprocess_script import _Subprocess
 
 from neural_rdm.core.errors import RankError, first_line
 from neural_rdm.core.ranks import PARENT
+from neural_rdm.core.signals import STOPPING, Stopped
 
 #: seconds that a process has to end by itself once another one of its run is gone: its own error is the better message
 GRACE = 5.0
@@ -58,6 +59,13 @@ class Launcher(_SubprocessScriptLauncher):
                 return f"rank {number} (process {rank.pid}) {how}. The others cannot go on without it and were stopped."
         return None
 
+    def stopped(self) -> signal.Signals | None:
+        """The signal that one of them was asked to stop by, as its exit code says; this process was asked as well, and
+        cannot hear it while it waits for that one.
+        """
+        codes = [(rank.poll() or 0) - 128 for rank in self.ranks]
+        return next((number for number in STOPPING if number in codes), None)
+
     def stop(self) -> None:
         """End all of them, and wait until they are gone."""
         self.kill(signal.SIGKILL)
@@ -81,15 +89,19 @@ class _Others:
             return f"rank {self.rank} was stopped: process {self.parent}, which started it, has ended."
         return None
 
-    def watch(self, over: threading.Event, tell: Callable[[str], None]) -> None:
+    def stopped(self) -> signal.Signals | None:
+        """The signal that has stopped one of them."""
+        return None if self.launcher is None else self.launcher.stopped()
+
+    def watch(self, over: threading.Event, tell: Callable[[str, signal.Signals | None], None]) -> None:
         """End this process when another one is gone and it does not notice by itself, waiting for it in NCCL, say."""
         while not over.wait(_EVERY):
             if (told := self.lost()) is not None:
                 if not over.wait(GRACE):
-                    tell(told)
+                    tell(told, number := self.stopped())
                     if self.launcher is not None:
                         self.launcher.stop()
-                    os._exit(RankError.exit_code)
+                    os._exit(RankError.exit_code if number is None else Stopped(number).exit_code)
                 return
 
     def explain(self, error: BaseException) -> str | None:
@@ -117,11 +129,15 @@ def watched(trainer: pl.Trainer, how_to_go_on: Callable[[], str]) -> Iterator[No
 
     Raises:
         RankError: another process of the run has ended; which, where that can be known.
+        Stopped: it was asked to stop.
     """
     others, over = _Others(trainer), threading.Event()
 
-    def tell(told: str) -> None:
-        print(f"error: {told} {how_to_go_on()}", file=sys.stderr, flush=True)
+    def tell(told: str, number: signal.Signals | None) -> None:
+        if number is not None:
+            print(f"\nstopped by {number.name}. {how_to_go_on()}", flush=True)
+        else:
+            print(f"error: {told} {how_to_go_on()}", file=sys.stderr, flush=True)
 
     if others.several:
         threading.Thread(target=others.watch, args=(over, tell), daemon=True, name="other-ranks").start()
@@ -130,8 +146,11 @@ def watched(trainer: pl.Trainer, how_to_go_on: Callable[[], str]) -> Iterator[No
     except BaseException as error:
         over.set()
         told = others.explain(error) if others.several else None
+        number = None if told is None else others.stopped()
         if others.launcher is not None:
             others.launcher.stop()
+        if number is not None:
+            raise Stopped(number) from error
         if told is not None:
             raise RankError(f"{told} {how_to_go_on()}") from error
         raise

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -76,3 +78,17 @@ def test_no_checkpoint_at_all(tmp_path: Path) -> None:
 def test_unfinished_files_are_not_taken_for_checkpoints(tmp_path: Path) -> None:
     (tmp_path / ".step=000000009.ckpt.123.tmp").write_bytes(b"half")
     assert newest_readable(tmp_path) is None
+
+
+@pytest.mark.parametrize("linked", [2, 4])
+def test_what_a_kill_behind_the_last_checkpoint_has_left_undone_is_done_at_the_start(
+    linked: int, tmp_path: Path
+) -> None:
+    """Found by `benchmarks soak`: nothing more is saved then, so that the old ones stayed, and last.ckpt might."""
+    for step in (2, 4, 6):  # the last one was passed over: damaged
+        (tmp_path / f"step={step:09d}.ckpt").write_text(str(step))
+    (tmp_path / "last.ckpt").hardlink_to(tmp_path / f"step={linked:09d}.ckpt")
+    at_the_end: Any = SimpleNamespace(global_step=4, optimizers=[], is_global_zero=True)
+    Checkpoints(tmp_path, every_n_steps=2, keep=1).on_train_start(at_the_end, None)  # type: ignore[arg-type]
+    assert (tmp_path / "last.ckpt").read_text() == "4"
+    assert sorted(path.name for path in tmp_path.glob("step=*")) == ["step=000000004.ckpt", "step=000000006.ckpt"]

@@ -154,9 +154,10 @@ class Checkpoints(Checkpoint):
         """A resumed run need not write again what it was started from, whoever wrote it."""
         for optimizer in trainer.optimizers:
             lay_out(optimizer)
-        self._saved = (
-            trainer.global_step if trainer.global_step and path_of(self.folder, trainer.global_step).exists() else -1
-        )
+        path = path_of(self.folder, trainer.global_step)
+        self._saved = trainer.global_step if trainer.global_step and path.exists() else -1
+        if self._saved > 0 and trainer.is_global_zero:  # whoever wrote it may have been killed right behind that
+            self._saved_is(path, alone=False)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Save at multiples of `every_n_steps`, and where the run is about to stop: after the epoch's end Lightning's
@@ -185,8 +186,8 @@ class Checkpoints(Checkpoint):
             _io(trainer).then(partial(self._saved_is, path))
         trainer.strategy.barrier("checkpoint")
 
-    def _saved_is(self, path: Path) -> None:
-        """A checkpoint is written: it becomes the last one, and older ones go."""
+    def _saved_is(self, path: Path, alone: bool = True) -> None:
+        """A checkpoint is written: it becomes the last one, and older ones go; with `alone` later ones too."""
         if not path.exists():
             return  # writing it has failed, and is told where it is waited for
         link_atomically(path, self.folder / "last.ckpt")
@@ -194,7 +195,8 @@ class Checkpoints(Checkpoint):
         # What lies after this step was passed over as damaged when the run was resumed; it must not count as kept.
         kept = [p for p in steps if p <= path][-self.keep :]
         for other in set(steps) - set(kept):
-            remove(other)
+            if alone or other < path:
+                remove(other)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Add the hash, and refuse to save weights, averages or moments that are not finite; all ranks agree.
