@@ -96,7 +96,8 @@ class StreamedCheckpointIO(CheckpointIO):
         done: Future[None] = Future()
         self._jobs.append(done)
         try:
-            done.set_result(job())
+            job()
+            done.set_result(None)
         except WriteError as error:
             done.set_exception(error)
 
