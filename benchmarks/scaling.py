@@ -1,6 +1,6 @@
 """`python -m benchmarks.scaling`: memory, traffic and time of large networks on 8, 64 and 1024 GPUs, by the formulas
 of `training.memory` and `training.traffic`. Nothing is measured. The numbers go into `results/scaling.json`, and from
-there into the table of `docs/scaling.md`; `--page` writes the page alone.
+there into the table of `docs/scaling.md`; `--page` writes the page alone, `--known` counts no network anew.
 """
 
 from __future__ import annotations
@@ -113,12 +113,12 @@ def rows(name: str, found: dict[str, Any]) -> list[dict[str, Any]]:
                     break
             again = {"none": 0.0, "selective": 1.0, "full": 1.0}[how]
             computes = (3 + again) * found["flops"] * samples / (MFU * peak * 1e12)
-            sends = sent.seconds(HOPPER, shards, REACHED)
+            sends = sent.seconds(HOPPER, REACHED)
             row |= {
                 "checkpointing": how,
                 "GiB": most / 2**30,
                 "fits": [gpu for gpu, room in MEMORY.items() if most <= room],
-                "sent GB": (sent.shared + sent.copied) / 1e9,
+                "sent GB": (sent.ring + sent.copied) / 1e9,
                 "computes s": computes,
                 "sends s": sends,
                 "samples/s": [BATCH / (computes + sends), BATCH / max(computes, sends)],
@@ -146,7 +146,7 @@ def table(made: list[dict[str, Any]]) -> str:
 
 def page(text: str, content: dict[str, Any]) -> str:
     """The text of the page with its table as the numbers have it."""
-    made = table(content["rows"])
+    made = table(content["rows"]).strip()
     return re.sub(r"(<!-- computed:.*?-->\n\n).*?(\n\n<!-- end -->)", lambda m: m[1] + made + m[2], text, flags=re.S)
 
 
@@ -155,7 +155,8 @@ def main() -> None:
         from neural_rdm.config.compose import prepare_hydra
 
         prepare_hydra()
-        counted = {name: facts(*of) for name, of in NETWORKS.items()}
+        known = json.loads(RESULT.read_text(encoding="utf-8"))["counted"] if "--known" in sys.argv[1:] else {}
+        counted = known or {name: facts(*of) for name, of in NETWORKS.items()}
         made = [row for name, found in counted.items() for row in rows(name, found)]
         content = {"mfu": MFU, "reached": REACHED, "counted": counted, "rows": made}
         RESULT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

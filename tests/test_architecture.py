@@ -12,8 +12,8 @@ from tests.helpers import ROOT
 
 #: may be absent on a training machine, so nothing imports them at the top of a module
 OPTIONAL = {
-    "av", "decord", "deepspeed", "diffusers", "matplotlib", "optuna", "ray", "sklearn", "submitit", "torchao", "torchcodec",
-    "transformers", "wandb",
+    "av", "decord", "deepspeed", "diffusers", "matplotlib", "optuna", "ray", "sklearn", "submitit", "torchao",
+    "torchcodec", "transformers", "wandb",
 }  # fmt: skip
 
 

@@ -113,3 +113,21 @@ def test_muon_is_refused_where_it_would_round() -> None:
     net = nn.Linear(4, 4).bfloat16()
     with pytest.raises(ConfigError, match=r"optimizer\.name=muon is for float32 weights"):
         Optimizer(name="muon").build(net)
+
+
+def test_a_shard_draws_what_its_rows_draw_in_the_whole() -> None:
+    """On the third of four ranks, of which one stands for all; 10 rows: shares of 3, 3, 3 and 1."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    whole, step = torch.zeros(10, 6), torch.tensor(7.0)
+    torch.distributed.init_process_group("fake", rank=2, world_size=4, store=FakeStore())
+    try:
+        mesh = init_device_mesh("cpu", (4,))
+        rows = distribute_tensor(whole, mesh, [Shard(0)], src_data_rank=None)
+        columns = distribute_tensor(whole, mesh, [Shard(1)], src_data_rank=None)
+        assert torch.equal(noise(rows, 9, step), noise(whole, 9, step)[6:9])
+        assert torch.equal(noise(columns, 9, step), noise(whole, 9, step)[:, 4:6])
+    finally:
+        torch.distributed.destroy_process_group()

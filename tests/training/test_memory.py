@@ -90,3 +90,14 @@ def test_what_is_just_too_much_is_told_and_what_fits_is_not() -> None:
     with pytest.raises(ConfigError, match="1000 samples at once"):
         check_room(needed, 1000, 1000)
     assert room(torch.device("cpu")) > 2**28
+
+
+def test_bfloat16_weights_and_moments_on_the_host_take_less() -> None:
+    with torch.device("meta"):
+        net = DiT.named("DiT-S/2", input_size=32)
+    found = Held(900, 800, 1000)
+    whole = memory(net, Optimizer(), 1, found, half=True)
+    less = memory(net, Optimizer(offload=True), 1, found, half=True, true=True)
+    narrow = 12 * 12 * 384 * 384  # of each block: qkv, proj, fc1, fc2
+    assert whole.weights - less.weights == whole.gradients - less.gradients == 2 * narrow
+    assert (less.optimizer, less.averages) == (0, whole.averages)

@@ -93,7 +93,7 @@ class _Exchanged(torch.autograd.Function):
         return _exchanged(x, group, split, join)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         split, join = ctx.axes
         return _exchanged(grad, ctx.group, join, split), None, None, None
 
@@ -116,6 +116,6 @@ class _Together(torch.autograd.Function):
         return torch.cat(parts, dim=1)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         size = ctx.group.size()
         return size * grad.narrow(1, ctx.group.rank() * ctx.tokens, ctx.tokens), None

@@ -94,8 +94,9 @@ def prepare(net: nn.Module, precision: str) -> None:
         from torchao.float8.float8_linear import Float8Linear
 
         def fits(layer: nn.Module, name: str) -> bool:
-            plain = isinstance(layer, nn.Linear) and not isinstance(layer, (Float32Linear, Float8Linear))
-            return plain and not (layer.in_features % 16 or layer.out_features % 16)  # type: ignore[operator]
+            if not isinstance(layer, nn.Linear) or isinstance(layer, (Float32Linear, Float8Linear)):
+                return False
+            return not (layer.in_features % 16 or layer.out_features % 16)
 
         for block in blocks_of(net, "trained with trainer.precision=float8-mixed"):
             convert_to_float8_training(block, module_filter_fn=fits)

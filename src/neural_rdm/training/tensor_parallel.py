@@ -194,7 +194,7 @@ class _Partial(_Held):
 class _Columns(_Held):
     """A linear layer that makes this rank's part of its outputs of all its inputs."""
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor) -> Tensor:
         made: Tensor = super().forward(_Copied.apply(x, self._group))
         return made
 
@@ -202,7 +202,7 @@ class _Columns(_Held):
 class _Gathered(_Columns):
     """The same, whose outputs are then put together."""
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor) -> Tensor:
         whole: Tensor = _Whole.apply(super().forward(x), self._group)
         return whole
 
@@ -210,7 +210,7 @@ class _Gathered(_Columns):
 class _Rows(_Held):
     """A linear layer that makes all its outputs of this rank's part of its inputs: a sum over the group."""
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor) -> Tensor:
         with _run():
             whole: Tensor = _Summed.apply(nn.functional.linear(x, self.weight), self._group)
             return whole if self.bias is None else whole + self.bias.to(whole.dtype)
@@ -236,7 +236,7 @@ class _Copied(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return _sum(grad, ctx.group), None
 
 
@@ -248,7 +248,7 @@ class _Summed(torch.autograd.Function):
         return _sum(x, group)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad, None
 
 
@@ -263,5 +263,5 @@ class _Whole(torch.autograd.Function):
         return torch.cat(parts, dim=-1)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad.narrow(-1, ctx.group.rank() * ctx.width, ctx.width), None

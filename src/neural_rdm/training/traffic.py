@@ -43,20 +43,27 @@ HOPPER = Links(450e9, 50e9)
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes that a device sends in a step: among the devices that share out the weights, and between replicas."""
+    """Bytes that a device sends in a step.
 
-    shared: float
-    copied: float
+    Attributes:
+        ring: in the ring of all that share out weights or, under `ddp`, gradients.
+        size: devices of that ring.
+        copied: to those of other replicas that have the same share.
+    """
 
-    def seconds(self, links: Links, shards: int, reached: float = 1.0) -> float:
-        """How long it takes if nothing is computed meanwhile; groups of more than a node go as fast as its cards.
+    ring: float
+    size: int
+    copied: float = 0.0
+
+    def seconds(self, links: Links, reached: float = 1.0) -> float:
+        """How long it takes if nothing is computed meanwhile. A ring through several nodes is as fast as all cards of a
+        node together, which carry it side by side; a ring of one device a node as fast as one. Latency is not counted.
 
         Args:
-            shards: devices of a group that shares out the weights.
             reached: share of the links' speed.
         """
-        speed = links.inside if shards <= NODE else links.outside
-        return (self.shared / speed + self.copied / links.outside) / reached
+        speed = links.inside if self.size <= NODE else min(links.inside, NODE * links.outside)
+        return (self.ring / speed + self.copied / links.outside) / reached
 
 
 def traffic(net: nn.Module, devices: int, shards: int, half: bool = True) -> Traffic:
@@ -70,15 +77,12 @@ def traffic(net: nn.Module, devices: int, shards: int, half: bool = True) -> Tra
     """
     total = sum(p.numel() for p in net.parameters())
     trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
-    replicas = devices // shards
-    copied = 2 * (replicas - 1) / replicas * FLOAT * trained / shards
-    if shards == 1 and devices <= NODE:  # inside a node, as fast as its links are
-        return Traffic(copied, 0.0)
     if shards == 1:
-        return Traffic(0.0, copied)
-    heavy = matrices(net)
+        return Traffic(2 * (devices - 1) / devices * FLOAT * trained, devices)
+    heavy, replicas = matrices(net), devices // shards
     alone = {layer.weight for layer in islands(net)} & heavy if half else set()
     narrow = sum(p.numel() for p in heavy - alone)
     wide = sum(p.numel() for p in alone)
     gathered = 2 * ((2 if half else FLOAT) * narrow + FLOAT * wide) + FLOAT * (total - narrow - wide)
-    return Traffic((shards - 1) / shards * (gathered + FLOAT * trained), copied)
+    ring = (shards - 1) / shards * (gathered + FLOAT * trained)
+    return Traffic(ring, shards, 2 * (replicas - 1) / replicas * FLOAT * trained / shards)

@@ -18,7 +18,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 
 from neural_rdm.config.provenance import KEY
 from neural_rdm.core import sharded
-from neural_rdm.core.errors import CheckpointError, ConfigError
+from neural_rdm.core.errors import CheckpointError, ConfigError, WriteError
 from neural_rdm.core.files import link_atomically, load_tensors, remove, save_tensors
 from neural_rdm.core.ranks import is_first_rank
 from neural_rdm.core.sharded import Keys, mapped
@@ -46,7 +46,7 @@ class StreamedCheckpointIO(CheckpointIO):
     """
 
     def __init__(self, sharded: bool = False, background: bool = False) -> None:
-        self.sharded = sharded
+        self.sharded, self.background = sharded, background
         try:  # now, and not in the middle of a run
             if sharded:
                 from torch.distributed.checkpoint import HuggingFaceStorageWriter  # noqa: F401
@@ -87,11 +87,19 @@ class StreamedCheckpointIO(CheckpointIO):
         return self._group
 
     def then(self, job: Callable[[], None]) -> None:
-        """Do something once what is being written is written."""
-        if self._thread is None:
-            job()
-        else:
+        """Do something once what is being written is written. What goes wrong is raised by `wait`, in which every rank
+        can be told of it: here the others wait for this one in Lightning's barrier.
+        """
+        if self._thread is not None:
             self._jobs.append(self._thread.submit(job))
+            return
+        done: Future[None] = Future()
+        self._jobs.append(done)
+        try:
+            job()
+            done.set_result(None)
+        except WriteError as error:
+            done.set_exception(error)
 
     def wait(self) -> None:
         """Wait for what is being written, and raise what has gone wrong there."""
@@ -181,9 +189,13 @@ class Checkpoints(Checkpoint):
         for logger in trainer.loggers:
             logger.save()
         path = path_of(self.folder, trainer.global_step)
-        parallel.written(partial(trainer.save_checkpoint, path))
+        io = _io(trainer)
+        parallel.written(io.wait)  # for the one before
+        trainer.save_checkpoint(path)
+        if not io.background:
+            parallel.written(io.wait)
         if trainer.is_global_zero:
-            _io(trainer).then(partial(self._saved_is, path))
+            io.then(partial(self._saved_is, path))
         trainer.strategy.barrier("checkpoint")
 
     def _saved_is(self, path: Path, alone: bool = True) -> None:
