@@ -254,7 +254,9 @@ def test_ranks_that_are_killed_while_they_save_lose_nothing(dying: list[int], fo
 
 @pytest.mark.full
 def test_weights_that_are_rounded_at_random_are_rounded_alike_on_shards(tmp_path: Path) -> None:
-    """A gradient that differs in its last bits rounds an entry otherwise now and then; anything else would be seen."""
+    """Gradients are rounded to bfloat16 on each rank, and so differ from those of one process by up to a 512th: now and
+    then that rounds an entry otherwise (of these 1 in 40 after 6 steps); draws of their own would most of them.
+    """
     train(tmp_path, "single", "single", precision="bf16-true")
     true = {"precision": "bf16-true", "sharded": True}
     run_all(tmp_path, [job("fsdp2", **true), job("fsdp2-resumed", resume="fsdp2", **true)])
@@ -262,7 +264,7 @@ def test_weights_that_are_rounded_at_random_are_rounded_alike_on_shards(tmp_path
     narrow = [name for name, weight in one.items() if weight.dtype == torch.bfloat16]
     differ = sum(int((one[name] != two[name]).sum()) for name in narrow) / sum(one[name].numel() for name in narrow)
     assert narrow
-    assert differ < 0.01
+    assert differ < 0.1
     assert_equal(tmp_path, "fsdp2-resumed", "fsdp2", rounding=0)
 
 
