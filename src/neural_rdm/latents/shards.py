@@ -101,7 +101,7 @@ class Moments:
 
 
 def _crc(tensor: Tensor) -> int:
-    return zlib.crc32(tensor.contiguous().view(torch.uint8).numpy())
+    return zlib.crc32(tensor.contiguous().view(torch.uint8).numpy().data)
 
 
 #: what to do about a damaged shard

@@ -90,7 +90,7 @@ def load_gates(
     for path in several:
         if not isinstance(path, str | os.PathLike) or several.count(path) > 1:
             raise ValueError(f"gates are loaded from files, each once, and not from {path!r}")
-    scales = dict(file) if isinstance(file, Mapping) else dict.fromkeys(several, 1.0)
+    scales: dict[Any, float] = dict(file) if isinstance(file, Mapping) else dict.fromkeys(several, 1.0)
     for number in (scale, *scales.values()):
         if not isinstance(number, (int, float)) or not math.isfinite(number):
             raise ValueError(f"a scale of gates is a finite number, and not {number!r}")

@@ -35,11 +35,11 @@ def share(module: pl.LightningModule) -> None:
     """
     size = getattr(module.trainer.strategy, "context", 1)
     net: Any = module.net
-    if size == 1 or getattr(net, "_context", 1) > 1:
+    if size == 1 or "_context" in net.__dict__:
         return
     from torch.distributed.device_mesh import init_device_mesh
 
-    if not isinstance(net, DiT):
+    if not isinstance(module.net, DiT):
         raise ConfigError(f"strategy.context={size}: {type(net).__name__} is neither a DiT nor a Latte")
     for name, number in (("places of a frame", net.side**2), ("heads", net.num_heads)):
         if number % size:
@@ -49,7 +49,7 @@ def share(module: pl.LightningModule) -> None:
     device = module.trainer.strategy.root_device.type
     mesh = init_device_mesh(device, (module.trainer.world_size // size, size), mesh_dim_names=("data", "context"))
     group = mesh.get_group("context")
-    net._context = size
+    net.__dict__["_context"] = size
     rank = group.rank()
 
     def own(_: Any, args: Any, tokens: Tensor) -> Tensor:

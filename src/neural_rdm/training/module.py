@@ -72,15 +72,18 @@ class NeuralRDM(pl.LightningModule):
 
     def configure_model(self) -> None:
         """Round, checkpoint, compile and shard the network; Lightning calls this more than once."""
-        precision.prepare(self.net, str(self.trainer.precision))
+        attached = self._trainer is not None  # by itself, a network is neither rounded nor shared out
+        if attached:
+            precision.prepare(self.net, str(self.trainer.precision))
         recompute(self.net, self.activation_checkpointing)
         if self.compile_blocks and not getattr(self, "_compiled", False):
             for block in blocks_of(self.net, "compiled (trainer.compile)"):
                 block.compile()  # in place: keys get no `_orig_mod.` prefix
             self._compiled = True
-        context_parallel.share(self)
-        sharding.shard(self)
-        tensor_parallel.shard(self)
+        if attached:
+            context_parallel.share(self)
+            sharding.shard(self)
+            tensor_parallel.shard(self)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Losses of one micro-batch: `loss` (the mean to minimise) and its detached parts."""

@@ -104,8 +104,8 @@ def prepare(net: nn.Module, precision: str) -> None:
 
 def narrow(net: nn.Module) -> set[nn.Parameter]:
     """The weights that `bf16-true` keeps in 16 bits: the matrices of blocks that are no islands."""
-    islands = {layer.weight for layer in net.modules() if isinstance(layer, Float32Linear)}
-    return matrices(net) - islands
+    islands = {id(layer.weight) for layer in net.modules() if isinstance(layer, Float32Linear)}
+    return {p for p in matrices(net) if id(p) not in islands}
 
 
 def tf32(allowed: bool) -> None:

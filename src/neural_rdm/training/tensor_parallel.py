@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -75,10 +75,9 @@ def shard(module: pl.LightningModule) -> None:
     Raises:
         ConfigError: a network without blocks of attention and MLP, or whose heads or channels do not divide.
     """
-    strategy = module.trainer.strategy
-    if not isinstance(strategy, TensorParallel) or any(isinstance(m, _Held) for m in module.net.modules()):
+    strategy, net = module.trainer.strategy, cast(Any, module.net)
+    if not isinstance(strategy, TensorParallel) or any(isinstance(m, _Held) for m in net.modules()):
         return
-    net: Any = module.net
     mesh, placements = strategy.device_mesh, _placements(net, strategy.copies)
     for layer in list(net.modules()):
         for name, parameter in list(layer._parameters.items()):
@@ -88,7 +87,7 @@ def shard(module: pl.LightningModule) -> None:
     for layer in list(net.modules()):
         if type(layer).forward is not nn.Module.forward:
             kind = layer.__dict__.pop("_kind", _Held)
-            layer.__class__ = _held(type(layer), kind)
+            layer.__class__ = _held(type(layer), kind)  # type: ignore[arg-type]
             layer.__dict__["_group"] = group
 
 
@@ -99,7 +98,7 @@ def _placements(net: nn.Module, size: int) -> dict[nn.Parameter, Any]:
 
     found: dict[nn.Parameter, Any] = {}
 
-    def columns(layer: nn.Linear, parts: int = 1, kind: type[_Held] = _Columns) -> None:
+    def columns(layer: Any, parts: int = 1, kind: type[_Held] = _Columns) -> None:
         """The outputs are shared out, in each of the `parts` (q, k, v) that stand above one another in the weight."""
         if layer.out_features % (parts * size):
             raise ConfigError(f"strategy=tp: {layer.out_features // parts} channels do not divide among {size} devices")
@@ -107,7 +106,7 @@ def _placements(net: nn.Module, size: int) -> dict[nn.Parameter, Any]:
             found[parameter] = Shard(0) if parts == 1 else _StridedShard(0, split_factor=parts)
         layer.__dict__["_kind"] = kind
 
-    def rows(layer: nn.Linear) -> None:
+    def rows(layer: Any) -> None:
         """The inputs are shared out, and the outputs summed up."""
         found[layer.weight] = Shard(1)
         layer.__dict__["_kind"] = _Rows
@@ -175,11 +174,12 @@ class _Held(nn.Module):
     _group: Any
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        own: Any = super()
         with _run():
-            return super().forward(*args, **kwargs)
+            return own.forward(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        found = super().__getattr__(name)
+        found: Any = super().__getattr__(name)
         return found.to_local() if _running and hasattr(found, "to_local") else found
 
 

@@ -80,9 +80,9 @@ def traffic(net: nn.Module, devices: int, shards: int, half: bool = True) -> Tra
     if shards == 1:
         return Traffic(2 * (devices - 1) / devices * FLOAT * trained, devices)
     heavy, replicas = matrices(net), devices // shards
-    alone = {layer.weight for layer in islands(net)} & heavy if half else set()
-    narrow = sum(p.numel() for p in heavy - alone)
-    wide = sum(p.numel() for p in alone)
+    alone = {id(layer.weight) for layer in islands(net)} if half else set()
+    wide = sum(p.numel() for p in heavy if id(p) in alone)
+    narrow = sum(p.numel() for p in heavy) - wide
     gathered = 2 * ((2 if half else FLOAT) * narrow + FLOAT * wide) + FLOAT * (total - narrow - wide)
     ring = (shards - 1) / shards * (gathered + FLOAT * trained)
     return Traffic(ring, shards, 2 * (replicas - 1) / replicas * FLOAT * trained / shards)
