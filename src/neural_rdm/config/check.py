@@ -226,8 +226,14 @@ def _check_value(value: Any, kind: Any, key: str, sources: Sources) -> None:
                     )
                 _check_value(child, typing.get_args(member)[1], f"{key}.{inner!s}", sources)
             return None
-        if dataclasses.is_dataclass(member) and isinstance(member, type) and isinstance(value, DictConfig):
-            return _check(value, of_class(member), key, sources)
+        if dataclasses.is_dataclass(member) and isinstance(member, type):
+            signature = of_class(member)
+            if isinstance(value, DictConfig):
+                return _check(value, signature, key, sources)
+            if value is not None or type(None) not in members(kind):
+                named = ", ".join(f"{key}.{name}=..." for name in signature.arguments)
+                given = "null" if value is None else repr(value)
+                raise refused(f"configuration key {key} holds keys and cannot be {given}; pass {named}", key, sources)
     is_node = isinstance(value, DictConfig) and isinstance(value.get("_target_"), str)
     if is_node or (Node in members(kind) and (value is not None or type(None) not in members(kind))):
         return _check_node(value, key, sources)

@@ -275,8 +275,9 @@ def _check_choice(override: Override, config_name: str) -> None:
     if folder and any(choice.startswith(f"{folder}/") for choice in choices_of(whole)):
         raise ConfigError(f"{override.input_line}: {folder} is a folder of {whole}; pass {whole}={folder}/NAME")
     choices, value = choices_of(group), override.value()
-    named = isinstance(value, (str, list, Sweep)) and not (isinstance(value, str) and _is_no_name(value))
-    if choices and not override.is_delete() and not named:
+    parts = value if isinstance(value, list) else [value]
+    named = all(isinstance(part, str) and not _is_no_name(part) for part in parts)
+    if choices and not override.is_delete() and not named and not isinstance(value, Sweep):
         argument = of_class(primary.COMMANDS[config_name]).arguments.get(group)
         without = f"; ~{group} leaves it out" if argument and type(None) in members(argument.kind) else ""
         shown = as_text(override)[:100].replace("\0", "\\0")
