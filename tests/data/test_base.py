@@ -62,7 +62,8 @@ def at(
     folder: Path = Path("nothing is written here"),
 ) -> DataModule:
     data.configure(seed, micro)
-    data.trainer = SimpleNamespace(global_step=step, world_size=world_size, global_rank=rank, default_root_dir=folder)
+    ranks = {"world_size": world_size, "global_rank": rank, "strategy": None}
+    data.trainer = SimpleNamespace(global_step=step, default_root_dir=folder, **ranks)
     return data
 
 

@@ -61,7 +61,7 @@ def at(data: Data, folder: Path | None, step: int = 0, world_size: int = 1, rank
     data.configure(SEED)
     if folder is not None:
         data.trainer = SimpleNamespace(
-            global_step=step, world_size=world_size, global_rank=rank, default_root_dir=folder
+            global_step=step, world_size=world_size, global_rank=rank, strategy=None, default_root_dir=folder
         )
     return data
 

@@ -52,7 +52,7 @@ def test_a_whole_step_runs_without_a_value(
     metrics, finite, average, supervision = Metrics(10), FiniteSteps(10), EMA(), Supervision(0.35)
     trainer: Any = SimpleNamespace(
         global_step=0, max_steps=100, world_size=1, accumulate_grad_batches=1, callbacks=[metrics, finite, average],
-        precision_plugin=None,
+        precision_plugin=None, strategy=None,
     )  # fmt: skip
     optimizer = torch.optim.AdamW(net.parameters())  # the fused one has no kernel for such tensors
     batch: Any = {

@@ -60,7 +60,8 @@ def rivals(pictures: Path) -> Answer | None:
         f"{len(wheres) * (len(plan.RIVALS) - 1)} comparisons with plain addition {count['better']} are settled as better and {count['worse']} as worse; "
         f"settled alike everywhere: {', '.join(alike) or 'none'}."
     )
-    body = f"""Eight rules at 48 units (width 32, 150 steps), each at its own best of three learning rates, {seeds_of(best)}.
+    body = f"""Eight rules at 48 units (width 32, 150 steps), each at its own best of three learning rates, {seeds_of(best)}. The rate
+is chosen by the runs that are then compared, which flatters every rule alike.
 
 {markdown_table(summary)}
 

@@ -74,7 +74,7 @@ class Optimizer:
         if schedule:
             groups.append({"name": "schedule", "params": list(schedule), "lr": self.lr, "weight_decay": 0.0})
         options: dict[str, Any] = {"lr": self.lr, "betas": (self.betas[0], self.betas[1]), "eps": self.eps}
-        narrow = any(p.dtype != torch.float32 for p in parameters.values())
+        narrow = any(p.dtype.itemsize < 4 for p in parameters.values())
         if self.name == "muon":
             if narrow or self.offload:
                 raise ConfigError(

@@ -107,7 +107,7 @@ def test_flips_are_keyed_by_seed_and_position(tree):
     for workers in (0, 2):
         data = ImageFolder(tree, 16, 5, num_workers=workers)
         data.configure(seed=4)
-        data.trainer = SimpleNamespace(global_step=3, world_size=1, global_rank=0, default_root_dir=tree)
+        data.trainer = SimpleNamespace(global_step=3, world_size=1, global_rank=0, strategy=None, default_root_dir=tree)
         batches[workers] = list(islice(data.train_dataloader(), 6))
     assert all(torch.equal(a["x"], b["x"]) for a, b in zip(batches[0], batches[2], strict=True))
     flips = 0

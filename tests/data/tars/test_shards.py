@@ -32,7 +32,11 @@ def module(root: Path, **settings: Any) -> TarShards:
 def at(data: DataModule, step: int = 0, world_size: int = 1, rank: int = 0, folder: Path | None = None) -> DataModule:
     data.configure(3)
     data.trainer = SimpleNamespace(
-        global_step=step, world_size=world_size, global_rank=rank, default_root_dir=folder or data.root
+        global_step=step,
+        world_size=world_size,
+        global_rank=rank,
+        strategy=None,
+        default_root_dir=folder or data.root,
     )
     return data
 
