@@ -135,7 +135,9 @@ def configurations(place: Path) -> Case:
         for _ in range(draw.choice((1, 1, 2, 3))):
             if draw.random() < 0.25:
                 group = draw.choice(groups)
-                overrides.append(f"{group}={draw.choice([*choices_of(group), 'null', 'nothing', '1'])}")
+                # an experiment that asks for a folder before anything is composed
+                choices = [choice for choice in choices_of(group) if choice != "diffusers_finetune"]
+                overrides.append(f"{group}={draw.choice([*choices, 'null', 'nothing', '1'])}")
                 continue
             key = draw.choice(keys)
             if draw.random() < 0.1:
