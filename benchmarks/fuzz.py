@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmarks.options import options_of
 from neural_rdm.core.errors import UserError
 
 RESULT = Path(__file__).parent / "results" / "fuzz.json"
@@ -697,12 +698,7 @@ KINDS = ("read", "refused", "traceback", "wrong", "hang", "crash")
 def main(argv: list[str]) -> None:
     """`fuzz` under the options of a command line; the counts are written where all subjects ran."""
     kinds = {"cases": int, "minutes": float, "seed": int, "subjects": str}
-    options: dict[str, Any] = {}
-    for argument in argv:
-        key, equals, value = argument.partition("=")
-        if not equals or key not in kinds:
-            raise SystemExit(f"error: fuzz takes {', '.join(f'{name}=' for name in kinds)}, not {argument}")
-        options[key] = kinds[key](value)
+    options = options_of("fuzz", argv, kinds)
     result = fuzz(**options)
     if "subjects" not in options:
         RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from benchmarks.soak import page
 from benchmarks.soak.cases import CASES
 from benchmarks.soak.injuries import INJURIES
 from benchmarks.soak.run import COLUMNS, KEPT, append, drawn, read, soak
+from benchmarks.soak.run import main as soak_main
 from benchmarks.soak.trial import Fault, Trial, differences, reference_of
 
 
@@ -34,6 +36,14 @@ def test_what_is_drawn_follows_from_seed_and_number() -> None:
     assert names == possible
     case, injury, _ = drawn(0, 0, cases="^sample$", injuries="SIGTERM$")
     assert (case.name, injury.name) == ("sample", "SIGTERM")
+
+
+@pytest.mark.parametrize("run", [fuzz.main, soak_main])
+def test_what_is_no_option_is_refused_in_a_sentence(run: Callable[[list[str]], None]) -> None:
+    with pytest.raises(SystemExit, match=r"takes .*seed=.*, not colour=red"):
+        run(["colour=red"])
+    with pytest.raises(SystemExit, match=r"seed=x is not of its kind \(int\)"):
+        run(["seed=x"])
 
 
 def test_rows_are_kept_as_they_land(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.options import options_of
 from benchmarks.soak.cases import CASES, Case, make_inputs
 from benchmarks.soak.injuries import INJURIES, Injury
 from benchmarks.soak.session import ROOT, Session
@@ -134,12 +135,7 @@ def append(table: Path, row: dict[str, Any]) -> None:
 def main(argv: list[str]) -> None:
     """`soak` under the options of a command line."""
     kinds = {"minutes": float, "trials": int, "seed": int, "cases": str, "injuries": str, "table": Path, "work": Path}
-    options: dict[str, Any] = {}
-    for argument in argv:
-        key, equals, value = argument.partition("=")
-        if not equals or key not in kinds:
-            raise SystemExit(f"error: soak takes {', '.join(f'{name}=' for name in kinds)}, not {argument}")
-        options[key] = kinds[key](value)
+    options = options_of("soak", argv, kinds)
     new = soak(**options)
     faults = [row for row in new if row["outcome"] not in KEPT]
     print(f"{len(new)} trials, {len(faults)} faults; rows in {options.get('table', TABLE)}")
