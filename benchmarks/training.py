@@ -17,6 +17,7 @@ import lightning.pytorch as pl
 import torch
 from omegaconf import DictConfig
 
+from neural_rdm.config.check import validate
 from neural_rdm.core.errors import UserError, first_line
 from neural_rdm.data.base import DataModule
 from neural_rdm.runs import build
@@ -65,6 +66,7 @@ def train(cfg: DictConfig, *measures: Measure, during: Mapping[int, Measure] | N
     Raises:
         SystemExit: a signal asks to stop; the run is begun anew next time.
     """
+    validate(cfg)  # which fills in what files leave to a class's own default
     cfg.callbacks = {"ema": cfg.callbacks.ema}
     data = build.data(cfg)
     data.setup()
@@ -152,7 +154,7 @@ def held_out(run: Trained) -> Row:
         module.eval()
         own, module.seed = module.seed, VAL_SEED
         batches = list(run.data.val_dataloader())
-        whole: Any = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
+        whole: Any = {key: _joined([batch[key] for batch in batches]) for key in batches[0]}
         parts = [module.losses(whole, f"first look {draw}", drop=False) for draw in range(VAL_DRAWS)]
         module.seed = own
     return {
@@ -160,6 +162,10 @@ def held_out(run: Trained) -> Row:
         for key in ("loss", "mse")
         if key in parts[0]
     }
+
+
+def _joined(parts: list[Any]) -> Any:
+    return torch.cat(parts) if isinstance(parts[0], torch.Tensor) else [text for part in parts for text in part]
 
 
 def report(*names: str) -> Measure:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,15 @@ def test_every_run_composes(study: plan.Study) -> None:
         if typed not in seen:
             compose_config("train", [*study.settings, *job.overrides])
         seen.add(typed)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("study", plan.STUDIES.values(), ids=lambda study: study.name)
+def test_a_run_of_every_study_is_trained_and_measured(study: plan.Study) -> None:
+    short = ("trainer.max_steps=2", "metric.per_class=1")
+    row = running.train_job(replace(study, settings=(*study.settings, *short), steps=()), study.jobs[0])
+    assert row["broken"] == ""
+    assert math.isfinite(row["val_loss"])
 
 
 def test_a_study_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,6 +120,8 @@ def test_means_intervals_and_signs_by_numpy_alone(name: str) -> None:
             still = still and alone < 0.05 / (len(p) - place)
             word = "better" if (mean > 0) == higher else "worse"
             expected = word if still else f"{word}?" if alone < 0.05 else "open"
+            if len(groups[group]) < 3:
+                expected = "open"
             if lines[group].sign != "equal":
                 assert lines[group].sign == expected, (group, metric)
 

@@ -37,7 +37,9 @@ def grouped(rows: Iterable[Row], number: str, by: Callable[[Row], str]) -> dict[
 
 
 def compare(groups: Mapping[str, Seeds], base: str, higher: bool = False) -> list[Line]:
-    """A line a group with two seeds or more, the base first; signs are tested for all of them together."""
+    """A line a group with two seeds or more, the base first; signs are tested for all of them together. What two pairs
+    say rests on their normality alone: their sign stays open.
+    """
     groups = {name: values for name, values in groups.items() if len(values) > 1}
     if base not in groups:
         return []
@@ -48,7 +50,9 @@ def compare(groups: Mapping[str, Seeds], base: str, higher: bool = False) -> lis
         values, differences = interval(list(groups[name].values())), interval(less.get(name, []))
         assert values is not None
         found = math.nan if differences is None else resolvable(differences.sd, differences.n)
-        lines.append(Line(name, values, differences, of_signs.get(name, ""), found))
+        sign = of_signs.get(name, "")
+        few = len(less.get(name, [])) < 3 and sign not in ("", "equal")
+        lines.append(Line(name, values, differences, "open" if few else sign, found))
     return lines
 
 
