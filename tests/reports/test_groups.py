@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from neural_rdm.core.errors import DataError
-from neural_rdm.reports.groups import base_of, bases, groups
+from neural_rdm.reports.groups import base_of, bases, by_reason, groups
 from neural_rdm.runs.load import find_runs
 from tests.reports.made import make_run, write_sweep
 
@@ -97,3 +97,9 @@ def test_what_a_sweep_says_of_jobs_that_left_nothing(tmp_path: Path) -> None:
     assert (gated.seeds, gated.failed) == ([0, 1], {0: "failed: NaN", 1: "pruned"})
     assert (lost.label, lost.runs, lost.failed) == ("residual=skip", {}, {0: "finished", 1: "not started"})
     assert base_of(find_runs(tmp_path)) == "residual=skip"
+
+
+def test_seeds_are_told_together_that_lack_a_run_for_the_same_reason() -> None:
+    missing = {3: "not started", 5: "failed: disk full", 6: "not started"}
+    assert by_reason(missing) == [("seeds 3, 6", "not started"), ("seed 5", "failed: disk full")]
+    assert by_reason({None: "unfinished"}) == [("", "unfinished")]

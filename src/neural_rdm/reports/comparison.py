@@ -8,6 +8,7 @@ from typing import Any
 from neural_rdm.core.files import write_text
 from neural_rdm.reports import costs, rates
 from neural_rdm.reports.drawing import draw
+from neural_rdm.reports.groups import by_reason
 from neural_rdm.reports.results import Metric, Result, without_own
 from neural_rdm.reports.runs import read_report
 from neural_rdm.reports.study import Study
@@ -101,4 +102,4 @@ def metric_rows(study: Study, metric: Metric) -> list[dict[str, Any]]:
 
 
 def _missing(result: Result) -> str:
-    return "; ".join(f"seed {seed}: {why}" if seed is not None else why for seed, why in result.missing.items())
+    return "; ".join(f"{seeds}: {why}" if seeds else why for seeds, why in by_reason(result.missing))

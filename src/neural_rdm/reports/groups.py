@@ -265,3 +265,11 @@ def _has(config: Mapping[str, Any], wanted: str) -> bool:
             return str(value) == text
 
     return all(same(key, text) for key, text in asked.items())
+
+
+def by_reason(missing: Mapping[Seed, str]) -> list[tuple[str, str]]:
+    """(`seed 3` or `seeds 6, 7, 8`, why) for each reason that seeds have; nothing stands for a run without a seed."""
+    seeds: dict[str, list[str]] = {}
+    for seed, why in missing.items():
+        seeds.setdefault(why, []).extend([] if seed is None else [str(seed)])
+    return [(f"seed{'s' * (len(each) > 1)} {', '.join(each)}" if each else "", why) for why, each in seeds.items()]

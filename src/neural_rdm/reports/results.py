@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from neural_rdm.reports.figures import number
-from neural_rdm.reports.groups import Group, Seed
+from neural_rdm.reports.groups import Group, Seed, by_reason
 from neural_rdm.reports.rates import is_higher
 from neural_rdm.reports.rates import metric as read_metric
 from neural_rdm.reports.runs import flat, generated, progress, read_report
@@ -267,7 +267,7 @@ def rows(found: Sequence[Group], metrics: Sequence[Metric]) -> list[dict[str, An
 
 
 def _reasons(missing: Mapping[Seed, str]) -> str:
-    return "; ".join(f"seed {seed}: {why}" for seed, why in missing.items())
+    return "; ".join(f"{seeds}: {why}" for seeds, why in by_reason(missing))
 
 
 def _told(name: str, found: Interval | None) -> dict[str, float | None]:

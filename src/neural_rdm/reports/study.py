@@ -13,7 +13,7 @@ from typing import Any
 from neural_rdm.reports import results
 from neural_rdm.reports.costs import Cost, Counted, costs
 from neural_rdm.reports.curves import Chart, charts
-from neural_rdm.reports.groups import DEFAULT_BASE, Group, base_of, bases, groups
+from neural_rdm.reports.groups import DEFAULT_BASE, Group, base_of, bases, by_reason, groups
 from neural_rdm.reports.mixing import Mixing
 from neural_rdm.reports.results import LOSS, Metric
 from neural_rdm.reports.runs import progress
@@ -119,7 +119,7 @@ def notes(found: Sequence[Group], metrics: Sequence[Metric], partners: Mapping[s
     told = []
     runs = [(group, seed, run) for group in found for seed, run in group.runs.items()]
     unfinished = [f"{g.label}, seed {s} ({far})" for g, s, run in runs if (far := progress(run)).finished is False]
-    failed = [f"{group.label}, seed {seed} ({why})" for group in found for seed, why in group.failed.items()]
+    failed = [f"{group.label}, {seeds} ({why})" for group in found for seeds, why in by_reason(group.failed)]
     if unfinished:
         told.append(f"Not finished, and in no mean: {'; '.join(unfinished)}.")
     if failed:
