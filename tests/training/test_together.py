@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ import pytest
 from neural_rdm.config.check import validate
 from neural_rdm.config.compose import compose_config
 from neural_rdm.core.errors import ConfigError
+from neural_rdm.training import context_parallel
 from tests.training.test_sharding import assert_equal, job, run_all, train
+from tests.training.trainer import NETWORKS
 
 pytestmark = pytest.mark.timeout(900)
 STEPS = 20
@@ -86,3 +89,12 @@ def test_what_cannot_be_computed_together_is_refused(overrides: list[str], said:
     composed = compose_config("train", overrides)
     with pytest.raises(ConfigError, match=said):
         validate(composed.cfg, "train", composed.sources)
+
+
+def test_a_rule_that_looks_across_tokens_is_refused_where_each_device_has_a_share_of_them() -> None:
+    """Its mean over the tokens would be that of the share, without a word."""
+    module: Any = SimpleNamespace(
+        net=NETWORKS["dit"](residual="mvsplit"), trainer=SimpleNamespace(strategy=SimpleNamespace(context=2))
+    )
+    with pytest.raises(ConfigError, match=r"residual\.rule=mvsplit looks across the tokens"):
+        context_parallel.share(module)

@@ -93,14 +93,14 @@ class Unit(nn.Module):
     adds_to_stream: bool = True
     #: whether its parameters depend on the timestep embedding
     time_conditioned: bool = False
+    across_tokens: bool = False  # whether what it writes at a token depends on others, beside the branch
 
     def __init__(self, place: Place) -> None:
         super().__init__()
         self.place = place
         #: set by `dynamics.probe` for one step: the zero tensor [2] or [4] whose gradient collects squared norms
         self.probe: Tensor | None = None
-        #: set by `dynamics.probe` for one step: zeros of the shapes of `gate_parameters(stream_gate)`, whose gradients
-        #: collect <s_i, s_{i+1}> entry by entry
+        #: set with it: zeros of the shapes of `gate_parameters(stream_gate)`, whose gradients collect <s_i, s_{i+1}>
         self.overlap: tuple[Tensor, ...] | None = None
         #: set by `dynamics.statistics` for one step: the rows [T, 7] of this unit and the bins [B, T] of the samples
         self.watched: tuple[Tensor, Tensor] | None = None

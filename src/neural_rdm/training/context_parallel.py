@@ -24,6 +24,7 @@ from torch import Tensor
 from neural_rdm.backbones.attention import SelfAttention
 from neural_rdm.backbones.dit import DiT
 from neural_rdm.core.errors import ConfigError
+from neural_rdm.residual import units
 
 
 def share(module: pl.LightningModule) -> None:
@@ -46,6 +47,11 @@ def share(module: pl.LightningModule) -> None:
             raise ConfigError(f"strategy.context={size} does not divide the {number} {name}")
     if net.style.register_tokens or net.style.attention != "auto":
         raise ConfigError(f"strategy.context={size} needs backbone.register_tokens=0 and backbone.attention=auto")
+    if (rule := next((unit.rule_name for _, unit in units(net) if unit.across_tokens), None)) is not None:
+        raise ConfigError(
+            f"strategy.context={size}: residual.rule={rule} looks across the tokens, of which each device has a share; "
+            "pass strategy.context=1 or another rule"
+        )
     device = module.trainer.strategy.root_device.type
     mesh = init_device_mesh(device, (module.trainer.world_size // size, size), mesh_dim_names=("data", "context"))
     group = mesh.get_group("context")

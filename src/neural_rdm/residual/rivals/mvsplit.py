@@ -25,6 +25,7 @@ class MVSplit(Unit):
 
     start: Start = "other"
     adds_to_stream = False
+    across_tokens = True
     no_supervision = "the norm behind it cancels a common scale of its gates"
     no_growth = "its norm changes the stream whatever its gates are, so no new unit leaves the network's output alone"
     has_alpha = has_beta = True
