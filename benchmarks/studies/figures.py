@@ -36,6 +36,7 @@ def differences(panels: Mapping[str, list[Line]], path: Path) -> Path:
             axes.text(1.01, row, line.sign, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
         axes.set_yticks(range(len(names)), names if place % columns == 0 else [""] * len(names))
         axes.set_ylim(len(names) - 0.4, -0.6)
+        axes.locator_params(axis="x", nbins=5)
         axes.set_xlabel(f"{title}, less {lines[0].name}")
     return save(figure, path)
 
