@@ -189,7 +189,7 @@ def _finish(
     from neural_rdm.core.files import sweep, write_atomically, write_text
     from neural_rdm.data.encoded.encoder import list_broken
     from neural_rdm.data.encoded.latents import TEXT_FILE
-    from neural_rdm.latents.shards import Shard
+    from neural_rdm.latents.shards import Shard, crc_of
 
     written: list[Path] = []
     sweep(folder)  # a process of this job may have been killed beside this one
@@ -215,7 +215,9 @@ def _finish(
     channels = int(cfg.first_stage.channels)
     if encoder.text is not None:
         tokens = encoder.tokens(["", *(prompts or [])])
-        held = save({"tokens": torch.cat(tokens), "token_ends": torch.tensor([len(t) for t in tokens]).cumsum(0)})
+        sums = torch.tensor([crc_of(t) for t in tokens])
+        ends = torch.tensor([len(t) for t in tokens]).cumsum(0)
+        held = save({"tokens": torch.cat(tokens), "token_ends": ends, "token_crc": sums})
         write_atomically(folder / TEXT_FILE, lambda file: file.write(held))
         written.append(folder / TEXT_FILE)
     manifest = {

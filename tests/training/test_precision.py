@@ -137,9 +137,11 @@ def test_float8_without_torchao_is_refused_in_one_sentence(monkeypatch: pytest.M
 def test_tf32_is_switched_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_float32_matmul_precision()
     try:
-        precision.tf32(True)
+        precision.tf32(True, "cuda")
         assert torch.get_float32_matmul_precision() == "high"
-        precision.tf32(False)
+        precision.tf32(False, "cuda")
+        assert torch.get_float32_matmul_precision() == "highest"
+        precision.tf32(True, "cpu")  # the switch is that of CPUs with TF32 too, whose runs would not say so
         assert torch.get_float32_matmul_precision() == "highest"
     finally:
         torch.set_float32_matmul_precision(before)

@@ -68,7 +68,7 @@ class Moments:
         rows = held if which is None else held[which]
         if self.row_crc is not None:
             written = self.row_crc[:, int(mirrored)]
-            self._compare([_crc(row) for row in rows], (written if which is None else written[which]).tolist())
+            self._compare([crc_of(row) for row in rows], (written if which is None else written[which]).tolist())
         return rows
 
     def said(self, which: int) -> Tensor:
@@ -78,7 +78,7 @@ class Moments:
             CheckpointError: they are not.
         """
         if self.token_crc is not None:
-            self._compare(_crc(self.tokens[which]), int(self.token_crc[which]))
+            self._compare(crc_of(self.tokens[which]), int(self.token_crc[which]))
         return self.tokens[which]
 
     def rest(self, first: int) -> int:
@@ -100,7 +100,8 @@ class Moments:
             raise CheckpointError(f"{_cannot_read(self.file)}: sample {self.index} is not as it was written. {_COPY}")
 
 
-def _crc(tensor: Tensor) -> int:
+def crc_of(tensor: Tensor) -> int:
+    """CRC-32 of a tensor's bytes."""
     return zlib.crc32(tensor.contiguous().view(torch.uint8).numpy().data)
 
 
@@ -161,10 +162,10 @@ def write_shard(path: Path, samples: Sequence[Moments], bad: Mapping[int, tuple[
         content["caption_rows"] = _ends(len(s.captions) for s in samples)
     if tokens := [t for s in samples for t in s.tokens]:
         content["tokens"], content["token_ends"] = torch.cat(tokens), _ends(map(len, tokens))
-        content["token_crc"] = torch.tensor([_crc(t) for t in tokens], dtype=torch.int64)
+        content["token_crc"] = torch.tensor([crc_of(t) for t in tokens], dtype=torch.int64)
     if samples:
         rows = zip(content["moments"], content.get("flipped", content["moments"]), strict=True)
-        content["row_crc"] = torch.tensor([[_crc(row) for row in pair] for pair in rows], dtype=torch.int64)
+        content["row_crc"] = torch.tensor([[crc_of(row) for row in pair] for pair in rows], dtype=torch.int64)
         firsts = [0, *content["rows"].tolist()]
         content["crc"] = torch.tensor([s.rest(i) for s, i in zip(samples, firsts, strict=False)], dtype=torch.int64)
     data = save(content, {"bad": json.dumps({str(index): bad[index] for index in sorted(bad)})})

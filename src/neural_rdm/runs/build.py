@@ -252,7 +252,7 @@ def trainer(cfg: DictConfig, folder: Path, report: Report | None = None) -> pl.T
     strategy = build(cfg.strategy, "strategy", devices=options.devices, num_nodes=options.num_nodes)
     device = precisions.device_of(options.accelerator)
     precision = precisions.chosen(options.precision, device)
-    precisions.tf32(options.tf32)
+    precisions.tf32(options.tf32, device)
     plugin = precisions.plugin(precision, device)
     if plugin is not None and not isinstance(strategy, DeepSpeedStrategy):  # which has plugins of its own
         plugins.append(plugin)

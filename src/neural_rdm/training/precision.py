@@ -108,8 +108,10 @@ def narrow(net: nn.Module) -> set[nn.Parameter]:
     return {p for p in matrices(net) if id(p) not in islands}
 
 
-def tf32(allowed: bool) -> None:
+def tf32(allowed: bool, device: str) -> None:
     """Whether GPUs may multiply float32 matrices with 10 bits of mantissa (TF32): what is left in float32, islands
-    among it, several times as fast."""
+    among it, several times as fast. Torch's switch is that of CPUs as well, some of which can do so too: where one
+    computes (`device`), nothing is allowed."""
+    allowed = allowed and device == "cuda"
     torch.set_float32_matmul_precision("high" if allowed else "highest")
     torch.backends.cudnn.allow_tf32 = allowed

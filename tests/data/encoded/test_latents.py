@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import DictConfig
+from safetensors.torch import save_file
 from torch import Tensor
 
 from neural_rdm.core.errors import CheckpointError, ConfigError, DataError
-from neural_rdm.latents.shards import Shard
+from neural_rdm.data.encoded.latents import TEXT_FILE, Latents, LatentSet, stored_tokens
+from neural_rdm.latents.shards import Moments, Shard, ShardedSet, crc_of, write_shard
 from neural_rdm.runs import build
 from tests.data.encoding import caption_tree, clip_tree, composed, image_tree, make, picture, stage
 from tests.data.tar_files import jpeg, write_shards, write_tar
@@ -171,6 +173,32 @@ def test_all_validation_captions_are_prompts_and_their_tokens_are_stored(autoenc
     context, mask = encoder.encode(prompts[70:80])
     for row, real, prompt in zip(context, mask, prompts[70:80], strict=True):
         torch.testing.assert_close(tokens[prompt], row[real], rtol=1e-5, atol=1e-6)
+
+
+def test_tokens_of_prompts_are_refused_where_a_bit_has_flipped(tmp_path: Path) -> None:
+    """Those beside the shards, and those of a shard's captions that are read for a prompt alone."""
+    tokens = [torch.zeros(0, 3), torch.ones(2, 3)]  # a null prompt may have none
+    whole = {"tokens": torch.cat(tokens), "token_ends": torch.tensor([0, 2])}
+    sums = {"token_crc": torch.tensor([crc_of(each) for each in tokens])}
+    (tmp_path / "manifest.json").write_text(json.dumps({"prompts": ["a kite"]}))
+    for content in (whole, whole | sums):  # older ones have no sums
+        save_file(content, tmp_path / TEXT_FILE)
+        assert torch.equal(stored_tokens(tmp_path)["a kite"], tokens[1])
+    whole["tokens"][1, 2] += 2**-20
+    save_file(whole | sums, tmp_path / TEXT_FILE)
+    with pytest.raises(CheckpointError, match=r"text\.safetensors: its tokens are not as they were written"):
+        stored_tokens(tmp_path)
+
+    write_shard(
+        tmp_path / "0000000.safetensors", [Moments(0, torch.ones(1, 4, 2, 2), None, None, ["sky"], tokens[1:])], {}
+    )
+    source, data = LatentSet.__new__(LatentSet), Latents.__new__(Latents)
+    source.shards = ShardedSet(tmp_path, [1])
+    data._prompts, data.train_set, data.val_set = {"sky": (0, 0)}, source, None
+    assert torch.equal(data.tokens(["sky"])["sky"], tokens[1])
+    source.shards._open[0]._tensors["tokens"][0, 0] = 2.0
+    with pytest.raises(CheckpointError, match="sample 0 is not as it was written"):
+        data.tokens(["sky"])
 
 
 def test_captions_come_with_the_tokens_of_the_text_encoder(

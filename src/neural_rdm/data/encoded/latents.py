@@ -17,7 +17,7 @@ from neural_rdm.data.base import DataModule
 from neural_rdm.data.encoded.manifest import MANIFEST, read_manifest
 from neural_rdm.data.prompts import distinct
 from neural_rdm.data.videos.clips import ClipSource, frame_numbers
-from neural_rdm.latents.shards import ShardedSet
+from neural_rdm.latents.shards import ShardedSet, crc_of
 
 if TYPE_CHECKING:
     from neural_rdm.latents.first_stage import Autoencoder
@@ -203,7 +203,7 @@ class Latents(DataModule):
         for text in filter(self._prompts.__contains__, texts):
             assert isinstance(source, LatentSet)
             place, which = self._prompts[text]
-            found |= {text: held[which].float()} if (held := source.shards[place].tokens) else {}
+            found |= {text: held.said(which).float()} if (held := source.shards[place]).tokens else {}
         return found
 
 
@@ -220,7 +220,11 @@ def stored_tokens(folder: str | Path) -> dict[str, Tensor]:
     prompts = ["", *(read_manifest(folder)["prompts"] or [])]
     try:
         content = load_file(path)
-        parts = content["tokens"].float().tensor_split(content["token_ends"][:-1])
-        return dict(zip(prompts, parts, strict=True))
+        parts = content["tokens"].tensor_split(content["token_ends"][:-1])
+        if (
+            "token_crc" in content and [crc_of(part) for part in parts] != content["token_crc"].tolist()
+        ):  # new ones say it
+            raise ValueError("its tokens are not as they were written")
+        return {prompt: part.float() for prompt, part in zip(prompts, parts, strict=True)}
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise CheckpointError(f"cannot read {path}: {error}. Give the encode command of its folder again") from error
