@@ -24,6 +24,11 @@ INSIDE = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_checkpoint_wrapped_module|_fsdp
 AROUND = ("module.", "_forward_module.", "model.", "net.", "network.", "ema.", "ema_model.", "unet.", "transformer.")
 
 
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor that ranks share out, or the tensor itself."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
 def full(tensor: Tensor) -> Tensor:
     """The whole of a sharded tensor (a collective call), or the tensor itself."""
     whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

@@ -38,6 +38,7 @@ import torch
 from torch import Tensor, nn
 
 from neural_rdm.core.sharded import distributed
+from neural_rdm.core.weights import local
 from neural_rdm.residual import Unit, units
 
 Target = Literal["isometry", "floor"]
@@ -101,10 +102,10 @@ def supervise(
         overlap = _present((overlaps or {}).get(unit, ()))
         if overlap and unit.stream_gate is not None:
             for parameter, product in zip(unit.gate_parameters(unit.stream_gate), overlap, strict=True):
-                _add(parameter, _local(distributed(product, parameter)), v)
+                _add(parameter, local(distributed(product, parameter)), v)
         if not (overlap and unit.stream_gate == "alpha"):
             for parameter in alpha:
-                _add(parameter, _local(parameter), w)
+                _add(parameter, local(parameter), w)
     return 0.5 * log_r.square().sum() / n
 
 
@@ -116,7 +117,7 @@ def _present(overlap: Sequence[Tensor | None]) -> list[Tensor]:
 def _add(parameter: nn.Parameter, direction: Tensor, weight: Tensor) -> None:
     """Add `weight * direction` to the (local) gradient of a parameter that has one."""
     if parameter.grad is not None:
-        grad = _local(parameter.grad)
+        grad = local(parameter.grad)
         grad.addcmul_(direction.to(grad.dtype), weight.to(grad.dtype))
 
 
@@ -175,15 +176,10 @@ def _log_gain(entry: Tensor, exit_: Tensor, counted: Tensor, target: Target) -> 
 
 def _squared_norms(gates: list[list[nn.Parameter]]) -> Tensor:
     """||theta_i||^2 [units], of whole gates where they are sharded (then a collective call)."""
-    parts = torch.stack([torch.stack([_local(p).square().sum() for p in parameters]).sum() for parameters in gates])
+    parts = torch.stack([torch.stack([local(p).square().sum() for p in parameters]).sum() for parameters in gates])
     if hasattr(gates[0][0], "device_mesh"):
         gate: Any = gates[0][0]
         for dimension, placement in enumerate(gate.placements):
             if placement.is_shard():  # along any other the ranks hold copies
                 torch.distributed.all_reduce(parts, group=gate.device_mesh.get_group(dimension))
     return parts
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """This rank's shard of a sharded tensor, or the tensor itself."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor

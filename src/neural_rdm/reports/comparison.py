@@ -8,8 +8,8 @@ from typing import Any
 from neural_rdm.core.files import write_text
 from neural_rdm.reports import costs, rates
 from neural_rdm.reports.drawing import draw
-from neural_rdm.reports.groups import by_reason
-from neural_rdm.reports.results import Metric, Result, without_own
+from neural_rdm.reports.groups import reasons
+from neural_rdm.reports.results import Metric, without_own
 from neural_rdm.reports.runs import read_report
 from neural_rdm.reports.study import Study
 from neural_rdm.reports.tables import compare_runs, csv_text, markdown_table, with_protocols
@@ -95,11 +95,7 @@ def metric_rows(study: Study, metric: Metric) -> list[dict[str, Any]]:
             row |= {"resolvable": f"{result.resolvable:.2g}" if result.less and result.less.n > 1 else None}
         if len(metric.protocols) > 1 and result.values:
             row["protocol"] = f"[{metric.protocols.index(result.protocol) + 1}]"
-        if why := "; ".join(filter(None, [result.note, _missing(result)])):
+        if why := "; ".join(filter(None, [result.note, reasons(result.missing)])):
             row["note"] = why
         rows.append(row)
     return rows
-
-
-def _missing(result: Result) -> str:
-    return "; ".join(f"{seeds}: {why}" if seeds else why for seeds, why in by_reason(result.missing))

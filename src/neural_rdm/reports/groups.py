@@ -267,6 +267,11 @@ def _has(config: Mapping[str, Any], wanted: str) -> bool:
     return all(same(key, text) for key, text in asked.items())
 
 
+def reasons(missing: Mapping[Seed, str]) -> str:
+    """Why seeds have no number, in words."""
+    return "; ".join(f"{seeds}: {why}" if seeds else why for seeds, why in by_reason(missing))
+
+
 def by_reason(missing: Mapping[Seed, str]) -> list[tuple[str, str]]:
     """(`seed 3` or `seeds 6, 7, 8`, why) for each reason that seeds have; nothing stands for a run without a seed."""
     seeds: dict[str, list[str]] = {}

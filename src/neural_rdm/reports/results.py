@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from neural_rdm.reports.figures import number
-from neural_rdm.reports.groups import Group, Seed, by_reason
+from neural_rdm.reports.groups import Group, Seed, reasons
 from neural_rdm.reports.rates import is_higher
 from neural_rdm.reports.rates import metric as read_metric
 from neural_rdm.reports.runs import flat, generated, progress, read_report
@@ -252,7 +252,7 @@ def rows(found: Sequence[Group], metrics: Sequence[Metric]) -> list[dict[str, An
             result, name = metric.results[group.label], metric.name
             row[f"{name}_n"] = len(result.values)
             row |= _told(name, result.interval)
-            row |= {f"{name}_count": result.count, f"{name}_missing": _reasons(result.missing) or None}
+            row |= {f"{name}_count": result.count, f"{name}_missing": reasons(result.missing) or None}
             if any(r.less or r.note for r in metric.results.values()):
                 less = f"{name}_less_base"
                 row |= _told(less, result.less)
@@ -264,10 +264,6 @@ def rows(found: Sequence[Group], metrics: Sequence[Metric]) -> list[dict[str, An
                 row |= {f"{less}_resolvable": _finite(result.resolvable), f"{less}_note": result.note or None}
         table.append(row)
     return table
-
-
-def _reasons(missing: Mapping[Seed, str]) -> str:
-    return "; ".join(f"{seeds}: {why}" for seeds, why in by_reason(missing))
 
 
 def _told(name: str, found: Interval | None) -> dict[str, float | None]:

@@ -9,6 +9,7 @@ parameter, its step and the place in the whole tensor alone: it is the same for 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,8 +17,17 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from neural_rdm.core.seeding import keys
+from neural_rdm.core.weights import local
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def loss_of(closure: Callable[[], Any] | None) -> Any:
+    """What the closure of an optimizer's step returns, with the gradients that it makes; None without one."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
 
 
 class AdamW(torch.optim.AdamW):
@@ -38,10 +48,7 @@ class AdamW(torch.optim.AdamW):
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """One step; one that `found_inf` marks changes nothing."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         numbered = [(group, p) for group in self.param_groups for p in group["params"]]
         for number, (group, parameter) in enumerate(numbered):
             if parameter.grad is not None:
@@ -50,14 +57,15 @@ class AdamW(torch.optim.AdamW):
 
     def _update(self, number: int, parameter: nn.Parameter, group: dict[str, Any]) -> None:
         state = self.state[parameter]
-        weight, grad = _local(parameter), _local(parameter.grad)
+        assert parameter.grad is not None
+        weight, grad = local(parameter), local(parameter.grad)
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=weight.device)
             for name in MOMENTS:
                 state[name] = torch.zeros_like(parameter, dtype=torch.float32, requires_grad=False)
         narrow = weight.dtype != torch.float32
         work = weight.float() if narrow else weight
-        moments = [_local(state[name]).to(weight.device) for name in MOMENTS]
+        moments = [local(state[name]).to(weight.device) for name in MOMENTS]
         adamw(
             [work], [grad.float()], [moments[0]], [moments[1]], [], [state["step"]],
             fused=True, amsgrad=False, maximize=False, lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1],
@@ -83,14 +91,9 @@ class AdamW(torch.optim.AdamW):
                     self.state[parameter][name] = moment.clone() if self.offload else moment.to(parameter.device)
 
 
-def _local(tensor: Any) -> Tensor:
-    part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return part
-
-
 def _on_host(old: Any, moment: Tensor) -> Tensor:
     """A moment in pinned memory of the host, in the form (sharded or not) that it had."""
-    held = _local(old)
+    held = local(old)
     if held.device.type != "cpu":
         held = torch.empty_like(moment, device="cpu", pin_memory=moment.is_cuda)
     held.copy_(moment)
@@ -139,7 +142,7 @@ def _down(x: Tensor, by: int) -> Tensor:
 
 def _places(tensor: Any) -> Tensor:
     """The place of each entry of this rank's part in the whole tensor, row by row: int32 of the part's shape."""
-    part, starts = _local(tensor), [0] * tensor.ndim
+    part, starts = local(tensor), [0] * tensor.ndim
     if hasattr(tensor, "to_local"):
         from torch.distributed.tensor._utils import compute_local_shape_and_global_offset as found
 

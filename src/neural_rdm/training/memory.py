@@ -14,7 +14,7 @@ from neural_rdm.backbones.counting import Held
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.training.optim import Optimizer
 from neural_rdm.training.precision import narrow
-from neural_rdm.training.sharding import islands, matrices
+from neural_rdm.training.sharding import matrices
 
 GIB = 2**30
 FLOAT = 4  # bytes: weights, gradients, optimizer and averages are float32, but for what `precision.narrow` names
@@ -78,10 +78,9 @@ def memory(
     gradients = (FLOAT * trained - 2 * sum(p.numel() for p in saved if p.requires_grad)) // shards
     gathered = 0
     if shards > 1:
-        alone = {layer.weight for layer in islands(net)} if half else set()
-        heavy, width = matrices(net), 2 if half else FLOAT
+        heavy, light = matrices(net), narrow(net) if half else set()
         blocks = [[p for p in block.parameters() if p in heavy] for block in blocks_of(net, "sharded")]
-        each = [sum((FLOAT if p in alone else width) * p.numel() for p in block) for block in blocks]
+        each = [sum((2 if p in light else FLOAT) * p.numel() for p in block) for block in blocks]
         rest = sum(sizes.values()) - sum(p.numel() for block in blocks for p in block)
         # the rest of all blocks with its gradients; the block that computes, the next on its way, the block's gradients
         gathered = 2 * FLOAT * rest + 3 * max(each)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 
 from neural_rdm.residual import gate_names, units
+from neural_rdm.training.adamw import loss_of
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 #: the last parts of a weight's name -> how many matrices stand in it, one above the other
@@ -54,10 +55,7 @@ class Muon(torch.optim.AdamW):
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """One step of both; one that `found_inf` marks changes nothing."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = loss_of(closure)
         everything = self.param_groups
         try:
             self.param_groups = [group for group in everything if group["parts"] is None]

@@ -16,6 +16,7 @@ from neural_rdm.core.errors import ConfigError, UserError, WriteError
 from neural_rdm.core.extras import install
 from neural_rdm.core.ranks import is_first_rank
 from neural_rdm.core.weights import full as full
+from neural_rdm.core.weights import local as local
 from neural_rdm.training.sharding import FSDP2
 from neural_rdm.training.tensor_parallel import TensorParallel
 
@@ -164,11 +165,6 @@ def written(job: Callable[[], object]) -> None:
         torch.distributed.all_gather_object(every, None if problem is None else str(problem))
     if (failed := next((each for each in every if each is not None), None)) is not None:
         refuse(problem or WriteError(failed))
-
-
-def local(tensor: Tensor) -> Tensor:
-    """This rank's shard of a sharded tensor, or the tensor itself."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def norms(tensors: Sequence[Tensor], order: float = 2.0) -> Tensor:

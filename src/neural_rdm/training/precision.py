@@ -15,7 +15,7 @@ from torch import nn
 from neural_rdm.backbones.contract import blocks_of
 from neural_rdm.backbones.layers import Float32Linear
 from neural_rdm.core.errors import ConfigError
-from neural_rdm.training.sharding import matrices
+from neural_rdm.training.sharding import islands, matrices
 
 Precision: TypeAlias = Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "float8-mixed"]
 
@@ -104,8 +104,8 @@ def prepare(net: nn.Module, precision: str) -> None:
 
 def narrow(net: nn.Module) -> set[nn.Parameter]:
     """The weights that `bf16-true` keeps in 16 bits: the matrices of blocks that are no islands."""
-    islands = {id(layer.weight) for layer in net.modules() if isinstance(layer, Float32Linear)}
-    return {p for p in matrices(net) if id(p) not in islands}
+    alone = {id(layer.weight) for layer in islands(net)}
+    return {p for p in matrices(net) if id(p) not in alone}
 
 
 def tf32(allowed: bool, device: str) -> None:

@@ -28,6 +28,7 @@ from neural_rdm.backbones.attention import CrossAttention
 from neural_rdm.backbones.contract import blocks_of
 from neural_rdm.backbones.layers import Float32Linear
 from neural_rdm.core.errors import ConfigError
+from neural_rdm.core.weights import local
 from neural_rdm.training.sharding import Sharded
 
 DONE = "shared out (strategy=tp)"
@@ -63,7 +64,7 @@ class TensorParallel(Sharded):
         if groups == 1:
             return
         found = [p.grad for each in optimizer.param_groups for p in each["params"] if p.grad is not None]
-        parts = [grad.to_local() if hasattr(grad, "to_local") else grad for grad in found]
+        parts = [local(grad) for grad in found]
         for work in [torch.distributed.all_reduce(part, group=group, async_op=True) for part in parts]:
             work.wait()
         torch._foreach_div_(parts, groups)
@@ -180,7 +181,7 @@ class _Held(nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         found: Any = super().__getattr__(name)
-        return found.to_local() if _running and hasattr(found, "to_local") else found
+        return local(found) if _running else found
 
 
 class _Partial(_Held):

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from neural_rdm.training.memory import FLOAT
-from neural_rdm.training.sharding import islands, matrices
+from neural_rdm.training.precision import narrow
+from neural_rdm.training.sharding import matrices
 
 NODE = 8  # devices of a node
 
@@ -80,9 +81,8 @@ def traffic(net: nn.Module, devices: int, shards: int, half: bool = True) -> Tra
     if shards == 1:
         return Traffic(2 * (devices - 1) / devices * FLOAT * trained, devices)
     heavy, replicas = matrices(net), devices // shards
-    alone = {id(layer.weight) for layer in islands(net)} if half else set()
-    wide = sum(p.numel() for p in heavy if id(p) in alone)
-    narrow = sum(p.numel() for p in heavy) - wide
-    gathered = 2 * ((2 if half else FLOAT) * narrow + FLOAT * wide) + FLOAT * (total - narrow - wide)
+    blocks = sum(p.numel() for p in heavy)
+    saved = 2 * sum(p.numel() for p in narrow(net)) if half else 0
+    gathered = 2 * (FLOAT * blocks - saved) + FLOAT * (total - blocks)
     ring = (shards - 1) / shards * (gathered + FLOAT * trained)
     return Traffic(ring, shards, 2 * (replicas - 1) / replicas * FLOAT * trained / shards)
