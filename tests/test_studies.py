@@ -13,9 +13,11 @@ import pytest
 import torch
 from benchmarks import training
 from benchmarks.studies import __main__ as running
-from benchmarks.studies import compare, gather, measures, noise, page, plan, rows
+from benchmarks.studies import compare, gather, measures, needs, noise, page, plan, rows
+from benchmarks.studies.answers import variants
 
 from neural_rdm.config.compose import compose_config
+from neural_rdm.reports.statistics import resolvable
 from neural_rdm.residual import units
 from tests.reports import recompute
 
@@ -247,6 +249,40 @@ def test_the_rate_of_each_rule_on_the_unet_is_its_best() -> None:
         if len(losses) < 3:
             pytest.skip("the rates have not been tried yet")
         assert min(losses, key=lambda lr: np.mean(losses[lr])) == plan.UNET_RATE[rule]
+
+
+def test_what_it_would_take_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(needs, "forward", lambda exp, depth: depth)
+    found = needs.count("fig7")
+    steps, batch = 100_000, 40
+    assert found["runs"] == 3 * 12
+    assert found["flops"] == 3 * 3 * steps * batch * 3 * (14 + 28 + 42 + 56)
+    assert found["days"] == pytest.approx(found["flops"] / (0.4 * 989.4e12) / 86_400)
+    assert json.loads(needs.RESULT.read_text())["asked"].keys() == needs.ASKED.keys()
+
+
+def test_so_many_pairs_find_a_difference() -> None:
+    n = compare.pairs_for(sd=1.0, difference=0.5)
+    assert resolvable(1.0, n) <= 0.5 < resolvable(1.0, n - 1)
+
+
+def test_controls_on_the_unet_stand_beside_the_rules_of_their_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    def row(name: str, seed: int, loss: float) -> dict[str, Any]:
+        return {"seed": seed, "val_loss": loss + 0.001 * seed, "frechet_pixels": loss + 0.01 * seed, **of(name)}
+
+    def of(name: str) -> dict[str, Any]:
+        return {"rule": name, "lr": plan.UNET_RATE[name]} if name in plan.PAPER else {"case": name}
+
+    rules = [row(name, seed, 0.1) for seed in range(4) for name in plan.PAPER]
+    controls = [row(name, seed, 0.2) for seed in range(3) for name in plan.UNET_CONTROLS]
+    monkeypatch.setattr(variants, "read", lambda name: controls)
+    said = variants._elsewhere_controls("fig6_unet", rules)
+    assert "seeds 0 to 2" in said  # what has not all controls yet is left out
+    for name in ("gated", "rezero", *plan.UNET_CONTROLS):
+        assert f"| `{name}` |" in said
+    assert "| `adaln` |" not in said
+    monkeypatch.setattr(variants, "read", lambda name: [])
+    assert variants._elsewhere_controls("fig6_unet", rules) == ""
 
 
 def test_the_noise_floor_is_the_standard_deviation(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -54,6 +55,11 @@ def compare(groups: Mapping[str, Seeds], base: str, higher: bool = False) -> lis
         few = len(less.get(name, [])) < 3 and sign not in ("", "equal")
         lines.append(Line(name, values, differences, "open" if few else sign, found))
     return lines
+
+
+def pairs_for(sd: float, difference: float) -> int:
+    """How many pairs of such spread find a true difference four times in five."""
+    return next(n for n in itertools.count(2) if resolvable(sd, n) <= difference)
 
 
 def told(lines: list[Line], unit: str = "") -> str:

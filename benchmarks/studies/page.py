@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from benchmarks.scaling import MFU
 from benchmarks.studies.answers import ANSWERS, Answer
 from benchmarks.studies.noise import floor
 from benchmarks.studies.plan import STUDIES
@@ -22,6 +23,11 @@ BEGIN, END = (
     "<!-- studies: written by `python -m benchmarks.studies.page`, change the rows instead -->",
     "<!-- studies end -->",
 )
+
+ASSUMED = f"""What it would take counts forward and backward passes (`python -m benchmarks.studies.needs`), not supervision, sampling or evaluation;
+days are those of one H100 at {100 * MFU:.0f} % of its bf16 peak, which is assumed. Three seeds find what they find: how large a seed's
+effect is at that size nobody has published.
+"""
 
 
 def main() -> None:
@@ -52,7 +58,7 @@ def with_block(text: str, block: str) -> str:
 
 def page(answers: list[Answer]) -> str:
     """The block of `docs/results/README.md`: the claims, each study, and the noise floor."""
-    parts = ["## The paper's claims, at this scale\n", markdown_table(_claims(answers))]
+    parts = ["## The paper's claims, at this scale\n", markdown_table(_claims(answers)), ASSUMED]
     for answer in answers:
         parts.append(f"## {answer.title}\n\n{answer.body}\n")
         parts.append(

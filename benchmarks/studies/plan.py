@@ -199,6 +199,21 @@ def _small_fig6(rates: Mapping[str, float]) -> Iterator[Job]:
         yield Job({"rule": rule, "lr": lr, "seed": seed}, (f"residual={rule}", f"optimizer.lr={lr}", f"seed={seed}"))
 
 
+#: what `CONTROLS` and supervision are on the U-Net, each at its rule's rate; wider MLPs it has none to give to
+UNET_CONTROLS = {
+    "gated gamma=0.35": ("gated", "gamma=0.35"),
+    "skip gamma=0.35": ("skip", "gamma=0.35"),
+    "gated, gates' rate x 10": ("gated", "optimizer.gate_lr_scale=10"),
+    "rezero, folded": ("rezero", "control=folded"),
+}
+
+
+def _unet_controls() -> Iterator[Job]:
+    for seed, (name, (rule, override)) in product(SEEDS, UNET_CONTROLS.items()):
+        lr = f"optimizer.lr={UNET_RATE[rule]}"
+        yield Job({"case": name, "seed": seed}, (f"residual={rule}", override, lr, f"seed={seed}"))
+
+
 def _rates(rates: tuple[float, ...], steps: int) -> Iterator[Job]:
     for seed, rule, lr in product((100, 101, 102), PAPER, rates):
         row: Row = {"rule": rule, "lr": lr, "seed": seed}
@@ -285,6 +300,13 @@ STUDIES = {
             "Is a rule of the paper better than the others on the U-Net?",
             ("exp=digits_unet_gated", "trainer.max_steps=400", *WHOLE),
             tuple(_small_fig6(UNET_RATE)),
+            measures=("held out", "digits"),
+        ),
+        Study(
+            "fig6_unet_controls",
+            "On the U-Net: is what a rule does its start or the rate of its gates, and what does supervision do?",
+            ("exp=digits_unet_gated", "trainer.max_steps=400", *WHOLE),
+            tuple(_unet_controls()),
             measures=("held out", "digits"),
         ),
         Study(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.studies import figures, plan
+from benchmarks.studies import figures, needs, plan
 from benchmarks.studies.answers.answer import Answer, by_rule, complete, mean_of, seeds_of
 from benchmarks.studies.compare import compare, grouped, signed, slope, told
 from benchmarks.studies.rows import read
@@ -77,7 +77,7 @@ has the first.
         verdict,
         short,
         body,
-        "Latte-XL and its plain twin for some thousand steps: `exp=paper/fig5_sensitivity`",
+        f"Latte-XL and its plain twin, `exp=paper/fig5_sensitivity`: {needs.told('fig5')}",
         "python -m benchmarks.studies fig5",
         "fig5.csv",
     )
@@ -176,7 +176,7 @@ def fig7(pictures: Path) -> Answer | None:
         verdict,
         " ".join(sentences),
         body,
-        "Latte at 14 to 56 blocks on a video data set: `exp=paper/fig7_depth`",
+        f"Latte at 14 to 56 blocks, `exp=paper/fig7_depth`: {needs.told('fig7')}",
         "python -m benchmarks.studies fig7",
         "fig7.csv",
     )

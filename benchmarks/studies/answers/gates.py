@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.studies import figures, plan
+from benchmarks.studies import figures, needs, plan
 from benchmarks.studies.answers.answer import Answer, across, complete, mean_of, rank, seeds_of
 from benchmarks.studies.compare import compare, grouped, signed, told
 from benchmarks.studies.measures import TIMES
@@ -110,7 +110,7 @@ Over the timestep that a network is given (rather than over depth), the mean ove
         f"Static alphas over depth: a rank correlation of {mean_of(static):+} with g^2. The drift form's beta follows f dt ({mean_of(linear):+}), and its "
         f"profile is the same under another schedule ({schedules_agree:+.2f}).",
         body,
-        "the same reading of any trained gated network",
+        f"the same reading of a trained gated network, `exp=paper/table2_sky`: {needs.told('gates')}",
         "python -m benchmarks.studies gates",
         "gates.csv",
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.studies import figures, plan
+from benchmarks.studies import figures, needs, plan
 from benchmarks.studies.answers.answer import Answer, by_rule, rank, seeds_of
 from benchmarks.studies.compare import Line, compare, grouped
 from benchmarks.studies.rows import read
@@ -77,7 +77,7 @@ is chosen by the runs that are then compared, which flatters every rule alike.
         f"rank correlations {low:+.2f} to {high:+.2f}",
         short,
         body,
-        "the same at the length of a whole training",
+        f"the same with DiT-B/2 on ImageNet for 400K steps, each rule at one rate: {needs.told('rivals')}",
         "python -m benchmarks.studies rivals",
         "rivals.csv",
     )

@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.studies import figures, plan
+from benchmarks.studies import figures, needs, plan
 from benchmarks.studies.answers.answer import Answer, by_case, by_rule, complete, mean_of, seeds_of
-from benchmarks.studies.compare import Line, compare, compared, grouped, signed, table, told
+from benchmarks.studies.compare import Line, compare, compared, grouped, pairs_for, signed, table, told
 from benchmarks.studies.rows import read
 from benchmarks.training import Row
 from neural_rdm.reports.tables import markdown_table
@@ -37,7 +37,9 @@ def fig6(pictures: Path) -> Answer | None:
         {"validation loss": loss, "Frechet distance": distance, "the same, step 200": early}, pictures / "fig6.png"
     )
     gated = {line.name: line for line in distance}["gated"]
+    assert gated.less is not None
     steps = rows[0]["steps"]
+    one_percent = pairs_for(gated.less.sd, 0.01 * distance[0].values.mean)
     body = f"""The default experiment ({steps} steps, learning rate 0.01, which is the best of three for each of the rules,
 [45 runs](../../benchmarks/results/fig6_rates.csv)), {seeds_of(rows)}, which share data, noise and the draws of their weights. Controls:
 `gamma=0.35` is the paper's supervision; `control=mlp_widened` has the parameters of the gates in wider MLPs instead. The folded
@@ -46,6 +48,8 @@ control of `gated`, the plain network with the same start, is `resnet` to the la
 {compared(loss, "Loss", "validation loss")}
 
 {compared(distance, "Distance", "Frechet distance of 500 digits")}
+
+Pairs of `gated` and plain addition differ by {gated.less.sd:.2g} (standard deviation): {one_percent} seeds would find a difference of 1 % of the distance four times in five.
 
 **Early, at step 200** (100 digits): {told(early)}
 
@@ -58,7 +62,7 @@ control of `gated`, the plain network with the same start, is `resnet` to the la
         f"On the digits `gated` less plain addition is {gated.less:+} in Frechet distance ({gated.values.n} seeds, paired; plain addition: "
         f"{distance[0].values}); a true difference of {gated.found:.2g} would have been found four times in five.",
         body,
-        "Latte-XL on SkyTimelapse, Taichi-HD and UCF-101, three seeds a rule: `exp=paper/fig6_variants` and its two sisters",
+        f"Latte-XL on SkyTimelapse, Taichi-HD and UCF-101, `exp=paper/fig6_variants` and its two sisters: {needs.told('fig6')}",
         "make sweep exp=small/fig6 seeds=10 jobs=2",
         "fig6.csv",
     )
@@ -109,7 +113,8 @@ def fig6_elsewhere(pictures: Path, name: str, where: str) -> Answer | None:
 
 {compared(distance, "Distance", "Frechet distance")}
 
-![Differences to plain addition on {where}, with 95 % intervals]({name}.png)"""
+![Differences to plain addition on {where}, with 95 % intervals]({name}.png)
+{_elsewhere_controls(name, rows)}"""
     figures.differences({"validation loss": loss, "Frechet distance": distance}, pictures / f"{name}.png")
     return Answer(
         f"The same on {where}",
@@ -121,6 +126,28 @@ def fig6_elsewhere(pictures: Path, name: str, where: str) -> Answer | None:
         command,
         f"{name}.csv",
     )
+
+
+def _elsewhere_controls(name: str, rules: Sequence[Row]) -> str:
+    """The controls beside the rules of the same seeds; nothing where there are fewer than two seeds."""
+    controls = read(f"{name}_controls")
+    rows = complete([{**row, "case": row["rule"]} for row in rules] + controls, by_case) if controls else []
+    if len({row["seed"] for row in rows}) < 2:
+        return ""
+    kept = [row for row in rows if row["case"] in ("resnet", "gated", "rezero") or "rule" not in row]
+    loss = compare(grouped(kept, "val_loss", by_case), "resnet")
+    distances = grouped(kept, "frechet_pixels", by_case)
+    started = {each: distances[each] for each in ("rezero, folded", "rezero")}
+    file = f"{name}_controls"
+    return f"""
+**Start, rate of the gates and supervision.** `python -m benchmarks.studies {file}`, {seeds_of(rows)} ([{file}.csv](../../benchmarks/results/studies/{file}.csv)).
+
+{compared(loss, "Loss", "validation loss")}
+
+{compared(compare(distances, "resnet"), "Distance", "Frechet distance")}
+
+Against its folded control, Frechet distance: {told(compare(started, "rezero, folded"))}
+"""
 
 
 def supervision(pictures: Path) -> Answer | None:
