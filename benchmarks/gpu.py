@@ -22,6 +22,7 @@ from neural_rdm.backbones.counting import flops
 from neural_rdm.backbones.dit import DiT
 from neural_rdm.backbones.latte import Latte
 from neural_rdm.core.peaks import peak_tflops
+from neural_rdm.data.copying import moved
 from neural_rdm.residual import RULES, gate_names
 
 Row = dict[str, Any]
@@ -178,6 +179,23 @@ def syncs(bench: Bench) -> None:
     bench.add("syncs", {"checked": "the whole step", "right": right, "why": why})
 
 
+def copies(bench: Bench) -> None:
+    """Batches that are copied while the device computes are those that were sent, and are still so when it has done."""
+    busy = torch.randn(64 if bench.tiny else 8192, 64 if bench.tiny else 8192, device=bench.device)
+    sent = [torch.full((8, 4, 32, 32), float(i)) for i in range(16)]
+    if bench.device.type == "cuda":
+        sent = [each.pin_memory() for each in sent]
+    sums = []
+    for each in sent:
+        there = moved({"x": each}, ("x",), bench.device)["x"]
+        busy = (busy @ busy).clamp(-1, 1)  # longer than a copy: memory that is used again too early holds the next
+        sums.append(there.sum())
+        del there
+    bench.wait()
+    right = [value.item() for value in sums] == [each.sum().item() for each in sent]
+    bench.add("syncs", {"checked": "copies beside the step", "right": right})
+
+
 #: network -> batches of one GPU of 141 GB
 TRAINING = {"DiT-S/2": (64, 256), "DiT-XL/2": (32, 64, 128), "Latte-XL/2": (2, 4, 8)}
 
@@ -282,7 +300,7 @@ def draw(bench: Bench, net: Any, batch: int, steps: int) -> Tensor:
     return x
 
 
-SECTIONS: tuple[Callable[[Bench], None], ...] = (correctness, syncs, training, rules, sampling)
+SECTIONS: tuple[Callable[[Bench], None], ...] = (correctness, syncs, copies, training, rules, sampling)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from neural_rdm.core.errors import BrokenSample, ConfigError, DataError, LoaderE
 from neural_rdm.core.ranks import is_first_rank, parts
 from neural_rdm.core.seeding import choice
 from neural_rdm.data.broken import BadSamples
+from neural_rdm.data.copying import moved
 from neural_rdm.data.described import SPLITS, other_classes
 from neural_rdm.data.loader import Loader
 from neural_rdm.data.prompts import distinct
@@ -316,8 +317,7 @@ class DataModule(LightningDataModule):
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move a batch; positions stay on the CPU, where draws are keyed, so that no step waits for the device."""
-        moved = ("x", "y", "context", "context_mask")
-        return {k: v.to(device, non_blocking=True) if k in moved else v for k, v in batch.items()}
+        return moved(batch, ("x", "y", "context", "context_mask"), device)
 
     def _used(self, source: Source) -> int:
         return len(source) if self.limit is None else min(self.limit, len(source))
