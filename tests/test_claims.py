@@ -134,7 +134,7 @@ def test_a_page_of_results_is_what_the_files_make_of_it(page: Callable[[], str])
 
 def test_what_the_studies_say_is_what_their_rows_say(tmp_path: Path) -> None:
     answers = page.found(tmp_path)
-    for path, block in ((page.PAGE, page.page(answers)), (page.README, page.claims(answers))):
+    for path, block in page.blocks(answers):
         text = path.read_text(encoding="utf-8")
         assert text == page.with_block(text, block), "run python -m benchmarks.studies.page"
     assert {path.name for path in tmp_path.iterdir()} <= {path.name for path in page.PAGE.parent.glob("*.png")}

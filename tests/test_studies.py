@@ -294,6 +294,34 @@ def test_the_noise_floor_is_the_standard_deviation(monkeypatch: pytest.MonkeyPat
     assert float(line["3 seeds find"]) > float(line["10 seeds find"]) > 0
 
 
+def test_claims_stand_under_what_became_of_them() -> None:
+    def answer(title: str, verdict: str, needs: str = "GPUs", body: str = "") -> page.Answer:
+        return page.Answer(title, f"claim of {title}", verdict, f"line of {title}", body, needs, "make it", "a.csv")
+
+    said = page.concluded(
+        [
+            answer("Yes? (Fig. 6)", "holds, at equal time too", body="text\n![what](a.png)"),
+            answer("No?", "does not hold: worse"),
+            answer("Unseen?", "not seen at equal steps"),
+            answer("Order?", "rank correlations"),
+            replace(answer("Other?", "ranked", needs=""), claim="(not of the paper)"),
+        ]
+    )
+    parts = dict(part.split("\n", 1) for part in said.split("## ") if "\n" in part)
+    below = {heading: [line for line in text.splitlines() if line] for heading, text in parts.items()}
+    headings = [line[3:] for line in said.splitlines() if line.startswith("## ")]
+    assert headings == [*page.CONCLUSIONS, "Beside the paper"]
+    order = [line.lstrip("# ") for line in said.splitlines() if line.startswith("##")]
+    assert order == [
+        "Not so at this scale", "No?", "Not to be told here", "Unseen?", "Seen at this scale", "Yes? (Fig. 6)",
+        "Beside the paper", "Order?", "Other?",
+    ]  # fmt: skip
+    assert "![what](a.png)" in below["Yes? (Fig. 6)"]
+    assert "README.md#yes-fig-6" in said
+    assert "The paper: claim of No?. Here: **does not hold: worse**." in below["No?"]
+    assert not any(line.startswith("The paper") for line in below["Other?"])
+
+
 def test_a_page_without_its_marks_is_refused() -> None:
     assert page.with_block(f"a\n{page.BEGIN}\nold\n{page.END}\nb", "new") == f"a\n{page.BEGIN}\nnew\n{page.END}\nb"
     with pytest.raises(ValueError, match="one line"):

@@ -1,5 +1,6 @@
-"""`python -m benchmarks.studies.page` writes what the studies say into `docs/results/README.md` and the README: between
-two marks of each, made of the committed rows alone; what stands around them is written by hand.
+"""`python -m benchmarks.studies.page` writes what the studies say: what is concluded into `docs/results/concluded.md`,
+every number into `docs/results/README.md`, a line each into the README. It stands between two marks of each, made of the
+committed rows alone; what stands around them is written by hand.
 """
 
 # ruff: noqa: E501 - lines of Markdown
@@ -19,6 +20,9 @@ from neural_rdm.reports.tables import markdown_table
 
 ROOT = Path(__file__).parents[2]
 PAGE, README = ROOT / "docs" / "results" / "README.md", ROOT / "README.md"
+CONCLUDED = PAGE.with_name("concluded.md")
+#: heading of what is concluded -> how the verdicts below it begin
+CONCLUSIONS = {"Not so at this scale": "does not hold", "Not to be told here": "not ", "Seen at this scale": "holds"}
 BEGIN, END = (
     "<!-- studies: written by `python -m benchmarks.studies.page`, change the rows instead -->",
     "<!-- studies end -->",
@@ -31,12 +35,17 @@ effect is at that size nobody has published.
 
 
 def main() -> None:
-    """Draw the figures, and write both blocks."""
+    """Draw the figures, and write the three blocks."""
     answers = found(PAGE.parent)
-    for path, block in ((PAGE, page(answers)), (README, claims(answers))):
+    for path, block in blocks(answers):
         text = path.read_text(encoding="utf-8")
         write_text(path, with_block(text, block))
         print(path)
+
+
+def blocks(answers: list[Answer]) -> list[tuple[Path, str]]:
+    """What belongs between the marks of which page."""
+    return [(PAGE, page(answers)), (CONCLUDED, concluded(answers)), (README, claims(answers))]
 
 
 def found(pictures: Path) -> list[Answer]:
@@ -102,6 +111,37 @@ def _claims(answers: list[Answer]) -> list[dict[str, str]]:
         for answer in answers
         if answer.needs
     ]
+
+
+def concluded(answers: list[Answer]) -> str:
+    """The block of `docs/results/concluded.md`: the paper's claims by what became of them, each with the picture and
+    the rows that carry it, then what surrounds them.
+    """
+    asked = [answer for answer in answers if answer.needs]
+    parts, told = [], set()
+    for heading, begins in CONCLUSIONS.items():
+        of = [each for each in asked if each.verdict.startswith(begins)]
+        told |= {each.title for each in of}
+        parts.append(f"## {heading}\n\n" + ("\n".join(map(_conclusion, of)) or "Nothing.\n"))
+    parts.append("## Beside the paper\n\n" + "\n".join(_conclusion(each) for each in answers if each.title not in told))
+    return "\n".join(parts)
+
+
+def _conclusion(answer: Answer) -> str:
+    said = [f"### {answer.title}\n"]
+    if not answer.claim.startswith("("):
+        said.append(f"The paper: {answer.claim}. Here: **{answer.verdict}**.\n")
+    said.append(f"{answer.line}\n")
+    if picture := re.search(r"!\[[^\]]*\]\([^)]*\)", answer.body):
+        said.append(f"{picture[0]}\n")
+    rows = f"[{answer.file}](../../benchmarks/results/studies/{answer.file})"
+    needs = f" At the paper's scale: {answer.needs}." if answer.needs else ""
+    said.append(f"[All numbers](README.md#{_anchor(answer.title)}); rows: {rows}; again: `{answer.command}`.{needs}\n")
+    return "\n".join(said)
+
+
+def _anchor(title: str) -> str:
+    return re.sub(r"[^\w\- ]", "", title).strip().lower().replace(" ", "-")
 
 
 def claims(answers: list[Answer]) -> str:

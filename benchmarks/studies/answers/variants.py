@@ -117,8 +117,8 @@ def fig6_elsewhere(pictures: Path, name: str, where: str) -> Answer | None:
 {_elsewhere_controls(name, rows)}"""
     figures.differences({"validation loss": loss, "Frechet distance": distance}, pictures / f"{name}.png")
     return Answer(
-        f"The same on {where}",
-        f"the same on {where}",
+        f"Fig. 6 on {where}",
+        "(Fig. 6 on another network)",
         against_plain(distance),
         told(distance),
         body,
