@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from neural_rdm.core.records import StepRecords, read_rows, truncate
+from neural_rdm.core.records import StepRecords, last_step, read_rows, truncate
 
 
 def test_rows_are_on_disk_at_once_and_floats_are_exact(tmp_path: Path) -> None:
@@ -177,3 +177,21 @@ def test_a_link_is_replaced_and_not_written_through(tmp_path: Path) -> None:
         StepRecords(table).append([{"step": 2, "loss": 0.3}])
         assert (private.read_text() if private.exists() else None) == content
         assert not table.is_symlink()
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 20_000])
+def test_the_last_step_is_read_from_the_end(tmp_path: Path, count: int) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,loss\n" + "".join(f"{step},0.{step}\n" for step in range(10, 10 + count)) + "99999,0.")
+    assert last_step(path) == (9 + count if count else None)  # the last line was cut short
+    path.write_text(path.read_text() + "5\n")
+    assert last_step(path) == 99999
+
+
+def test_the_last_step_of_a_file_of_nothing_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    for text in ("", "step,loss", "step,loss\n"):
+        path.write_text(text)
+        assert last_step(path) is None
+    with pytest.raises(OSError):
+        last_step(tmp_path / "missing.csv")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -132,6 +133,20 @@ def test_sensitivity_that_cannot_be_drawn(tmp_path, text, message):
     with pytest.raises(DataError, match=message):
         plot_sensitivity(tmp_path / "s.csv", tmp_path / "s.png")
     assert not (tmp_path / "s.png").exists()
+
+
+def test_a_long_record_never_lies_in_memory_whole(tmp_path):
+    metrics, sensitivity = tmp_path / "metrics.csv", tmp_path / "sensitivity.csv"
+    metrics.write_text("step,train/loss,a,b,c\n" + "".join(f"{s},0.123456789,1,2,3\n" for s in range(20_000)))
+    rows = [f"{s},{u},blocks.{u}.residual.attention,0.123456,0.5,1\n" for s in range(500) for u in range(20)]
+    sensitivity.write_text(HEADER + "".join(rows))
+    for read in (lambda: read_series(metrics, "train/loss"), lambda: read_sensitivity(sensitivity)):
+        tracemalloc.start()
+        found = read()
+        kept, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert len(found[0]) in (500, 20_000)
+        assert peak < 2.5 * kept  # as rows of texts they would be over ten times as much
 
 
 def test_series_skips_empty_cells_and_takes_the_last_of_repeated_steps(tmp_path):

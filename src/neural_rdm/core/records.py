@@ -19,6 +19,8 @@ from neural_rdm.core.files import cannot_write, write_atomically, write_text
 
 log = logging.getLogger(__name__)
 
+_TAIL = 1 << 16  # bytes: many rows
+
 
 class StepRecords:
     """An append-only CSV whose first column is `step`. Rows are on disk as soon as `append` returns.
@@ -79,6 +81,22 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     if content.bad:
         log.warning("%s: %d rows cannot be read and are left out", path, len(content.bad))
     return content.rows
+
+
+def last_step(path: Path) -> int | None:
+    """The optimizer step of the last whole row, read from the end of the file; None where it has none.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        header = file.readline()
+        begins = max(len(header), path.stat().st_size - _TAIL)
+        file.seek(begins)
+        end = file.read()
+    if begins > len(header):
+        end = end.partition(b"\n")[2]  # without the row that it begins in
+    return max((int(row["step"]) for row in _parsed(header + end).rows), default=None)
 
 
 def truncate(path: Path, step: int) -> None:

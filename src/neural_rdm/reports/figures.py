@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -47,9 +47,18 @@ def read_csv(path: str | Path) -> list[dict[str, str]]:
     Raises:
         DataError: the file cannot be read.
     """
+    return list(csv_rows(path))
+
+
+def csv_rows(path: str | Path) -> Iterator[dict[str, str]]:
+    """The same one by one: a file that grows with a run is read while it trains, and must not lie in memory whole.
+
+    Raises:
+        DataError: once it is asked for a row: the file cannot be read.
+    """
     try:
         with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
-            return list(csv.DictReader(file, restval=""))
+            yield from csv.DictReader(file, restval="")
     except (OSError, csv.Error) as error:
         raise DataError(f"cannot read {path}: {error}. Give the folder of a run that has recorded it.") from error
 

@@ -14,13 +14,13 @@ from neural_rdm.core.errors import DataError
 from neural_rdm.reports.figures import (
     MAX_STAGES,
     canvas,
+    csv_rows,
     log_if_wide,
     look,
     name_units,
     new_figure,
     number,
     ramp,
-    read_csv,
     save,
     stage_colourbar,
     tidy,
@@ -159,7 +159,7 @@ def read_series(path: str | Path, column: str) -> Series:
         DataError: the file is missing.
     """
     values: dict[int, float] = {}
-    for row in read_csv(path):
+    for row in csv_rows(path):
         step, cell = number(row.get("step")), row.get(column)
         if cell and math.isfinite(step):
             values[int(step)] = number(cell)
@@ -176,7 +176,7 @@ def read_sensitivity(path: str | Path) -> tuple[dict[int, dict[int, float]], dic
     norms: dict[int, dict[int, float]] = {}
     given: dict[int, dict[int, float]] = {}
     names: dict[int, str] = {}
-    for row in read_csv(path):
+    for row in csv_rows(path):
         missing = [column for column in ("step", "unit", "name", "norm") if row.get(column) is None]
         if missing:
             raise DataError(f"{path} lacks the column {missing[0]!r} of a sensitivity record.")

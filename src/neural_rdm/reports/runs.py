@@ -15,7 +15,7 @@ import yaml
 
 from neural_rdm.core.locks import is_held
 from neural_rdm.core.output import last_error
-from neural_rdm.core.records import read_rows
+from neural_rdm.core.records import last_step
 from neural_rdm.reports.sweeps import swept
 
 #: the row of a run's report that is its own
@@ -176,8 +176,8 @@ def steps_done(run: Path) -> int | None:
 
 def _logged(path: Path) -> int | None:
     try:
-        return max((int(row["step"]) for row in read_rows(path)), default=None)
-    except (OSError, ValueError):
+        return last_step(path)
+    except OSError:
         return None
 
 
