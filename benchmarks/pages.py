@@ -199,43 +199,9 @@ trouble: loss {deep["first"]:.2f} at first, {deep["last"]:.3f} after {deep["step
 """
 
 
-def objectives() -> str:
-    """The objectives on the digits, and what a perfect sampler scores at that number of samples."""
-    file, equal = read("objectives"), read("equal_count")
-    held, drawn = equal["rows"]
-    rows = [
-        {
-            "objective": row["objective"],
-            "Frechet distance": f"{row['frechet_pixels']:.2f} ± {row['frechet_pixels_95']:.2f}",
-            "recognised": percent(row["accuracy"], 1),
-        }
-        for row in file["rows"]
-    ]
-    return f"""{NOTE}# Objectives on the digits
-
-`benchmarks/objectives.py`, [objectives.json](../../benchmarks/results/objectives.json): the default experiment under each
-objective, three seeds; mean ± half the 95 % interval (Student's t), {drawn["samples"]} drawn digits a seed, pixel distance to
-the training digits.
-
-{markdown_table(rows)}
-**What the distances are to be compared with.** A distance of n samples is above 0 for any n. A perfect sampler of a Gaussian
-with the training digits' moments scores {drawn["gaussian"]:.2f} ± {drawn["std"]:.2f} (one standard deviation) with
-{drawn["samples"]} samples, and {held["gaussian"]:.2f} ± {held["std"]:.2f} with {held["samples"]}
-([equal_count.json](../../benchmarks/results/equal_count.json)). The {equal["held_out"]["samples"]} real digits that were held
-out score {equal["held_out"]["frechet_pixels"]:.2f}, no more than the bias of their number. So the rows above stand against
-{drawn["gaussian"]:.2f}, not against the held-out digits, and no objective reaches it.
-
-The intervals overlap for most pairs of rows, and three seeds rank none but the extremes.
-
-`diffusion=learned` is importance sampling of training timesteps: which timesteps are drawn is learned, the loss is divided by
-their probability, so the expected gradient is exactly that of uniform timesteps, and no sampler reads what was learned. It is
-not the paper's mean-variance scheduler.
-"""
-
-
 def write() -> None:
     """Write all pages."""
-    for page in (supervision, depth, objectives):
+    for page in (supervision, depth):
         write_text(PAGES / f"{page.__name__}.md", page())
 
 

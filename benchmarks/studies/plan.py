@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from itertools import product
 
 from benchmarks.first_look import SETTINGS
-from benchmarks.objectives import CASES
 from benchmarks.training import Row
 
 PAPER = ("resnet", "gated", "adaln", "skip", "rezero")
@@ -223,7 +222,16 @@ def _rates(rates: tuple[float, ...], steps: int) -> Iterator[Job]:
 # -- objectives, and what another seed does to each default
 
 
-OBJECTIVES = CASES
+OBJECTIVES = {
+    "epsilon, hybrid (DiT)": ("diffusion=ddpm",),
+    "v, hybrid": ("diffusion=v",),
+    "x0, hybrid": ("diffusion=x0",),
+    "epsilon, min-SNR-5": ("diffusion=min_snr",),
+    "cosine, v": ("diffusion=cosine",),
+    "cosine, epsilon": ("diffusion=cosine", "diffusion.process.prediction=epsilon"),
+    "learned schedule": ("diffusion=learned",),
+    "flow, logit-normal": ("diffusion=flow", "sampler=heun", "sampler.steps=10"),
+}
 
 
 def _objectives() -> Iterator[Job]:
