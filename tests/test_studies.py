@@ -14,7 +14,7 @@ import torch
 from benchmarks import training
 from benchmarks.studies import __main__ as running
 from benchmarks.studies import compare, gather, measures, needs, noise, page, plan, rows
-from benchmarks.studies.answers import variants
+from benchmarks.studies.answers import rivals, variants
 
 from neural_rdm.config.compose import compose_config
 from neural_rdm.reports.statistics import resolvable
@@ -264,6 +264,18 @@ def test_what_it_would_take_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_so_many_pairs_find_a_difference() -> None:
     n = compare.pairs_for(sd=1.0, difference=0.5)
     assert resolvable(1.0, n) <= 0.5 < resolvable(1.0, n - 1)
+
+
+def test_rules_are_told_over_all_optimizers_and_targets() -> None:
+    best = [
+        {"optimizer": o, "target": t, "rule": rule, "seed": seed, "val_loss": scale * worse * (1 + 0.1 * seed)}
+        for o, t, scale in (("AdamW", "v", 1.0), ("Muon", "x0", 0.1))
+        for rule, worse in (("resnet", 1.0), ("gated", 1.5 if o == "Muon" else 1.1))
+        for seed in range(2)
+    ]
+    found = rivals._over_all(best)
+    assert found["resnet"] == {0: 1.0, 1: 1.0}
+    assert found["gated"] == pytest.approx({0: 1.3, 1: 1.3})
 
 
 def test_controls_on_the_unet_stand_beside_the_rules_of_their_seeds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.studies import figures, needs, plan
 from benchmarks.studies.answers.answer import Answer, by_rule, rank, seeds_of
-from benchmarks.studies.compare import Line, compare, grouped
+from benchmarks.studies.compare import Line, Seeds, compare, grouped, told
 from benchmarks.studies.rows import read
 from benchmarks.training import Row
 from neural_rdm.reports.tables import markdown_table
@@ -55,10 +55,11 @@ def rivals(pictures: Path) -> Answer | None:
     }
     count = {word: sum(each.count(word) for each in signs.values()) for word in ("better", "worse")}
     alike = [f"`{rule}` {each[0]}" for rule, each in signs.items() if len(set(each)) == 1 and each[0] in count]
+    over_all = told(compare(_over_all(best), "resnet"))
     short = (
         f"The order of eight rules by mean loss correlates by {low:+.2f} to {high:+.2f} between two optimizers and two targets. Of "
         f"{len(wheres) * (len(plan.RIVALS) - 1)} comparisons with plain addition {count['better']} are settled as better and {count['worse']} as worse; "
-        f"settled alike everywhere: {', '.join(alike) or 'none'}."
+        f"settled alike everywhere: {', '.join(alike) or 'none'}. Loss over that of `resnet`, a mean of the four for each seed: {over_all}"
     )
     body = f"""Eight rules at 48 units (width 32, 150 steps), each at its own best of three learning rates, {seeds_of(best)}. The rate
 is chosen by the runs that are then compared, which flatters every rule alike.
@@ -81,6 +82,16 @@ is chosen by the runs that are then compared, which flatters every rule alike.
         "python -m benchmarks.studies rivals",
         "rivals.csv",
     )
+
+
+def _over_all(best: list[Row]) -> dict[str, Seeds]:
+    """Each rule's loss over plain addition's under the same optimizer, target and seed: its mean by seed."""
+    losses = {(r["optimizer"], r["target"], r["rule"], r["seed"]): _number(r["val_loss"]) for r in best}
+    ratios: dict[str, dict[int, list[float]]] = {}
+    for (optimizer, target, rule, seed), loss in losses.items():
+        if (base := losses.get((optimizer, target, "resnet", seed))) is not None:
+            ratios.setdefault(rule, {}).setdefault(seed, []).append(loss / base)
+    return {rule: {seed: float(np.mean(each)) for seed, each in seeds.items()} for rule, seeds in ratios.items()}
 
 
 def _number(value: float | None) -> float:
