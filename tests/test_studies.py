@@ -14,7 +14,8 @@ import torch
 from benchmarks import training
 from benchmarks.studies import __main__ as running
 from benchmarks.studies import compare, gather, measures, needs, noise, page, plan, rows
-from benchmarks.studies.answers import rivals, variants
+from benchmarks.studies.answers import variants
+from benchmarks.studies.answers.rivals import _over_all
 
 from neural_rdm.config.compose import compose_config
 from neural_rdm.reports.statistics import resolvable
@@ -273,7 +274,7 @@ def test_rules_are_told_over_all_optimizers_and_targets() -> None:
         for rule, worse in (("resnet", 1.0), ("gated", 1.5 if o == "Muon" else 1.1))
         for seed in range(2)
     ]
-    found = rivals._over_all(best)
+    found = _over_all(best)
     assert found["resnet"] == {0: 1.0, 1: 1.0}
     assert found["gated"] == pytest.approx({0: 1.3, 1: 1.3})
 
