@@ -52,7 +52,7 @@ def fig5(pictures: Path) -> Answer | None:
     absolute = _absolute(rows, steps)
     short = (
         f"Of {cases} pairs of rule and target, sensitivity at the first unit is above that of the last in {grows}, below it "
-        f"(decay) in {decays}; from step {steps[1]} to {steps[-1]} that ratio rises in {rises} and falls in {falls}."
+        f"(decay) in {decays}; from step {steps[1]} to {steps[-1]} that ratio rises in {rises} and falls in {falls}, each by its own interval."
     )
     body = f"""A DiT of width 32 with {len(units)} units, {steps[-1]} steps, {seeds_of(rows)}; `||s_i||` on {8} batches of held-out digits under the same
 noise for all. The table has log10 of the first unit's norm over the last one's: 0 is isometry, below 0 the decay that the paper
