@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import math
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from benchmarks import fuzz
+import torch
+from benchmarks import fuzz, fuzz_training
 from benchmarks.soak import page
 from benchmarks.soak.cases import CASES
 from benchmarks.soak.injuries import INJURIES
 from benchmarks.soak.run import COLUMNS, KEPT, append, drawn, read, soak
 from benchmarks.soak.run import main as soak_main
 from benchmarks.soak.trial import Fault, Trial, differences, reference_of
+
+from neural_rdm.cli.app import Arguments, preflight
 
 
 def test_the_page_is_that_of_the_rows() -> None:
@@ -142,3 +148,61 @@ def test_the_fuzz_sees_what_is_wrong_and_goes_on(monkeypatch: pytest.MonkeyPatch
     assert longer["faults"][: len(row["faults"])] == row["faults"]
     (other,) = fuzz.fuzz(cases=5, seed=1, held=[row])
     assert other["cases"] == 5
+
+
+OUTPUT = {"refused": "error: seed=-1: must be between 0 and 9\n", "trained": "run folder run\nfinished 2 steps\n"}
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> Callable[..., str]:
+    """Judges a case of `fuzz_training` of which nothing has run, from what it is said to have left."""
+    run = tmp_path / "run"
+
+    def judge(said: str, code: int, spent: float = 0.1, why: str = "", loss: str = "0.5", **wrong: Any) -> str:
+        (tmp_path / "output.txt").write_text(said)
+        (tmp_path / "spent.json").write_text(json.dumps({"code": code, "spent": spent, "loaded": 0.0}))
+        if code == 0 or wrong:
+            content = {"global_step": 2, "weight": 1.0, "seed": 3} | wrong
+            (run / "checkpoints").mkdir(parents=True)
+            (run / "finished.json").write_text(json.dumps({"global_step": content["global_step"]}))
+            (run / "metrics.csv").write_text(f"step,train/loss\n1,0.5\n2,{loss}\n")
+            (run / "config.yaml").write_text(f"seed: {content['seed']}\n")
+            weights = {"state_dict": {"net.w": torch.tensor([1.0, content["weight"]])}}
+            torch.save(weights, run / "checkpoints" / "step=000000002.ckpt")
+        return fuzz_training.judged(why, [], ["seed=3"] if code == 0 else ["seed=-1"], tmp_path)[0]
+
+    return judge
+
+
+@pytest.mark.parametrize("outcome", OUTPUT)
+def test_a_case_that_trains_or_is_refused_is_right(told: Callable[..., str], outcome: str) -> None:
+    assert told(OUTPUT[outcome], 0 if outcome == "trained" else 2) == outcome
+
+
+@pytest.mark.parametrize(
+    ("kind", "case"),
+    [
+        ("traceback", {"said": "Traceback (most recent call last):\nKeyError: 3\n", "code": 1}),
+        ("slow", {"said": OUTPUT["refused"], "code": 2, "spent": 1.6}),
+        ("unnamed", {"said": "error: no\n", "code": 2}),
+        ("hang", {"said": "", "code": 2, "why": "no end in 9 s"}),
+        ("crash", {"said": "", "code": 2, "why": "ended by SIGSEGV"}),
+        ("wrong", {"said": "error: a\nerror: b\n", "code": 2}),
+        ("wrong", {"said": OUTPUT["refused"], "code": 2, "global_step": 2}),  # its folder stays
+        ("wrong", {"said": OUTPUT["trained"], "code": 0, "global_step": 1}),
+        ("wrong", {"said": OUTPUT["trained"], "code": 0, "loss": "nan"}),
+        ("wrong", {"said": OUTPUT["trained"], "code": 0, "weight": math.inf}),
+        ("wrong", {"said": OUTPUT["trained"], "code": 0, "seed": 0}),
+    ],
+)
+def test_what_a_case_has_broken_is_seen(told: Callable[..., str], kind: str, case: dict[str, Any]) -> None:
+    with pytest.raises(fuzz_training.Broken) as broken:
+        told(**case)
+    assert broken.value.kind == kind
+
+
+def test_every_family_of_the_training_fuzz_can_be_trained(tmp_path: Path) -> None:
+    fuzz_training.make_inputs(tmp_path)
+    for _, base in fuzz_training.FAMILIES.values():
+        arguments = Arguments.parse([o.replace("{place}", str(tmp_path)) for o in base])
+        assert preflight("train", arguments) is None

@@ -260,10 +260,10 @@ def plan(config_name: str, arguments: Arguments, complete: Complete | None = Non
 
 def _refuse_study(composed: Composed) -> NoReturn:
     """An experiment that is a study is many runs."""
-    name = composed.choices["exp"]
-    runs = len(crossed(study(OmegaConf.to_container(composed.cfg.sweep)), [], [], choices_of))
+    runs = len(crossed(study(composed.cfg.sweep), [], [], choices_of))
+    name = f"exp={composed.choices['exp']}" if "exp" in composed.choices else "~exp"
     raise ConfigError(
-        f"exp={name} is a study of up to {runs} runs: python -m neural_rdm.sweep exp={name} (make sweep exp={name}) "
+        f"{name} is a study of up to {runs} runs: python -m neural_rdm.sweep {name} (make sweep {name}) "
         "trains and compares them; with sweep=null this command trains the one run that the experiment is without them"
     )
 
