@@ -12,6 +12,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from benchmarks import fuzz_training
+from benchmarks.fuzz import KINDS, TRAINING
 from benchmarks.soak.injuries import INJURIES
 from benchmarks.soak.run import KEPT, TABLE, read
 from neural_rdm.core.files import write_atomically, write_text
@@ -68,6 +70,8 @@ ALSO = (
     "A flipped bit in a shard of latents, in shared weights or in a file of gates was another number without a word, as safetensors have no checksum: rows, samples and headers say now what they must be, and are compared when they are read.",
     "`save_gates` wrote over the old file in place: it is whole at every moment now.",
     "A `manifest.json` that is no mapping was a traceback.",
+    "`sweep=3.5` was a traceback of `train`, and so was a study without an experiment (`~exp`).",
+    "`choices=3.5` was taken without a word and had no effect; a list of numbers passed for a list of mappings.",
     "An argument that cannot be read was refused without saying which of several it is; a choice with a name longer than a file's was a traceback.",
 )
 
@@ -165,19 +169,43 @@ Found in first tries and by the fuzz below:
 
 
 def fuzz(found: dict[str, Any]) -> str:
-    """What damaged inputs have shown."""
-    rows = [{key: value or "" for key, value in row.items()} for row in found["rows"]]
-    most = max(row["most_memory_mb"] for row in found["rows"])
-    faults = len(found["faults"])
+    """What damaged inputs, and random overrides that are trained, have shown."""
+    rows = [row for row in found["rows"] if row["subject"] != TRAINING]
+    (trained,) = (row for row in found["rows"] if row["subject"] == TRAINING)
+    shown = [{k: row[k] or "" for k in ("subject", "cases", *KINDS, "cpu_s", "most_memory_mb")} for row in rows]
+    most, faults = max(row["most_memory_mb"] for row in rows), sum(len(row["faults"]) for row in rows)
+    outcomes = {k: trained[k] or "" for k in ("cases", *fuzz_training.KINDS, "cpu_s", "most_memory_mb")}
+    broken = "".join(f"- case {fault['case']}, {fault['what']}: `{fault['detail']}`\n" for fault in trained["faults"])
     return f"""## Damaged inputs
 
-`python -m benchmarks fuzz` ([fuzz.json](../../benchmarks/results/fuzz.json)): **{found["cases"]:,} cases**, {faults} of them a traceback, a hang (more than 20 s), a
+`python -m benchmarks fuzz` ([fuzz.json](../../benchmarks/results/fuzz.json)): **{sum(row["cases"] for row in rows):,} cases**, {faults} of them a traceback, a hang (more than 20 s), a
 crash or something read that is not what was written. No process grew by more than {most:.0f} MB. Bits, bytes and pieces of
 good files are changed; values of JSON become others; random values are given to random keys of training, which then has to
 compose, or to refuse by name within 1.5 s of CPU time. What is drawn follows from the seed.
 
-{markdown_table(rows)}
+{markdown_table(shown)}
 *read*: the damage was none, or lay where the format has no checksum (pictures, official weights, tables).
+
+## Random overrides that are trained
+
+`python -m benchmarks fuzz subjects=training`: **{trained["cases"]:,} cases**, {len(trained["faults"])} of them broken. A case takes one of {len(fuzz_training.FAMILIES)} of the smallest
+networks with their data (DiT, U-ViT, U-Net, Latte; digits, clips, texts, pictures, shards) and up to four random overrides: a choice of a
+group, a value that a key's annotation allows, one at the edge, or nonsense. A copy of one process then is `neural_rdm.train`, from its
+arguments to its exit code. Either it does two steps, with finite losses and weights, and its `config.yaml` says what was typed;
+or it is refused in one sentence that names what was typed, within {fuzz_training.REFUSAL} s of CPU time, and leaves no folder.
+
+{markdown_table([outcomes])}
+*stopped*: refused after the first step was begun, such as by a loss that is not finite. *refused late*: when libraries and
+data were loaded. The slowest refusal took {trained["slowest_refusal_s"]:.2f} s, counted from the reading of the arguments: the imports before it, and
+those of torch where it is late, come on top.
+
+{broken}What limits this:
+
+- Most cases are refused, and a refusal says one thing: what lies behind it is not tried. {trained["trained"]} were trained.
+- Two steps show no slow divergence, and nobody looks at the samples. An override that has no effect is only noticed where
+  `config.yaml` does not say it.
+- Left out: several devices, `trainer.compile`, large values of keys for lengths and sizes, and choices that would ask the
+  network for weights (CLIP, T5, Inception).
 """
 
 

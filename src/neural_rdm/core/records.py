@@ -16,6 +16,7 @@ from typing import Any
 
 from neural_rdm.core.errors import WriteError
 from neural_rdm.core.files import cannot_write, write_atomically, write_text
+from neural_rdm.core.given import regular
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
     Others that cannot be read are left out with a warning.
     """
-    content = _parsed(path.read_bytes())
+    content = _parsed(Path(regular(path)).read_bytes())
     if content.bad:
         log.warning("%s: %d rows cannot be read and are left out", path, len(content.bad))
     return content.rows

@@ -1,0 +1,57 @@
+"""What stands in for a small file in a folder from a stranger is refused, and neither waited for nor read for ever."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from neural_rdm.config.provenance import FILE, read_provenance
+from neural_rdm.core.errors import CheckpointError
+from neural_rdm.core.given import read_given, read_json, regular
+from neural_rdm.core.records import read_rows
+from neural_rdm.reports.runs import progress, read_mapping
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes in folders")
+@pytest.mark.parametrize("read", [read_given, read_json, regular, read_rows])
+def test_a_pipe_a_device_and_a_folder_are_no_files_to_read(tmp_path: Path, read: Callable[[Path], Any]) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "zero", "folder"):
+        with pytest.raises(OSError, match="no file"):
+            read(tmp_path / name)
+    with pytest.raises(FileNotFoundError):
+        read(tmp_path / "missing")
+
+
+def test_a_text_that_is_large_or_deep_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "facts.json"
+    path.write_text("[" * 100_000 + "]" * 100_000)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        read_json(path)
+    path.write_text('{"a": 1}')
+    assert read_json(path) == {"a": 1}
+    monkeypatch.setattr("neural_rdm.core.given.MOST_TEXT", 7)
+    with pytest.raises(ValueError, match="8 bytes, and at most 7"):
+        read_json(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes in folders")
+def test_a_run_folder_of_pipes_is_one_that_says_nothing(tmp_path: Path) -> None:
+    for name in (FILE, "config.yaml", "finished.json", "metrics.csv"):
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(CheckpointError, match=r"damaged.*no file"):
+        read_provenance(tmp_path)
+    assert read_mapping(tmp_path / "config.yaml") == read_mapping(tmp_path / "finished.json") == {}
+    progress(tmp_path)
+
+
+def test_a_configuration_that_is_nested_too_deeply_says_nothing(tmp_path: Path) -> None:
+    for name in ("config.yaml", "finished.json"):
+        (tmp_path / name).write_text("[" * 20_000 + "]" * 20_000)
+        assert read_mapping(tmp_path / name) == {}
