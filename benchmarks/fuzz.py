@@ -5,8 +5,8 @@ that reads it. It has to be read, or refused by an error that is meant for users
 would be a traceback. Where a format has checksums, what is read has to be what was written. What is drawn follows from
 (seed, subject, number). Each subject runs in processes of its own, which are limited in memory and, a case, in time.
 
-Counts go to `benchmarks/results/fuzz.json` as they grow, in place of the older ones of their subject; the same command
-goes on with those of the same seed and commit.
+Counts go to `benchmarks/results/fuzz.json` as they grow, in place of those of the same subject and seed; the same
+command goes on with those of the same commit.
 """
 
 from __future__ import annotations
@@ -751,8 +751,8 @@ def main(argv: list[str]) -> None:
     held: list[dict[str, Any]] = json.loads(RESULT.read_text(encoding="utf-8"))["rows"] if RESULT.is_file() else []
 
     def keep(row: dict[str, Any]) -> None:
-        of_others = {r["subject"]: r for r in held} | {row["subject"]: row}
-        rows = [of_others[name] for name in SUBJECTS if name in of_others]
+        found = {(r["subject"], r["seed"]): r for r in [*held, row]}
+        rows = sorted(found.values(), key=lambda r: ([*SUBJECTS].index(r["subject"]), r["seed"]))
         write_text(RESULT, json.dumps({"rows": rows}, indent=1) + "\n")
 
     rows = fuzz(**options, held=held, keep=keep)

@@ -71,6 +71,8 @@ ALSO = (
     "`save_gates` wrote over the old file in place: it is whole at every moment now.",
     "A `manifest.json` that is no mapping was a traceback.",
     "`sweep=3.5` was a traceback of `train`, and so was a study without an experiment (`~exp`).",
+    "A pipe in a run folder from a stranger was waited for, a link to `/dev/zero` read until the memory was full, and a JSON nested 100,000 deep was a traceback (tried by hand; `docs/security.md`).",
+    "A checkpoint of 6 MB that unpacks to 6 GB was given the memory that it asks for (tried by hand).",
     "`choices=3.5` was taken without a word and had no effect; a list of numbers passed for a list of mappings.",
     "An argument that cannot be read was refused without saying which of several it is; a choice with a name longer than a file's was a traceback.",
 )
@@ -171,11 +173,13 @@ Found in first tries and by the fuzz below:
 def fuzz(found: dict[str, Any]) -> str:
     """What damaged inputs, and random overrides that are trained, have shown."""
     rows = [row for row in found["rows"] if row["subject"] != TRAINING]
-    (trained,) = (row for row in found["rows"] if row["subject"] == TRAINING)
+    trained = [row for row in found["rows"] if row["subject"] == TRAINING]
     shown = [{k: row[k] or "" for k in ("subject", "cases", *KINDS, "cpu_s", "most_memory_mb")} for row in rows]
     most, faults = max(row["most_memory_mb"] for row in rows), sum(len(row["faults"]) for row in rows)
-    outcomes = {k: trained[k] or "" for k in ("cases", *fuzz_training.KINDS, "cpu_s", "most_memory_mb")}
-    broken = "".join(f"- case {fault['case']}, {fault['what']}: `{fault['detail']}`\n" for fault in trained["faults"])
+    columns = ("seed", "commit", "cases", *fuzz_training.KINDS, "cpu_s", "most_memory_mb")
+    outcomes = [{k: row[k] if k == "seed" else row[k] or "" for k in columns} for row in trained]
+    total, broken = (sum(map(count, trained)) for count in (lambda r: r["cases"], lambda r: len(r["faults"])))
+    slowest = max(row["slowest_refusal_s"] for row in trained)
     return f"""## Damaged inputs
 
 `python -m benchmarks fuzz` ([fuzz.json](../../benchmarks/results/fuzz.json)): **{sum(row["cases"] for row in rows):,} cases**, {faults} of them a traceback, a hang (more than 20 s), a
@@ -188,20 +192,21 @@ compose, or to refuse by name within 1.5 s of CPU time. What is drawn follows fr
 
 ## Random overrides that are trained
 
-`python -m benchmarks fuzz subjects=training`: **{trained["cases"]:,} cases**, {len(trained["faults"])} of them broken. A case takes one of {len(fuzz_training.FAMILIES)} of the smallest
+`python -m benchmarks fuzz subjects=training`: **{total:,} cases** in {len(trained)} series; {broken} of them were broken,
+{len(trained[-1]["faults"])} of them in the last series, behind whose code the faults of the others are repaired. A case takes one of {len(fuzz_training.FAMILIES)} of the smallest
 networks with their data (DiT, U-ViT, U-Net, Latte; digits, clips, texts, pictures, shards) and up to four random overrides: a choice of a
 group, a value that a key's annotation allows, one at the edge, or nonsense. A copy of one process then is `neural_rdm.train`, from its
 arguments to its exit code. Either it does two steps, with finite losses and weights, and its `config.yaml` says what was typed;
 or it is refused in one sentence that names what was typed, within {fuzz_training.REFUSAL} s of CPU time, and leaves no folder.
 
-{markdown_table([outcomes])}
+{markdown_table(outcomes)}
 *stopped*: refused after the first step was begun, such as by a loss that is not finite. *refused late*: when libraries and
-data were loaded. The slowest refusal took {trained["slowest_refusal_s"]:.2f} s, counted from the reading of the arguments: the imports before it, and
+data were loaded. The slowest refusal took {slowest:.2f} s, counted from the reading of the arguments: the imports before it, and
 those of torch where it is late, come on top.
 
-{broken}What limits this:
+What limits this:
 
-- Most cases are refused, and a refusal says one thing: what lies behind it is not tried. {trained["trained"]} were trained.
+- Most cases are refused, and a refusal says one thing: what lies behind it is not tried. {sum(row["trained"] for row in trained)} were trained.
 - Two steps show no slow divergence, and nobody looks at the samples. An override that has no effect is only noticed where
   `config.yaml` does not say it.
 - Left out: several devices, `trainer.compile`, large values of keys for lengths and sizes, and choices that would ask the

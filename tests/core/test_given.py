@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from neural_rdm.config.provenance import FILE, read_provenance
 from neural_rdm.core.errors import CheckpointError
+from neural_rdm.core.files import load_tensors
 from neural_rdm.core.given import read_given, read_json, regular
 from neural_rdm.core.records import read_rows
+from neural_rdm.core.weights import read_weights
 from neural_rdm.reports.runs import progress, read_mapping
 
 
@@ -55,3 +59,19 @@ def test_a_configuration_that_is_nested_too_deeply_says_nothing(tmp_path: Path) 
     for name in ("config.yaml", "finished.json"):
         (tmp_path / name).write_text("[" * 20_000 + "]" * 20_000)
         assert read_mapping(tmp_path / name) == {}
+
+
+@pytest.mark.parametrize("read", [load_tensors, read_weights])
+def test_a_checkpoint_that_would_fill_the_memory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[Path], Any]
+) -> None:
+    monkeypatch.setattr("neural_rdm.core.given.MOST_UNPACKED", 1 << 20)
+    torch.save({"net.w": torch.zeros(1 << 19)}, tmp_path / "good.pt")
+    (weight,) = read(tmp_path / "good.pt").values()
+    assert weight.shape == (1 << 19,)  # large, and not packed
+    bomb = zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED)
+    with bomb, zipfile.ZipFile(tmp_path / "good.pt") as good:
+        for name in good.namelist():
+            bomb.writestr(name, good.read(name))
+    with pytest.raises(CheckpointError, match="would unpack to"):
+        read(tmp_path / "bomb.pt")

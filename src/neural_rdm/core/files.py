@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from neural_rdm.core.errors import CheckpointError, ResourceError, UserError, WriteError, first_line
+from neural_rdm.core.given import blown_up
 
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 
@@ -289,6 +290,8 @@ def load_tensors(path: str | Path, verify: bool = False, leave_out: Collection[s
                 damaged = archive.testzip()
             if damaged is not None:
                 raise CheckpointError(f"{path} is damaged (record {damaged}).")
+        if said := blown_up(path):
+            raise CheckpointError(f"cannot read {path}: {said}")
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except CheckpointError:
         raise

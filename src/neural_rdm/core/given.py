@@ -1,5 +1,5 @@
-"""Reading small files that anybody may have made: a folder that was handed on can hold pipes, links to devices, and
-texts that are made to fill the memory.
+"""Reading files that anybody may have made: a folder that was handed on can hold pipes, links to devices, and texts and
+archives that are made to fill the memory.
 """
 
 from __future__ import annotations
@@ -8,9 +8,12 @@ import errno
 import json
 import os
 import stat
+import zipfile
 from pathlib import Path
 from typing import Any
 
+#: bytes that a member of an archive may have, whatever it unpacks from, and how many times its packed size a larger one
+MOST_UNPACKED, BLOWN_UP = 1 << 28, 20
 #: bytes of a configuration, or of facts about a run, that are read
 MOST_TEXT = 1 << 28
 
@@ -48,3 +51,22 @@ def read_json(path: str | Path) -> Any:
         return json.loads(read_given(path))
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def blown_up(path: str | Path, leave_out: str = "") -> str | None:
+    """What is wrong with an archive that would fill the memory, in words; None for any other file. What torch writes is
+    not packed at all.
+
+    Args:
+        leave_out: the name of a member that is not read at once.
+
+    Raises:
+        zipfile.BadZipFile: it is damaged.
+    """
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.filename != leave_out and member.file_size > max(MOST_UNPACKED, BLOWN_UP * member.compress_size):
+                return f"{member.filename} would unpack to {member.file_size / 2**30:.1f} GiB"
+    return None
