@@ -36,7 +36,7 @@ from neural_rdm.config.provenance import write_config
 from neural_rdm.config.schema import constants
 from neural_rdm.config.sources import Sources, refused
 from neural_rdm.config.trust import own_folder, trust
-from neural_rdm.core.errors import ConfigError, UserError
+from neural_rdm.core.errors import ConfigError, UserError, printable
 from neural_rdm.core.locks import held
 from neural_rdm.core.ranks import is_first_rank
 from neural_rdm.data.encoded.manifest import check_manifest, read_manifest
@@ -330,4 +330,4 @@ def is_finished(run: resume.Run, arguments: Arguments) -> bool:
 def print_paths(paths: list[Path]) -> None:
     """One path a line, relative to where the user stands."""
     for path in paths:
-        print(f"  {os.path.relpath(path)}")
+        print(f"  {printable(os.path.relpath(path))}")
