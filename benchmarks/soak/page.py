@@ -134,7 +134,7 @@ def soak(rows: Sequence[dict[str, str]]) -> str:
     hangs = sum("hang" in row["outcome"] for row in rows)
     return f"""## The soak
 
-**{len(rows)} trials** ({hours:.1f} hours of wall time, {len({row['seed'] for row in rows})} series on a busy machine), of them **{struck_training(rows)} kills that training died
+**{len(rows)} trials** ({hours:.1f} hours of wall time, {len({row["seed"] for row in rows})} series on a busy machine), of them **{struck_training(rows)} kills that training died
 of**. {len(faults)} were marked as faults, and each was looked into (below): {len(ours)} were faults of this project, all of which are repaired
 and have a test; the others were the trials' own judgement or a library's. {hangs} hung. At the commit that was tried last
 ({len(last)} trials), {len(bad)} were marked, {len(fixed)} of them a fault of this project. Each row is in [soak.csv](../../benchmarks/results/soak.csv), with its seed, moment

@@ -12,12 +12,14 @@ import pytest
 import torch
 
 from neural_rdm.config.provenance import FILE, read_provenance
-from neural_rdm.core.errors import CheckpointError
+from neural_rdm.core.errors import CheckpointError, DataError
 from neural_rdm.core.files import load_tensors
 from neural_rdm.core.given import read_given, read_json, regular
 from neural_rdm.core.records import read_rows
 from neural_rdm.core.weights import read_weights
+from neural_rdm.reports.pages.render import picture
 from neural_rdm.reports.runs import progress, read_mapping
+from neural_rdm.reports.tiles import read_tiles
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes in folders")
@@ -53,6 +55,11 @@ def test_a_run_folder_of_pipes_is_one_that_says_nothing(tmp_path: Path) -> None:
         read_provenance(tmp_path)
     assert read_mapping(tmp_path / "config.yaml") == read_mapping(tmp_path / "finished.json") == {}
     progress(tmp_path)
+    os.mkfifo(tmp_path / "samples.png")
+    with pytest.raises(DataError):
+        picture(tmp_path / "samples.png", "samples")
+    with pytest.raises(DataError):
+        read_tiles(tmp_path / "samples.png")
 
 
 def test_a_configuration_that_is_nested_too_deeply_says_nothing(tmp_path: Path) -> None:
