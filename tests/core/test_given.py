@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from neural_rdm import DiT, load_gates
 from neural_rdm.config.provenance import FILE, read_provenance
 from neural_rdm.core.errors import CheckpointError, DataError
 from neural_rdm.core.files import load_tensors
 from neural_rdm.core.given import read_given, read_json, regular
 from neural_rdm.core.records import read_rows
 from neural_rdm.core.weights import read_weights
+from neural_rdm.latents.shards import Shard
 from neural_rdm.reports.pages.render import picture
 from neural_rdm.reports.runs import progress, read_mapping
 from neural_rdm.reports.tiles import read_tiles
@@ -66,6 +69,16 @@ def test_a_configuration_that_is_nested_too_deeply_says_nothing(tmp_path: Path) 
     for name in ("config.yaml", "finished.json"):
         (tmp_path / name).write_text("[" * 20_000 + "]" * 20_000)
         assert read_mapping(tmp_path / name) == {}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes in folders")
+@pytest.mark.parametrize("name", ["a.ckpt", "a.pt", "a.safetensors"])
+def test_weights_are_no_pipe(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    net = DiT(input_size=4, patch_size=2, in_channels=1, hidden_size=16, depth=1, num_heads=2, num_classes=3)
+    for read in (load_tensors, read_weights, Shard, partial(load_gates, net)):
+        with pytest.raises(CheckpointError, match="no file"):
+            read(tmp_path / name)
 
 
 @pytest.mark.parametrize("read", [load_tensors, read_weights])

@@ -61,9 +61,10 @@ def blown_up(path: str | Path, leave_out: str = "") -> str | None:
         leave_out: the name of a member that is not read at once.
 
     Raises:
+        OSError: it is no file.
         zipfile.BadZipFile: it is damaged.
     """
-    if not zipfile.is_zipfile(path):
+    if not zipfile.is_zipfile(regular(path)):
         return None
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from neural_rdm.core.errors import CheckpointError, first_line
 from neural_rdm.core.files import write_atomically
+from neural_rdm.core.given import regular
 from neural_rdm.core.weights import digest_of, full
 from neural_rdm.residual import Residual, gate_names, plain_state
 from neural_rdm.residual.gating import check_network, gate
@@ -200,7 +201,7 @@ def _read(file: Path) -> tuple[dict[str, str], tuple[Residual, Any], dict[str, T
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(file, framework="pt") as opened:
+        with safe_open(regular(file), framework="pt") as opened:
             header = opened.metadata() or {}
             gates = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # no mapping
     except (OSError, SafetensorError) as error:
