@@ -73,6 +73,7 @@ ALSO = (
     "`sweep=3.5` was a traceback of `train`, and so was a study without an experiment (`~exp`).",
     "A pipe in a run folder from a stranger was waited for, a link to `/dev/zero` read until the memory was full, and a JSON nested 100,000 deep was a traceback (tried by hand; `docs/security.md`).",
     "A checkpoint of 6 MB that unpacks to 6 GB was given the memory that it asks for (tried by hand).",
+    "`backbone.attention=cudnn` (or `efficient`) on a CPU ended with torch's traceback at the first step.",
     "`choices=3.5` was taken without a word and had no effect; a list of numbers passed for a list of mappings.",
     "An argument that cannot be read was refused without saying which of several it is; a choice with a name longer than a file's was a traceback.",
 )

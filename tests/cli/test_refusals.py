@@ -88,6 +88,7 @@ FILES = config_dir()
         ("trainer.max_steps= 10", ["no space stands around the ="]),
         ("--exp digits_gated", ["no option --exp", "exp=VALUE"]),
         ("--halp", ["no option --halp", "--help lists"]),
+        ("backbone.attention=cudnn", ["backbone.attention=cudnn", "of GPUs", "pass backbone.attention=auto"]),
         ("sweep=3.5", ["sweep: 3.5 is not a study", "seeds, base and grids"]),
         ("~exp sweep.grids=[{seed:3}]", ["~exp is a study of up to 1 runs", "neural_rdm.sweep ~exp"]),
         ("tags=draft", ["tags: 'draft' is of the wrong type", "such as [draft]"]),

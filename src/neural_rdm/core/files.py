@@ -72,11 +72,13 @@ def cannot_write(path: str | Path, error: OSError) -> str:
 
 #: how libraries say, in errors of no kind of its own, that memory ran out; torch's error of a GPU begins like the first
 _NO_MEMORY = ("out of memory", "can't allocate memory", "can't start new thread", "CUBLAS_STATUS_ALLOC_FAILED")
+#: how torch says that the kernel of `sdpa_kernel` cannot be had, on a CPU and on a GPU
+_NO_KERNEL = ("No viable backend for scaled_dot_product_attention", "No available kernel. Aborting execution.")
 
 
 def as_user_error(error: Exception) -> UserError | None:
-    """What an error of the operating system means to a user: a full or read-only disk, a missing right, no memory; None
-    for what may as well be a bug.
+    """What an error of the operating system, or of torch, means to a user: a full or read-only disk, a missing right, no
+    memory, a kernel that there is not; None for what may as well be a bug.
     """
     errors = isinstance(error, OSError) and error.errno == errno.ENOMEM
     told = isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
@@ -85,6 +87,8 @@ def as_user_error(error: Exception) -> UserError | None:
             f"memory ran out ({first_line(error).rstrip('.')}). Free some, raise the limit that this process has, or "
             "ask for less, as with smaller batches."
         )
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_KERNEL):
+        return UserError("torch has no such kernel of attention for these numbers on this device; pass attention=auto")
     if not isinstance(error, OSError):
         return None
     if error.errno in (errno.EACCES, errno.EPERM) and error.filename is not None:
