@@ -77,7 +77,7 @@ _NO_KERNEL = ("No viable backend for scaled_dot_product_attention", "No availabl
 
 
 def as_user_error(error: Exception) -> UserError | None:
-    """What an error of the operating system, or of torch, means to a user: a full or read-only disk, a missing right, no
+    """What an error of the system, or of torch, means to a user: a full or read-only disk, a missing right, no
     memory, a kernel that there is not; None for what may as well be a bug.
     """
     errors = isinstance(error, OSError) and error.errno == errno.ENOMEM
