@@ -752,7 +752,7 @@ def main(argv: list[str]) -> None:
 
     def keep(row: dict[str, Any]) -> None:
         found = {(r["subject"], r["seed"]): r for r in [*held, row]}
-        rows = sorted(found.values(), key=lambda r: ([*SUBJECTS].index(r["subject"]), r["seed"]))
+        rows = held[:] = sorted(found.values(), key=lambda r: ([*SUBJECTS].index(r["subject"]), r["seed"]))
         write_text(RESULT, json.dumps({"rows": rows}, indent=1) + "\n")
 
     rows = fuzz(**options, held=held, keep=keep)

@@ -33,6 +33,14 @@ def test_every_fault_of_the_table_was_looked_into() -> None:
     assert len({(row["seed"], row["trial"]) for row in rows}) == len(rows)
 
 
+def test_every_fault_of_the_training_fuzz_was_looked_into() -> None:
+    rows = json.loads(fuzz.RESULT.read_text(encoding="utf-8"))["rows"]
+    faults = [
+        (row["seed"], fault["case"]) for row in rows if row["subject"] == fuzz.TRAINING for fault in row["faults"]
+    ]
+    assert sorted(faults) == sorted(case for cases in page.REPAIRED.values() for case in cases)
+
+
 def test_what_is_drawn_follows_from_seed_and_number() -> None:
     first, again = drawn(7, 3), drawn(7, 3)
     assert first[:2] == again[:2]

@@ -326,3 +326,8 @@ def test_an_attention_kernel_that_torch_lacks_is_a_mistake_and_no_bug() -> None:
         scaled_dot_product_attention(q, q, q)
     assert "pass attention=auto" in str(as_user_error(caught.value))
     assert as_user_error(RuntimeError("another")) is None
+
+
+def test_a_worker_that_was_killed_is_told_wherever_torch_notices_it() -> None:
+    told = as_user_error(RuntimeError("DataLoader worker (pid 543) is killed by signal: Killed. "))
+    assert "was ended from outside (DataLoader worker (pid 543) is killed by signal: Killed)" in str(told)
