@@ -91,8 +91,8 @@ def as_user_error(error: Exception) -> UserError | None:
         return UserError("torch has no such kernel of attention for these numbers on this device; pass attention=auto")
     if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):
         return ResourceError(
-            f"a process that reads data was ended from outside ({first_line(error).rstrip('. ')}); where nobody did it, "
-            "memory ran out: fewer data.num_workers take less."
+            f"a process that reads data was ended from outside ({first_line(error).rstrip('. ')}); where nobody did "
+            "it, memory ran out: fewer data.num_workers take less."
         )
     if not isinstance(error, OSError):
         return None
