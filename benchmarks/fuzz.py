@@ -5,7 +5,8 @@ that reads it. It has to be read, or refused by an error that is meant for users
 would be a traceback. Where a format has checksums, what is read has to be what was written. What is drawn follows from
 (seed, subject, number). Each subject runs in processes of its own, which are limited in memory and, a case, in time.
 
-Counts go to `benchmarks/results/fuzz.json`.
+Counts go to `benchmarks/results/fuzz.json` as they grow, in place of those of the same subject and seed; the same
+command goes on with those of the same commit.
 """
 
 from __future__ import annotations
@@ -24,28 +25,36 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from benchmarks import fuzz_training
+from benchmarks.commit import commit_of
 from benchmarks.options import options_of
 from neural_rdm.core.errors import UserError
+from neural_rdm.core.files import write_text
 
 RESULT = Path(__file__).parent / "results" / "fuzz.json"
 #: seconds for a case, and bytes that a process may have above what it began with
 PATIENCE, ROOM = 20, 2 << 30
-#: cases of a process: one that a decoder brings down costs no more than these
-BATCH = 200
+TRAINING = "training"
+#: cases of a process, of the others 200: one that a decoder brings down costs no more than these
+BATCH = {TRAINING: 50}
 
 Case = Callable[[random.Random], str]
 Subject = Callable[[Path], Case]
 
 
 class Wrong(Exception):
-    """Something was read that is not what was written."""
+    """What was read is not what was written, or what was done not what was asked; `kind` is where it counts."""
+
+    def __init__(self, what: str, kind: str = "wrong") -> None:
+        super().__init__(what)
+        self.kind = kind
 
 
 class Slow(BaseException):
@@ -590,8 +599,14 @@ def samples(place: Path) -> Case:
     return case
 
 
+def trainings(place: Path) -> Case:
+    """Random overrides: two steps of training, or refused by name (see `benchmarks.fuzz_training`)."""
+    return fuzz_training.trainings(place, note, Wrong)
+
+
 SUBJECTS: dict[str, tuple[Subject, float]] = {
     "configurations": (configurations, 0.03),
+    TRAINING: (trainings, 0.04),
     "run folders": (run_folders, 0.08),
     "checkpoints": (checkpoints, 0.12),
     "checkpoints in shards": (sharded_checkpoints, 0.06),
@@ -608,6 +623,15 @@ SUBJECTS: dict[str, tuple[Subject, float]] = {
 }
 
 
+#: the most of something that cases of this process have taken, by its name in the counts
+MOST: dict[str, float] = {}
+
+
+def note(name: str, value: float) -> None:
+    """Let a case tell how much it has taken: the most of all cases is written down."""
+    MOST[name] = max(MOST.get(name, 0.0), value)
+
+
 def batch(name: str, seed: int, numbers: range, pipe: Any) -> None:
     """Run some cases of a subject in this process; tells each outcome, and at the end how much memory it took."""
     import torch
@@ -617,6 +641,7 @@ def batch(name: str, seed: int, numbers: range, pipe: Any) -> None:
     import logging
 
     logging.disable(logging.CRITICAL)
+    patience = PATIENCE if name != TRAINING else fuzz_training.WALL + PATIENCE
 
     def ring(*_: Any) -> None:
         raise Slow
@@ -629,15 +654,15 @@ def batch(name: str, seed: int, numbers: range, pipe: Any) -> None:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for number in numbers:
             outcome, detail = "", ""
-            signal.alarm(PATIENCE)
+            signal.alarm(patience)
             try:
                 outcome = case(random.Random(f"{seed}:{name}:{number}"))
             except UserError:
                 outcome = "refused"
             except Slow:
-                outcome, detail = "hang", f"more than {PATIENCE} s"
+                outcome, detail = "hang", f"more than {patience} s"
             except Wrong as error:
-                outcome, detail = "wrong", str(error)
+                outcome, detail = error.kind, str(error)
             except Exception as error:
                 frames = [f for f in traceback.extract_tb(error.__traceback__) if "neural_rdm" in f.filename]
                 at = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
@@ -645,21 +670,38 @@ def batch(name: str, seed: int, numbers: range, pipe: Any) -> None:
             finally:
                 signal.alarm(0)
             pipe.send((number, outcome, detail))
-        pipe.send(("memory", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, ""))
+        note("most_memory_mb", (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+        pipe.send(("most", MOST, ""))
 
 
-def fuzz(cases: int = 10_000, minutes: float = 60, seed: int = 0, subjects: str = "") -> dict[str, Any]:
-    """Run cases of each subject, in its share; returns the counts and the faults."""
-    begin, faults, rows = time.monotonic(), [], []
+def fuzz(
+    cases: int = 10_000,
+    minutes: float = 60,
+    seed: int = 0,
+    subjects: str = "",
+    held: Sequence[dict[str, Any]] = (),
+    keep: Callable[[dict[str, Any]], None] = lambda row: None,
+) -> list[dict[str, Any]]:
+    """Run cases of each subject, in its share; returns a row of counts for each, with its faults.
+
+    Args:
+        held: rows of before; those of the same seed and commit are gone on with.
+        keep: is given the row of a subject as it grows.
+    """
+    begin, rows, commit = time.monotonic(), [], commit_of()
     context = multiprocessing.get_context("fork")
     for name, (_, share) in SUBJECTS.items():
         if not re.search(subjects, name):
             continue
-        counts: Counter[str] = Counter()
-        wanted, done, most = round(cases * share), 0, 0
+        before = next((r for r in held if (r["subject"], r.get("seed"), r.get("commit")) == (name, seed, commit)), {})
+        counts: Counter[str] = Counter({k: before.get(k, 0) for k in kinds(name)})
+        faults: list[dict[str, Any]] = [*before.get("faults", ())]
+        most: dict[str, float] = {k: before[k] for k in ("most_memory_mb", "slowest_refusal_s") if k in before}
+        wanted, done = round(cases * share), before.get("cases", 0)
         started, spent = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
+        row = {"subject": name, "seed": seed, "commit": commit, "cases": done}
         while done < wanted and time.monotonic() - begin < 60 * minutes:
-            numbers = range(done, min(done + BATCH, wanted))
+            numbers = range(done, min(done + BATCH.get(name, 200), wanted))
             ours, theirs = context.Pipe()
             process = context.Process(target=batch, args=(name, seed, numbers, theirs))
             process.start()
@@ -668,39 +710,52 @@ def fuzz(cases: int = 10_000, minutes: float = 60, seed: int = 0, subjects: str 
             try:
                 while True:
                     number, outcome, detail = ours.recv()
-                    if number == "memory":
-                        most = max(most, outcome)
+                    if number == "most":
+                        most = {k: max(most.get(k, 0.0), outcome.get(k, 0.0)) for k in most.keys() | outcome.keys()}
                         continue
                     last = number
                     counts[outcome] += 1
                     if detail:
-                        faults.append({"subject": name, "case": number, "what": outcome, "detail": detail})
+                        faults.append({"case": number, "what": outcome, "detail": detail})
                         print(f"{name} {number}: {outcome}: {detail}", flush=True)
             except EOFError:
                 process.join()
             if last < numbers[-1]:  # it was brought down, or could not begin
                 counts["crash"] += 1
-                faults.append({"subject": name, "case": last + 1, "what": "crash", "detail": str(process.exitcode)})
+                faults.append({"case": last + 1, "what": "crash", "detail": str(process.exitcode)})
                 print(f"{name} {last + 1}: the process ended with {process.exitcode}", flush=True)
                 last += 1
             done = last + 1
-        now = resource.getrusage(resource.RUSAGE_CHILDREN)
-        cpu = now.ru_utime + now.ru_stime - spent.ru_utime - spent.ru_stime
-        rows.append({"subject": name, "cases": done, **{k: counts[k] for k in KINDS}, "cpu_s": round(cpu, 1),
-                     "most_memory_mb": round(most / 1024, 1)})  # fmt: skip
-        print(rows[-1], f"{time.monotonic() - started:.0f} s", flush=True)
-    return {"seed": seed, "cases": sum(row["cases"] for row in rows), "rows": rows, "faults": faults}
+            now = resource.getrusage(resource.RUSAGE_CHILDREN)
+            cpu = before.get("cpu_s", 0.0) + now.ru_utime + now.ru_stime - spent.ru_utime - spent.ru_stime
+            row |= {"cases": done, **{k: counts[k] for k in kinds(name)}, "cpu_s": round(cpu, 1)}
+            row |= {k: round(v, 2 if k.endswith("_s") else 1) for k, v in sorted(most.items())} | {"faults": faults}
+            keep(row)
+        rows.append(row if "faults" in row else before)
+        told = {k: v for k, v in rows[-1].items() if k != "faults"}
+        print(told, f"{time.monotonic() - started:.0f} s", flush=True)
+    return rows
+
+
+def kinds(subject: str) -> tuple[str, ...]:
+    """The outcomes that a subject's cases can have."""
+    return KINDS if subject != TRAINING else fuzz_training.KINDS
 
 
 KINDS = ("read", "refused", "traceback", "wrong", "hang", "crash")
 
 
 def main(argv: list[str]) -> None:
-    """`fuzz` under the options of a command line; the counts are written where all subjects ran."""
-    kinds = {"cases": int, "minutes": float, "seed": int, "subjects": str}
-    options = options_of("fuzz", argv, kinds)
-    result = fuzz(**options)
-    if "subjects" not in options:
-        RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(f"{result['cases']} cases, {len(result['faults'])} faults")
-    raise SystemExit(bool(result["faults"]))
+    """`fuzz` under the options of a command line; each subject's counts are written as they grow."""
+    options = options_of("fuzz", argv, {"cases": int, "minutes": float, "seed": int, "subjects": str})
+    held: list[dict[str, Any]] = json.loads(RESULT.read_text(encoding="utf-8"))["rows"] if RESULT.is_file() else []
+
+    def keep(row: dict[str, Any]) -> None:
+        found = {(r["subject"], r["seed"]): r for r in [*held, row]}
+        rows = held[:] = sorted(found.values(), key=lambda r: ([*SUBJECTS].index(r["subject"]), r["seed"]))
+        write_text(RESULT, json.dumps({"rows": rows}, indent=1) + "\n")
+
+    rows = fuzz(**options, held=held, keep=keep)
+    faults = sum(len(row["faults"]) for row in rows)
+    print(f"{sum(row['cases'] for row in rows)} cases, {faults} faults")
+    raise SystemExit(bool(faults))

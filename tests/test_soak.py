@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import math
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from benchmarks import fuzz
+import torch
+from benchmarks import fuzz, fuzz_training
 from benchmarks.soak import page
 from benchmarks.soak.cases import CASES
 from benchmarks.soak.injuries import INJURIES
 from benchmarks.soak.run import COLUMNS, KEPT, append, drawn, read, soak
 from benchmarks.soak.run import main as soak_main
 from benchmarks.soak.trial import Fault, Trial, differences, reference_of
+
+from neural_rdm.cli.app import Arguments, preflight
 
 
 def test_the_page_is_that_of_the_rows() -> None:
@@ -25,6 +31,14 @@ def test_every_fault_of_the_table_was_looked_into() -> None:
     faults = {(int(row["seed"]), int(row["trial"])) for row in rows if row["outcome"] not in KEPT}
     assert faults == set(page.explained())
     assert len({(row["seed"], row["trial"]) for row in rows}) == len(rows)
+
+
+def test_every_fault_of_the_training_fuzz_was_looked_into() -> None:
+    rows = json.loads(fuzz.RESULT.read_text(encoding="utf-8"))["rows"]
+    faults = [
+        (row["seed"], fault["case"]) for row in rows if row["subject"] == fuzz.TRAINING for fault in row["faults"]
+    ]
+    assert sorted(faults) == sorted(case for cases in page.REPAIRED.values() for case in cases)
 
 
 def test_what_is_drawn_follows_from_seed_and_number() -> None:
@@ -116,11 +130,11 @@ QUICK = "run folders|checkpoints|shared|gates|latents|weights|pictures|tars|anno
 @pytest.mark.parametrize("cases", [400, pytest.param(4000, marks=pytest.mark.full)])
 def test_damaged_inputs_are_read_or_refused(cases: int) -> None:
     found = fuzz.fuzz(cases=cases, seed=1, subjects=QUICK if cases == 400 else "")
-    assert found["faults"] == []
-    assert found["cases"] > cases / 2
+    assert [row["faults"] for row in found if row["faults"]] == []
+    assert sum(row["cases"] for row in found) > cases / 2
 
 
-def test_the_fuzz_sees_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fuzz_sees_what_is_wrong_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(place: Path) -> fuzz.Case:
         def case(draw: random.Random) -> str:
             match draw.randrange(3):
@@ -133,8 +147,70 @@ def test_the_fuzz_sees_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return case
 
     monkeypatch.setattr(fuzz, "SUBJECTS", {"broken": (broken, 1.0)})
-    found = fuzz.fuzz(cases=20)
-    (row,) = found["rows"]
+    (row,) = fuzz.fuzz(cases=20)
     assert row["traceback"] > 0 < row["wrong"]
     assert row["traceback"] + row["wrong"] + row["read"] == 20
-    assert len(found["faults"]) == row["traceback"] + row["wrong"]
+    assert len(row["faults"]) == row["traceback"] + row["wrong"]
+    (longer,) = fuzz.fuzz(cases=30, held=[row])
+    assert longer["cases"] == 30
+    assert longer["faults"][: len(row["faults"])] == row["faults"]
+    (other,) = fuzz.fuzz(cases=5, seed=1, held=[row])
+    assert other["cases"] == 5
+
+
+OUTPUT = {"refused": "error: seed=-1: must be between 0 and 9\n", "trained": "run folder run\nfinished 2 steps\n"}
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> Callable[..., str]:
+    """Judges a case of `fuzz_training` of which nothing has run, from what it is said to have left."""
+    run = tmp_path / "run"
+
+    def judge(said: str, code: int, spent: float = 0.1, why: str = "", loss: str = "0.5", **wrong: Any) -> str:
+        (tmp_path / "output.txt").write_text(said)
+        (tmp_path / "spent.json").write_text(json.dumps({"code": code, "spent": spent, "loaded": 0.0}))
+        if code == 0 or wrong:
+            content = {"global_step": 2, "weight": 1.0, "seed": 3} | wrong
+            (run / "checkpoints").mkdir(parents=True)
+            (run / "finished.json").write_text(json.dumps({"global_step": content["global_step"]}))
+            (run / "metrics.csv").write_text(f"step,train/loss\n1,0.5\n2,{loss}\n")
+            (run / "config.yaml").write_text(f"seed: {content['seed']}\n")
+            weights = {"state_dict": {"net.w": torch.tensor([1.0, content["weight"]])}}
+            torch.save(weights, run / "checkpoints" / "step=000000002.ckpt")
+        return fuzz_training.judged(why, [], ["seed=3"] if code == 0 else ["seed=-1"], tmp_path)[0]
+
+    return judge
+
+
+@pytest.mark.parametrize("outcome", OUTPUT)
+def test_a_case_that_trains_or_is_refused_is_right(told: Callable[..., str], outcome: str) -> None:
+    assert told(OUTPUT[outcome], 0 if outcome == "trained" else 2) == outcome
+
+
+@pytest.mark.parametrize(
+    ("kind", "case"),
+    [
+        ("traceback", {"said": "Traceback (most recent call last):\nKeyError: 3\n", "code": 1}),
+        ("slow", {"said": OUTPUT["refused"], "code": 2, "spent": 1.6}),
+        ("unnamed", {"said": "error: no\n", "code": 2}),
+        ("hang", {"said": "", "code": 2, "why": "no end in 9 s"}),
+        ("crash", {"said": "", "code": 2, "why": "ended by SIGSEGV"}),
+        ("wrong", {"said": "error: a\nerror: b\n", "code": 2}),
+        ("wrong", {"said": OUTPUT["refused"], "code": 2, "global_step": 2}),  # its folder stays
+        ("wrong", {"said": OUTPUT["trained"], "code": 0, "global_step": 1}),
+        ("wrong", {"said": OUTPUT["trained"], "code": 0, "loss": "nan"}),
+        ("wrong", {"said": OUTPUT["trained"], "code": 0, "weight": math.inf}),
+        ("wrong", {"said": OUTPUT["trained"], "code": 0, "seed": 0}),
+    ],
+)
+def test_what_a_case_has_broken_is_seen(told: Callable[..., str], kind: str, case: dict[str, Any]) -> None:
+    with pytest.raises(fuzz_training.Broken) as broken:
+        told(**case)
+    assert broken.value.kind == kind
+
+
+def test_every_family_of_the_training_fuzz_can_be_trained(tmp_path: Path) -> None:
+    fuzz_training.make_inputs(tmp_path)
+    for _, base in fuzz_training.FAMILIES.values():
+        arguments = Arguments.parse([o.replace("{place}", str(tmp_path)) for o in base])
+        assert preflight("train", arguments) is None

@@ -7,12 +7,12 @@ import os
 import random
 import re
 import shutil
-import subprocess
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.commit import commit_of
 from benchmarks.options import options_of
 from benchmarks.soak.cases import CASES, Case, make_inputs
 from benchmarks.soak.injuries import INJURIES, Injury
@@ -105,12 +105,6 @@ def prepare(work: Path, commit: str) -> None:
     for name in {case.needs for case in CASES if case.needs}:
         shutil.copytree(work / "inputs" / name, work / "inputs" / f"{name}.pristine")
     said.write_text(commit)
-
-
-def commit_of() -> str:
-    """The commit that is tried, with a mark where files of it are changed."""
-    line = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
-    return subprocess.run(line, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
 
 def read(table: Path = TABLE) -> list[dict[str, str]]:

@@ -17,9 +17,10 @@ import pytest
 import torch  # commands that find it loaded do not say that they load it
 
 from neural_rdm.cli import app
-from neural_rdm.cli.stopping import Work, stoppable
+from neural_rdm.cli.stopping import Work, fail, stoppable
 from neural_rdm.config.compose import parse
 from neural_rdm.config.grammar import as_typed
+from neural_rdm.core.errors import UserError
 from neural_rdm.core.files import write_atomically
 from tests.helpers import ROOT
 
@@ -32,6 +33,15 @@ def test_ctrl_c_while_a_command_still_imports_ends_it_without_a_traceback(tmp_pa
     command = [sys.executable, "-m", "neural_rdm.train"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_what_a_stranger_wrote_does_not_command_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        fail(UserError("unknown configuration key \x1b]0;title\x07.\nPass another"))
+    app.print_paths([Path("samples\x1b[2J.png")])
+    said = capsys.readouterr()
+    assert said.err == "error: unknown configuration key \\x1b]0;title\\x07.\nPass another\n"
+    assert said.out == "  samples\\x1b[2J.png\n"
 
 
 @pytest.mark.parametrize(("number", "code"), SIGNALS)

@@ -96,7 +96,7 @@ def test_values_of_a_grid_are_typed_as_hydra_reads_them_back(value: Any, overrid
         ({"seeds": 0}, "sweep.seeds"),
         ({"seeds": [-1]}, "sweep.seeds"),
         ({"grids": {"residual": ["gated"]}}, "sweep.grids"),
-        ({"grids": ["residual=gated"]}, r"grids\[0\].*is no grid"),
+        ({"grids": ["residual=gated"]}, r"grids\[0\].*it takes mapping"),
         ({"grids": [{}]}, "is no grid"),
         ({"grids": [{"optimizer": {"lr": [1]}}]}, r"write optimizer\.NAME: \[VALUE"),
         ({"grids": [{"gamma": []}]}, "at least one value, or no gamma"),

@@ -12,9 +12,12 @@ from typing import Any, BinaryIO
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
 
 from neural_rdm.core.errors import CheckpointError, UserError, WriteError
 from neural_rdm.core.files import (
+    as_user_error,
     link_atomically,
     load_tensors,
     new_folder,
@@ -315,3 +318,16 @@ def test_a_file_that_is_swept_as_it_begins_is_begun_again(tmp_path: Path, monkey
     write_text(tmp_path / "file", "text")
     assert swept == [1]
     assert names(tmp_path) == ["file"]
+
+
+def test_an_attention_kernel_that_torch_lacks_is_a_mistake_and_no_bug() -> None:
+    q = torch.zeros(1, 1, 2, 4)
+    with pytest.raises(RuntimeError) as caught, sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        scaled_dot_product_attention(q, q, q)
+    assert "pass attention=auto" in str(as_user_error(caught.value))
+    assert as_user_error(RuntimeError("another")) is None
+
+
+def test_a_worker_that_was_killed_is_told_wherever_torch_notices_it() -> None:
+    told = as_user_error(RuntimeError("DataLoader worker (pid 543) is killed by signal: Killed. "))
+    assert "was ended from outside (DataLoader worker (pid 543) is killed by signal: Killed)" in str(told)

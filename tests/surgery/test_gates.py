@@ -131,7 +131,11 @@ def test_a_pipeline_a_scale_that_is_no_number_and_a_broken_file_are_refused(tmp_
     save_file({name: value + 1 for name, value in load_file(file).items()}, file, metadata=header)
     with pytest.raises(CheckpointError, match="is damaged: its gates are not as they were written"):
         load_gates(plain, file)
-    del header["sha256"]  # as in older files
+    header["sha25v"] = header.pop("sha256")  # a flipped bit in the name would take the hash away
+    save_file(load_file(file), file, metadata=header)
+    with pytest.raises(CheckpointError, match="its header has 'sha25v'"):
+        load_gates(plain, file)
+    del header["sha25v"]  # as in older files
     state = load_file(file)
     name = min(state)
     changed = "is no file of gates: its header was changed"

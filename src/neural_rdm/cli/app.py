@@ -36,7 +36,7 @@ from neural_rdm.config.provenance import write_config
 from neural_rdm.config.schema import constants
 from neural_rdm.config.sources import Sources, refused
 from neural_rdm.config.trust import own_folder, trust
-from neural_rdm.core.errors import ConfigError, UserError
+from neural_rdm.core.errors import ConfigError, UserError, printable
 from neural_rdm.core.locks import held
 from neural_rdm.core.ranks import is_first_rank
 from neural_rdm.data.encoded.manifest import check_manifest, read_manifest
@@ -260,10 +260,10 @@ def plan(config_name: str, arguments: Arguments, complete: Complete | None = Non
 
 def _refuse_study(composed: Composed) -> NoReturn:
     """An experiment that is a study is many runs."""
-    name = composed.choices["exp"]
-    runs = len(crossed(study(OmegaConf.to_container(composed.cfg.sweep)), [], [], choices_of))
+    runs = len(crossed(study(composed.cfg.sweep), [], [], choices_of))
+    name = f"exp={composed.choices['exp']}" if "exp" in composed.choices else "~exp"
     raise ConfigError(
-        f"exp={name} is a study of up to {runs} runs: python -m neural_rdm.sweep exp={name} (make sweep exp={name}) "
+        f"{name} is a study of up to {runs} runs: python -m neural_rdm.sweep {name} (make sweep {name}) "
         "trains and compares them; with sweep=null this command trains the one run that the experiment is without them"
     )
 
@@ -330,4 +330,4 @@ def is_finished(run: resume.Run, arguments: Arguments) -> bool:
 def print_paths(paths: list[Path]) -> None:
     """One path a line, relative to where the user stands."""
     for path in paths:
-        print(f"  {os.path.relpath(path)}")
+        print(f"  {printable(os.path.relpath(path))}")

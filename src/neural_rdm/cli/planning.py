@@ -132,7 +132,7 @@ def _study(command: str, typed: Sequence[Override], folders: list[str]) -> Sweep
     if several and any(node is not None for node in nodes):
         raise ConfigError(f"{as_text(several[0])}: one of these is a study of its own; sweep over one at a time")
     node = nodes[0]
-    return Sweep() if node is None else study(OmegaConf.to_container(node) if OmegaConf.is_config(node) else node)
+    return Sweep() if node is None else study(node)
 
 
 def _folder(command: str, typed: Sequence[Override], hydra: Sequence[Override], folders: list[str]) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from neural_rdm.config.provenance import CONFIG
-from neural_rdm.core.errors import ResourceError, UserError
+from neural_rdm.core.errors import ResourceError, UserError, printable
 from neural_rdm.core.extras import typed
 from neural_rdm.core.files import as_user_error, needs_another_folder
 from neural_rdm.core.ranks import is_first_rank
@@ -89,7 +89,7 @@ def told(work: Work) -> Iterator[None]:
 
 def fail(error: UserError) -> NoReturn:
     """Print an error as one message and exit with its code, 2 for a user's mistake."""
-    print(f"error: {error}", file=sys.stderr, flush=True)
+    print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
     raise SystemExit(error.exit_code)
 
 

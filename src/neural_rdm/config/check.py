@@ -91,6 +91,8 @@ def validate(cfg: DictConfig, command: str = "train", sources: Sources = Sources
     Raises:
         ConfigError: the first problem found, naming the key, what is allowed, the nearest valid name and the file.
     """
+    if typed := next((key for key in sources.typed if key.partition(".")[0] == "choices"), None):
+        raise refused(f"configuration key {typed} is filled in by what is chosen; leave it out", typed, sources)
     fill(cfg)
     try:
         OmegaConf.resolve(cfg)

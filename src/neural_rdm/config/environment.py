@@ -49,6 +49,10 @@ def check_packages(cfg: DictConfig, sources: Sources) -> None:
         raise refused(said, "trainer.precision", sources)
 
 
+#: kernels of attention that torch has for no CPU
+GPU_KERNELS = ("efficient", "cudnn")
+
+
 def check_device(cfg: DictConfig, sources: Sources) -> None:
     """Refuse a GPU where there is certainly none. The jobs of a sweep may run elsewhere: each asks for itself.
 
@@ -60,6 +64,10 @@ def check_device(cfg: DictConfig, sources: Sources) -> None:
         reason = _no_gpu() if asked in ("gpu", "cuda") else ""
         if reason:
             raise refused(f"{key}={asked}: {reason}; pass {instead}", key, sources)
+    kernel = OmegaConf.select(cfg, "backbone.attention")
+    if kernel in GPU_KERNELS and (OmegaConf.select(cfg, "trainer.accelerator") == "cpu" or _no_gpu()):
+        problem = f"backbone.attention={kernel} is a kernel of GPUs; on a CPU pass backbone.attention=auto"
+        raise refused(problem, "backbone.attention", sources)
     if str((cfg.get("strategy") or {}).get("_target_")).endswith(".deepspeed") and (reason := _no_gpu()):
         raise refused(f"strategy=deepspeed: {reason}; on CPUs pass strategy=ddp or strategy=fsdp2", "strategy", sources)
 

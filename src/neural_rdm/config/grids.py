@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override
+from omegaconf import OmegaConf
 
 from neural_rdm.config.grammar import written
 from neural_rdm.config.primary_train import Sweep
@@ -34,11 +35,12 @@ def study(node: Any) -> Sweep:
     """The node `sweep` of an experiment, checked.
 
     Args:
-        node: plain, its interpolations unresolved: they are resolved in each job.
+        node: as it is composed, its interpolations unresolved: they are resolved in each job.
 
     Raises:
         ConfigError: a key, or the value of one, that it cannot have.
     """
+    node = OmegaConf.to_container(node) if OmegaConf.is_config(node) else node
     if not isinstance(node, dict):
         raise ConfigError(f"sweep: {node!r} is not a study; it takes seeds, base and grids", key="sweep")
     arguments = of_class(Sweep).arguments
@@ -48,7 +50,7 @@ def study(node: Any) -> Sweep:
         if (wrong := problem(f"sweep.{name}", value, arguments[name].kind)) is not None:
             raise ConfigError(f"configuration key {wrong.at('')}", key=wrong.key)
     for place, grid in enumerate(node.get("grids") or []):
-        if not isinstance(grid, dict) or not grid:
+        if not grid:
             raise ConfigError(f"sweep.grids[{place}]: {grid!r} is no grid, such as residual: [gated, resnet]")
         for key, value in grid.items():
             values = value if isinstance(value, list) else [value]

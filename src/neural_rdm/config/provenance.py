@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from neural_rdm.core.errors import CheckpointError
 from neural_rdm.core.extras import typed
 from neural_rdm.core.files import write_text
+from neural_rdm.core.given import read_json
 
 FILE, CONFIG = "provenance.json", "config.yaml"
 #: key of the hash in a checkpoint
@@ -41,7 +42,7 @@ def read_provenance(folder: Path) -> dict[str, Any]:
     """
     path = folder / FILE
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         if found.pop("sha256") != _sha256(found):
             raise ValueError("it is not as it was written")
     except FileNotFoundError:

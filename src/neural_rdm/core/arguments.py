@@ -187,7 +187,9 @@ def problem(key: str, value: Any, kind: Any) -> Problem | None:
         return Problem(key, f"is not one of {', '.join(names)}.{nearest(str(value), names)}", value)
     if origin in (list, tuple, Sequence):
         return _of_list(key, value, kind)
-    if is_opaque(kind) or kind in (dict, list, tuple) or origin is dict:
+    if kind is dict or origin is dict:
+        return None if isinstance(value, Mapping) else _mistyped(key, value, kind)
+    if is_opaque(kind) or kind in (list, tuple):
         return None
     if kind is float and isinstance(value, Real) and not isinstance(value, bool):
         return None if math.isfinite(value) else Problem(key, "must be a finite number", value)

@@ -81,8 +81,9 @@ class BrokenSample(LoaderError):
 
 
 def printable(path: str | bytes | os.PathLike[str]) -> str:
-    r"""A path, or a text that holds one, that can be printed and written as UTF-8: bytes of another encoding become
-    \xNN, half characters \uNNNN.
+    r"""A path, or a text that holds one, that can be printed and written as UTF-8: bytes of another encoding, and what
+    would command a terminal (all control characters but tab and newline), become \xNN, half characters \uNNNN.
     """
     text = re.sub(r"[\ud800-\udc7f\udd00-\udfff]", lambda half: f"\\u{ord(half[0]):x}", os.fsdecode(path))
+    text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda command: f"\\x{ord(command[0]):02x}", text)
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

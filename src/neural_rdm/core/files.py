@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from neural_rdm.core.errors import CheckpointError, ResourceError, UserError, WriteError, first_line
+from neural_rdm.core.given import blown_up
 
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 
@@ -71,11 +72,13 @@ def cannot_write(path: str | Path, error: OSError) -> str:
 
 #: how libraries say, in errors of no kind of its own, that memory ran out; torch's error of a GPU begins like the first
 _NO_MEMORY = ("out of memory", "can't allocate memory", "can't start new thread", "CUBLAS_STATUS_ALLOC_FAILED")
+#: how torch says that the kernel of `sdpa_kernel` cannot be had, on a CPU and on a GPU
+_NO_KERNEL = ("No viable backend for scaled_dot_product_attention", "No available kernel. Aborting execution.")
 
 
 def as_user_error(error: Exception) -> UserError | None:
-    """What an error of the operating system means to a user: a full or read-only disk, a missing right, no memory; None
-    for what may as well be a bug.
+    """What an error of the system, or of torch, means to a user: a full or read-only disk, a missing right, no
+    memory, a kernel that there is not; None for what may as well be a bug.
     """
     errors = isinstance(error, OSError) and error.errno == errno.ENOMEM
     told = isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
@@ -83,6 +86,13 @@ def as_user_error(error: Exception) -> UserError | None:
         return ResourceError(
             f"memory ran out ({first_line(error).rstrip('.')}). Free some, raise the limit that this process has, or "
             "ask for less, as with smaller batches."
+        )
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_KERNEL):
+        return UserError("torch has no such kernel of attention for these numbers on this device; pass attention=auto")
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):
+        return ResourceError(
+            f"a process that reads data was ended from outside ({first_line(error).rstrip('. ')}); where nobody did "
+            "it, memory ran out: fewer data.num_workers take less."
         )
     if not isinstance(error, OSError):
         return None
@@ -289,6 +299,8 @@ def load_tensors(path: str | Path, verify: bool = False, leave_out: Collection[s
                 damaged = archive.testzip()
             if damaged is not None:
                 raise CheckpointError(f"{path} is damaged (record {damaged}).")
+        if said := blown_up(path):
+            raise CheckpointError(f"cannot read {path}: {said}")
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except CheckpointError:
         raise

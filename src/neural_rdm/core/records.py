@@ -16,6 +16,7 @@ from typing import Any
 
 from neural_rdm.core.errors import WriteError
 from neural_rdm.core.files import cannot_write, write_atomically, write_text
+from neural_rdm.core.given import regular
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
     Others that cannot be read are left out with a warning.
     """
-    content = _parsed(path.read_bytes())
+    content = _parsed(Path(regular(path)).read_bytes())
     if content.bad:
         log.warning("%s: %d rows cannot be read and are left out", path, len(content.bad))
     return content.rows
@@ -89,7 +90,7 @@ def last_step(path: Path) -> int | None:
     Raises:
         OSError: it cannot be read.
     """
-    with path.open("rb") as file:
+    with open(regular(path), "rb") as file:
         header = file.readline()
         begins = max(len(header), path.stat().st_size - _TAIL)
         file.seek(begins)

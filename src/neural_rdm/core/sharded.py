@@ -19,6 +19,7 @@ from torch import Tensor
 
 from neural_rdm.core.errors import CheckpointError, WriteError, first_line
 from neural_rdm.core.files import cannot_write, load_tensors, new_folder, save_tensors, sha256_of, write_text
+from neural_rdm.core.given import read_json
 
 REST, MANIFEST, ELSEWHERE = "rest.pt", "manifest.json", "in_shards"
 #: the keys that lead to a tensor in nested dictionaries and lists
@@ -217,7 +218,7 @@ def check(path: Path) -> None:
         CheckpointError: a file is missing, or not as it was written.
     """
     try:
-        expected = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["sha256"]
+        expected = read_json(path / MANIFEST)["sha256"]
         wrong = next((name for name, digest in expected.items() if sha256_of(path / name) != digest), None)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is incomplete ({first_line(error)})") from error

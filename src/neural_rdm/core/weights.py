@@ -15,6 +15,7 @@ from torch import Tensor
 
 from neural_rdm.core.errors import CheckpointError, first_line
 from neural_rdm.core.files import load_tensors
+from neural_rdm.core.given import blown_up, regular
 
 #: the files of a folder written by diffusers' `save_pretrained`, best first
 FOLDER_FILES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
@@ -110,7 +111,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        return load_file(regular(path))
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"cannot read {path}: {_what(path) or first_line(error)}") from error
 
@@ -130,11 +131,15 @@ def _pickled(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
 
     try:
+        if said := blown_up(path):
+            raise CheckpointError(f"cannot read {path}: {said}")
         with torch.serialization.safe_globals(_placeholders(path)):
             try:
                 return load(mmap=True)
             except RuntimeError:  # the format of torch before 1.6 cannot be mapped
                 return load(mmap=False)
+    except CheckpointError:
+        raise
     except Exception as error:
         raise CheckpointError(f"cannot read {path}: {_what(path) or first_line(error)}") from error
 
@@ -150,6 +155,8 @@ def _placeholders(path: Path) -> list[Any]:
 
 def _what(path: Path) -> str:
     """What a file really is, where its beginning gives it away; otherwise empty."""
+    if not path.is_file():
+        return ""
     with open(path, "rb") as file:
         head = file.read(64)
     if not head:

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from neural_rdm.core.errors import CheckpointError, DataError, first_line
 from neural_rdm.core.files import write_atomically
+from neural_rdm.core.given import regular
 
 
 @dataclass
@@ -223,7 +224,7 @@ def _opened(path: Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(regular(path), framework="pt") as file:
             yield file
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{_cannot_read(path)}: {error}. {_COPY}") from error

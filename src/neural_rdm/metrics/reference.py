@@ -28,6 +28,7 @@ from torch import Tensor
 
 from neural_rdm.core.errors import DataError, first_line
 from neural_rdm.core.files import sha256_of, write_atomically
+from neural_rdm.core.given import blown_up
 from neural_rdm.metrics.frechet import float64
 from neural_rdm.metrics.networks import NETWORKS, FeatureNetwork, Inception
 
@@ -36,8 +37,6 @@ Moments = tuple[Tensor, Tensor]
 SPATIAL = "spatial"
 #: share of the trace by which a covariance in float32 may miss being symmetric and positive
 ROUNDING = 1e-6
-#: bytes that an array may have, whatever it unpacks from, and how many times its packed size a larger one
-MOST, BLOWN_UP = 1 << 28, 20
 ADVICE = "make statistics with python -m neural_rdm.stats"
 
 
@@ -141,10 +140,8 @@ def write_reference(
 def _read_npz(path: Path) -> Reference:
     if not zipfile.is_zipfile(path):
         raise ValueError("it is no .npz archive, or not all of one")
-    with zipfile.ZipFile(path) as archive:
-        for member in archive.infolist():
-            if member.filename != "arr_0.npy" and member.file_size > max(MOST, BLOWN_UP * member.compress_size):
-                raise ValueError(f"{member.filename} would unpack to {member.file_size / 2**30:.1f} GiB")
+    if said := blown_up(path, leave_out="arr_0.npy"):
+        raise ValueError(said)
     with np.load(path, allow_pickle=False) as file:
         names = set(file.files)
         if "mu" not in names or "sigma" not in names:

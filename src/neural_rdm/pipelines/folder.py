@@ -7,7 +7,6 @@ config.yaml holds them, and every check of a configuration reads them.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from neural_rdm.config.check import config_dir
 from neural_rdm.config.compose import parse
 from neural_rdm.config.grammar import written
 from neural_rdm.core.errors import ConfigError, first_line
+from neural_rdm.core.given import read_json
 
 INDEX = "model_index.json"
 EXPERIMENT, CAPTIONED = "diffusers_finetune", ("coco", "journeydb", "digits_text")
@@ -206,7 +206,7 @@ def _holds(config: dict[str, Any], keys: Sequence[str], path: Path) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {first_line(error)}") from error
     if not isinstance(content, dict):

@@ -13,6 +13,7 @@ import yaml
 
 from neural_rdm.core.errors import DataError
 from neural_rdm.core.files import write_atomically
+from neural_rdm.core.given import regular
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,7 +58,7 @@ def csv_rows(path: str | Path) -> Iterator[dict[str, str]]:
         DataError: once it is asked for a row: the file cannot be read.
     """
     try:
-        with open(path, newline="", encoding="utf-8-sig", errors="replace") as file:
+        with open(regular(path), newline="", encoding="utf-8-sig", errors="replace") as file:
             yield from csv.DictReader(file, restval="")
     except (OSError, csv.Error) as error:
         raise DataError(f"cannot read {path}: {error}. Give the folder of a run that has recorded it.") from error

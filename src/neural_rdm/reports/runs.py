@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from neural_rdm.core.given import read_given
 from neural_rdm.core.locks import is_held
 from neural_rdm.core.output import last_error
 from neural_rdm.core.records import last_step
@@ -124,8 +125,8 @@ def rule_of(config: Mapping[str, Any]) -> str | None:
 def read_mapping(path: Path) -> dict[str, Any]:
     """A YAML or JSON file of a run as a dictionary; empty where it is missing, damaged or something else."""
     try:
-        content = copy.deepcopy(_parsed(path.read_text(encoding="utf-8"), path.suffix == ".json"))
-    except (OSError, ValueError, yaml.YAMLError):
+        content = copy.deepcopy(_parsed(read_given(path), path.suffix == ".json"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
     return content if isinstance(content, dict) else {}
 

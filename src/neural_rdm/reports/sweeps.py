@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from neural_rdm.core.given import read_json
 
 #: beside the folders of the jobs, see `Record`
 FILE = "sweep.json"
@@ -41,7 +42,7 @@ def read_record(folder: Path) -> Record:
         OSError: there is none.
         ValueError: it is damaged.
     """
-    content = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    content = read_json(folder / FILE)
     try:
         jobs = {str(number): list(map(str, overrides)) for number, overrides in content["jobs"].items()}
         states = {str(number): dict(state) for number, state in content.get("states", {}).items()}

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from neural_rdm.core.errors import DataError, first_line
+from neural_rdm.core.given import regular
 from neural_rdm.media.gifs import read_gif
 
 GAP = 2  # pixels between two tiles
@@ -45,7 +46,7 @@ def read_tiles(path: str | Path, gif: bool = False) -> Tiles:
         DataError: a file is missing or damaged, or is no such grid.
     """
     try:
-        with Image.open(path, formats=["PNG"]) as file:
+        with Image.open(regular(path), formats=["PNG"]) as file:
             said = json.loads(file.text[KEY])
             pages = np.asarray(file.convert("RGB"))[None]
         if gif:

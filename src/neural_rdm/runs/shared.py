@@ -18,6 +18,7 @@ from neural_rdm.config.check import as_plain, leaves
 from neural_rdm.config.provenance import CONFIG, KEY, config_hash
 from neural_rdm.core.errors import CheckpointError, ConfigError, UserError, first_line
 from neural_rdm.core.files import write_atomically, write_text
+from neural_rdm.core.given import regular
 from neural_rdm.core.hub import from_hub
 from neural_rdm.reports.runs import read_report, rule_of
 from neural_rdm.reports.tables import markdown_table
@@ -94,7 +95,7 @@ def read_shared(folder: Path, config: DictConfig, weights: str) -> tuple[dict[st
     from neural_rdm.core.weights import digest_of
 
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(regular(path), framework="pt") as file:
             facts = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
     except (SafetensorError, OSError) as error:

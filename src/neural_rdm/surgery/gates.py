@@ -19,12 +19,15 @@ from torch import Tensor, nn
 
 from neural_rdm.core.errors import CheckpointError, first_line
 from neural_rdm.core.files import write_atomically
+from neural_rdm.core.given import regular
 from neural_rdm.core.weights import digest_of, full
 from neural_rdm.residual import Residual, gate_names, plain_state
 from neural_rdm.residual.gating import check_network, gate
 from neural_rdm.surgery.folding import set_units, without_gates
 
 FORMAT = "neural-rdm gates 1"
+#: what the header of such a file has
+HEADER = {"format", "base", "fingerprint", "residual", "units", "sha256"}
 #: entries of each weight that its fingerprint looks at
 LOOKS = 64
 
@@ -200,13 +203,15 @@ def _read(file: Path) -> tuple[dict[str, str], tuple[Residual, Any], dict[str, T
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(file, framework="pt") as opened:
+        with safe_open(regular(file), framework="pt") as opened:
             header = opened.metadata() or {}
             gates = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # no mapping
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{file} cannot be read as a file of gates: {error}") from error
     if header.get("format") != FORMAT:
         raise CheckpointError(f"{file} is no file of gates: save_gates did not write it")
+    if unknown := sorted(header.keys() - HEADER):  # a damaged name of the hash would leave the gates without one
+        raise CheckpointError(f"{file} is damaged: its header has {unknown[0]!r}, which save_gates does not write")
     try:
         rule = Residual(**json.loads(header["residual"])), json.loads(header["units"])
         if not isinstance(rule[1], list | None):

@@ -11,6 +11,7 @@ from typing import Any
 
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.core.extras import typed
+from neural_rdm.core.given import read_json
 
 #: written when the first shard begins: what was asked for
 REQUEST = "request.json"
@@ -39,7 +40,7 @@ def read_manifest(folder: str | Path | None) -> dict[str, Any]:
         )
     path = Path(folder).expanduser() / MANIFEST
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         if not isinstance(found, dict):
             raise ValueError(f"it holds a {type(found).__name__}, and no facts by name")
     except FileNotFoundError as error:

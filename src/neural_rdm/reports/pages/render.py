@@ -17,6 +17,7 @@ from PIL import Image
 
 from neural_rdm.core.errors import DataError, first_line
 from neural_rdm.core.files import write_text
+from neural_rdm.core.given import regular
 from neural_rdm.reports.statistics import Interval
 
 HERE = Path(__file__).parent
@@ -46,7 +47,7 @@ def picture(content: bytes | Path, alt: str) -> Picture:
         DataError: it cannot be read, or is no picture of these kinds.
     """
     try:
-        data = content if isinstance(content, bytes) else content.read_bytes()
+        data = content if isinstance(content, bytes) else Path(regular(content)).read_bytes()
         with Image.open(io.BytesIO(data), formats=["PNG", "GIF"]) as image:
             kind, (width, height) = str(image.format).lower(), image.size
     except Exception as error:  # whatever Pillow makes of a damaged file

@@ -17,6 +17,7 @@ from PIL import Image
 from neural_rdm.config.provenance import CONFIG
 from neural_rdm.core.errors import DataError
 from neural_rdm.core.extras import typed
+from neural_rdm.core.given import read_given
 from neural_rdm.core.listing import natural_order
 from neural_rdm.reports.pages import render
 from neural_rdm.reports.pages.charts import Drawing, draw
@@ -205,6 +206,6 @@ def _commands(folder: Path, has: State) -> list[str]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_given(path)
     except (OSError, ValueError):
         return ""

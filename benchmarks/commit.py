@@ -1,0 +1,20 @@
+"""What code a row of results was made with."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+#: what a row depends on: not on results, pages and tests that were committed meanwhile
+CODE = ("src", "configs", "benchmarks/*.py", "benchmarks/soak")
+
+
+def commit_of() -> str:
+    """The commit that has changed the code last, with a mark where files of it are changed since."""
+
+    def git(*arguments: str) -> subprocess.CompletedProcess[str]:
+        line = ["git", "-C", str(Path(__file__).parents[1]), *arguments, "--", *CODE]
+        return subprocess.run(line, capture_output=True, text=True, check=False)
+
+    name = git("log", "-1", "--format=%h", "--abbrev=10").stdout.strip()
+    return f"{name}-dirty" if name and git("diff", "--quiet", "HEAD").returncode else name or "unknown"

@@ -1,0 +1,97 @@
+"""What stands in for a small file in a folder from a stranger is refused, and neither waited for nor read for ever."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from neural_rdm import DiT, load_gates
+from neural_rdm.config.provenance import FILE, read_provenance
+from neural_rdm.core.errors import CheckpointError, DataError
+from neural_rdm.core.files import load_tensors
+from neural_rdm.core.given import read_given, read_json, regular
+from neural_rdm.core.records import read_rows
+from neural_rdm.core.weights import read_weights
+from neural_rdm.latents.shards import Shard
+from neural_rdm.reports.pages.render import picture
+from neural_rdm.reports.runs import progress, read_mapping
+from neural_rdm.reports.tiles import read_tiles
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes in folders")
+@pytest.mark.parametrize("read", [read_given, read_json, regular, read_rows])
+def test_a_pipe_a_device_and_a_folder_are_no_files_to_read(tmp_path: Path, read: Callable[[Path], Any]) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "zero", "folder"):
+        with pytest.raises(OSError, match="no file"):
+            read(tmp_path / name)
+    with pytest.raises(FileNotFoundError):
+        read(tmp_path / "missing")
+
+
+def test_a_text_that_is_large_or_deep_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "facts.json"
+    path.write_text("[" * 100_000 + "]" * 100_000)
+    with pytest.raises(ValueError, match="nested too deeply"):
+        read_json(path)
+    path.write_text('{"a": 1}')
+    assert read_json(path) == {"a": 1}
+    monkeypatch.setattr("neural_rdm.core.given.MOST_TEXT", 7)
+    with pytest.raises(ValueError, match="8 bytes, and at most 7"):
+        read_json(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes in folders")
+def test_a_run_folder_of_pipes_is_one_that_says_nothing(tmp_path: Path) -> None:
+    for name in (FILE, "config.yaml", "finished.json", "metrics.csv"):
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(CheckpointError, match=r"damaged.*no file"):
+        read_provenance(tmp_path)
+    assert read_mapping(tmp_path / "config.yaml") == read_mapping(tmp_path / "finished.json") == {}
+    progress(tmp_path)
+    os.mkfifo(tmp_path / "samples.png")
+    with pytest.raises(DataError):
+        picture(tmp_path / "samples.png", "samples")
+    with pytest.raises(DataError):
+        read_tiles(tmp_path / "samples.png")
+
+
+def test_a_configuration_that_is_nested_too_deeply_says_nothing(tmp_path: Path) -> None:
+    for name in ("config.yaml", "finished.json"):
+        (tmp_path / name).write_text("[" * 20_000 + "]" * 20_000)
+        assert read_mapping(tmp_path / name) == {}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes in folders")
+@pytest.mark.parametrize("name", ["a.ckpt", "a.pt", "a.safetensors"])
+def test_weights_are_no_pipe(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    net = DiT(input_size=4, patch_size=2, in_channels=1, hidden_size=16, depth=1, num_heads=2, num_classes=3)
+    for read in (load_tensors, read_weights, Shard, partial(load_gates, net)):
+        with pytest.raises(CheckpointError, match="no file"):
+            read(tmp_path / name)
+
+
+@pytest.mark.parametrize("read", [load_tensors, read_weights])
+def test_a_checkpoint_that_would_fill_the_memory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[Path], Any]
+) -> None:
+    monkeypatch.setattr("neural_rdm.core.given.MOST_UNPACKED", 1 << 20)
+    torch.save({"net.w": torch.zeros(1 << 19)}, tmp_path / "good.pt")
+    (weight,) = read(tmp_path / "good.pt").values()
+    assert weight.shape == (1 << 19,)  # large, and not packed
+    bomb = zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED)
+    with bomb, zipfile.ZipFile(tmp_path / "good.pt") as good:
+        for name in good.namelist():
+            bomb.writestr(name, good.read(name))
+    with pytest.raises(CheckpointError, match="would unpack to"):
+        read(tmp_path / "bomb.pt")
