@@ -47,12 +47,13 @@ def test_groups_of_two_and_of_four_processes_over_20_steps(tmp_path: Path) -> No
     folders = {(count, size): tmp_path / f"{count}-{size}" for count, size in ((2, 2), (4, 4), (4, 2))}
     for (count, size), folder in folders.items():
         folder.mkdir()
-        run_all(folder, [each for name in names for each in pair(name, size, STEPS)], count)
-        for made in folder.glob("*.pt"):
-            name = made.stem.partition("-")[2]
-            for path in (tmp_path / f"{name}.pt", tmp_path / name):
-                (folder / path.name).symlink_to(path)
-            assert_equal(folder, made.stem, name, STEPS, rounding=5e-6)
+        for name in names:
+            for own in (f"{name}.pt", name):
+                (folder / own).symlink_to(tmp_path / own)
+        jobs = [each for name in names for each in pair(name, size, STEPS)]
+        run_all(folder, jobs, count)
+        for each in jobs:
+            assert_equal(folder, each["name"], each["network"], STEPS, rounding=5e-6)
 
 
 @pytest.mark.full
