@@ -110,6 +110,20 @@ def tracked_by_all(rank: int, port: int, folder: Path) -> None:
         (folder / "memory.json").write_text(json.dumps(found))
 
 
+def refused_by_all(rank: int, port: int, folder: Path) -> None:
+    """Four heads among three devices: the first rank says so, and the others end with the same code and no word."""
+    _join(rank, port)
+    import pytest
+
+    from neural_rdm.core.errors import ConfigError
+    from neural_rdm.training import parallel
+    from tests.training.trainer import fit, tiny_module
+
+    kind, said = (SystemExit, r"^2$") if rank else (ConfigError, r"4 heads do not divide among strategy\.tensor=3")
+    with pytest.raises(kind, match=said):
+        fit(tiny_module(), folder, steps=1, batch_size=3, strategy=parallel.tp(devices=3), devices=3)
+
+
 def _die_in_the_second_checkpoint() -> None:
     import signal
 

@@ -17,7 +17,7 @@ from neural_rdm.core.errors import ConfigError
 from neural_rdm.training.memory import of_one_device
 from neural_rdm.training.together import Imagined
 from tests.helpers import two_processes
-from tests.training.ranks import tracked_by_all
+from tests.training.ranks import refused_by_all, tracked_by_all
 from tests.training.test_sharding import assert_equal, job, run_all, train
 from tests.training.trainer import tiny_module
 
@@ -127,7 +127,12 @@ def test_a_real_step_of_a_group_is_within_a_tenth_of_what_was_planned(tmp_path: 
         assert planned < 0.9 * found["single"][0] or name == "single"
 
 
-def test_devices_send_what_is_written_down(tmp_path: Path) -> None:
+@pytest.mark.full
+def test_what_all_ranks_refuse_is_told_by_the_first(tmp_path: Path) -> None:
+    two_processes(refused_by_all, tmp_path, 3)
+
+
+def test_devices_send_what_is_written_down() -> None:
     """Of a batch of T tokens of width D, in a group of n, a block's bytes in 16 bits (docs/scaling.md)."""
     n, batch, width = 4, 3, 32
     tokens = batch * 4  # 2 x 2 patches
