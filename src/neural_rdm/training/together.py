@@ -81,5 +81,6 @@ class Joined(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """The part of this device."""
         part = grad.narrow(*ctx.part)
         return part if ctx.times == 1 else ctx.times * part, None, None, None
