@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -31,10 +31,10 @@ REACHED = 0.8  # assumed, of the links' speed
 MEMORY = {"H100": 80e9, "H200": 141e9}
 
 
-def counts(net: Callable[[], Any], size: int = GROUP) -> dict[str, Any]:
+def counts(net: Callable[[], Any], groups: Sequence[str] = ("tensor", "context")) -> dict[str, Any]:
     """What is counted of a network: FLOPs of a forward pass, and bytes that its passes hold for 2 and for 4 samples, by
-    the way to compute twice; the same of one device of a group of `size` that computes a batch together, with the bytes
-    that it sends for a sample.
+    the way to compute twice; the same of one device of the `groups` that compute a batch together, with the bytes that
+    it sends for a sample.
     """
     from neural_rdm.backbones.counting import flops, held
     from neural_rdm.training.memory import of_one_device
@@ -44,10 +44,10 @@ def counts(net: Callable[[], Any], size: int = GROUP) -> dict[str, Any]:
     for how in WAYS:
         again = of_one_device(whole, how)
         found["held"][how] = [list(held(again, batch, None, True)) for batch in (2, 4)]
-    return found | {which: in_group(whole, which, size) for which in ("tensor", "context")}
+    return found | {which: in_group(whole, which) for which in groups}
 
 
-def in_group(net: Any, which: str, size: int = GROUP) -> dict[str, Any]:
+def in_group(net: Any, which: str) -> dict[str, Any]:
     """What one device of a group holds and sends, by the way to compute twice."""
     from neural_rdm.backbones.counting import held
     from neural_rdm.training.memory import of_one_device
@@ -55,7 +55,7 @@ def in_group(net: Any, which: str, size: int = GROUP) -> dict[str, Any]:
 
     found: dict[str, Any] = {"held": {}, "sent": {}}
     for how in WAYS:
-        group: Any = Imagined(size)
+        group: Any = Imagined(GROUP)
         part = of_one_device(net, how, **{which: group})
         two = list(held(part, 2, None, True))
         found["sent"][how] = group.sent / 2
