@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,23 +24,42 @@ NETWORKS = {
     "Latte-XL/2, 16 frames": ("exp=latte_xl_gated", 28),
 }
 BATCH = 1024  # of all devices
+GROUP = 8  # devices that compute one batch together, of a node
 DEVICES, WAYS = (8, 64, 1024), ("none", "selective", "full")
 MFU = 0.4  # assumed, of 989.4 TFLOP/s (`core.peaks`)
 REACHED = 0.8  # assumed, of the links' speed
 MEMORY = {"H100": 80e9, "H200": 141e9}
 
 
-def counts(net: Callable[[], Any]) -> dict[str, Any]:
+def counts(net: Callable[[], Any], groups: Sequence[str] = ("tensor", "context")) -> dict[str, Any]:
     """What is counted of a network: FLOPs of a forward pass, and bytes that its passes hold for 2 and for 4 samples, by
-    the way to compute twice."""
+    the way to compute twice; the same of one device of the `groups` that compute a batch together, with the bytes that
+    it sends for a sample.
+    """
     from neural_rdm.backbones.counting import flops, held
-    from neural_rdm.training.recompute import recompute
+    from neural_rdm.training.memory import of_one_device
 
-    found: dict[str, Any] = {"flops": flops(net(), backward=False), "held": {}}
+    whole = net()
+    found: dict[str, Any] = {"flops": flops(whole, backward=False), "held": {}}
     for how in WAYS:
-        again = net()
-        recompute(again, how)
+        again = of_one_device(whole, how)
         found["held"][how] = [list(held(again, batch, None, True)) for batch in (2, 4)]
+    return found | {which: in_group(whole, which) for which in groups}
+
+
+def in_group(net: Any, which: str) -> dict[str, Any]:
+    """What one device of a group holds and sends, by the way to compute twice."""
+    from neural_rdm.backbones.counting import held
+    from neural_rdm.training.memory import of_one_device
+    from neural_rdm.training.together import Imagined
+
+    found: dict[str, Any] = {"held": {}, "sent": {}}
+    for how in WAYS:
+        group: Any = Imagined(GROUP)
+        part = of_one_device(net, how, **{which: group})
+        two = list(held(part, 2, None, True))
+        found["sent"][how] = group.sent / 2
+        found["held"][how] = [two, list(held(part, 4, None, True))]
     return found
 
 
@@ -87,8 +107,9 @@ def rows(name: str, found: dict[str, Any]) -> list[dict[str, Any]]:
     from neural_rdm.config.compose import compose_config
     from neural_rdm.core.peaks import peak_tflops
     from neural_rdm.runs import build
-    from neural_rdm.training.memory import memory
-    from neural_rdm.training.traffic import HOPPER, NODE, traffic
+    from neural_rdm.training.memory import memory, of_one_device
+    from neural_rdm.training.together import Imagined
+    from neural_rdm.training.traffic import HOPPER, NODE, averaged, traffic
 
     exp, depth = NETWORKS[name]
     cfg = compose_config("train", [exp, f"backbone.depth={depth}"]).cfg
@@ -98,27 +119,34 @@ def rows(name: str, found: dict[str, Any]) -> list[dict[str, Any]]:
     optimizer = build.build(cfg.optimizer, "optimizer")
     peak = peak_tflops("H100", "bf16-mixed")
     assert peak is not None
+    tensor = of_one_device(net, tensor=Imagined(GROUP))
     made = []
     for devices in DEVICES:
-        for strategy, shards in (("ddp", 1), ("fsdp2", devices), ("hsdp", NODE)):
+        for strategy, shards in (
+            ("ddp", 1), ("fsdp2", devices), ("hsdp", NODE), ("tp", 1), (f"fsdp2 context={GROUP}", devices)
+        ):  # fmt: skip
             if strategy == "hsdp" and devices == NODE:
                 continue
-            sent = traffic(net, devices, shards)
-            samples = BATCH // devices
+            part, group = (tensor, "tensor") if strategy == "tp" else (net, "context" if " " in strategy else "")
+            size = GROUP if group else 1
+            counted, samples = found[group] if group else found, BATCH * size // devices
             row: dict[str, Any] = {"network": name, "devices": devices, "strategy": strategy}
             for how in WAYS:
-                small, larger = (Held(*each) for each in found["held"][how])
-                most = memory(net, optimizer, 1, small.at(samples, larger, (2, 4)), shards, True).most
+                small, larger = (Held(*each) for each in counted["held"][how])
+                most = memory(part, optimizer, 1, small.at(samples, larger, (2, 4)), shards, True).most
                 if most <= MEMORY["H100"] or how == WAYS[-1]:
                     break
+            inside = counted["sent"][how] * samples if group else 0.0
+            sent = averaged(part, devices // GROUP) if strategy == "tp" else traffic(net, devices, shards)
+            sent = replace(sent, grouped=inside)
             again = {"none": 0.0, "selective": 1.0, "full": 1.0}[how]
-            computes = (3 + again) * found["flops"] * samples / (MFU * peak * 1e12)
+            computes = (3 + again) * found["flops"] * samples / size / (MFU * peak * 1e12)
             sends = sent.seconds(HOPPER, REACHED)
             row |= {
                 "checkpointing": how,
                 "GiB": most / 2**30,
                 "fits": [gpu for gpu, room in MEMORY.items() if most <= room],
-                "sent GB": (sent.ring + sent.copied) / 1e9,
+                "sent GB": (sent.ring + sent.copied + sent.grouped) / 1e9,
                 "computes s": computes,
                 "sends s": sends,
                 "samples/s": [BATCH / (computes + sends), BATCH / max(computes, sends)],

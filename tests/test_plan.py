@@ -22,14 +22,28 @@ def test_a_row_for_every_way_to_share_and_to_compute_twice() -> None:
     text = plan([*SMALL, "devices=1,16", "memory=0.001", "trainer.activation_checkpointing=2", "strategy=fsdp2",
                  "trainer.devices=2"])  # fmt: skip
     assert "parameters" in text
-    assert "64: 16 device(s) x 1 micro-step(s) x 4 sample(s)" in text
+    assert "64: 16 device(s) x 1 micro-step(s); " in text
     found = list(rows(text))
     ways = ["none", "selective", "full", "2*"]
     assert [row["checkpointing"] for row in found if row["devices"] == "1"] == ways
-    assert [row["strategy"] for row in found if row["devices"] == "16"] == ["ddp", "fsdp2", "hsdp"] * 4
+    shared = [(name, samples) for name, samples in (("ddp", "4"), ("fsdp2", "4"), ("hsdp", "4"), ("tp tensor=4", "16"))
+              for _ in ways]  # fmt: skip
+    assert [(row["strategy"], row["samples"]) for row in found if row["devices"] == "16"] == shared
+    assert [row["strategy"] for row in found if "*" in row["checkpointing"] and row["devices"] == "16"] == ["fsdp2"]
     assert {row["fits 0.001 GiB"] for row in found} == {"no"}
     assert {row["samples that fit"] for row in found} == {"0"}
     assert all(float(row["most"]) >= float(row["activations"]) for row in found)
+
+
+def test_groups_have_more_samples_at_once_and_what_does_not_fit_is_left_out_with_a_reason() -> None:
+    context = ["strategy=ddp", "strategy.context=2", "callbacks.sensitivity.time_bins=0"]
+    found = list(rows(plan([*SMALL, "devices=4", *context])))
+    assert [(row["strategy"], row["checkpointing"], row["samples"]) for row in found][::3] == [
+        ("ddp context=2", "none*", "32"), ("fsdp2 context=2", "none", "32"), ("tp tensor=4", "none", "64"),
+    ]  # fmt: skip
+    text = plan([*SMALL, "devices=128"])
+    assert {(row["strategy"], row["samples"]) for row in rows(text)} == {("tp tensor=4", "2")}
+    assert "left out: ddp, fsdp2, hsdp on 128 device(s): data.batch_size=64 is the global batch" in text
 
 
 def test_what_fits_is_where_memory_ends() -> None:
@@ -43,7 +57,7 @@ def test_what_fits_is_where_memory_ends() -> None:
     ("arguments", "said"),
     [
         (["devices=0"], "devices=0: pass a positive number, or several: 8,64"),
-        (["devices=3"], "data.batch_size=64 is not a multiple of 3: 3 device"),
+        (["devices=3"], "ddp, fsdp2 on 3 device.*data.batch_size=64 is the global batch"),
         (["memory=much"], "memory=much: pass a positive number"),
         (["trainer.activation_checkpointing=some"], "trainer.activation_checkpointing: 'some'"),
         (["backbone.depht=3"], "depth"),

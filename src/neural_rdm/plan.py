@@ -8,19 +8,22 @@ from __future__ import annotations
 import copy
 import sys
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping
-from itertools import product
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from functools import cache
+from math import gcd
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from neural_rdm.cli.app import Arguments
 from neural_rdm.cli.stopping import Work, stoppable, told
 from neural_rdm.config.check import validate
 from neural_rdm.config.compose import Composed, compose_config, parse, prepare_hydra
+from neural_rdm.config.strategy_rules import ROOM, check_strategy, sharing
 from neural_rdm.core.errors import ConfigError, UserError, first_line
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
     from neural_rdm.backbones.contract import Backbone
-    from neural_rdm.backbones.counting import Held
     from neural_rdm.training.memory import Memory
 
 HELP = """The memory that a training run would take on each device, and what it computes, before anything is allocated.
@@ -31,8 +34,10 @@ python -m neural_rdm.plan exp=latte_xl_gated trainer.precision=32-true strategy=
 
 devices=N (or a list: 8,64) is the number of devices in all, trainer.devices * trainer.num_nodes by default; memory=GiB
 says what fits a device of so much memory. All other arguments are those of neural_rdm.train. A table has a row for each
-way to share the state out (strategy) and to compute twice (trainer.activation_checkpointing); the choice of the
-configuration is marked with *. trainer.precision=auto is planned as on a GPU, bf16-mixed.
+way to share out the network (strategy) and to compute twice (trainer.activation_checkpointing); the choice of the
+configuration is marked with *. Rows of tp are of groups of strategy.tensor devices, by default as many of a node as
+divide the heads; with strategy.context=N those of ddp, fsdp2 and hsdp are of groups of N. samples are those that a
+device has at once, with the rest of its group. trainer.precision=auto is planned as on a GPU, bf16-mixed.
 
 The numbers are of a step's tensors, counted by running the network on tensors without memory. What a GPU's libraries
 and its allocator take for themselves comes on top (one to a few GiB), and so do a first stage and a text encoder.
@@ -40,6 +45,35 @@ and its allocator take for themselves comes on top (one to a few GiB), and so do
 MOST = 10**7  # samples of a device, more than anybody has
 NODE = 8  # devices of a node, where hsdp shares out within nodes
 RECOMPUTED: tuple[Any, ...] = ("none", "selective", "full")
+
+
+class Way(NamedTuple):
+    """A way to share out a network among devices.
+
+    Attributes:
+        strategy: its name.
+        shards: devices that share out weights, gradients, optimizer and averages.
+        tensor: devices of a group that shares out blocks.
+        context: devices of a group that shares out tokens.
+    """
+
+    strategy: str
+    shards: int = 1
+    tensor: int = 1
+    context: int = 1
+
+    @property
+    def group(self) -> int:
+        """Devices that have the same samples."""
+        return self.tensor * self.context
+
+    @property
+    def key(self) -> str:
+        """What the strategy calls their number."""
+        return "tensor" if self.strategy == "tp" else "context"
+
+    def __str__(self) -> str:
+        return f"{self.strategy} {self.key}={self.group}" if self.group > 1 else self.strategy
 
 
 def plan(argv: list[str]) -> str:
@@ -51,10 +85,13 @@ def plan(argv: list[str]) -> str:
     own = [a for a in argv if a.partition("=")[0] in ("devices", "memory")]
     arguments = Arguments.parse([a for a in argv if a not in own])
     composed = compose_config("train", arguments.overrides, arguments.folders)
-    validate(composed.cfg, "train", composed.sources)
     asked = {o.key_or_group: o for o in parse(own)}
+    devices = _numbers(asked.get("devices"), "devices", int)
     trainer = composed.cfg.trainer
-    devices = _numbers(asked.get("devices"), "devices", int) or [trainer.devices * trainer.num_nodes]
+    if devices and not composed.cfg.strategy._target_.endswith(".single"):  # which has to fit the most of them
+        _spread(trainer, max(devices))
+    validate(composed.cfg, "train", composed.sources)
+    devices = devices or [trainer.devices * trainer.num_nodes]
     room = _numbers(asked.get("memory"), "memory", float)
     print("loading libraries ...", file=sys.stderr, flush=True)
     return "\n".join(_told(composed, devices, room[0] if room else None))
@@ -90,25 +127,65 @@ def _told(composed: Composed, devices: list[int], room: float | None) -> Iterato
     yield f"{type(net).__name__}, {total:,} parameters, {trained:,} trained; {cfg.optimizer.name}, {precision}"
     tokens = (cfg.condition or {}).get("max_length")
     a_sample = 3 * flops(net, tokens, backward=False)
-    half = precision != "32-true"
-    passes = _passes(cfg, net, tokens, half)
+    half, micro_steps = precision != "32-true", cfg.trainer.accumulate_grad_batches
+    needed = _needed(cfg, net, tokens, half)
     rows: list[dict[str, Any]] = []
+    left_out: dict[str, list[str]] = {}
     for count in devices:
-        parts = count * cfg.trainer.accumulate_grad_batches
-        if cfg.data.batch_size % parts:
-            raise ConfigError(
-                f"data.batch_size={cfg.data.batch_size} is not a multiple of {parts}: {count} device(s) x "
-                f"{cfg.trainer.accumulate_grad_batches} micro-step(s) (trainer.accumulate_grad_batches)"
-            )
-        batch = cfg.data.batch_size // parts
         computed = a_sample * cfg.data.batch_size / count / 1e12
         yield (
-            f"global batch {cfg.data.batch_size}: {count} device(s) x {cfg.trainer.accumulate_grad_batches} "
-            f"micro-step(s) x {batch} sample(s); {computed:,.4g} TFLOP a step and device"
+            f"global batch {cfg.data.batch_size}: {count} device(s) x {micro_steps} micro-step(s); {computed:,.4g} "
+            "TFLOP a step and device"
         )
-        rows += _rows(composed, net, passes, half, count, batch, room)
+        for way in _ways(cfg, net, count):
+            try:
+                _check(composed, way, count)
+                rows += _rows(composed, way, needed, count, room)
+            except ConfigError as error:
+                if way.strategy == composed.choices.get("strategy"):
+                    raise
+                left_out.setdefault(f"on {count} device(s): {error}", []).append(str(way))
+    reasons = [f"{', '.join(ways)} {reason}" for reason, ways in left_out.items()]
+    if not rows:
+        raise ConfigError(". ".join(reasons))
     yield f"\n{markdown_table(rows)}"
+    yield from (f"left out: {reason}" for reason in reasons)
     yield "GiB of one device; most: all of a row together, at the fullest moment of a step. *: as configured."
+
+
+def _ways(cfg: Any, net: Backbone, devices: int) -> Iterator[Way]:
+    """The ways to share out a network among so many devices."""
+    if devices == 1:
+        yield Way("single")
+        return
+    context = cfg.strategy.get("context", 1)
+    yield Way("ddp", context=context)
+    yield Way("fsdp2", devices, context=context)
+    if devices > NODE:
+        yield Way("hsdp", NODE, context=context)
+    tensor = cfg.strategy.get("tensor") or gcd(devices, NODE, getattr(net, "num_heads", 0))
+    if tensor > 1:
+        yield Way("tp", tensor=tensor)
+
+
+def _spread(trainer: DictConfig, devices: int) -> None:
+    """So many devices, over whole nodes where they fill some."""
+    trainer.num_nodes = devices // NODE if devices % NODE == 0 else 1
+    trainer.devices = devices // trainer.num_nodes
+
+
+def _check(composed: Composed, way: Way, devices: int) -> None:
+    """Refuse a way to share out that does not fit so many devices, or the rest of the configuration. What is compiled
+    holds what it holds uncompiled, as far as it is planned.
+
+    Raises:
+        ConfigError: saying why.
+    """
+    cfg = copy.deepcopy(composed.cfg)
+    _spread(cfg.trainer, devices)
+    cfg.trainer.compile = False
+    cfg.strategy = {"_target_": f"{ROOM}{way.strategy}", way.key: way.group}
+    check_strategy(cfg, composed.sources)
 
 
 def _network(cfg: Any) -> Backbone:
@@ -126,60 +203,67 @@ def _network(cfg: Any) -> Backbone:
     return net
 
 
-def _passes(cfg: Any, net: Backbone, tokens: int | None, half: bool) -> dict[Any, Callable[[int], Held]]:
-    """What the passes hold for a batch of one device, by the way to compute twice: `none`, `full`, ..."""
-    from neural_rdm.backbones.counting import held_by_batch
-    from neural_rdm.training.recompute import recompute
+def _needed(cfg: Any, net: Backbone, tokens: int | None, half: bool) -> Callable[[Any, Way], Callable[[int], Memory]]:
+    """What a step needs, by the way to compute twice (`none`, `full`, ...), the way to share out, and the samples that
+    a device has at once."""
+    from neural_rdm.backbones.counting import Held, held_by_batch
+    from neural_rdm.runs import build
+    from neural_rdm.training.memory import memory, of_one_device
+    from neural_rdm.training.together import Imagined
 
-    found = {}
-    for how in dict.fromkeys([*RECOMPUTED, cfg.trainer.activation_checkpointing]):
-        again = copy.deepcopy(net)
-        recompute(again, how)
-        print(f"activation_checkpointing={how} ...", file=sys.stderr, flush=True)
+    true, ema = cfg.trainer.precision == "bf16-true", (cfg.callbacks or {}).get("ema")
+    averages = 0 if ema is None else 1 + len(ema.get("further") or ())
+    optimizer = build.build(cfg.optimizer, "optimizer")
+
+    @cache
+    def passes(how: Any, tensor: int, context: int) -> tuple[Backbone, Callable[[int], Held]]:
+        groups = f" tensor={tensor}" * (tensor > 1) + f" context={context}" * (context > 1)
+        print(f"activation_checkpointing={how}{groups} ...", file=sys.stderr, flush=True)
         try:
-            found[how] = held_by_batch(again, tokens, half)
+            part = of_one_device(net, how, Imagined(tensor), Imagined(context))
+            return part, held_by_batch(part, tokens, half)
         except UserError:
             raise
         except Exception as error:  # of a network of one's own
             raise ConfigError(f"{type(net).__name__} cannot be planned: {first_line(error)}") from error
-    return found
+
+    def needed(how: Any, way: Way) -> Callable[[int], Memory]:
+        part, held = passes(how, way.tensor, way.context)
+        return lambda samples: memory(part, optimizer, averages, held(samples), way.shards, half, true)
+
+    return needed
 
 
 def _rows(
     composed: Composed,
-    net: Backbone,
-    passes: Mapping[Any, Callable[[int], Held]],
-    half: bool,
+    way: Way,
+    needed: Callable[[Any, Way], Callable[[int], Memory]],
     devices: int,
-    batch: int,
     room: float | None,
-) -> Iterator[dict[str, Any]]:
-    """A line for each strategy and each way to compute twice."""
-    from neural_rdm.runs import build
-    from neural_rdm.training.memory import GIB, memory
+) -> list[dict[str, Any]]:
+    """A line for each way to compute twice.
+
+    Raises:
+        ConfigError: the network cannot be shared out so.
+    """
+    from neural_rdm.training.memory import GIB
 
     cfg, chosen = composed.cfg, composed.choices.get("strategy")
-    true = cfg.trainer.precision == "bf16-true"
-    ema = (cfg.callbacks or {}).get("ema")
-    averages = 0 if ema is None else 1 + len(ema.get("further") or ())
-    optimizer = build.build(cfg.optimizer, "optimizer")
-    shares = {"single": 1} if devices == 1 else {"ddp": 1, "fsdp2": devices}
-    if devices > NODE:
-        shares["hsdp"] = NODE
-    for (how, held), (strategy, shards) in product(passes.items(), shares.items()):
-
-        def of(samples: int, held: Callable[[int], Held] = held, shards: int = shards) -> Memory:
-            return memory(net, optimizer, averages, held(samples), shards, half, true)
-
+    batch = cfg.data.batch_size * way.group // (devices * cfg.trainer.accumulate_grad_batches)
+    own = devices == 1 or (way.strategy == chosen and way.group == sharing(cfg.strategy, devices)[1])
+    rows = []
+    for how in dict.fromkeys([*RECOMPUTED, cfg.trainer.activation_checkpointing]):
+        of = needed(how, way)
         planned = of(batch)
-        configured = how == cfg.trainer.activation_checkpointing and (strategy == chosen or devices == 1)
-        row = {"devices": devices, "strategy": strategy, "checkpointing": f"{how}{'*' if configured else ''}"}
+        mark = "*" if own and how == cfg.trainer.activation_checkpointing else ""
+        row = {"devices": devices, "strategy": str(way), "checkpointing": f"{how}{mark}", "samples": batch}
         row |= {name: f"{size / GIB:.2f}" for name, size in vars(planned).items()}
         row["most"] = f"{planned.most / GIB:.2f}"
         if room is not None:
             row[f"fits {room:g} GiB"] = "yes" if planned.most <= room * GIB else "no"
-            row["samples that fit"] = bisect_right(range(1, MOST), room * GIB, key=lambda n: of(n).most)
-        yield row
+            row["samples that fit"] = bisect_right(range(1, MOST), room * GIB, key=lambda n, of=of: of(n).most)
+        rows.append(row)
+    return rows
 
 
 if __name__ == "__main__":

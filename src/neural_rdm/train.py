@@ -202,13 +202,16 @@ def _measure_scale(first_stage: Autoencoder, data: DataModule, cfg: DictConfig, 
 def _announce(cfg: DictConfig, net: Backbone, samples: int, folder: Path, checkpoint: Path | None, step: int) -> None:
     if not is_first_rank():
         return
+    from neural_rdm.config.strategy_rules import sharing
     from neural_rdm.residual import gate_names
     from neural_rdm.runs import build
     from neural_rdm.training import precision
 
     named, rule_names = list(net.named_parameters()), gate_names(net)
     total, gates = sum(p.numel() for _, p in named), sum(p.numel() for n, p in named if n in rule_names)
-    parts = cfg.trainer.devices * cfg.trainer.num_nodes
+    devices = cfg.trainer.devices * cfg.trainer.num_nodes
+    key, together = sharing(cfg.strategy, devices)
+    groups = f" in groups of {together} ({key})" if together > 1 else ""
     rule = "resnet" if net.control else build.residual(cfg.residual).rule
     micro_steps = cfg.trainer.accumulate_grad_batches
     trained = sum(p.numel() for _, p in named if p.requires_grad)
@@ -217,7 +220,7 @@ def _announce(cfg: DictConfig, net: Backbone, samples: int, folder: Path, checkp
         print(net.control)
     if cfg.pretrained.path is not None and checkpoint is None:
         print(f"starting from {cfg.pretrained.path}")
-    batch = f"global batch {cfg.data.batch_size}: {parts} device(s) x {micro_steps} micro-step(s)"
+    batch = f"global batch {cfg.data.batch_size}: {devices} device(s){groups} x {micro_steps} micro-step(s)"
     print(f"{samples:,} training samples; {batch}")
     print(f"learning rate {cfg.optimizer.lr:g}, never scaled")
     print(precision.told(cfg.trainer.precision, cfg.trainer.accelerator, cfg.trainer.tf32))

@@ -190,6 +190,20 @@ def test_checkpointed_blocks_and_copies_give_the_same(rule: str, kind: str) -> N
 
 
 @pytest.mark.parametrize("rule", RULES_HERE)
+def test_it_says_whether_what_it_writes_at_a_token_depends_on_others(rule: str) -> None:
+    """With branches that look at no other token, the first two of four are what they are whatever the others."""
+    net: Any = moved(network("dit", rule))
+    seen: list[Tensor] = []
+    for block in net.blocks:
+        block.attn = nn.Linear(16, 16).double()
+    net.final_layer.register_forward_hook(lambda _, args, out: seen.append(out[:, :2].detach()))
+    net(**inputs(net))
+    net.registers.register_forward_hook(lambda _, args, tokens: torch.cat([tokens[:, :2], tokens[:, 2:] + 1], dim=1))
+    net(**inputs(net))
+    assert (relative(*seen) > 1e-9) == any(unit.across_tokens for _, unit in units(net))
+
+
+@pytest.mark.parametrize("rule", RULES_HERE)
 def test_a_block_compiles_without_a_graph_break(rule: str) -> None:
     torch._dynamo.reset()
     net = moved(network("dit", rule))

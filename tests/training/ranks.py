@@ -78,6 +78,52 @@ def trained_by_all(rank: int, port: int, folder: Path) -> None:
         train(folder, **job)
 
 
+def tracked_by_all(rank: int, port: int, folder: Path) -> None:
+    """What a step really holds on this rank, alone and in a group of two, beside what was planned; the first rank
+    writes it down.
+    """
+    _join(rank, port)
+    import json
+
+    from neural_rdm import DiT
+    from neural_rdm.backbones.counting import held
+    from neural_rdm.training import parallel
+    from neural_rdm.training.callbacks.ema import EMA
+    from neural_rdm.training.memory import memory, of_one_device
+    from neural_rdm.training.together import Imagined
+    from tests.training.test_memory import tracked
+    from tests.training.trainer import tiny_module
+
+    found = {}
+    for name, strategy, groups in (
+        ("single", parallel.ddp(devices=2), {}),
+        ("tp", parallel.tp(devices=2), {"tensor": Imagined(2)}),
+        ("context", parallel.ddp(devices=2, context=2), {"context": Imagined(2)}),
+    ):
+        module, batch = tiny_module(), 32 if name == "single" else 16
+        module.net = DiT(8, 2, 1, 96, 3, 4, num_classes=10).requires_grad_(True)
+        net = of_one_device(module.net, **groups)
+        planned = memory(net, module.optimizer, 1, held(net, 16)).most
+        seen = tracked(module, folder / name, EMA(0.9), batch_size=batch, strategy=strategy, devices=2)
+        found[name] = planned, seen
+    if rank == 0:
+        (folder / "memory.json").write_text(json.dumps(found))
+
+
+def refused_by_all(rank: int, port: int, folder: Path) -> None:
+    """Four heads among three devices: the first rank says so, and the others end with the same code and no word."""
+    _join(rank, port)
+    import pytest
+
+    from neural_rdm.core.errors import ConfigError
+    from neural_rdm.training import parallel
+    from tests.training.trainer import fit, tiny_module
+
+    kind, said = (SystemExit, r"^2$") if rank else (ConfigError, r"4 heads do not divide among strategy\.tensor=3")
+    with pytest.raises(kind, match=said):
+        fit(tiny_module(), folder, steps=1, batch_size=3, strategy=parallel.tp(devices=3), devices=3)
+
+
 def _die_in_the_second_checkpoint() -> None:
     import signal
 

@@ -109,10 +109,11 @@ def test_a_step_that_is_left_out_changes_nothing() -> None:
     assert all(torch.equal(state[name], optimizer.state[weight][name]) for name in state)
 
 
-def test_muon_is_refused_where_it_would_round() -> None:
-    net = nn.Linear(4, 4).bfloat16()
-    with pytest.raises(ConfigError, match=r"optimizer\.name=muon is for float32 weights"):
-        Optimizer(name="muon").build(net)
+def test_muon_is_refused_where_it_would_round_and_with_moments_on_the_host() -> None:
+    with pytest.raises(ValueError, match="its weights have to be float32"):
+        Optimizer(name="muon").build(nn.Linear(4, 4).bfloat16())
+    with pytest.raises(ConfigError, match=r"offload.*optimizer=muon pass optimizer\.offload=false"):
+        Optimizer(name="muon", offload=True)
 
 
 def test_a_shard_draws_what_its_rows_draw_in_the_whole() -> None:

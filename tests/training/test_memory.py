@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,36 +15,81 @@ from neural_rdm import DiT
 from neural_rdm.backbones.counting import Held, held
 from neural_rdm.backbones.layers import Float32Linear
 from neural_rdm.core.errors import ConfigError
+from neural_rdm.training import context_parallel, tensor_parallel
 from neural_rdm.training.callbacks import logging
 from neural_rdm.training.callbacks.ema import EMA
 from neural_rdm.training.callbacks.logging import Throughput
-from neural_rdm.training.memory import Memory, check_room, memory, room
+from neural_rdm.training.memory import Memory, check_room, memory, of_one_device, room
+from neural_rdm.training.module import NeuralRDMF
 from neural_rdm.training.optim import Optimizer
 from neural_rdm.training.recompute import recompute
+from neural_rdm.training.together import Imagined
 from tests.training.trainer import fit, tiny_module
 
 
-@pytest.mark.parametrize(
-    ("how", "batch", "averages", "options"),
-    [
-        ("none", 64, 1, {}),
-        ("full", 64, 2, {}),
-        ("none", 2, 0, {"name": "muon"}),  # weights, not activations, are most of it
-    ],
-)
-def test_a_real_run_is_within_a_tenth(tmp_path: Path, how: Any, batch: int, averages: int, options: Any) -> None:
-    module = tiny_module(**options)
-    module.net = DiT(8, 2, 1, 96, 3, 4, num_classes=10).requires_grad_(True)  # the tracker wants every gradient
-    recompute(module.net, how)
-    expected = memory(module.net, module.optimizer, averages, held(module.net, batch))
-    ema = [EMA(0.9, further=[0.5] * (averages - 1))] if averages else []
+def tracked(module: NeuralRDMF, folder: Path, *callbacks: Any, **options: Any) -> int:
+    """Bytes at the fullest moment of the second and the third step, as torch's tracker sees them."""
     tracker = MemTracker()
     tracker.track_external(module.net)
     anew = pl.callbacks.LambdaCallback(on_train_batch_start=lambda *_: tracker.reset_mod_stats())
     with tracker:
-        fit(module, tmp_path, *ema, anew, steps=3, batch_size=batch)
-    seen = sum(kinds["Total"] for kinds in tracker.get_tracker_snapshot("peak").values())
-    assert expected.most == pytest.approx(seen, rel=0.1)
+        fit(module, folder, *callbacks, anew, steps=3, **options)
+    return sum(kinds["Total"] for kinds in tracker.get_tracker_snapshot("peak").values())
+
+
+@pytest.mark.parametrize(
+    ("how", "batch", "averages", "options", "shared"),
+    [
+        ("none", 64, 1, {}, {}),
+        ("full", 64, 2, {}, {}),
+        ("none", 2, 0, {"name": "muon"}, {}),  # weights, not activations, are most of it
+        ("none", 64, 1, {}, {"context": 2}),
+        ("full", 2, 1, {}, {"tensor": 4}),
+    ],
+)
+def test_a_real_run_is_within_a_tenth(
+    tmp_path: Path, how: Any, batch: int, averages: int, options: Any, shared: dict[str, int]
+) -> None:
+    """In one process; what others of a group would hand to it has no values, but the memory that it takes."""
+    module = tiny_module(**options)
+    module.net = DiT(8, 2, 1, 96, 3, 4, num_classes=10).requires_grad_(True)  # the tracker wants every gradient
+    groups: Any = {which: Imagined(size) for which, size in shared.items()}
+    net = of_one_device(module.net, how, **groups)
+    expected = memory(net, module.optimizer, averages, held(net, batch))
+    recompute(module.net, how)
+    if "context" in groups:
+        context_parallel.share_in(module.net, groups["context"])
+    if "tensor" in groups:
+        tensor_parallel.imagine(module.net, groups["tensor"])
+    ema = [EMA(0.9, further=[0.5] * (averages - 1))] if averages else []
+    assert expected.most == pytest.approx(tracked(module, tmp_path, *ema, batch_size=batch), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "samples"), [({}, 4), ({"together": 2, "copies": 2}, 8), ({"together": 2, "context": 2}, 8)]
+)
+def test_devices_that_compute_together_share_a_batch(
+    strategy: dict[str, int], samples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four devices and 16 samples: those of a group have the samples of two, and hold a part of what one would."""
+    seen: list[tuple[int, int]] = []
+
+    def look(needed: Any, batch: int, has: int) -> str:
+        seen.append((batch, needed(8).activations))
+        return ""
+
+    monkeypatch.setattr(logging, "check_room", look)
+    monkeypatch.setattr(logging, "room", lambda device: 0)
+    cpu, data = torch.device("cpu"), SimpleNamespace(batch_size=16)
+    trainer: Any = SimpleNamespace(
+        strategy=SimpleNamespace(root_device=cpu, **strategy), datamodule=data, world_size=4, global_rank=0,
+        accumulate_grad_batches=1, precision="32-true",
+    )  # fmt: skip
+    module = tiny_module()
+    assert Throughput._too_large(trainer, module, 1) == ""
+    whole = held(module.net, 8).kept
+    assert seen[0][0] == samples
+    assert seen[0][1] == pytest.approx(whole, rel=0.02) if not strategy else seen[0][1] < 0.8 * whole
 
 
 def test_devices_share_what_is_shared_out() -> None:

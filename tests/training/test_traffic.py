@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from benchmarks import scaling
 
 from neural_rdm.backbones.dit import DiT
-from neural_rdm.training.traffic import Links, traffic
+from neural_rdm.training.traffic import Links, averaged, traffic
 
 
 def test_bytes_are_those_of_rings() -> None:
@@ -39,12 +40,21 @@ def test_rings_go_as_fast_as_their_slowest_part() -> None:
     assert hybrid.seconds(links) == pytest.approx(hybrid.ring / 100 + hybrid.copied / 10)
 
 
+def test_groups_average_what_a_device_has_and_send_the_rest_inside_a_node() -> None:
+    with torch.device("meta"):
+        net = DiT(8, 4, 1, 32, 2, 4, num_classes=10)
+    between = averaged(net, 4)
+    trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
+    assert between.copied == pytest.approx(2 * 3 / 4 * 4 * trained)
+    assert replace(between, grouped=50.0).seconds(Links(100.0, 10.0)) == pytest.approx(between.copied / 10 + 0.5)
+
+
 def test_every_further_block_adds_the_same() -> None:
     def net(depth: int) -> DiT:
         with torch.device("meta"):
             return DiT(8, 4, 1, 32, depth, 4, num_classes=10).train()
 
-    found = [scaling.counts(partial(net, depth)) for depth in (4, 6, 12)]
+    found = [scaling.counts(partial(net, depth), groups=()) for depth in (4, 6, 12)]
     assert scaling.at_depth(*found[:2], 4) == found[2]
 
 

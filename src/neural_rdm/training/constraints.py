@@ -19,3 +19,10 @@ def different_decays(decay: float, further: Sequence[float]) -> Problem | None:
     if len({decay, *further}) == 1 + len(further):
         return None
     return Problem("further", f"{list(further)} beside decay={decay:g}: give different decays")
+
+
+def muon_on_device(name: str, offload: bool) -> Problem | None:
+    """Muon has one moment, which the whole matrix is made orthogonal of."""
+    if name != "muon" or not offload:
+        return None
+    return Problem("offload", "true is for optimizer=adamw; with optimizer=muon pass optimizer.offload=false")

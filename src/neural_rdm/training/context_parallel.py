@@ -14,17 +14,18 @@ mean over all devices, which every data-parallel strategy takes, is the gradient
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
 from timm.layers import Attention
-from torch import Tensor
+from torch import Tensor, nn
 
 from neural_rdm.backbones.attention import SelfAttention
 from neural_rdm.backbones.dit import DiT
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.residual import units
+from neural_rdm.training.together import Group, Joined
 
 
 def share(module: pl.LightningModule) -> None:
@@ -34,13 +35,25 @@ def share(module: pl.LightningModule) -> None:
     Raises:
         ConfigError: a network that cannot be shared out so.
     """
-    size = getattr(module.trainer.strategy, "context", 1)
-    net: Any = module.net
+    strategy, net = module.trainer.strategy, cast(Any, module.net)
+    size = getattr(strategy, "context", 1)
     if size == 1 or "_context" in net.__dict__:
         return
+    check(net, size)
     from torch.distributed.device_mesh import init_device_mesh
 
-    if not isinstance(module.net, DiT):
+    sizes = (module.trainer.world_size // size, size)
+    mesh = init_device_mesh(strategy.root_device.type, sizes, mesh_dim_names=("data", "context"))
+    share_in(net, Group(mesh.get_group("context")))
+
+
+def check(net: nn.Module, size: int) -> None:
+    """Refuse a network whose tokens `size` devices cannot share out, or would without being right.
+
+    Raises:
+        ConfigError: saying what to type.
+    """
+    if not isinstance(net, DiT):
         raise ConfigError(f"strategy.context={size}: {type(net).__name__} is neither a DiT nor a Latte")
     for name, number in (("places of a frame", net.side**2), ("heads", net.num_heads)):
         if number % size:
@@ -52,29 +65,29 @@ def share(module: pl.LightningModule) -> None:
             f"strategy.context={size}: residual.rule={rule} looks across the tokens, of which each device has a share; "
             "pass strategy.context=1 or another rule"
         )
-    device = module.trainer.strategy.root_device.type
-    mesh = init_device_mesh(device, (module.trainer.world_size // size, size), mesh_dim_names=("data", "context"))
-    group = mesh.get_group("context")
-    net.__dict__["_context"] = size
-    rank = group.rank()
+
+
+def share_in(net: Any, group: Group) -> None:
+    """Share out the tokens of a network, in place, in a group of devices."""
+    net.__dict__["_context"] = group.size
 
     def own(_: Any, args: Any, tokens: Tensor) -> Tensor:
-        return tokens.chunk(size, dim=1)[rank]
+        return tokens.chunk(group.size, dim=1)[group.rank]
 
-    def together(_: Any, args: Any, patches: Tensor) -> Tensor:
-        whole: Tensor = _Together.apply(patches, group)
+    def joined(_: Any, args: Any, patches: Tensor) -> Tensor:
+        whole: Tensor = Joined.apply(patches, group, 1, group.size)
         return whole
 
     net.registers.register_forward_hook(own)
-    net.final_layer.register_forward_hook(together)
+    net.final_layer.register_forward_hook(joined)
     for name, block in net.blocks.named_children():
         if int(name) % net.kinds == 0:
             _exchange_around(block.attn, group)
 
 
-def _exchange_around(attention: Any, group: Any) -> None:
+def _exchange_around(attention: Any, group: Group) -> None:
     """Let an attention see all tokens, with this rank's share of its heads."""
-    heads, size = (attention.num_heads, attention.head_dim), group.size()
+    heads = attention.num_heads, attention.head_dim
 
     def before(_: Any, args: Any, made: Tensor) -> Tensor:  # [R, N / W, 3 heads d] -> [R, N, 3 heads/W d]
         whole: Tensor = _Exchanged.apply(made.unflatten(-1, (3, *heads)), group, 3, 1)
@@ -85,7 +98,7 @@ def _exchange_around(attention: Any, group: Any) -> None:
 
     if type(attention) is Attention:  # whose own forward pass takes the number of tokens from before the exchange
         attention.__class__ = SelfAttention
-    attention.num_heads //= size
+    attention.num_heads //= group.size
     attention.qkv.register_forward_hook(before)
     attention.proj.register_forward_pre_hook(behind)
 
@@ -94,34 +107,11 @@ class _Exchanged(torch.autograd.Function):
     """Each rank's part along one axis goes to that rank, and what comes is put together along another."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Any, split: int, join: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, group: Group, split: int, join: int) -> Tensor:
         ctx.group, ctx.axes = group, (split, join)
-        return _exchanged(x, group, split, join)
+        return group.exchange(x, split, join)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         split, join = ctx.axes
-        return _exchanged(grad, ctx.group, join, split), None, None, None
-
-
-def _exchanged(x: Tensor, group: Any, split: int, join: int) -> Tensor:
-    sent = torch.stack(x.chunk(group.size(), dim=split))
-    came = torch.empty_like(sent)
-    torch.distributed.all_to_all_single(came, sent, group=group)
-    return torch.cat(came.unbind(), dim=join)
-
-
-class _Together(torch.autograd.Function):
-    """The tokens of all ranks, with which all of them go on alike."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
-        ctx.group, ctx.tokens = group, x.shape[1]
-        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(group.size())]
-        torch.distributed.all_gather(parts, x.contiguous(), group=group)
-        return torch.cat(parts, dim=1)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        size = ctx.group.size()
-        return size * grad.narrow(1, ctx.group.rank() * ctx.tokens, ctx.tokens), None
+        return ctx.group.exchange(grad, join, split), None, None, None

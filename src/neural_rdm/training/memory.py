@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from neural_rdm.backbones.contract import Backbone, blocks_of
 from neural_rdm.backbones.counting import Held
 from neural_rdm.core.errors import ConfigError
+from neural_rdm.training import context_parallel, tensor_parallel
 from neural_rdm.training.optim import Optimizer
 from neural_rdm.training.precision import narrow
+from neural_rdm.training.recompute import How, recompute
 from neural_rdm.training.sharding import matrices
+from neural_rdm.training.together import Group, Imagined
 
 GIB = 2**30
+ALONE = Imagined(1)
 FLOAT = 4  # bytes: weights, gradients, optimizer and averages are float32, but for what `precision.narrow` names
 
 
@@ -49,6 +56,32 @@ class Memory:
         return sum(vars(self).values())
 
 
+def of_one_device(net: Backbone, how: How = "none", tensor: Group = ALONE, context: Group = ALONE) -> Backbone:
+    """A copy of a network as one device trains it; its tensors hold nothing.
+
+    Args:
+        net: the whole network, its tensors anywhere.
+        how: which blocks compute twice, see `recompute`.
+        tensor, context: the group that shares out its blocks, or the tokens; imagined ones (`together.Imagined`).
+
+    Raises:
+        ConfigError: a network that cannot be shared out so.
+    """
+
+    def empty(tensor: Tensor) -> Tensor:
+        held = tensor.detach().to("meta")
+        return nn.Parameter(held, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else held
+
+    copied = copy.deepcopy(net, {id(t): empty(t) for t in chain(net.parameters(), net.buffers())})
+    recompute(copied, how)
+    if context.size > 1:
+        context_parallel.check(copied, context.size)
+        context_parallel.share_in(copied, context)
+    if tensor.size > 1:
+        tensor_parallel.imagine(copied, tensor)
+    return copied
+
+
 def memory(
     net: Backbone,
     optimizer: Optimizer,
@@ -61,7 +94,7 @@ def memory(
     """The memory of a training step.
 
     Args:
-        net: the network, its tensors anywhere.
+        net: the network, its tensors anywhere; under tensor parallelism one device's part of it (`of_one_device`).
         averages: how many averages of the weights are kept.
         found: of a batch of one device, see `backbones.counting.held`.
         shards: among how many devices weights, gradients, optimizer and averages are shared out (FSDP2, HSDP).

@@ -16,6 +16,7 @@ from neural_rdm.backbones.options import keyed
 from neural_rdm.conditioning.conditions import encoded, null_condition
 from neural_rdm.conditioning.labels import drop_labels, dropout_mask
 from neural_rdm.core import seeding
+from neural_rdm.core.errors import UserError
 from neural_rdm.data.base import Batch
 from neural_rdm.diffusion.objectives import DDPMObjective, FlowObjective
 from neural_rdm.latents.first_stage import Autoencoder, Identity
@@ -71,7 +72,15 @@ class NeuralRDM(pl.LightningModule):
         self.gradient_norms: Tensor | None = None
 
     def configure_model(self) -> None:
-        """Round, checkpoint, compile and shard the network; Lightning calls this more than once."""
+        """Round, checkpoint, compile and shard the network; Lightning calls this more than once. What cannot be done
+        with it every rank finds out, and the first one says.
+        """
+        try:
+            self._configure()
+        except UserError as error:
+            parallel.refuse(error)
+
+    def _configure(self) -> None:
         attached = self._trainer is not None  # by itself, a network is neither rounded nor shared out
         if attached:
             precision.prepare(self.net, str(self.trainer.precision))

@@ -47,9 +47,14 @@ class Muon(torch.optim.AdamW):
             AdamW.
         momentum: M's, with Nesterov's look ahead.
         options: AdamW's.
+
+    Raises:
+        ValueError: weights in 16 bits, which would have to be rounded at random (see `adamw`).
     """
 
     def __init__(self, groups: list[dict[str, Any]], momentum: float = 0.95, **options: Any) -> None:
+        if any(weight.dtype.itemsize < 4 for group in groups for weight in group["params"]):
+            raise ValueError("Muon does not round at random: its weights have to be float32")
         super().__init__([{"parts": None, "momentum": momentum, **group} for group in groups], fused=True, **options)
 
     @torch.no_grad()

@@ -11,14 +11,13 @@ import torch
 from torch import nn
 
 from neural_rdm.core.arguments import Fraction, Natural, NonNegative, Positive, checked
-from neural_rdm.core.errors import ConfigError
 from neural_rdm.residual import gate_names
 from neural_rdm.training import constraints
 from neural_rdm.training.adamw import AdamW
 from neural_rdm.training.muon import Muon, matrices
 
 
-@checked(constraints.two_betas)
+@checked(constraints.two_betas, constraints.muon_on_device)
 @dataclass(frozen=True)
 class Optimizer:
     """How a network is optimised.
@@ -60,7 +59,7 @@ class Optimizer:
         by `seed` (see `adamw`).
 
         Raises:
-            ConfigError: Muon with such weights, or with moments in the memory of the host.
+            ValueError: Muon with such weights (a configuration of both is refused before).
         """
         parameters, rule, parts = dict(net.named_parameters()), gate_names(net), self.parts(net)
         groups: list[dict[str, Any]] = []
@@ -74,15 +73,9 @@ class Optimizer:
         if schedule:
             groups.append({"name": "schedule", "params": list(schedule), "lr": self.lr, "weight_decay": 0.0})
         options: dict[str, Any] = {"lr": self.lr, "betas": (self.betas[0], self.betas[1]), "eps": self.eps}
-        narrow = any(p.dtype.itemsize < 4 for p in parameters.values())
         if self.name == "muon":
-            if narrow or self.offload:
-                raise ConfigError(
-                    "optimizer.name=muon is for float32 weights and moments on the device; pass optimizer=adamw, or "
-                    "trainer.precision=bf16-mixed optimizer.offload=false"
-                )
             return Muon(groups, **options)
-        if narrow or self.offload:
+        if self.offload or any(p.dtype.itemsize < 4 for p in parameters.values()):
             return AdamW(groups, seed, self.offload, **options)
         return torch.optim.AdamW(groups, fused=True, **options)
 

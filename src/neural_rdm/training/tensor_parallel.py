@@ -16,8 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
-from typing import Any, cast
+from functools import cache, partial
+from typing import Any, NamedTuple, cast
 
 import lightning.pytorch as pl
 import torch
@@ -30,6 +30,7 @@ from neural_rdm.backbones.layers import Float32Linear
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.core.weights import local
 from neural_rdm.training.sharding import Sharded
+from neural_rdm.training.together import Group, Joined
 
 DONE = "shared out (strategy=tp)"
 
@@ -46,7 +47,7 @@ class TensorParallel(Sharded):
     def __init__(self, devices: int, size: int) -> None:
         super().__init__(devices // size, size)
         #: ranks that have the same samples, and the same values of what is not shared out
-        self.together = self.copies = self.shards = size
+        self.together = self.copies = size
 
     def optimizer_step(self, optimizer: Any, closure: Callable[[], Any], model: Any = None, **options: Any) -> Any:
         """A step, on gradients that are averaged over the groups before any callback reads them."""
@@ -79,12 +80,33 @@ def shard(module: pl.LightningModule) -> None:
     strategy, net = module.trainer.strategy, cast(Any, module.net)
     if not isinstance(strategy, TensorParallel) or any(isinstance(m, _Held) for m in net.modules()):
         return
-    mesh, placements = strategy.device_mesh, _placements(net, strategy.copies)
+    mesh = strategy.device_mesh
+    _share_in(net, Group(mesh.get_group("tensor_parallel")), partial(_distributed, mesh=mesh))
+
+
+def imagine(net: nn.Module, group: Group) -> None:
+    """Cut a network down, in place, to what one device of a group has of it; its parameters stay ordinary ones.
+
+    Raises:
+        ConfigError: as `shard`.
+    """
+    _share_in(net, group, partial(_first, size=group.size))
+
+
+class _Cut(NamedTuple):
+    """The axis along which a parameter is shared out, and how many tensors (q, k, v) it holds, each shared out so."""
+
+    dim: int
+    tensors: int = 1
+
+
+def _share_in(net: nn.Module, group: Group, lay_out: Callable[[nn.Parameter, _Cut | None], nn.Parameter]) -> None:
+    """Share out a network, in place, in a group; each parameter becomes what `lay_out` makes of it."""
+    cuts = _cuts(net, group.size)
     for layer in list(net.modules()):
         for name, parameter in list(layer._parameters.items()):
             if parameter is not None:
-                layer._parameters[name] = _distributed(parameter, mesh, placements.get(parameter))
-    group = mesh.get_group("tensor_parallel")
+                layer._parameters[name] = lay_out(parameter, cuts.get(parameter))
     for layer in list(net.modules()):
         if type(layer).forward is not nn.Module.forward:
             kind = layer.__dict__.pop("_kind", _Held)
@@ -92,24 +114,21 @@ def shard(module: pl.LightningModule) -> None:
             layer.__dict__["_group"] = group
 
 
-def _placements(net: nn.Module, size: int) -> dict[nn.Parameter, Any]:
-    """How the parameters are laid out that are shared out among `size` devices; their layers are told what they do."""
-    from torch.distributed.tensor import Shard
-    from torch.distributed.tensor.placement_types import _StridedShard
+def _cuts(net: nn.Module, size: int) -> dict[nn.Parameter, _Cut]:
+    """The parameters that are shared out among `size` devices; their layers are told what they do."""
+    found: dict[nn.Parameter, _Cut] = {}
 
-    found: dict[nn.Parameter, Any] = {}
-
-    def columns(layer: Any, parts: int = 1, kind: type[_Held] = _Columns) -> None:
-        """The outputs are shared out, in each of the `parts` (q, k, v) that stand above one another in the weight."""
-        if layer.out_features % (parts * size):
-            raise ConfigError(f"strategy=tp: {layer.out_features // parts} channels do not divide among {size} devices")
+    def columns(layer: Any, tensors: int = 1, kind: type[_Held] = _Columns) -> None:
+        """The outputs are shared out."""
+        if (channels := layer.out_features // tensors) % size:
+            raise ConfigError(f"strategy=tp: {channels} channels do not divide among strategy.tensor={size} devices")
         for parameter in layer.parameters():
-            found[parameter] = Shard(0) if parts == 1 else _StridedShard(0, split_factor=parts)
+            found[parameter] = _Cut(0, tensors)
         layer.__dict__["_kind"] = kind
 
     def rows(layer: Any) -> None:
         """The inputs are shared out, and the outputs summed up."""
-        found[layer.weight] = Shard(1)
+        found[layer.weight] = _Cut(1)
         layer.__dict__["_kind"] = _Rows
 
     def heads(layer: Any) -> None:
@@ -145,13 +164,25 @@ def _placements(net: nn.Module, size: int) -> dict[nn.Parameter, Any]:
     return found
 
 
-def _distributed(parameter: nn.Parameter, mesh: Any, placement: Any) -> nn.Parameter:
+def _distributed(parameter: nn.Parameter, cut: _Cut | None, mesh: Any) -> nn.Parameter:
     """A parameter that every rank has whole, as a DTensor on [data_parallel, tensor_parallel]."""
-    from torch.distributed.tensor import Replicate, distribute_tensor
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+    from torch.distributed.tensor.placement_types import _StridedShard
 
-    laid_out = [Replicate(), placement or Replicate()]
-    shared = distribute_tensor(parameter.detach(), mesh, laid_out, src_data_rank=None)
+    inside: Any = Replicate()
+    if cut is not None:
+        inside = Shard(cut.dim) if cut.tensors == 1 else _StridedShard(cut.dim, split_factor=cut.tensors)
+    shared = distribute_tensor(parameter.detach(), mesh, [Replicate(), inside], src_data_rank=None)
     return nn.Parameter(shared, requires_grad=parameter.requires_grad)
+
+
+def _first(parameter: nn.Parameter, cut: _Cut | None, size: int) -> nn.Parameter:
+    """The part of a parameter that the first of `size` devices has."""
+    if cut is None:
+        return parameter
+    tensors = parameter.detach().chunk(cut.tensors, cut.dim)
+    own = torch.cat([tensor.chunk(size, cut.dim)[0] for tensor in tensors], cut.dim)
+    return nn.Parameter(own, requires_grad=parameter.requires_grad)
 
 
 # -- what layers do differently
@@ -172,7 +203,7 @@ def _run() -> Iterator[None]:
 class _Held(nn.Module):
     """In front of a layer's own class: while it runs, its parameters are this rank's parts, plain tensors."""
 
-    _group: Any
+    _group: Group
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         own: Any = super()
@@ -204,7 +235,7 @@ class _Gathered(_Columns):
     """The same, whose outputs are then put together."""
 
     def forward(self, x: Tensor) -> Tensor:
-        whole: Tensor = _Whole.apply(super().forward(x), self._group)
+        whole: Tensor = Joined.apply(super().forward(x), self._group, -1)
         return whole
 
 
@@ -222,47 +253,26 @@ def _held(own: type[nn.Module], kind: type[_Held]) -> type[nn.Module]:
     return type(own.__name__, (kind, own), {"__doc__": own.__doc__})
 
 
-def _sum(x: Tensor, group: Any) -> Tensor:
-    total = x.contiguous().clone()
-    torch.distributed.all_reduce(total, group=group)
-    return total
-
-
 class _Copied(torch.autograd.Function):
     """The same tensor on every rank, each of which does something else with it: gradients are summed up."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
+    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
         ctx.group = group
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _sum(grad, ctx.group), None
+        return ctx.group.sum(grad), None
 
 
 class _Summed(torch.autograd.Function):
     """The sum over ranks, with which all of them go on alike: each has the whole gradient already."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
-        return _sum(x, group)
+    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+        return group.sum(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad, None
-
-
-class _Whole(torch.autograd.Function):
-    """The parts of all ranks along the last axis, with which all of them go on alike."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
-        ctx.group, ctx.width = group, x.shape[-1]
-        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(group.size())]
-        torch.distributed.all_gather(parts, x.contiguous(), group=group)
-        return torch.cat(parts, dim=-1)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad.narrow(-1, ctx.group.rank() * ctx.width, ctx.width), None

@@ -10,6 +10,10 @@ much (Patarasu & Yuan 2009). With P weights, of which H are matrices that are ga
 | `ddp`    | 2 (n - 1) / n 4 P                                                                                  |
 | `fsdp2`  | (n - 1) / n (2 (2 H + 4 I) + 4 L + 4 P): two gathers of blocks, one of the rest, one reduce-scatter |
 | `hsdp`   | the same among the s devices of a replica, and 2 (r - 1) / r 4 P / s between r replicas            |
+| `tp`     | 2 (r - 1) / r 4 P' between r groups, P' the weights that a device of a group has                   |
+
+What devices of a group send one another, `tp`'s or those of `strategy.context`, depends on the network and the batch;
+it is counted (`together.Imagined`).
 """
 
 from __future__ import annotations
@@ -49,12 +53,14 @@ class Traffic:
     Attributes:
         ring: in the ring of all that share out weights or, under `ddp`, gradients.
         size: devices of that ring.
-        copied: to those of other replicas that have the same share.
+        copied: to those of other replicas, or groups, that have the same share.
+        grouped: to those that compute one batch together, of its node.
     """
 
     ring: float
     size: int
     copied: float = 0.0
+    grouped: float = 0.0
 
     def seconds(self, links: Links, reached: float = 1.0) -> float:
         """How long it takes if nothing is computed meanwhile. A ring through several nodes is as fast as all cards of a
@@ -64,7 +70,7 @@ class Traffic:
             reached: share of the links' speed.
         """
         speed = links.inside if self.size <= NODE else min(links.inside, NODE * links.outside)
-        return (self.ring / speed + self.copied / links.outside) / reached
+        return (self.ring / speed + self.copied / links.outside + self.grouped / links.inside) / reached
 
 
 def traffic(net: nn.Module, devices: int, shards: int, half: bool = True) -> Traffic:
@@ -86,3 +92,14 @@ def traffic(net: nn.Module, devices: int, shards: int, half: bool = True) -> Tra
     gathered = 2 * (FLOAT * blocks - saved) + FLOAT * (total - blocks)
     ring = (shards - 1) / shards * (gathered + FLOAT * trained)
     return Traffic(ring, shards, 2 * (replicas - 1) / replicas * FLOAT * trained / shards)
+
+
+def averaged(part: nn.Module, groups: int) -> Traffic:
+    """The traffic between groups of tensor parallelism, which average their gradients.
+
+    Args:
+        part: what a device of a group has of the network (`memory.of_one_device`).
+        groups: how many there are, each in a node of its own.
+    """
+    trained = sum(p.numel() for p in part.parameters() if p.requires_grad)
+    return Traffic(0.0, 1, 2 * (groups - 1) / groups * FLOAT * trained)

@@ -16,12 +16,13 @@ from torch import Tensor
 from neural_rdm.core.arguments import Count, checked
 from neural_rdm.core.errors import ConfigError, first_line
 from neural_rdm.core.peaks import peak_tflops
+from neural_rdm.core.ranks import parts
 from neural_rdm.core.records import StepRecords
 from neural_rdm.training import parallel
 from neural_rdm.training.callbacks.steps import Order, StepCallback
 from neural_rdm.training.held import data_of
-from neural_rdm.training.memory import Memory, check_room, memory, room
-from neural_rdm.training.recompute import recompute
+from neural_rdm.training.memory import Memory, check_room, memory, of_one_device, room
+from neural_rdm.training.together import Imagined
 
 
 class CSVLogger(Logger):
@@ -210,23 +211,25 @@ class Throughput(pl.Callback):
         """See `memory.check_room`; nothing is counted where so few products cannot fill the memory."""
         from neural_rdm.backbones.counting import held_by_batch
 
-        batch = data_of(trainer).batch_size // (trainer.world_size * trainer.accumulate_grad_batches)
-        has = room(trainer.strategy.root_device)
+        strategy, (shared, _) = trainer.strategy, parts(trainer)
+        batch = data_of(trainer).batch_size // (shared * trainer.accumulate_grad_batches)
+        has = room(strategy.root_device)
         if batch * flops < has:
             return ""
         tokens, half = getattr(module.text, "max_length", None), str(trainer.precision) != "32-true"
-        recompute(module.net, module.activation_checkpointing)  # not yet, if Lightning has not come to it
+        groups = Imagined(parallel.copies(trainer)), Imagined(getattr(strategy, "context", 1))
         try:
-            found = held_by_batch(module.net, tokens, half, backward=False)
+            net = of_one_device(module.net, module.activation_checkpointing, *groups)
+            found = held_by_batch(net, tokens, half, backward=False)
+        except ConfigError:
+            return ""  # a network that cannot be shared out: each rank finds out when it comes to it
         except Exception as error:  # as where FLOPs are counted
             print(f"memory is not counted: {first_line(error)}", flush=True)
             return ""
-        strategy = trainer.strategy
-        shards = getattr(strategy, "shards", 1)
 
         def needed(samples: int) -> Memory:
             true = str(trainer.precision) == "bf16-true"
-            return memory(module.net, module.optimizer, 1, found(samples), shards, half, true)
+            return memory(net, module.optimizer, 1, found(samples), getattr(strategy, "shards", 1), half, true)
 
         try:
             return check_room(needed, batch, has)
