@@ -261,9 +261,14 @@ def _rows(
         row["most"] = f"{planned.most / GIB:.2f}"
         if room is not None:
             row[f"fits {room:g} GiB"] = "yes" if planned.most <= room * GIB else "no"
-            row["samples that fit"] = bisect_right(range(1, MOST), room * GIB, key=lambda n, of=of: of(n).most)
+            row["samples that fit"] = _most(of, room * GIB)
         rows.append(row)
     return rows
+
+
+def _most(of: Callable[[int], Memory], room: float) -> int:
+    """How many samples take at most so many bytes."""
+    return bisect_right(range(1, MOST), room, key=lambda samples: of(samples).most)
 
 
 if __name__ == "__main__":
