@@ -186,6 +186,9 @@ def test_a_shared_run_that_is_not_whole_is_refused(loaded: LoadedRun, tmp_path: 
     (tmp_path / "model.safetensors").write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
     with pytest.raises(UserError, match="its weights are not as they were written"):
         neural_rdm.load_run(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(content.replace(b'"sha256"', b'"sha25v"'))  # a bit of its name
+    with pytest.raises(UserError, match="its weights are not as they were written"):
+        neural_rdm.load_run(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match="cannot be read"):
         neural_rdm.load_run(tmp_path)

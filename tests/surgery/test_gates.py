@@ -15,6 +15,7 @@ from torch import nn
 
 from neural_rdm import DiT, gate, load_gates, merge_gates, save_gates
 from neural_rdm.core.errors import CheckpointError, ConfigError, WriteError
+from neural_rdm.core.weights import digest_of
 from neural_rdm.residual import Residual
 from tests import processes
 from tests.helpers import ROOT, is_gate
@@ -132,13 +133,12 @@ def test_a_pipeline_a_scale_that_is_no_number_and_a_broken_file_are_refused(tmp_
     with pytest.raises(CheckpointError, match="is damaged: its gates are not as they were written"):
         load_gates(plain, file)
     header["sha25v"] = header.pop("sha256")  # a flipped bit in the name would take the hash away
+    changed = "is no file of gates: its header was changed"
     save_file(load_file(file), file, metadata=header)
-    with pytest.raises(CheckpointError, match="its header has 'sha25v'"):
+    with pytest.raises(CheckpointError, match=changed):
         load_gates(plain, file)
-    del header["sha25v"]  # as in older files
     state = load_file(file)
     name = min(state)
-    changed = "is no file of gates: its header was changed"
     for head, gates, said in (
         ({k: v for k, v in header.items() if k != "fingerprint"}, state, changed),
         ({**header, "residual": "{"}, state, changed),
@@ -146,7 +146,7 @@ def test_a_pipeline_a_scale_that_is_no_number_and_a_broken_file_are_refused(tmp_
         (header, {**state, name: torch.ones(1)}, "holds other gates than this network has"),
         (header, {**state, name: state[name] * torch.nan}, f"not finite, the first in {name}"),
     ):
-        save_file(gates, file, metadata=head)
+        save_file(gates, file, metadata={**head, "sha256": digest_of(gates)})
         with pytest.raises(CheckpointError, match=said):
             load_gates(plain, file)
     assert torch.equal(run(plain, inputs), before)

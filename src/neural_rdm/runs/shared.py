@@ -102,7 +102,7 @@ def read_shared(folder: Path, config: DictConfig, weights: str) -> tuple[dict[st
         raise CheckpointError(f"{path} cannot be read: {first_line(error)}") from error
     if facts.get(KEY) != config_hash(config):
         raise CheckpointError(f"{path} does not belong to {folder / CONFIG}: restore both as they were written")
-    if facts.get("sha256", digest := digest_of(state)) != digest:  # older ones do not say it
+    if facts.get("sha256") != digest_of(state):
         raise CheckpointError(f"{path} is damaged: its weights are not as they were written; copy it again")
     try:
         held, step = facts["weights"], int(facts["global_step"])
