@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 #: what a row depends on: not on results, pages and tests that were committed meanwhile
-CODE = ("src", "configs", "benchmarks/*.py", "benchmarks/soak")
+CODE = ("src", "configs", ":(glob)benchmarks/*.py", "benchmarks/soak")
 
 
 def commit_of() -> str:

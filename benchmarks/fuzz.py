@@ -731,9 +731,10 @@ def fuzz(
             row |= {"cases": done, **{k: counts[k] for k in kinds(name)}, "cpu_s": round(cpu, 1)}
             row |= {k: round(v, 2 if k.endswith("_s") else 1) for k, v in sorted(most.items())} | {"faults": faults}
             keep(row)
-        rows.append(row if "faults" in row else before)
-        told = {k: v for k, v in rows[-1].items() if k != "faults"}
-        print(told, f"{time.monotonic() - started:.0f} s", flush=True)
+        if found := row if "faults" in row else before:
+            rows.append(found)
+            told = {k: v for k, v in found.items() if k != "faults"}
+            print(told, f"{time.monotonic() - started:.0f} s", flush=True)
     return rows
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.plan import plan
+from neural_rdm.training import memory
 
 SMALL = ["exp=digits_gated", "backbone.depth=2", "data.batch_size=64"]
 
@@ -44,6 +46,31 @@ def test_groups_have_more_samples_at_once_and_what_does_not_fit_is_left_out_with
     text = plan([*SMALL, "devices=128"])
     assert {(row["strategy"], row["samples"]) for row in rows(text)} == {("tp tensor=4", "2")}
     assert "left out: ddp, fsdp2, hsdp on 128 device(s): data.batch_size=64 is the global batch" in text
+
+
+@pytest.mark.parametrize(
+    ("devices", "shards"),
+    [
+        (["devices=16", "strategy.replicas=4"], 4),
+        (["devices=4", "strategy.replicas=2"], 2),
+        (["trainer.devices=4", "trainer.num_nodes=4"], 4),  # a replica a node
+        (["devices=16"], 8),
+    ],
+)
+def test_hsdp_is_planned_with_its_own_replicas(
+    devices: list[str], shards: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = memory.memory
+    seen = []
+
+    def told(net: Any, optimizer: Any, averages: int, held: Any, shards: int = 1, *rest: Any) -> Any:
+        seen.append(shards)
+        return planned(net, optimizer, averages, held, shards, *rest)
+
+    monkeypatch.setattr(memory, "memory", told)
+    found = list(rows(plan([*SMALL, "strategy=hsdp", *devices])))
+    assert [row["strategy"] for row in found if "*" in row["checkpointing"]] == ["hsdp"]
+    assert seen[[row["strategy"] for row in found].index("hsdp")] == shards
 
 
 def test_what_fits_is_where_memory_ends() -> None:

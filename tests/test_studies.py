@@ -156,6 +156,7 @@ def test_the_words_are_those_of_the_numbers() -> None:
     assert compare.told([]) == "Nothing can be said yet: fewer than two seeds."
     assert compare.signed([0.1, 0.11, 0.12]) == "above 0"
     assert compare.signed([-0.1, 0.1, 0.12]) == "not settled"
+    assert compare.signed([0.1, 0.101]) == "not settled"  # as in a table, two say nothing
     assert compare.slope([1.0, 2.0, 3.0], [2.0, 1.5, 1.0]) == pytest.approx(-0.5)
 
 
@@ -274,6 +275,8 @@ def test_rules_are_told_over_all_optimizers_and_targets() -> None:
         for rule, worse in (("resnet", 1.0), ("gated", 1.5 if o == "Muon" else 1.1))
         for seed in range(2)
     ]
+    half_done = {"optimizer": "AdamW", "target": "v", "seed": 2}
+    best += [half_done | {"rule": rule, "val_loss": 1.0} for rule in ("resnet", "gated")]
     found = _over_all(best)
     assert found["resnet"] == {0: 1.0, 1: 1.0}
     assert found["gated"] == pytest.approx({0: 1.3, 1: 1.3})

@@ -126,10 +126,8 @@ def soak(rows: Sequence[dict[str, str]]) -> str:
     faults = [row for row in rows if row["outcome"] not in KEPT]
     known = explained()
     ours = [row for row in faults if known.get((int(row["seed"]), int(row["trial"]))) == "ours"]
-    fixed = [row for row in bad_of_last(rows) if known.get((int(row["seed"]), int(row["trial"]))) == "ours"]
-    commits = list(dict.fromkeys(row["commit"] for row in rows))
-    last = [row for row in rows if row["commit"] == commits[-1]]
-    bad = [row for row in last if row in faults]
+    last, bad = [row for row in rows if row["commit"] == rows[-1]["commit"]], bad_of_last(rows)
+    fixed = [row for row in bad if known.get((int(row["seed"]), int(row["trial"]))) == "ours"]
     commands = [
         {"command": name, "trials": count, "faults": sum(row["command"] == name for row in faults) or ""}
         for name, count in sorted(Counter(row["command"] for row in rows).items())

@@ -110,8 +110,10 @@ def slope(x: list[float], y: list[float]) -> float:
 
 
 def signed(values: list[float], more: str = "above 0", less: str = "below 0") -> str:
-    """`above 0`, `below 0` or `not settled`: whether the interval of a mean has 0 in it."""
+    """`above 0`, `below 0` or `not settled`: whether the interval of a mean has 0 in it. Two values rest on their
+    normality alone, and settle nothing (see `compare`).
+    """
     found = interval(values)
-    if found is None or not found.half > 0 or found.low <= 0 <= found.high:
+    if found is None or found.n < 3 or not found.half > 0 or found.low <= 0 <= found.high:
         return "not settled"
     return more if found.low > 0 else less

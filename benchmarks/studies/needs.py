@@ -41,9 +41,9 @@ def count(asked: str) -> dict[str, Any]:
     for name in ASKED[asked]:
         cfg = compose_config("train", [f"exp={name}"]).cfg
         node = cfg.get("sweep")
-        jobs = crossed(study(OmegaConf.to_container(node)), [], [], lambda _: []) if node else [[]] * PLAIN[asked]
+        jobs = crossed(study(node), [], [], lambda _: []) if node else [[]] * PLAIN[asked]
         depths = Counter(int(_value(job, "backbone.depth") or cfg.backbone.depth) for job in jobs)
-        samples = int(cfg.data.batch_size) * int(cfg.trainer.devices) * int(cfg.trainer.max_steps)
+        samples = int(cfg.data.batch_size) * int(cfg.trainer.max_steps)  # a batch is that of all devices
         for depth, same in depths.items():
             runs += SEEDS * same
             flops += SEEDS * same * 3 * samples * forward(name, depth)

@@ -36,8 +36,9 @@ devices=N (or a list: 8,64) is the number of devices in all, trainer.devices * t
 says what fits a device of so much memory. All other arguments are those of neural_rdm.train. A table has a row for each
 way to share out the network (strategy) and to compute twice (trainer.activation_checkpointing); the choice of the
 configuration is marked with *. Rows of tp are of groups of strategy.tensor devices, by default as many of a node as
-divide the heads; with strategy.context=N those of ddp, fsdp2 and hsdp are of groups of N. samples are those that a
-device has at once, with the rest of its group. trainer.precision=auto is planned as on a GPU, bf16-mixed.
+divide the heads; with strategy.context=N those of ddp, fsdp2 and hsdp are of groups of N. hsdp keeps strategy.replicas
+copies of the network, by default one a node. samples are those that a device has at once, with the rest of its group.
+trainer.precision=auto is planned as on a GPU, bf16-mixed.
 
 The numbers are of a step's tensors, counted by running the network on tensors without memory. What a GPU's libraries
 and its allocator take for themselves comes on top (one to a few GiB), and so do a first stage and a text encoder.
@@ -161,16 +162,29 @@ def _ways(cfg: Any, net: Backbone, devices: int) -> Iterator[Way]:
     context = cfg.strategy.get("context", 1)
     yield Way("ddp", context=context)
     yield Way("fsdp2", devices, context=context)
-    if devices > NODE:
-        yield Way("hsdp", NODE, context=context)
+    replicas = _replicas(cfg, devices)
+    if devices > NODE or replicas > 1:
+        yield Way("hsdp", devices // replicas, context=context)
     tensor = cfg.strategy.get("tensor") or gcd(devices, NODE, getattr(net, "num_heads", 0))
     if tensor > 1:
         yield Way("tp", tensor=tensor)
 
 
+def _replicas(cfg: Any, devices: int) -> int:
+    """Copies of the network that hsdp keeps on so many devices: as configured, or one for each node."""
+    trainer, asked = cfg.trainer, cfg.strategy.get("replicas")
+    nodes = trainer.num_nodes if devices == trainer.devices * trainer.num_nodes else _nodes(devices)
+    return int(asked or nodes)
+
+
+def _nodes(devices: int) -> int:
+    """The whole nodes that so many devices fill; one where they fill none."""
+    return devices // NODE if devices % NODE == 0 else 1
+
+
 def _spread(trainer: DictConfig, devices: int) -> None:
     """So many devices, over whole nodes where they fill some."""
-    trainer.num_nodes = devices // NODE if devices % NODE == 0 else 1
+    trainer.num_nodes = _nodes(devices)
     trainer.devices = devices // trainer.num_nodes
 
 
@@ -185,6 +199,8 @@ def _check(composed: Composed, way: Way, devices: int) -> None:
     _spread(cfg.trainer, devices)
     cfg.trainer.compile = False
     cfg.strategy = {"_target_": f"{ROOM}{way.strategy}", way.key: way.group}
+    if way.strategy == "hsdp":
+        cfg.strategy.replicas = _replicas(composed.cfg, devices)
     check_strategy(cfg, composed.sources)
 
 

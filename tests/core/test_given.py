@@ -14,15 +14,17 @@ import torch
 
 from neural_rdm import DiT, load_gates
 from neural_rdm.config.provenance import FILE, read_provenance
+from neural_rdm.config.resume import find_run
 from neural_rdm.core.errors import CheckpointError, DataError
 from neural_rdm.core.files import load_tensors
-from neural_rdm.core.given import read_given, read_json, regular
+from neural_rdm.core.given import blown_up, read_given, read_json, regular
 from neural_rdm.core.records import read_rows
 from neural_rdm.core.weights import read_weights
 from neural_rdm.latents.shards import Shard
 from neural_rdm.reports.pages.render import picture
 from neural_rdm.reports.runs import progress, read_mapping
 from neural_rdm.reports.tiles import read_tiles
+from neural_rdm.runs.load import read_config
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes in folders")
@@ -65,6 +67,14 @@ def test_a_run_folder_of_pipes_is_one_that_says_nothing(tmp_path: Path) -> None:
         read_tiles(tmp_path / "samples.png")
 
 
+def test_a_configuration_that_grows_as_it_is_read_is_refused(tmp_path: Path) -> None:
+    aliases = ", ".join(["*a"] * 3)
+    (tmp_path / "config.yaml").write_text(f"optimizer: &a {{x: 1}}\ntrainer: [{aliases}]\n")
+    for read in (read_config, lambda folder: find_run(str(folder))):
+        with pytest.raises(CheckpointError, match=r"config\.yaml cannot be read: it refers to parts of itself \(\*a\)"):
+            read(tmp_path)
+
+
 def test_a_configuration_that_is_nested_too_deeply_says_nothing(tmp_path: Path) -> None:
     for name in ("config.yaml", "finished.json"):
         (tmp_path / name).write_text("[" * 20_000 + "]" * 20_000)
@@ -81,6 +91,13 @@ def test_weights_are_no_pipe(tmp_path: Path, name: str) -> None:
             read(tmp_path / name)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes in folders")
+def test_a_checkpoint_that_is_looked_through_is_no_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "step=000000004.ckpt")
+    with pytest.raises(CheckpointError, match="no file"):
+        load_tensors(tmp_path / "step=000000004.ckpt", verify=True)
+
+
 @pytest.mark.parametrize("read", [load_tensors, read_weights])
 def test_a_checkpoint_that_would_fill_the_memory_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[Path], Any]
@@ -95,3 +112,14 @@ def test_a_checkpoint_that_would_fill_the_memory_is_refused(
             bomb.writestr(name, good.read(name))
     with pytest.raises(CheckpointError, match="would unpack to"):
         read(tmp_path / "bomb.pt")
+
+
+def test_many_small_members_that_would_fill_the_memory_together_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("neural_rdm.core.given.MOST_UNPACKED", 1 << 20)
+    with zipfile.ZipFile(tmp_path / "many.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(9):
+            archive.writestr(f"data/{number}", bytes(1 << 17))
+    assert blown_up(tmp_path / "many.pt") == "9 of its members would unpack to 0.0 GiB"
+    assert blown_up(tmp_path / "many.pt", leave_out="data/0") is None  # exactly as much as there may be

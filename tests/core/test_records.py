@@ -188,6 +188,22 @@ def test_the_last_step_is_read_from_the_end(tmp_path: Path, count: int) -> None:
     assert last_step(path) == 99999
 
 
+def test_the_last_step_is_found_in_rows_of_any_length(tmp_path: Path) -> None:
+    path, names = tmp_path / "metrics.csv", [f"unit {i}" for i in range(15_000)]
+    StepRecords(path).append([{"step": step} | dict.fromkeys(names, 0.125 + step) for step in range(3)])
+    assert path.stat().st_size > 3 * (1 << 16)
+    assert last_step(path) == 2
+
+
+def test_a_step_of_thousands_of_digits_is_a_damaged_row(tmp_path: Path) -> None:
+    path, long = tmp_path / "metrics.csv", "9" * 5000
+    path.write_text(f"step,loss\n1,0.5\n{long},0.25\n{long},0.")
+    assert last_step(path) == 1
+    assert read_rows(path) == [{"step": "1", "loss": "0.5"}]
+    truncate(path, 1)
+    assert path.read_text() == "step,loss\n1,0.5\n"
+
+
 def test_the_last_step_of_a_file_of_nothing_is_none(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     for text in ("", "step,loss", "step,loss\n"):

@@ -187,3 +187,6 @@ def test_an_archive_that_would_fill_the_memory_is_refused(tmp_path):
     assert path.stat().st_size < 1 << 20
     with pytest.raises(DataError, match=r"sigma\.npy would unpack to 0\.3 GiB"):
         read_reference(path, INCEPTION)
+    path.rename(tmp_path / "bomb.pt")
+    with pytest.raises(DataError, match=r"sigma\.npy would unpack to 0\.3 GiB"):
+        read_reference(tmp_path / "bomb.pt", INCEPTION)

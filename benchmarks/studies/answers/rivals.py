@@ -85,13 +85,19 @@ is chosen by the runs that are then compared, which flatters every rule alike.
 
 
 def _over_all(best: list[Row]) -> dict[str, Seeds]:
-    """Each rule's loss over plain addition's under the same optimizer, target and seed: its mean by seed."""
+    """Each rule's loss over plain addition's under the same optimizer, target and seed: its mean by seed, of seeds that
+    are done under all of them.
+    """
     losses = {(r["optimizer"], r["target"], r["rule"], r["seed"]): _number(r["val_loss"]) for r in best}
     ratios: dict[str, dict[int, list[float]]] = {}
     for (optimizer, target, rule, seed), loss in losses.items():
         if (base := losses.get((optimizer, target, "resnet", seed))) is not None:
             ratios.setdefault(rule, {}).setdefault(seed, []).append(loss / base)
-    return {rule: {seed: float(np.mean(each)) for seed, each in seeds.items()} for rule, seeds in ratios.items()}
+    every = len({(optimizer, target) for optimizer, target, _, _ in losses})
+    return {
+        rule: {seed: float(np.mean(each)) for seed, each in seeds.items() if len(each) == every}
+        for rule, seeds in ratios.items()
+    }
 
 
 def _number(value: float | None) -> float:

@@ -16,7 +16,7 @@ from neural_rdm.config.trust import check_file
 from neural_rdm.core.arguments import nearest
 from neural_rdm.core.errors import CheckpointError, ConfigError, first_line
 from neural_rdm.core.extras import typed
-from neural_rdm.core.given import read_json
+from neural_rdm.core.given import read_json, read_yaml
 
 #: keys that may change on resume, because the trajectory does not depend on them (noise and data order are keyed by the
 #: position in the run, not by rank or worker)
@@ -91,7 +91,7 @@ def find_run(value: str, root: Path = Path("outputs/train")) -> Run:
         if not value or not folder.is_dir():
             hint = nearest(value.rstrip("/"), map(str, runs)) or (f" The newest run is {runs[-1]}." if runs else "")
             raise ConfigError(f"resume={value}: no such run folder ({folder.resolve() if value else 'empty'}).{hint}")
-    config, finished = _read(folder / "config.yaml", OmegaConf.load), _read(folder / "finished.json", read_json)
+    config, finished = _read(folder / "config.yaml", _configuration), _read(folder / "finished.json", read_json)
     if config is None:
         others = sorted(p.name for p in folder.iterdir() if not p.name.startswith(".") and p.name != FILE)
         if others:
@@ -111,6 +111,10 @@ def _read(path: Path, load: Callable[[Path], Any]) -> Any:
         return load(path) if path.is_file() else None
     except Exception as error:
         raise CheckpointError(f"resume: {path} cannot be read: {first_line(error)}") from error
+
+
+def _configuration(path: Path) -> Any:
+    return OmegaConf.create(read_yaml(path))
 
 
 def merge(run: Run, composed: DictConfig, overrides: list[Override]) -> DictConfig:

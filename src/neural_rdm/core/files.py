@@ -294,13 +294,13 @@ def load_tensors(path: str | Path, verify: bool = False, leave_out: Collection[s
             sharded.check(Path(path))
         return sharded.load(Path(path), leave_out=leave_out)
     try:
+        if said := blown_up(path):
+            raise CheckpointError(f"cannot read {path}: {said}")
         if verify:
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()
             if damaged is not None:
                 raise CheckpointError(f"{path} is damaged (record {damaged}).")
-        if said := blown_up(path):
-            raise CheckpointError(f"cannot read {path}: {said}")
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except CheckpointError:
         raise

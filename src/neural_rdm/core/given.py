@@ -12,7 +12,9 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-#: bytes that a member of an archive may have, whatever it unpacks from, and how many times its packed size a larger one
+import yaml
+
+#: bytes that members of an archive may have which are more than so many times their packed size, all of them together
 MOST_UNPACKED, BLOWN_UP = 1 << 28, 20
 #: bytes of a configuration, or of facts about a run, that are read
 MOST_TEXT = 1 << 28
@@ -53,6 +55,21 @@ def read_json(path: str | Path) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
+def read_yaml(path: str | Path) -> str:
+    """The text of a YAML file that anybody may have made, and that says everything itself: a few lines that refer to
+    one another stand for more values than any memory has.
+
+    Raises:
+        OSError, ValueError: as `read_given`; or it has an alias.
+        yaml.YAMLError: it is no YAML.
+    """
+    text = read_given(path)
+    for event in yaml.parse(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"it refers to parts of itself (*{event.anchor}), which no run writes")
+    return text
+
+
 def blown_up(path: str | Path, leave_out: str = "") -> str | None:
     """What is wrong with an archive that would fill the memory, in words; None for any other file. What torch writes is
     not packed at all.
@@ -67,7 +84,10 @@ def blown_up(path: str | Path, leave_out: str = "") -> str | None:
     if not zipfile.is_zipfile(regular(path)):
         return None
     with zipfile.ZipFile(path) as archive:
-        for member in archive.infolist():
-            if member.filename != leave_out and member.file_size > max(MOST_UNPACKED, BLOWN_UP * member.compress_size):
-                return f"{member.filename} would unpack to {member.file_size / 2**30:.1f} GiB"
-    return None
+        read = [member for member in archive.infolist() if member.filename != leave_out]
+    blown = [member for member in read if member.file_size > BLOWN_UP * member.compress_size]
+    size = sum(member.file_size for member in blown)
+    if size <= MOST_UNPACKED:
+        return None
+    which = blown[0].filename if len(blown) == 1 else f"{len(blown)} of its members"
+    return f"{which} would unpack to {size / 2**30:.1f} GiB"

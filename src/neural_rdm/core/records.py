@@ -21,6 +21,7 @@ from neural_rdm.core.given import regular
 log = logging.getLogger(__name__)
 
 _TAIL = 1 << 16  # bytes: many rows
+_DIGITS = 18  # that a step has at most
 
 
 class StepRecords:
@@ -91,13 +92,16 @@ def last_step(path: Path) -> int | None:
         OSError: it cannot be read.
     """
     with open(regular(path), "rb") as file:
-        header = file.readline()
-        begins = max(len(header), path.stat().st_size - _TAIL)
-        file.seek(begins)
-        end = file.read()
-    if begins > len(header):
-        end = end.partition(b"\n")[2]  # without the row that it begins in
-    return max((int(row["step"]) for row in _parsed(header + end).rows), default=None)
+        header, size, tail = file.readline(), path.stat().st_size, _TAIL
+        while True:
+            file.seek(begins := max(len(header), size - tail))
+            end = file.read(size - begins)
+            if begins > len(header):
+                end = end.partition(b"\n")[2]  # without the row that it begins in
+            step = max((int(row["step"]) for row in _parsed(header + end).rows), default=None)
+            if step is not None or begins <= len(header):
+                return step
+            tail *= 8  # rows are longer than that, or damaged
 
 
 def truncate(path: Path, step: int) -> None:
@@ -111,7 +115,7 @@ def truncate(path: Path, step: int) -> None:
         return
     content = _parsed(path.read_bytes())
     begins, comma, _ = content.cut.partition(b",")
-    if comma and not (begins.isdigit() and int(begins) > step):  # of a later step it is written again
+    if comma and not (_is_step(begins) and int(begins) > step):  # of a later step it is written again
         content.bad.append(content.cut)
     _keep_unreadable(path, content)
     kept = [row for row in content.rows if int(row["step"]) <= step]
@@ -157,7 +161,7 @@ def _parsed(content: bytes) -> _Content:
         columns = ["step", *columns[1:]] if len(set(columns[1:]) | {"step"}) == len(columns) else []
     wrong = {
         i for i, (_, cells) in enumerate(parsed)
-        if cells is None or len(cells) != len(columns) or not (cells[0].isascii() and cells[0].isdigit())
+        if cells is None or len(cells) != len(columns) or not _is_step(cells[0].encode())
     }  # fmt: skip
     right = [i for i in range(len(parsed)) if i not in wrong]
     steps = {i: int(parsed[i][1][0]) for i in right}  # type: ignore[index]
@@ -168,6 +172,10 @@ def _parsed(content: bytes) -> _Content:
     if odd and not rows:
         columns = []  # those of a first line under which nothing can be read
     return _Content(columns, rows, [parsed[i][0] for i in sorted(wrong)], cut, odd)
+
+
+def _is_step(cell: bytes) -> bool:
+    return cell.isdigit() and len(cell) <= _DIGITS
 
 
 def _cells(line: bytes, errors: str = "strict") -> list[str] | None:

@@ -24,6 +24,7 @@ from neural_rdm.config.trust import trust as believe
 from neural_rdm.core.errors import CheckpointError, ConfigError, UserError, first_line
 from neural_rdm.core.extras import typed
 from neural_rdm.core.files import load_tensors
+from neural_rdm.core.given import read_yaml
 from neural_rdm.core.listing import natural_order
 from neural_rdm.runs import shared
 
@@ -65,7 +66,7 @@ def read_config(folder: Path) -> DictConfig:
         hint = f" There are runs in it: run={newest_of} is the last one." if below else ""
         raise CheckpointError(f"run={folder}: not a run folder, it holds no config.yaml.{hint}")
     try:
-        config = OmegaConf.load(path)
+        config = OmegaConf.create(read_yaml(path))
     except Exception as error:
         raise CheckpointError(f"run={folder}: {path} cannot be read: {first_line(error)}") from error
     if not isinstance(config, DictConfig):
