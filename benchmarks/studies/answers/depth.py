@@ -70,6 +70,8 @@ has the first.
         f"does not hold: grows towards the input in {grows} of {cases} cases"
         if grows > decays
         else f"holds in {decays} of {cases} cases"
+        if decays
+        else "not seen"
     )
     return Answer(
         "Does sensitivity decay with depth? (Sec. 2.3, Fig. 5)",
@@ -169,12 +171,12 @@ def fig7(pictures: Path) -> Answer | None:
     )
     if ("equal FLOPs", "gated") in slopes:
         word = signed(list(slopes["equal FLOPs", "gated"].values()), "worse", "better")
-        verdict += "; at equal FLOPs deeper is " + (word if word != "not settled" else "not settled")
+        verdict += "; at equal FLOPs " + (f"deeper is {word}" if word != "not settled" else word)
     return Answer(
         "Is deeper better? (Fig. 7)",
         "quality grows with the number of residual units (Sec. 3.6, Fig. 7)",
         verdict,
-        " ".join(sentences),
+        f"{' '.join(sentences)} ({len({row['seed'] for row in equal})} seeds.)",
         body,
         f"Latte at 14 to 56 blocks, `exp=paper/fig7_depth`: {needs.told('fig7')}",
         "python -m benchmarks.studies fig7",
