@@ -674,6 +674,11 @@ def batch(name: str, seed: int, numbers: range, pipe: Any) -> None:
         pipe.send(("most", MOST, ""))
 
 
+def placeless(detail: str) -> str:
+    """A detail of a fault without where this machine has its packages and this checkout."""
+    return re.sub(r"/[^\"\s]*?/(?:site-packages/|(?=(?:src|benchmarks|tests)/))", "", detail)
+
+
 def fuzz(
     cases: int = 10_000,
     minutes: float = 60,
@@ -716,7 +721,7 @@ def fuzz(
                     last = number
                     counts[outcome] += 1
                     if detail:
-                        faults.append({"case": number, "what": outcome, "detail": detail})
+                        faults.append({"case": number, "what": outcome, "detail": placeless(detail)})
                         print(f"{name} {number}: {outcome}: {detail}", flush=True)
             except EOFError:
                 process.join()

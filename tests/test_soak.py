@@ -134,6 +134,16 @@ def test_damaged_inputs_are_read_or_refused(cases: int) -> None:
     assert sum(row["cases"] for row in found) > cases / 2
 
 
+def test_a_fault_is_told_without_places_of_the_machine() -> None:
+    told = (
+        'sweep=3.5: File "/home/me/lib/site-packages/omegaconf/a.py" | File "/a/b/src/neural_rdm/c.py"'
+    )
+    kept = 'sweep=3.5: File "omegaconf/a.py" | File "src/neural_rdm/c.py"'
+    assert fuzz.placeless(told) == kept
+    assert fuzz.placeless("dit: x=/dev/zero y=1") == "dit: x=/dev/zero y=1"
+    assert "site-packages" not in fuzz.RESULT.read_text(encoding="utf-8")
+
+
 def test_the_fuzz_sees_what_is_wrong_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(place: Path) -> fuzz.Case:
         def case(draw: random.Random) -> str:
