@@ -169,6 +169,9 @@ def fig7(pictures: Path) -> Answer | None:
     verdict = {"deeper is better": "holds at equal steps", "deeper is worse": "does not hold at equal steps"}.get(
         steps_word, "not seen at equal steps"
     )
+    plain = signed(list(slopes["equal steps", "resnet"].values()), "deeper is worse", "deeper is better")
+    if plain == steps_word != "not settled":
+        verdict += ", for plain addition too"
     if ("equal FLOPs", "gated") in slopes:
         word = signed(list(slopes["equal FLOPs", "gated"].values()), "worse", "better")
         verdict += "; at equal FLOPs " + (f"deeper is {word}" if word != "not settled" else word)
