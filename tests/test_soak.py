@@ -135,9 +135,7 @@ def test_damaged_inputs_are_read_or_refused(cases: int) -> None:
 
 
 def test_a_fault_is_told_without_places_of_the_machine() -> None:
-    told = (
-        'sweep=3.5: File "/home/me/lib/site-packages/omegaconf/a.py" | File "/a/b/src/neural_rdm/c.py"'
-    )
+    told = 'sweep=3.5: File "/home/me/lib/site-packages/omegaconf/a.py" | File "/a/b/src/neural_rdm/c.py"'
     kept = 'sweep=3.5: File "omegaconf/a.py" | File "src/neural_rdm/c.py"'
     assert fuzz.placeless(told) == kept
     assert fuzz.placeless("dit: x=/dev/zero y=1") == "dit: x=/dev/zero y=1"

@@ -230,6 +230,7 @@ def _needed(cfg: Any, net: Backbone, tokens: int | None, half: bool) -> Callable
     true, ema = cfg.trainer.precision == "bf16-true", (cfg.callbacks or {}).get("ema")
     averages = 0 if ema is None else 1 + len(ema.get("further") or ())
     optimizer = build.build(cfg.optimizer, "optimizer")
+    reshards = cfg.strategy.get("reshard_after_forward", True)
 
     @cache
     def passes(how: Any, tensor: int, context: int) -> tuple[Backbone, Callable[[int], Held]]:
@@ -245,7 +246,7 @@ def _needed(cfg: Any, net: Backbone, tokens: int | None, half: bool) -> Callable
 
     def needed(how: Any, way: Way) -> Callable[[int], Memory]:
         part, held = passes(how, way.tensor, way.context)
-        return lambda samples: memory(part, optimizer, averages, held(samples), way.shards, half, true)
+        return lambda samples: memory(part, optimizer, averages, held(samples), way.shards, half, true, reshards)
 
     return needed
 

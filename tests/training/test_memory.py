@@ -108,6 +108,8 @@ def test_devices_share_what_is_shared_out() -> None:
     heavy = sum(p.numel() for p in net.blocks[0].parameters() if p.ndim > 1)  # its gates have one axis
     rest = count - 12 * heavy
     assert shared.gathered == 8 * rest + 12 * heavy
+    kept = memory(net, Optimizer(), 1, found, 8, reshards=False)  # the weights of all twelve, and one's gradients
+    assert kept.gathered == 8 * rest + 4 * (12 + 1) * heavy
     island = sum(layer.weight.numel() for layer in net.blocks[0].modules() if isinstance(layer, Float32Linear))
     half = memory(net, Optimizer(), 1, found, 8, half=True)
     assert half.gathered == 8 * rest + 6 * (heavy - island) + 12 * island

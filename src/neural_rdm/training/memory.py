@@ -90,6 +90,7 @@ def memory(
     shards: int = 1,
     half: bool = False,
     true: bool = False,
+    reshards: bool = True,
 ) -> Memory:
     """The memory of a training step.
 
@@ -101,6 +102,8 @@ def memory(
         half: under bf16-mixed, when matrices travel in 16 bits (`sharding.shard`). Then the activations are too many by
             2 bytes for each of them: their casts, which such a gather makes itself.
         true: under bf16-true, when matrices of blocks and their gradients are kept in 16 bits.
+        reshards: `strategy.reshard_after_forward`; without it the gathered weights of all blocks stay until their
+            backward pass.
     """
     sizes = {name: p.numel() for name, p in net.named_parameters()}
     buffers = sum(b.numel() * b.element_size() for b in net.buffers())
@@ -116,7 +119,7 @@ def memory(
         each = [sum((2 if p in light else FLOAT) * p.numel() for p in block) for block in blocks]
         rest = sum(sizes.values()) - sum(p.numel() for block in blocks for p in block)
         # the rest of all blocks with its gradients; the block that computes, the next on its way, the block's gradients
-        gathered = 2 * FLOAT * rest + 3 * max(each)
+        gathered = 2 * FLOAT * rest + max(each) + (2 * max(each) if reshards else sum(each))
     return Memory(
         weights=(FLOAT * sum(sizes.values()) - 2 * sum(p.numel() for p in saved)) // shards + buffers,
         gradients=gradients,

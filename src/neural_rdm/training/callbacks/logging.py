@@ -229,7 +229,8 @@ class Throughput(pl.Callback):
 
         def needed(samples: int) -> Memory:
             true = str(trainer.precision) == "bf16-true"
-            return memory(net, module.optimizer, 1, found(samples), getattr(strategy, "shards", 1), half, true)
+            shards, reshards = getattr(strategy, "shards", 1), getattr(strategy, "reshard_after_forward", True)
+            return memory(net, module.optimizer, 1, found(samples), shards, half, true, reshards)
 
         try:
             return check_room(needed, batch, has)
