@@ -5,15 +5,19 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-#: what a row depends on: not on results, pages and tests that were committed meanwhile
-CODE = ("src", "configs", ":(glob)benchmarks/*.py", "benchmarks/soak")
+#: what every row depends on: not on results, pages and tests that were committed meanwhile
+CODE = ("src", "configs", ":(glob)benchmarks/*.py")
 
 
-def commit_of() -> str:
-    """The commit that has changed the code last, with a mark where files of it are changed since."""
+def commit_of(*further: str) -> str:
+    """The commit that has changed the code last, with a mark where files of it are changed since.
+
+    Args:
+        further: files or folders of code, below that of the repository, that these rows depend on as well.
+    """
 
     def git(*arguments: str) -> subprocess.CompletedProcess[str]:
-        line = ["git", "-C", str(Path(__file__).parents[1]), *arguments, "--", *CODE]
+        line = ["git", "-C", str(Path(__file__).parents[1]), *arguments, "--", *CODE, *further]
         return subprocess.run(line, capture_output=True, text=True, check=False)
 
     name = git("log", "-1", "--format=%h", "--abbrev=10").stdout.strip()

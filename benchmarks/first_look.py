@@ -21,8 +21,9 @@ import torch
 from omegaconf import DictConfig
 
 from benchmarks import training
+from benchmarks.commit import commit_of
 from benchmarks.residual import interleaved
-from benchmarks.training import VAL_DRAWS, commit, held_out, report
+from benchmarks.training import VAL_DRAWS, held_out, report
 from neural_rdm.config.compose import compose_config
 from neural_rdm.core.files import write_text
 from neural_rdm.reports.tables import csv_text
@@ -209,7 +210,7 @@ def train(units: int, case: Case, stage: str, lr: float, seed: int) -> Row:
     row: Row = {"units": units, "case": case.name, "stage": stage, "lr": lr, "seed": seed}
     row |= {"steps": cfg.trainer.max_steps, "parameters": found["parameters"]}
     names = ("val_loss", "val_mse", "frechet_pixels", "accuracy", "train_loss", "step_ms", "broken")
-    return row | {name: found.get(name) for name in names} | {"commit": commit()}
+    return row | {name: found.get(name) for name in names} | {"commit": commit_of()}
 
 
 def read() -> list[Row]:

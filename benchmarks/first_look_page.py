@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from benchmarks import first_look, gains
 from benchmarks.first_look import PARTS, RULES, SEEDS, STEPS, SWEEP_STEPS, UNITS, best_rate
 from benchmarks.pages import PAGES, percent
-from benchmarks.studies.rows import read as rows_of
+from benchmarks.studies.noise import rows_of
 from neural_rdm.core.files import write_atomically, write_text
 from neural_rdm.reports.statistics import signs as settled
 from neural_rdm.reports.tables import markdown_table
@@ -219,7 +219,7 @@ def rules() -> str:
     for name in IDENTITIES:
         assert np.mean(study.less(deep, name, BASE)) < np.mean(study.less(small, name, BASE))
     assert np.mean(study.less(deep, "mvsplit", BASE)) > np.mean(study.less(small, "mvsplit", BASE))
-    whole = np.mean([row["accuracy"] for row in rows_of("objectives") if row["case"] == "epsilon, hybrid (DiT)"])
+    whole = np.mean([row["accuracy"] for row in rows_of("digits_gated")])
     spread = sorted(study.values(small, "dar", "val_loss").values())
     assert all(
         np.ptp([*study.values(small, name, "val_loss").values()]) <= np.ptp(spread) for name in study.cases(small)

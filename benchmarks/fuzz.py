@@ -35,6 +35,7 @@ from PIL import Image
 from benchmarks import fuzz_training
 from benchmarks.commit import commit_of
 from benchmarks.options import options_of
+from benchmarks.outcomes import MOST, Wrong, note
 from neural_rdm.core.errors import UserError
 from neural_rdm.core.files import write_text
 
@@ -47,14 +48,6 @@ BATCH = {TRAINING: 50}
 
 Case = Callable[[random.Random], str]
 Subject = Callable[[Path], Case]
-
-
-class Wrong(Exception):
-    """What was read is not what was written, or what was done not what was asked; `kind` is where it counts."""
-
-    def __init__(self, what: str, kind: str = "wrong") -> None:
-        super().__init__(what)
-        self.kind = kind
 
 
 class Slow(BaseException):
@@ -599,14 +592,9 @@ def samples(place: Path) -> Case:
     return case
 
 
-def trainings(place: Path) -> Case:
-    """Random overrides: two steps of training, or refused by name (see `benchmarks.fuzz_training`)."""
-    return fuzz_training.trainings(place, note, Wrong)
-
-
 SUBJECTS: dict[str, tuple[Subject, float]] = {
     "configurations": (configurations, 0.03),
-    TRAINING: (trainings, 0.04),
+    TRAINING: (fuzz_training.trainings, 0.04),
     "run folders": (run_folders, 0.08),
     "checkpoints": (checkpoints, 0.12),
     "checkpoints in shards": (sharded_checkpoints, 0.06),
@@ -621,15 +609,6 @@ SUBJECTS: dict[str, tuple[Subject, float]] = {
     "statistics": (statistics, 0.02),
     "samples": (samples, 0.04),
 }
-
-
-#: the most of something that cases of this process have taken, by its name in the counts
-MOST: dict[str, float] = {}
-
-
-def note(name: str, value: float) -> None:
-    """Let a case tell how much it has taken: the most of all cases is written down."""
-    MOST[name] = max(MOST.get(name, 0.0), value)
 
 
 def batch(name: str, seed: int, numbers: range, pipe: Any) -> None:
@@ -693,7 +672,7 @@ def fuzz(
         held: rows of before; those of the same seed and commit are gone on with.
         keep: is given the row of a subject as it grows.
     """
-    begin, rows, commit = time.monotonic(), [], commit_of()
+    begin, rows, commit = time.monotonic(), [], commit_of("benchmarks/soak")
     context = multiprocessing.get_context("fork")
     for name, (_, share) in SUBJECTS.items():
         if not re.search(subjects, name):

@@ -38,6 +38,7 @@ import numpy as np
 from PIL import Image
 
 import neural_rdm
+from benchmarks.outcomes import Wrong, note
 from benchmarks.soak.cases import PLAIN
 
 #: CPU seconds that a refusal may take, that a case may take, and the seconds after which it hangs
@@ -88,14 +89,6 @@ NONSENSE = (
 
 
 KINDS = ("trained", "stopped", "refused", "refused late", "traceback", "wrong", "slow", "unnamed", "hang", "crash")
-
-
-class Broken(Exception):
-    """What a case has broken: `kind` is one of `KINDS`."""
-
-    def __init__(self, kind: str, what: str) -> None:
-        super().__init__(what)
-        self.kind = kind
 
 
 def make_inputs(place: Path) -> None:
@@ -306,34 +299,34 @@ def judged(why: str, base: list[str], random_ones: list[str], folder: Path) -> t
     """The outcome of a case, and the CPU seconds until it was refused.
 
     Raises:
-        Broken: what it should not have done.
+        Wrong: what it should not have done.
     """
     said = (folder / "output.txt").read_text(errors="replace")
     tail = " | ".join(said.strip().splitlines()[-3:])[-500:]
     shown = " ".join(o[:80] for o in random_ones)
     if why:
-        raise Broken("crash" if why.startswith("ended") else "hang", f"{shown}: {why}: {tail}")
+        raise Wrong(f"{shown}: {why}: {tail}", "crash" if why.startswith("ended") else "hang")
     spent = json.loads((folder / "spent.json").read_text())
     if "Traceback (most recent call last)" in said or spent["code"] == 1:
-        raise Broken("traceback", f"{shown}: {tail}")
+        raise Wrong(f"{shown}: {tail}", "traceback")
     run = folder / "run"
     if spent["code"] == 0:
         if trouble := wrong_in(run, random_ones):
-            raise Broken("wrong", f"{shown}: {trouble}")
+            raise Wrong(f"{shown}: {trouble}", "wrong")
         return "trained", 0.0
     errors = [line for line in said.splitlines() if line.startswith("error: ")]
     if spent["code"] != 2 or len(errors) != 1:
-        raise Broken("wrong", f"{shown}: exit code {spent['code']}, {len(errors)} sentences: {tail}")
+        raise Wrong(f"{shown}: exit code {spent['code']}, {len(errors)} sentences: {tail}", "wrong")
     if "run folder " in said:
         return "stopped", 0.0  # after its first step was begun
     if run.exists():
-        raise Broken("wrong", f"{shown}: is refused, and {sorted(p.name for p in run.iterdir())} stays: {errors[0]}")
+        raise Wrong(f"{shown}: is refused, and {sorted(p.name for p in run.iterdir())} stays: {errors[0]}", "wrong")
     if spent["spent"] > REFUSAL:
-        raise Broken("slow", f"{shown}: is refused after {spent['spent']:.1f} s of CPU time: {errors[0]}")
+        raise Wrong(f"{shown}: is refused after {spent['spent']:.1f} s of CPU time: {errors[0]}", "slow")
     names = {part for o in [*base, *random_ones] for part in re.split(r"[=.+~@\[\]{}:,\"]+", o)[:6] if part}
     chosen = any(o.lstrip("+~").partition("=")[0] in GROUPS for o in random_ones)  # a file, which says further keys
     if not any(name in errors[0] for name in names) and not (chosen and re.search(r"\w\.\w+[:= ]", errors[0])):
-        raise Broken("unnamed", f"{shown}: {errors[0]}")
+        raise Wrong(f"{shown}: {errors[0]}", "unnamed")
     return ("refused late" if spent["loaded"] else "refused"), spent["spent"]
 
 
@@ -380,13 +373,8 @@ def wrong_in(run: Path, random_ones: list[str]) -> str:
     return ""
 
 
-def trainings(place: Path, note: Callable[[str, float], None], wrong: Callable[[str, str], Exception]) -> Any:
-    """The case of `benchmarks.fuzz`: random overrides, trained or refused.
-
-    Args:
-        note: is told how much a case has taken.
-        wrong: makes the error of a case that has broken something, from what and its kind.
-    """
+def trainings(place: Path) -> Callable[[random.Random], str]:
+    """The case of `benchmarks.fuzz`: random overrides, trained or refused."""
     import torch
 
     from neural_rdm.config.compose import compose_config
@@ -409,8 +397,8 @@ def trainings(place: Path, note: Callable[[str, float], None], wrong: Callable[[
         why, usage = done([*base, *random_ones, "hydra.run.dir=run"], folder)
         try:
             outcome, spent = judged(why, base, random_ones, folder)
-        except Broken as error:
-            raise wrong(f"{family}: {error}", error.kind) from error
+        except Wrong as error:
+            raise Wrong(f"{family}: {error}", error.kind) from error
         own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         note("most_memory_mb", max(0, usage.ru_maxrss - own) / 1024)
         if outcome.startswith("refused"):

@@ -24,6 +24,7 @@ NETWORKS = {
     "Latte-XL/2, 16 frames": ("exp=latte_xl_gated", 28),
 }
 BATCH = 1024  # of all devices
+SMALL = (4, 6)  # blocks of the networks that are counted
 GROUP = 8  # devices that compute one batch together, of a node
 DEVICES, WAYS = (8, 64, 1024), ("none", "selective", "full")
 MFU = 0.4  # assumed, of 989.4 TFLOP/s (`core.peaks`)
@@ -63,16 +64,9 @@ def in_group(net: Any, which: str) -> dict[str, Any]:
     return found
 
 
-@cache
-def shallow(exp: str, depth: int) -> dict[str, Any]:
-    """The counts of an experiment's network, so many blocks deep."""
-
-    def net() -> Any:
-        import torch
-
-        with torch.device("meta"):
-            return build.network(cfg).train()
-
+def network(exp: str, depth: int) -> tuple[Any, Any]:
+    """The configuration of an experiment, and its network, so many blocks deep and without values."""
+    import torch
     from omegaconf import OmegaConf
 
     from neural_rdm.config.compose import compose_config
@@ -80,13 +74,21 @@ def shallow(exp: str, depth: int) -> dict[str, Any]:
 
     cfg = compose_config("train", [exp, f"backbone.depth={depth}"]).cfg
     OmegaConf.resolve(cfg)
+    with torch.device("meta"):
+        return cfg, build.network(cfg).train()
+
+
+@cache
+def shallow(exp: str, depth: int) -> dict[str, Any]:
+    """The counts of an experiment's network, so many blocks deep."""
     print(exp, depth, flush=True)
-    return counts(net)
+    return counts(lambda: network(exp, depth)[1])
 
 
-def facts(exp: str, depth: int, small: tuple[int, int] = (4, 6)) -> Any:
-    """The counts of a deep network, from those of two shallow ones."""
-    return at_depth(*(shallow(exp, blocks) for blocks in small), (depth - small[0]) // (small[1] - small[0]))
+def facts(exp: str, depth: int, count: Callable[[str, int], Any] = shallow) -> Any:
+    """What is counted of a deep network, from the counts of two shallow ones."""
+    less, more = SMALL
+    return at_depth(count(exp, less), count(exp, more), (depth - less) // (more - less))
 
 
 def at_depth(less: Any, more: Any, steps: int) -> Any:
@@ -100,22 +102,16 @@ def at_depth(less: Any, more: Any, steps: int) -> Any:
 
 def rows(name: str, found: dict[str, Any]) -> list[dict[str, Any]]:
     """A row for each number of devices and strategy: the first way to compute twice that fits an H100."""
-    import torch
-    from omegaconf import OmegaConf
-
     from neural_rdm.backbones.counting import Held
-    from neural_rdm.config.compose import compose_config
     from neural_rdm.core.peaks import peak_tflops
+    from neural_rdm.core.ranks import NODE
     from neural_rdm.runs import build
     from neural_rdm.training.memory import memory, of_one_device
     from neural_rdm.training.together import Imagined
-    from neural_rdm.training.traffic import HOPPER, NODE, averaged, traffic
+    from neural_rdm.training.traffic import HOPPER, averaged, traffic
 
     exp, depth = NETWORKS[name]
-    cfg = compose_config("train", [exp, f"backbone.depth={depth}"]).cfg
-    OmegaConf.resolve(cfg)
-    with torch.device("meta"):
-        net = build.network(cfg).train()
+    cfg, net = network(exp, depth)
     optimizer = build.build(cfg.optimizer, "optimizer")
     peak = peak_tflops("H100", "bf16-mixed")
     assert peak is not None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -179,12 +178,6 @@ def report(*names: str) -> Measure:
         return {name: found[name] for name in names}
 
     return measure
-
-
-def commit() -> str:
-    """The commit of this code; `+` behind it where files differ from it."""
-    line = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--dirty=+"]
-    return subprocess.run(line, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def machine() -> str:

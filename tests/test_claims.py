@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from benchmarks import pages, performance_page
-from benchmarks.studies import noise, page, rows
+from benchmarks.studies import noise, page
 from omegaconf import OmegaConf
 
 from neural_rdm.config.compose import compose_config
@@ -29,8 +29,7 @@ ONE_RUN = (
 
 def recognised(exp: str) -> Interval:
     """The share of an embedded default's samples that the classifier takes for what was asked for, over seeds."""
-    study, case = noise.DEFAULTS[exp]
-    found = interval([row["accuracy"] for row in rows.read(study) if case in (None, row.get("case"))])
+    found = interval([row["accuracy"] for row in noise.rows_of(exp)])
     assert found is not None
     return found
 

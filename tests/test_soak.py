@@ -212,7 +212,7 @@ def test_a_case_that_trains_or_is_refused_is_right(told: Callable[..., str], out
     ],
 )
 def test_what_a_case_has_broken_is_seen(told: Callable[..., str], kind: str, case: dict[str, Any]) -> None:
-    with pytest.raises(fuzz_training.Broken) as broken:
+    with pytest.raises(fuzz.Wrong) as broken:
         told(**case)
     assert broken.value.kind == kind
 

@@ -47,7 +47,7 @@ def soak(
     work: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Run trials behind those of the table until time is up or there are so many; returns the new rows."""
-    commit = commit_of()
+    commit = commit_of("benchmarks/soak")
     work = work or Path(tempfile.gettempdir()) / f"neural-rdm-soak-{os.getuid()}"
     begin, rows = time.monotonic(), read(table)
     prepare(work, commit)

@@ -7,14 +7,18 @@ import os
 import sys
 import time
 
+from benchmarks.commit import commit_of
 from benchmarks.studies.measures import MEASURES
 from benchmarks.studies.plan import STUDIES, Job, Study
 from benchmarks.studies.rows import RESULTS, add, read
-from benchmarks.training import Row, commit, machine, train
+from benchmarks.training import Row, machine, train
 from neural_rdm.config.compose import compose_config
 from neural_rdm.core.errors import DataError, UserError
 from neural_rdm.core.locks import held
 from neural_rdm.core.progress import span
+
+#: of this folder, what a row depends on
+CODE = ("benchmarks/studies/measures.py", "benchmarks/studies/plan.py")
 
 
 def main() -> None:
@@ -57,7 +61,7 @@ def train_job(study: Study, job: Job) -> Row:
     cfg = compose_config("train", [*study.settings, *job.overrides]).cfg
     during = {step: MEASURES[study.during] for step in study.steps}  # noqa: C420 - not asked of a study without steps
     found = train(cfg, *(MEASURES[name] for name in study.measures), during=during)
-    return job.row | {"steps": cfg.trainer.max_steps} | found | {"commit": commit(), "machine": machine()}
+    return job.row | {"steps": cfg.trainer.max_steps} | found | {"commit": commit_of(*CODE), "machine": machine()}
 
 
 def shown(row: Row) -> str:

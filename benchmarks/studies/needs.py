@@ -10,9 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from benchmarks.scaling import MFU, at_depth
+from benchmarks.scaling import MFU, facts, network
+from benchmarks.studies import plan
 from neural_rdm.config.compose import compose_config, prepare_hydra
 from neural_rdm.config.grids import crossed, study
 from neural_rdm.core.files import write_text
@@ -20,7 +19,6 @@ from neural_rdm.core.peaks import peak_tflops
 
 RESULT = Path(__file__).parents[1] / "results" / "needs.json"
 SEEDS = 3
-SMALL = (4, 6)  # depths that are counted: every further block adds the same
 #: what is asked -> the experiments that ask it
 ASKED = {
     "fig6": ("paper/fig6_variants", "paper/fig6_variants_taichi", "paper/fig6_variants_ucf101"),
@@ -30,7 +28,7 @@ ASKED = {
     "rivals": ("dit_b_gated",),
 }
 #: jobs of an experiment that is no study of its own: rules, optimizers and targets of `rivals`, each at one rate
-PLAIN = {"gates": 1, "rivals": 8 * 2 * 2}
+PLAIN = {"gates": 1, "rivals": len(plan.RIVALS) * len(plan.OPTIMIZERS) * 2}
 
 
 def count(asked: str) -> dict[str, Any]:
@@ -54,22 +52,14 @@ def count(asked: str) -> dict[str, Any]:
 
 def forward(exp: str, depth: int) -> int:
     """FLOPs of a forward pass of an experiment's network for one sample, so many blocks deep."""
-    less, more = (_shallow(exp, blocks) for blocks in SMALL)
-    return int(at_depth(less, more, (depth - SMALL[0]) // (SMALL[1] - SMALL[0])))
+    return int(facts(f"exp={exp}", depth, _shallow))
 
 
 @cache
 def _shallow(exp: str, depth: int) -> int:
-    import torch
-
     from neural_rdm.backbones.counting import flops
-    from neural_rdm.runs import build
 
-    cfg = compose_config("train", [f"exp={exp}", f"backbone.depth={depth}"]).cfg
-    OmegaConf.resolve(cfg)
-    with torch.device("meta"):
-        net = build.network(cfg).train()
-    return flops(net, backward=False)
+    return flops(network(exp, depth)[1], backward=False)
 
 
 def _value(job: list[str], key: str) -> str | None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from benchmarks.studies.rows import read
+from benchmarks.training import Row
 from neural_rdm.reports.statistics import interval, resolvable
 
 #: experiment -> the study that has its default settings, and the rows of it that are the default
@@ -24,11 +25,17 @@ def floor() -> list[dict[str, str]]:
     so many seeds each, unpaired, find four times in five. Pairs of the same seeds find smaller ones; how much smaller
     stands beside each comparison.
     """
-    return [line for exp, (study, case) in DEFAULTS.items() for line in _lines(exp, study, case)]
+    return [line for exp in DEFAULTS for line in _lines(exp)]
 
 
-def _lines(exp: str, study: str, case: str | None) -> Iterator[dict[str, str]]:
-    rows = [row for row in read(study) if case is None or row["case"] == case]
+def rows_of(exp: str) -> list[Row]:
+    """The runs of a default, a seed each."""
+    study, case = DEFAULTS[exp]
+    return [row for row in read(study) if case is None or row["case"] == case]
+
+
+def _lines(exp: str) -> Iterator[dict[str, str]]:
+    rows = rows_of(exp)
     for metric in METRICS:
         values = [row[metric] for row in rows if row.get(metric) is not None]
         found = interval(values)

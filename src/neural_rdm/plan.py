@@ -19,6 +19,7 @@ from neural_rdm.config.check import validate
 from neural_rdm.config.compose import Composed, compose_config, parse, prepare_hydra
 from neural_rdm.config.strategy_rules import ROOM, check_strategy, sharing
 from neural_rdm.core.errors import ConfigError, UserError, first_line
+from neural_rdm.core.ranks import NODE
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -44,7 +45,6 @@ The numbers are of a step's tensors, counted by running the network on tensors w
 and its allocator take for themselves comes on top (one to a few GiB), and so do a first stage and a text encoder.
 """
 MOST = 10**7  # samples of a device, more than anybody has
-NODE = 8  # devices of a node, where hsdp shares out within nodes
 RECOMPUTED: tuple[Any, ...] = ("none", "selective", "full")
 
 

@@ -8,6 +8,8 @@ from typing import Any
 #: the process that started this one, as long as it lives; known from the first moment on
 PARENT = os.getppid()
 
+NODE = 8  # devices of a node, where nobody says another number
+
 #: what Lightning and torchrun leave in the environment of the processes of one job
 RANK_VARIABLES = (
     "LOCAL_RANK",

@@ -22,11 +22,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from neural_rdm.core.ranks import NODE
 from neural_rdm.training.memory import FLOAT
 from neural_rdm.training.precision import narrow
 from neural_rdm.training.sharding import matrices
-
-NODE = 8  # devices of a node
 
 
 @dataclass(frozen=True)
