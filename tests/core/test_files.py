@@ -330,4 +330,4 @@ def test_an_attention_kernel_that_torch_lacks_is_a_mistake_and_no_bug() -> None:
 
 def test_a_worker_that_was_killed_is_told_wherever_torch_notices_it() -> None:
     told = as_user_error(RuntimeError("DataLoader worker (pid 543) is killed by signal: Killed. "))
-    assert "was ended from outside (DataLoader worker (pid 543) is killed by signal: Killed)" in str(told)
+    assert "loads data has died (DataLoader worker (pid 543) is killed by signal: Killed). Where" in str(told)

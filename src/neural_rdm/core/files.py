@@ -76,6 +76,18 @@ _NO_MEMORY = ("out of memory", "can't allocate memory", "can't start new thread"
 _NO_KERNEL = ("No viable backend for scaled_dot_product_attention", "No available kernel. Aborting execution.")
 
 
+def dead_worker(error: Exception) -> str | None:
+    """What torch's error of a process of a DataLoader that has ended means to a user; None for any other error. Torch
+    raises it from its handler of SIGCHLD, so that it comes up wherever the parent happens to be.
+    """
+    if not (isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")):
+        return None
+    return (
+        f"a process that loads data has died ({first_line(error).rstrip('. ')}). Where memory was short, pass a "
+        "smaller data.num_workers; where a decoder crashed, data.num_workers=0 shows on which sample."
+    )
+
+
 def as_user_error(error: Exception) -> UserError | None:
     """What an error of the system, or of torch, means to a user: a full or read-only disk, a missing right, no
     memory, a kernel that there is not; None for what may as well be a bug.
@@ -89,11 +101,8 @@ def as_user_error(error: Exception) -> UserError | None:
         )
     if isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_KERNEL):
         return UserError("torch has no such kernel of attention for these numbers on this device; pass attention=auto")
-    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):
-        return ResourceError(
-            f"a process that reads data was ended from outside ({first_line(error).rstrip('. ')}); where nobody did "
-            "it, memory ran out: fewer data.num_workers take less."
-        )
+    if (died := dead_worker(error)) is not None:
+        return ResourceError(died)
     if not isinstance(error, OSError):
         return None
     if error.errno in (errno.EACCES, errno.EPERM) and error.filename is not None:

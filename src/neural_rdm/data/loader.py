@@ -11,7 +11,8 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
-from neural_rdm.core.errors import LoaderError, first_line
+from neural_rdm.core.errors import LoaderError
+from neural_rdm.core.files import dead_worker
 
 #: seconds without a batch after which a worker is given up: a decoder may hang on a damaged file
 PATIENCE = 900
@@ -43,17 +44,14 @@ class Loader(DataLoader[Any]):
         try:
             yield from super().__iter__()
         except RuntimeError as error:  # torch has no class of its own for these two
-            if "DataLoader timed out" in (text := str(error)):
+            if "DataLoader timed out" in str(error):
                 raise LoaderError(
                     f"no batch has come for {self.timeout:g} s: reading or decoding a sample hangs, or the storage "
                     "does not answer. python -m neural_rdm.prepare with the same data looks at the files; then go on "
                     "where this stopped"
                 ) from error
-            if text.startswith("DataLoader worker (pid"):
-                raise LoaderError(
-                    f"a process that loads data has died ({first_line(error)}). Where memory was short, pass a "
-                    "smaller data.num_workers; where a decoder crashed, data.num_workers=0 shows on which sample"
-                ) from error
+            if (died := dead_worker(error)) is not None:
+                raise LoaderError(died) from error
             raise
 
 

@@ -43,8 +43,8 @@ class Moments:
     moments, flipped: [T, 2C, h, w], T = 1 for an image; `flipped` of the mirrored pixels, where there is one.
     y: its class, where it has one.
     captions, tokens: what is said of it, and each caption's tokens [length, E], where they were encoded.
-    file, crc, row_crc, token_crc: of a sample in a file, where it lies and what its parts must be; older shards do not
-        say the latter.
+    file, crc, row_crc, token_crc: of a sample in a file, where it lies and what its parts must be; None of one that is
+        not written yet.
     """
 
     index: int
@@ -65,7 +65,8 @@ class Moments:
             CheckpointError: they are not.
         """
         held = self.flipped if mirrored else self.moments
-        assert held is not None, "the manifest was checked for mirrored copies"
+        if held is None:  # though the manifest says so
+            raise CheckpointError(f"{_cannot_read(self.file)}: it holds no mirrored copies. {_COPY}")
         rows = held if which is None else held[which]
         if self.row_crc is not None:
             written = self.row_crc[:, int(mirrored)]
@@ -184,11 +185,12 @@ class Shard:
         self.path = path
         with _opened(path) as file:
             self._tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            self._count = len(self._tensors["index"])
             bad = json.loads(file.metadata()["bad"])
             self.bad: dict[int, tuple[str, str]] = {int(index): (path, why) for index, (path, why) in bad.items()}
 
     def __len__(self) -> int:
-        return len(self._tensors["index"])
+        return self._count
 
     def __getitem__(self, place: int) -> Moments:
         """Sample `place` of the shard; its tensors are views of the file.
@@ -200,6 +202,7 @@ class Shard:
         try:
             first, last = _span(t["rows"], place)
             said = range(*_span(t["caption_rows"], place)) if "captions" in t else range(0)
+            has_tokens = not t.keys().isdisjoint(("tokens", "token_crc"))  # one alone: the other's name is damaged
             texts = [t["captions"][slice(*_span(t["caption_ends"], i))] for i in said]
             found = Moments(
                 int(t["index"][place]),
@@ -207,11 +210,11 @@ class Shard:
                 t["flipped"][first:last] if "flipped" in t else None,
                 int(t["y"][place]) if "y" in t else None,
                 [text.numpy().tobytes().decode() for text in texts],
-                [t["tokens"][slice(*_span(t["token_ends"], i))] for i in said] if "tokens" in t else [],
+                [t["tokens"][slice(*_span(t["token_ends"], i))] for i in said] if has_tokens else [],
                 self.path,
-                int(t["crc"][place]) if "crc" in t else None,
-                t["row_crc"][first:last] if "row_crc" in t else None,
-                t["token_crc"][said.start : said.stop] if "token_crc" in t else None,
+                int(t["crc"][place]),
+                t["row_crc"][first:last],
+                t["token_crc"][said.start : said.stop] if has_tokens else None,
             )
         except (KeyError, IndexError, ValueError, TypeError) as error:
             raise CheckpointError(f"{_cannot_read(self.path)}: {first_line(error)}. {_COPY}") from error

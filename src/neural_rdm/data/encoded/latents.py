@@ -221,9 +221,7 @@ def stored_tokens(folder: str | Path) -> dict[str, Tensor]:
     try:
         content = load_file(path)
         parts = content["tokens"].tensor_split(content["token_ends"][:-1])
-        if (
-            "token_crc" in content and [crc_of(part) for part in parts] != content["token_crc"].tolist()
-        ):  # new ones say it
+        if [crc_of(part) for part in parts] != content["token_crc"].tolist():
             raise ValueError("its tokens are not as they were written")
         return {prompt: part.float() for prompt, part in zip(prompts, parts, strict=True)}
     except (SafetensorError, OSError, KeyError, ValueError) as error:
