@@ -226,10 +226,11 @@ def _become(request: dict[str, Any], others: list[str]) -> None:
     rank = sys.modules["lightning.fabric.utilities.rank_zero"]  # has read the rank's variables
     rank.rank_zero_only.rank = rank._get_rank() or 0
     subprocess.Popen = Popen  # the next generation
-    for number in _STOPPING:
-        usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
-        signal.signal(number, signal.SIG_IGN if number in request["ignored"] else usual)
+    for number in _STOPPING:  # what has come so far ends it without a word, as an interpreter that is not there yet
+        signal.signal(number, signal.SIG_IGN if number in request["ignored"] else signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
+    if signal.SIGINT not in request["ignored"]:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _title(arguments: list[str]) -> None:

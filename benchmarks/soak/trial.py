@@ -28,6 +28,7 @@ OWN = re.compile(
 #: what says that a command is not done with a folder
 TRACE = re.compile(r"\..+\.\d+\.tmp|\.lock(\..+)?|\.stop-.+")
 SAVED = re.compile(r"Saved last was step (\d+)|after step (\d+), which is saved")
+LISTED = re.compile(r"\d+ train(?:ing samples| and \d+ val samples)")
 FROM = re.compile(r"continuing after step (\d+)")
 
 
@@ -144,6 +145,7 @@ class Trial:
             raise Fault("hang", f"no line for long: {_tail(said)}")
         ignored = said.count("Exception ignored ")  # at the end of an interpreter without memory, or in a library
         ignored += code == -9 and "/multiprocessing/" in said  # of Python's own, in the worker of a killed process
+        ignored += code == -2 and said.startswith("Traceback")  # Python's own, before anything of ours is loaded
         if said.count("Traceback (most recent call last)") > ignored:
             raise Fault("traceback", _tail(said))
         if code not in (0, *codes):
@@ -183,8 +185,10 @@ class Trial:
         return max(steps, default=None)
 
     def _told(self, said: str) -> bool:
-        """Whether a command that went on with damaged data has said so."""
-        return (self.folder / "bad_samples.csv").is_file() or "cannot be read" in said
+        """Whether a command that went on with damaged data has said so, or how many samples it has found."""
+        known = LISTED.findall((self.reference.parents[1] / "output.txt").read_text())
+        fewer = bool(found := LISTED.findall(said)) and found != known
+        return fewer or (self.folder / "bad_samples.csv").is_file() or "cannot be read" in said
 
     def _killed_again(self) -> None:
         session = self.start(self.case.again(self.inputs, self.folder), "killed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -9,8 +10,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from neural_rdm.core.errors import RankError
+from neural_rdm.core.ranks import STARTED_BY
 from neural_rdm.core.signals import Stopped
 from neural_rdm.training import launching
 from neural_rdm.training.launching import Launcher, watched
@@ -80,3 +83,32 @@ def test_a_process_that_waits_for_a_dead_one_is_ended_with_a_message() -> None:
     assert done.returncode == 1
     assert done.stderr.strip().startswith("error: rank 1 (process ")
     assert done.stderr.strip().endswith("Saved last was step 4")
+
+
+def test_a_rank_whose_parent_was_gone_before_it_could_ask_ends_as_well() -> None:
+    """Found by `benchmarks soak`: rank 0 was killed as its ranks began, and one waited for it in the store for ever."""
+    script = (
+        "import time; from tests.training.test_launching import *\n"
+        "launching.GRACE = 0.1\n"
+        "with watched(rank(1), lambda: 'Saved last was step 4'): time.sleep(100)"
+    )
+    gone = sleeping()
+    gone.kill()
+    gone.wait()
+    environment = os.environ | {STARTED_BY: str(gone.pid)}
+    line = [sys.executable, "-c", script]
+    done = processes.run(line, capture_output=True, text=True, timeout=100, env=environment)
+    assert done.returncode == 1
+    assert f"rank 1 was stopped: process {gone.pid}, which started it, has ended. Saved last" in done.stderr
+
+
+def test_ranks_are_told_who_starts_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+    monkeypatch.setenv(STARTED_BY, "7")  # undone afterwards
+    monkeypatch.setattr(
+        _SubprocessScriptLauncher, "_call_children_scripts", lambda self: told.append(os.environ[STARTED_BY])
+    )
+    launcher = Launcher.__new__(Launcher)
+    launcher.procs = []
+    launcher._call_children_scripts()
+    assert told == [str(os.getpid())]

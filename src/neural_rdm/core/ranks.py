@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from typing import Any
 
-#: the process that started this one, as long as it lives; known from the first moment on
-PARENT = os.getppid()
+#: environment variable in which the rank that starts others leaves its process number
+STARTED_BY = "NEURAL_RDM_STARTED_BY"
+#: the process that started this one. A rank is told: its parent may have ended before this line was reached
+PARENT = int(os.environ.get(STARTED_BY) or os.getppid())
 
 NODE = 8  # devices of a node, where nobody says another number
 
-#: what Lightning and torchrun leave in the environment of the processes of one job
+#: what Lightning, torchrun and this project leave in the environment of the processes of one job
 RANK_VARIABLES = (
     "LOCAL_RANK",
     "RANK",
@@ -20,6 +22,7 @@ RANK_VARIABLES = (
     "LOCAL_WORLD_SIZE",
     "MASTER_ADDR",
     "MASTER_PORT",
+    STARTED_BY,
 )
 
 

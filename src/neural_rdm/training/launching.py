@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from neural_rdm.core.errors import RankError, first_line
-from neural_rdm.core.ranks import PARENT
+from neural_rdm.core.ranks import PARENT, STARTED_BY
 from neural_rdm.core.signals import STOPPING, Stopped
 
 #: seconds that a process has to end by itself once another one of its run is gone: its own error is the better message
@@ -40,6 +40,7 @@ class Launcher(_SubprocessScriptLauncher):
             trainer.strategy._launcher = cls(old.cluster_environment, old.num_processes, old.num_nodes)
 
     def _call_children_scripts(self) -> None:
+        os.environ[STARTED_BY] = str(os.getpid())
         super()._call_children_scripts()
         self.ranks, self.procs = self.procs, []  # Lightning's observer finds nothing to do
 
