@@ -17,7 +17,7 @@ import pytest
 import torch  # commands that find it loaded do not say that they load it
 
 from neural_rdm.cli import app
-from neural_rdm.cli.stopping import Work, fail, stoppable
+from neural_rdm.cli.stopping import Work, fail, stoppable, told
 from neural_rdm.config.compose import parse
 from neural_rdm.config.grammar import as_typed
 from neural_rdm.core.errors import UserError
@@ -117,6 +117,26 @@ def test_the_advice_can_be_typed_as_it_stands(name: str, tmp_path: Path, monkeyp
         (argument,) = shlex.split(said)
         (parsed,) = parse(as_typed([argument], command))
         assert (parsed.key_or_group, parsed.value()) == (key, name)
+
+
+def test_a_library_that_fails_while_a_signal_passes_is_no_error_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    """Found by `benchmarks soak`: a second Ctrl-C met Lightning's tidying up, whose error was told with a traceback."""
+    work = Work("report")
+
+    def tidies_up() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        finally:
+            raise RuntimeError("Please call `iter(combined_loader)` first.")
+
+    with pytest.raises(SystemExit) as ended, stoppable(work), told(work):
+        tidies_up()
+    said = capsys.readouterr()
+    assert ended.value.code == 143
+    assert (said.out.strip(), said.err) == ("stopped by SIGTERM. Nothing was written; give the same command again.", "")
+    with pytest.raises(ZeroDivisionError), told(work):  # of no signal
+        1 / 0  # noqa: B018
 
 
 def test_nohup_stays_deaf_and_a_second_signal_ends_all_at_once() -> None:

@@ -53,6 +53,18 @@ def test_a_rank_that_was_asked_to_stop_stops_the_run_by_that_signal(number: sign
     assert one.returncode == -signal.SIGKILL
 
 
+def test_a_rank_that_dies_of_the_signal_that_is_passed_on_stops_the_run_by_the_first_one() -> None:
+    """Found by `benchmarks soak`: Ctrl-C reached a rank before it trained, and what was passed on then killed it."""
+    other = sleeping()
+    trainer = rank(0, other)
+    trainer.strategy.launcher.asked = signal.SIGINT
+    trainer.strategy.launcher.kill(signal.SIGTERM)
+    with pytest.raises(Stopped) as stopped, watched(trainer, str):
+        raise LOST
+    assert other.returncode == -signal.SIGTERM
+    assert stopped.value.signal is signal.SIGINT
+
+
 def test_an_error_of_its_own_stays_what_it_is_and_stops_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launching, "GRACE", 0.2)
     for error in (ValueError("mine"), RuntimeError("mine"), LOST, KeyboardInterrupt()):

@@ -16,7 +16,7 @@ from neural_rdm.core.errors import ResourceError, UserError, printable
 from neural_rdm.core.extras import typed
 from neural_rdm.core.files import as_user_error, needs_another_folder
 from neural_rdm.core.ranks import is_first_rank
-from neural_rdm.core.signals import Stopped, catch, give_back, stop
+from neural_rdm.core.signals import Stopped, catch, give_back, stop, stopped_behind
 from neural_rdm.runs.folders import GOES_ON
 
 
@@ -76,8 +76,10 @@ def told(work: Work) -> Iterator[None]:
     """Say in one sentence what ends the work, and exit with its code, where the user can put it right."""
     try:
         yield
-    except (UserError, OSError, MemoryError, RuntimeError) as caught:
+    except Exception as caught:
         error = caught if isinstance(caught, UserError) else as_user_error(caught)
+        if error is None and (stopped := stopped_behind(caught)) is not None:
+            raise stopped from None
         if error is None:
             raise
         work.clear()

@@ -28,6 +28,14 @@ class Stopped(BaseException):
         return 128 + self.signal
 
 
+def stopped_behind(error: BaseException) -> Stopped | None:
+    """The signal that was on its way up when a library, tidying up in its way, failed with an error of its own."""
+    behind: BaseException | None = error
+    while behind is not None and not isinstance(behind, Stopped):
+        behind = behind.__context__
+    return behind
+
+
 def catch(handle: Callable[[signal.Signals], None]) -> Handlers:
     """Call `handle` at each signal that asks this process to stop; returns what did so before, for `give_back`.
 

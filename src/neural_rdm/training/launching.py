@@ -31,6 +31,7 @@ class Launcher(_SubprocessScriptLauncher):
     """Starts the other ranks of this machine as Lightning does; whose own observer kills all without a word."""
 
     ranks: list[subprocess.Popen[bytes]] = []  # those that this process has started: none, where it is one of them
+    asked: signal.Signals | None = None  # what this process was asked to stop by, and has passed on as SIGTERM
 
     @classmethod
     def install(cls, trainer: pl.Trainer) -> None:
@@ -61,11 +62,12 @@ class Launcher(_SubprocessScriptLauncher):
         return None
 
     def stopped(self) -> signal.Signals | None:
-        """The signal that one of them was asked to stop by, as its exit code says; this process was asked as well, and
-        cannot hear it while it waits for that one.
+        """The signal that one of them was asked to stop by, or has died of before it could listen or at the second one.
+        This process was asked as well; where it cannot hear it, it waits for that one.
         """
-        codes = [(rank.poll() or 0) - 128 for rank in self.ranks]
-        return next((number for number in STOPPING if number in codes), None)
+        codes = [rank.poll() or 0 for rank in self.ranks]
+        found = next((number for number in STOPPING if 128 + number in codes or -number in codes), None)
+        return found and (self.asked or found)
 
     def stop(self) -> None:
         """End all of them, and wait until they are gone."""

@@ -21,6 +21,7 @@ from neural_rdm.core.signals import Stopped, catch, say, stop
 from neural_rdm.residual import units
 from neural_rdm.training import parallel
 from neural_rdm.training.callbacks.steps import Order, StepCallback
+from neural_rdm.training.launching import Launcher
 from neural_rdm.training.scaling import scaler_of
 
 
@@ -60,8 +61,10 @@ class StopOnSignal(StepCallback):
                 self.received, self.signal, self._since = True, number, time.monotonic()
                 if trainer.is_global_zero:
                     say(f"\n{number.name}: waiting for this step, which is then saved; again to stop at once\n")
-                if trainer.strategy.launcher is not None:
-                    trainer.strategy.launcher.kill(signal.SIGTERM)  # pass it on to the ranks that this process started
+                if isinstance(launcher := trainer.strategy.launcher, Launcher):
+                    launcher.asked = number
+                if launcher is not None:
+                    launcher.kill(signal.SIGTERM)  # pass it on to the ranks that this process started
 
         catch(handle)
 
