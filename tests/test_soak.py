@@ -30,7 +30,7 @@ def test_every_fault_of_the_table_was_looked_into() -> None:
     rows = read()
     faults = {(int(row["seed"]), int(row["trial"])) for row in rows if row["outcome"] not in KEPT}
     assert faults == set(page.explained())
-    assert len({(row["seed"], row["trial"]) for row in rows}) == len(rows)
+    assert len({(row["seed"], row["trial"], row["commit"]) for row in rows}) == len(rows)
 
 
 def test_every_fault_of_the_training_fuzz_was_looked_into() -> None:

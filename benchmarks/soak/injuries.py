@@ -315,6 +315,8 @@ def _reads(case: Case) -> bool:
     return bool(case.needs)
 
 
+#: how C and C++ end a process that gets no memory, whatever Python would say: abort, and the loader's exit code
+ABORTED = (-6, 127)
 #: how a command ends on a disk that cannot be written, or without what it needs
 REFUSED = (2,)
 NOTHING: Callable[[Scene], None] = lambda scene: None  # noqa: E731
@@ -336,7 +338,7 @@ INJURIES = (
     Injury("no inodes", fill_inodes, REFUSED, 1, _root, disk="size=48m,nr_inodes=200"),
     Injury("limit of file sizes", limit(resource.RLIMIT_FSIZE, lambda s, _: s.draw.randrange(250_000)), REFUSED, 1),
     Injury("folder read-only", forbid, REFUSED, 1, _root),
-    Injury("limit of memory", limit(resource.RLIMIT_AS, _memory), (1, 2), 1),
+    Injury("limit of memory", limit(resource.RLIMIT_AS, _memory), (1, 2, *ABORTED), 1),
     Injury("slow fsync, SIGKILL", to_main(KILL), (-9,), 1, kills=True,
            patched=lambda draw, _: f"slow fsync:{draw.uniform(0.02, 0.3):.3f}"),
     Injury("clock set back", NOTHING, (), 0.5,

@@ -60,8 +60,20 @@ FOUND: dict[str, tuple[tuple[tuple[int, int], ...], str, str]] = {
     "A worker that was killed while the trainer was in its backward pass ended it with torch's traceback": (
         ((3, 71),), "ours", "one sentence, wherever torch notices it (`tests/core/test_files.py`)",
     ),
+    "A rank that rank 0 had started was alone before it could ask who its parent is, and waited for it": (
+        ((5, 18),), "ours", "it is told who starts it, and ends (`tests/training/test_launching.py`)",
+    ),
+    "Ctrl-C reached a rank before it trained; what rank 0 passed on then killed it, and was told as its death": (
+        ((5, 72),), "ours", "the run is stopped by Ctrl-C (`tests/training/test_launching.py`)",
+    ),
+    "A second Ctrl-C met Lightning's tidying up, whose own error was told with a traceback": (
+        ((5, 3),), "ours", "the run is stopped by Ctrl-C (`tests/cli/test_stopping.py`)",
+    ),
+    "Ctrl-C came before anything of this project was loaded: Python says so with a traceback": (
+        ((5, 39), (6, 39), (6, 40)), "library", "as of any program in Python; from our first import on it is silent",
+    ),
     "A picture was gone before encode had listed its data: it encoded those that there were": (
-        ((0, 170), (3, 53), (3, 59)), "soak", "that is what it was asked",
+        ((0, 170), (3, 53), (3, 59), (6, 17)), "soak", "that is what it was asked, and it says how many there are",
     ),
     "A second kill of a report met a folder that the first had filled, which is refused": (
         ((0, 52),), "soak", "the refusal is what is promised",
@@ -141,11 +153,13 @@ def soak(rows: Sequence[dict[str, str]]) -> str:
     hangs = sum("hang" in row["outcome"] for row in rows)
     return f"""## The soak
 
-**{len(rows)} trials** ({hours:.1f} hours of wall time, {len({row["seed"] for row in rows})} series on a busy machine), of them **{struck_training(rows)} kills that training died
-of**. {len(faults)} were marked as faults, and each was looked into (below): {len(ours)} were faults of this project, all of which are repaired
-and have a test; the others were the trials' own judgement or a library's. {hangs} hung. At the commit that was tried last
-({len(last)} trials), {len(bad)} were marked, {len(fixed)} of them a fault of this project. Each row is in [soak.csv](../../benchmarks/results/soak.csv), with its seed, moment
-and commit.
+**{len(last)} trials at one commit**, the one that was tried last (`{rows[-1]["commit"]}`), of them **{struck_training(last)} kills that training died of**:
+{len(bad)} were marked as faults, {len(fixed)} of them faults of this project.
+
+In all {len(rows)} trials ({hours:.1f} hours of wall time, {len({row["seed"] for row in rows})} series on a busy machine), {struck_training(rows)} such kills, over {len({row["commit"] for row in rows})} commits, as what
+was found was repaired. {len(faults)} were marked as faults, and each was looked into (below): {len(ours)} were faults of this project, all of
+which are repaired and have a test; the others were the trials' own judgement or a library's. {hangs} hung. Each row is in
+[soak.csv](../../benchmarks/results/soak.csv), with its seed, moment and commit.
 
 Each trial starts a real command on the smallest network in a session of its own, strikes it at a moment drawn from its
 usual length, lets it end, and does what its message says. Promised is: the result is the same, byte for byte, as that of

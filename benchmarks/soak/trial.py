@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.soak.cases import Case
-from benchmarks.soak.injuries import Injury, Scene, cut_table, newest_checkpoint
+from benchmarks.soak.injuries import ABORTED, Injury, Scene, cut_table, newest_checkpoint
 from benchmarks.soak.session import Session
 from neural_rdm.core.sharded import MANIFEST
 
@@ -148,7 +148,8 @@ class Trial:
         ignored += code == -2 and said.startswith("Traceback")  # Python's own, before anything of ours is loaded
         if said.count("Traceback (most recent call last)") > ignored:
             raise Fault("traceback", _tail(said))
-        if code not in (0, *codes):
+        aborted = code in ABORTED and not re.search("terminate called|cannot allocate memory", said)
+        if code not in (0, *codes) or aborted:
             raise Fault("exit code", f"{code}: {_tail(said)}")
         errors = [line for line in said.splitlines() if line.startswith("error: ")]
         alone = self.case.module != "sweep"  # whose jobs say theirs

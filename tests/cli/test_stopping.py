@@ -247,6 +247,21 @@ def test_memory_that_runs_out_is_told_with_what_is_kept(
     assert "Traceback" not in said
 
 
+def test_memory_that_is_not_enough_to_look_into_the_folder_is_told_without_what_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Found by `benchmarks soak`: under a limit of memory a folder could not be listed either."""
+
+    def iterdir(path: Path) -> Any:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    with pytest.raises(SystemExit) as ended, told(Work("train", tmp_path)):
+        raise MemoryError
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("error: memory ran out (MemoryError). Free some")
+
+
 def test_a_folder_that_cannot_be_made_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -102,6 +102,16 @@ def test_what_was_killed_is_swept_and_who_lives_is_not_disturbed(tmp_path: Path)
         assert not left.exists()
 
 
+def test_what_was_killed_is_swept_where_the_command_is_sent_elsewhere(tmp_path: Path) -> None:
+    """Found by `benchmarks soak`: a report that was killed is not gone on with, and its temporary file stayed."""
+    folder = made(tmp_path / "a", "report")
+    before = content(folder)
+    (folder / ".comparison.png.123.tmp").touch()
+    with pytest.raises(ConfigError, match="choose another"), opened(folder, "report", CFG):
+        raise AssertionError("it was opened")
+    assert content(folder) == before
+
+
 @pytest.mark.parametrize("cut", [".config.yaml.4242.tmp", ".provenance.json.4242.tmp"])
 def test_killed_while_it_wrote_its_configuration_the_same_command_begins_again(tmp_path: Path, cut: str) -> None:
     """Found by `benchmarks soak`: it was told to be gone on with, and there was nothing to go on with."""

@@ -85,7 +85,8 @@ def told(work: Work) -> Iterator[None]:
         work.clear()
         if isinstance(error, ResourceError):
             traceback.clear_frames(caught.__traceback__)  # where memory ran out, they hold it
-            error = UserError(f"{error} {work.how_to_go_on(needs_another_folder(caught))}")
+            with contextlib.suppress(OSError, MemoryError):  # not even for looking into the folder is there any
+                error = UserError(f"{error} {work.how_to_go_on(needs_another_folder(caught))}")
         fail(error)
 
 

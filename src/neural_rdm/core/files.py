@@ -70,8 +70,16 @@ def cannot_write(path: str | Path, error: OSError) -> str:
     return f"cannot write {path}: {what} ({reason}). {advice}" if what else f"cannot write {path}: {reason}."
 
 
-#: how libraries say, in errors of no kind of its own, that memory ran out; torch's error of a GPU begins like the first
-_NO_MEMORY = ("out of memory", "can't allocate memory", "can't start new thread", "CUBLAS_STATUS_ALLOC_FAILED")
+#: how libraries say, in errors of no kind of its own, that memory ran out; torch's error of a GPU begins like the
+#: first, the last two are C++'s of a thread that cannot be started and oneDNN's of a product
+_NO_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "can't start new thread",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "Resource temporarily unavailable",
+    "could not create a primitive",
+)
 #: how torch says that the kernel of `sdpa_kernel` cannot be had, on a CPU and on a GPU
 _NO_KERNEL = ("No viable backend for scaled_dot_product_attention", "No available kernel. Aborting execution.")
 

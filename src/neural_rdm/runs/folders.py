@@ -60,6 +60,8 @@ def opened(folder: Path, command: str, cfg: DictConfig, resumes: bool = False) -
     started = False
     try:
         with held(folder, command):
+            if made_by(folder) is not None:  # what a kill has left half written is swept where this is refused as well
+                sweep(folder)
             if not resumes:
                 refuse_used(folder, command, cfg)
             elif (folder / CONFIG).is_file() and not read_provenance(folder).get("configurations"):
