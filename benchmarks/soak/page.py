@@ -46,7 +46,7 @@ FOUND: dict[str, tuple[tuple[tuple[int, int], ...], str, str]] = {
         ((0, 124),), "ours", "the run is stopped by that signal (`tests/training/test_launching.py`)",
     ),
     "Killed between its last checkpoint and the tidying behind it, a resumed run kept one checkpoint too many": (
-        ((1, 95),), "ours", "it is tidied up at the start, `last.ckpt` too (`tests/training/callbacks/test_checkpoints.py`)",
+        ((1, 95), (9, 30)), "ours", "a run that is resumed at its end tidies up, `last.ckpt` too; the first repair was tried by a stand-in, and did nothing in a real run (`tests/training/callbacks/test_checkpoints.py`)",
     ),
     "A flipped bit lay in the padding of a checkpoint, where it changes nothing": (
         ((1, 67),), "soak", "the tensors are the same",
@@ -68,6 +68,21 @@ FOUND: dict[str, tuple[tuple[tuple[int, int], ...], str, str]] = {
     ),
     "A second Ctrl-C met Lightning's tidying up, whose own error was told with a traceback": (
         ((5, 3),), "ours", "the run is stopped by Ctrl-C (`tests/cli/test_stopping.py`)",
+    ),
+    "Data were away for a moment, and the list of what could not be read stayed, though the message says to delete it": (
+        ((10, 8),), "soak", "it does what the message says",
+    ),
+    "A report that was killed is not gone on with, and its temporary file stayed in the folder": (
+        ((7, 59), (8, 82)), "ours", "it is swept where the command is sent elsewhere, too (`tests/runs/test_folders.py`)",
+    ),
+    "Under a limit of memory the folder could not be listed, to say what is kept": (
+        ((7, 21),), "ours", "one sentence without it (`tests/cli/test_stopping.py`)",
+    ),
+    "Under a limit of memory gloo could start no thread and oneDNN make no product; neither error says so": (
+        ((8, 134), (8, 145)), "ours", "one sentence (`tests/core/test_files.py`)",
+    ),
+    "Under a limit of memory two ranks hung before the first step, until they were killed": (
+        ((7, 14),), "library", "gloo's constructor, which cannot start a thread, waits for another of its own for ever; seen again once in 23 tries",
     ),
     "Ctrl-C came before anything of this project was loaded: Python says so with a traceback": (
         ((5, 39), (6, 39), (6, 40)), "library", "as of any program in Python; from our first import on it is silent",

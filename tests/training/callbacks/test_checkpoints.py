@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -81,14 +79,16 @@ def test_unfinished_files_are_not_taken_for_checkpoints(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("linked", [2, 4])
-def test_what_a_kill_behind_the_last_checkpoint_has_left_undone_is_done_at_the_start(
+def test_what_a_kill_behind_the_last_checkpoint_has_left_undone_is_done_by_the_resumed_run(
     linked: int, tmp_path: Path
 ) -> None:
-    """Found by `benchmarks soak`: nothing more is saved then, so that the old ones stayed, and last.ckpt might."""
-    for step in (2, 4, 6):  # the last one was passed over: damaged
-        (tmp_path / f"step={step:09d}.ckpt").write_text(str(step))
-    (tmp_path / "last.ckpt").hardlink_to(tmp_path / f"step={linked:09d}.ckpt")
-    at_the_end: Any = SimpleNamespace(global_step=4, optimizers=[], is_global_zero=True)
-    Checkpoints(tmp_path, every_n_steps=2, keep=1).on_train_start(at_the_end, None)  # type: ignore[arg-type]
-    assert (tmp_path / "last.ckpt").read_text() == "4"
+    """Found by `benchmarks soak`: nothing more is trained or saved then, so that old ones and `last.ckpt` stayed."""
+    fit(tiny_module(), tmp_path, Checkpoints(tmp_path, every_n_steps=2, keep=3), steps=4)
+    path_of(tmp_path, 6).write_text("passed over: damaged")
+    (tmp_path / "last.ckpt").unlink()
+    (tmp_path / "last.ckpt").hardlink_to(path_of(tmp_path, linked))
+    resumed = Checkpoints(tmp_path, every_n_steps=2, keep=1)
+    trainer = fit(tiny_module(), tmp_path, resumed, steps=4, ckpt=path_of(tmp_path, 4))
+    assert trainer.global_step == 4
+    assert os.path.samefile(tmp_path / "last.ckpt", path_of(tmp_path, 4))
     assert sorted(path.name for path in tmp_path.glob("step=*")) == ["step=000000004.ckpt", "step=000000006.ckpt"]

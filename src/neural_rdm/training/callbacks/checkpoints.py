@@ -162,10 +162,8 @@ class Checkpoints(Checkpoint):
         """A resumed run need not write again what it was started from, whoever wrote it."""
         for optimizer in trainer.optimizers:
             lay_out(optimizer)
-        path = path_of(self.folder, trainer.global_step)
-        self._saved = trainer.global_step if trainer.global_step and path.exists() else -1
-        if self._saved > 0 and trainer.is_global_zero:  # whoever wrote it may have been killed right behind that
-            self._saved_is(path, alone=False)
+        there = trainer.global_step > 0 and path_of(self.folder, trainer.global_step).exists()
+        self._saved = trainer.global_step if there else -1
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Save at multiples of `every_n_steps`, and where the run is about to stop: after the epoch's end Lightning's
@@ -178,6 +176,13 @@ class Checkpoints(Checkpoint):
         if trainer.global_step > 0:
             self.save(trainer)
         parallel.written(_io(trainer).wait)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Do what was left undone by whoever saved the last step, and was killed or had no room right behind that: a
+        run that is resumed at its end comes to no other hook.
+        """
+        if trainer.global_step > 0 and trainer.is_global_zero:
+            self._saved_is(path_of(self.folder, trainer.global_step), alone=False)
 
     def save(self, trainer: pl.Trainer) -> None:
         """Save this step unless it is saved already; every rank must call it."""
