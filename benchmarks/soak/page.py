@@ -82,7 +82,19 @@ FOUND: dict[str, tuple[tuple[tuple[int, int], ...], str, str]] = {
         ((8, 134), (8, 145)), "ours", "one sentence (`tests/core/test_files.py`)",
     ),
     "Under a limit of memory two ranks hung before the first step, until they were killed": (
-        ((7, 14),), "library", "gloo's constructor, which cannot start a thread, waits for another of its own for ever; seen again once in 23 tries",
+        ((7, 14),), "library", "gloo's constructor, which cannot start a thread, waits for another of its own for ever; seen again once in 19 tries",
+    ),
+    "Under a limit of memory no pattern could be compiled, to print the sentence": (
+        ((11, 22),), "ours", "it is compiled when the module is loaded",
+    ),
+    "Under a limit of memory a thread of Python's, which sends what a worker has, could not start": (
+        ((12, 54),), "library", "its own traceback stands above our sentence",
+    ),
+    "A second command went on with a run that had just been finished, and waited for a rank that found it finished": (
+        ((12, 52),), "ours", "who has the folder looks once more, and ranks leave it to the first (`tests/cli/test_stopping.py`)",
+    ),
+    "A job of a sweep that was killed when all was written was told as failed, now and whenever the sweep was given again": (
+        ((11, 80),), "ours", "it is finished (`tests/cli/test_launcher.py`)",
     ),
     "Ctrl-C came before anything of this project was loaded: Python says so with a traceback": (
         ((5, 39), (6, 39), (6, 40)), "library", "as of any program in Python; from our first import on it is silent",

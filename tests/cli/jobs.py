@@ -1,7 +1,7 @@
 """A command that stands for training in the tests of sweeps: it takes milliseconds, and does what it is told.
 
-`python -m job how=finish|fail|wait|crash|kill hydra.run.dir='DIR' ...` counts its steps in metrics.csv and ends with a
-report.
+`python -m job how=finish|fail|wait|crash|kill|late hydra.run.dir='DIR' ...` counts its steps in metrics.csv and ends
+with a report.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ if how == "kill":
     os.kill(os.getpid(), 9)
 (folder / "report").mkdir(exist_ok=True)
 (folder / "report" / "metrics.json").write_text(json.dumps({"rows": [{"name": "generated", "accuracy": 1 - loss}]}))
+if how == "late":
+    os.kill(os.getpid(), 9)
 """
 
 

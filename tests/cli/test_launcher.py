@@ -132,6 +132,12 @@ def test_a_sweep_that_goes_on_already_is_refused() -> None:
         launch(stub(["how=finish"]))
 
 
+def test_a_job_that_is_killed_when_all_is_written_is_finished() -> None:
+    """Found by `benchmarks soak`: it was told as failed, and never gone on with, since it was finished."""
+    assert launch(stub(["how=late"])) == 0
+    assert states() == {"0": "finished"}
+
+
 def test_a_worker_that_is_lost_is_a_failed_job(monkeypatch: pytest.MonkeyPatch) -> None:
     def lost(line: object) -> int:
         raise OSError("the node is gone\nand more")

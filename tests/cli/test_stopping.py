@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import pty
@@ -10,18 +11,22 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch  # commands that find it loaded do not say that they load it
+from omegaconf import OmegaConf
 
 from neural_rdm.cli import app
 from neural_rdm.cli.stopping import Work, fail, stoppable, told
-from neural_rdm.config.compose import parse
+from neural_rdm.config.compose import compose_config, parse
 from neural_rdm.config.grammar import as_typed
+from neural_rdm.config.provenance import write_config
 from neural_rdm.core.errors import UserError
 from neural_rdm.core.files import write_atomically
+from neural_rdm.core.ranks import STARTED_BY
 from tests.helpers import ROOT
 
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
@@ -117,6 +122,40 @@ def test_the_advice_can_be_typed_as_it_stands(name: str, tmp_path: Path, monkeyp
         (argument,) = shlex.split(said)
         (parsed,) = parse(as_typed([argument], command))
         assert (parsed.key_or_group, parsed.value()) == (key, name)
+
+
+def test_a_run_that_another_process_has_finished_meanwhile_is_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Found by `benchmarks soak`: rank 0 went on, the rank that it started found the run finished and left, and rank 0
+    waited for it.
+    """
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    composed = compose_config("train", ["trainer.max_steps=5"])
+    OmegaConf.resolve(composed.cfg)
+    composed.cfg.choices = composed.choices
+    write_config(tmp_path / "run", composed.cfg)
+    finished = tmp_path / "run" / "finished.json"
+
+    @contextlib.contextmanager
+    def opened(folder: Path, *_: Any, **__: Any) -> Iterator[None]:
+        finished.write_text('{"global_step": 5, "files": []}', encoding="utf-8")  # by who had it before
+        yield
+
+    def job(cfg: Any, folder: Path) -> int:
+        raise AssertionError("it was gone on with")
+
+    monkeypatch.setattr(app, "opened", opened)
+    monkeypatch.setattr("sys.argv", ["train", "resume=run"])
+    with pytest.raises(SystemExit) as ended:
+        app.main("train", job)
+    assert ended.value.code == 0
+    assert "run is finished (5 steps); nothing to do" in capsys.readouterr().out
+    finished.unlink()
+    monkeypatch.setenv(STARTED_BY, "1")  # one that rank 0 has started does as that does
+    with pytest.raises(AssertionError, match="gone on with"):
+        app.main("train", job)
 
 
 def test_a_library_that_fails_while_a_signal_passes_is_no_error_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:

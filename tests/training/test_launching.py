@@ -116,7 +116,6 @@ def test_a_rank_whose_parent_was_gone_before_it_could_ask_ends_as_well() -> None
 
 def test_ranks_are_told_who_starts_them(monkeypatch: pytest.MonkeyPatch) -> None:
     told = []
-    monkeypatch.setenv(STARTED_BY, "7")  # undone afterwards
     monkeypatch.setattr(
         _SubprocessScriptLauncher, "_call_children_scripts", lambda self: told.append(os.environ[STARTED_BY])
     )
@@ -124,3 +123,4 @@ def test_ranks_are_told_who_starts_them(monkeypatch: pytest.MonkeyPatch) -> None
     launcher.procs = []
     launcher._call_children_scripts()
     assert told == [str(os.getpid())]
+    assert STARTED_BY not in os.environ

@@ -38,7 +38,7 @@ from neural_rdm.config.sources import Sources, refused
 from neural_rdm.config.trust import own_folder, trust
 from neural_rdm.core.errors import ConfigError, UserError, printable
 from neural_rdm.core.locks import held
-from neural_rdm.core.ranks import is_first_rank
+from neural_rdm.core.ranks import STARTED_BY, is_first_rank
 from neural_rdm.data.encoded.manifest import check_manifest, read_manifest
 from neural_rdm.runs.folders import opened
 
@@ -143,10 +143,8 @@ def _run(config_name: str, job: Job, complete: Complete | None, work: Work) -> N
     if not arguments.informs:
         run = preflight(config_name, arguments, complete)
         os.environ["HYDRA_FULL_ERROR"] = "1"  # what goes wrong in Hydra's own work, making the folder, comes to `told`
-    if run is not None and is_finished(run, arguments):
-        print(f"{run.folder} is finished ({run.finished['global_step']} steps); nothing to do. Its results:")  # type: ignore[index]
-        print_paths([run.folder / p for p in run.finished["files"]])  # type: ignore[index]
-        raise SystemExit(0)
+    if run is not None:
+        end_if_finished(run, arguments)
     sys.argv[1:] = [*arguments.flags, *arguments.overrides]
     if not arguments.informs and "torch" not in sys.modules and is_first_rank():  # which takes seconds
         print("loading libraries ...", file=sys.stderr, flush=True)
@@ -160,6 +158,8 @@ def _run(config_name: str, job: Job, complete: Complete | None, work: Work) -> N
             drop_unchosen(cfg, choices)
             OmegaConf.resolve(cfg)
             with opened(folder, config_name, cfg, resumes=run is not None):
+                if run is not None:  # another process may have finished it before this one was alone in the folder
+                    end_if_finished(resume.find_run(str(run.folder)), arguments)
                 if config_name == "train":
                     resume.make_absolute(cfg)
                     cfg.choices = choices
@@ -319,12 +319,17 @@ def _check(composed: Composed, config_name: str, resumed: bool = False) -> None:
             )
 
 
-def is_finished(run: resume.Run, arguments: Arguments) -> bool:
-    """Whether a run has all the steps that are asked of it now, and its report."""
-    if run.finished is None or run.config is None:
-        return False
+def end_if_finished(run: resume.Run, arguments: Arguments) -> None:
+    """Say so and exit where a run has all the steps that are asked of it now, and its report. The ranks that another
+    one has started leave that to it: they would be missed.
+    """
+    if run.finished is None or run.config is None or STARTED_BY in os.environ:
+        return
     steps = [int(p.value()) for p in parse(arguments.overrides) if p.key_or_group == "trainer.max_steps"]  # type: ignore[arg-type]
-    return run.finished["global_step"] >= (steps[-1] if steps else run.config.trainer.max_steps)
+    if run.finished["global_step"] >= (steps[-1] if steps else run.config.trainer.max_steps):
+        print(f"{run.folder} is finished ({run.finished['global_step']} steps); nothing to do. Its results:")
+        print_paths([run.folder / p for p in run.finished["files"]])
+        raise SystemExit(0)
 
 
 def print_paths(paths: list[Path]) -> None:

@@ -120,7 +120,8 @@ class _Sweep:
         if self.at_once == 1:
             job.show()
         job.line.forget()
-        if code == 0 and state(job.line.folder, self.plan.module) is not State.BEGUN:
+        there = state(job.line.folder, self.plan.module)
+        if there is State.FINISHED or (code == 0 and there is not State.BEGUN):  # however it has ended behind that
             how = "finished"
         elif job.given_up:
             how = "pruned"

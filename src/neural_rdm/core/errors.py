@@ -80,10 +80,14 @@ class BrokenSample(LoaderError):
         super().__init__(f"cannot read {self.path}: {self.reason}" if self.path else reason)
 
 
+# compiled before they are needed: where memory has run out, no memory is left for that
+_HALVES, _COMMANDS = re.compile(r"[\ud800-\udc7f\udd00-\udfff]"), re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
 def printable(path: str | bytes | os.PathLike[str]) -> str:
     r"""A path, or a text that holds one, that can be printed and written as UTF-8: bytes of another encoding, and what
     would command a terminal (all control characters but tab and newline), become \xNN, half characters \uNNNN.
     """
-    text = re.sub(r"[\ud800-\udc7f\udd00-\udfff]", lambda half: f"\\u{ord(half[0]):x}", os.fsdecode(path))
-    text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda command: f"\\x{ord(command[0]):02x}", text)
+    text = _HALVES.sub(lambda half: f"\\u{ord(half[0]):x}", os.fsdecode(path))
+    text = _COMMANDS.sub(lambda command: f"\\x{ord(command[0]):02x}", text)
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

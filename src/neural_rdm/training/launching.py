@@ -42,7 +42,10 @@ class Launcher(_SubprocessScriptLauncher):
 
     def _call_children_scripts(self) -> None:
         os.environ[STARTED_BY] = str(os.getpid())
-        super()._call_children_scripts()
+        try:
+            super()._call_children_scripts()
+        finally:
+            del os.environ[STARTED_BY]  # what else this process starts is no rank
         self.ranks, self.procs = self.procs, []  # Lightning's observer finds nothing to do
 
     def kill(self, signum: Any) -> None:
