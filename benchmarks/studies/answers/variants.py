@@ -120,7 +120,7 @@ def fig6_elsewhere(pictures: Path, name: str, where: str) -> Answer | None:
 {compared(distance, "Distance", "Frechet distance")}
 
 ![Differences to plain addition on {where}, with 95 % intervals]({name}.png)
-{_elsewhere_controls(name, rows)}"""
+{_elsewhere_controls(pictures, name, where, rows)}"""
     figures.differences({"validation loss": loss, "Frechet distance": distance}, pictures / f"{name}.png")
     return Answer(
         f"Fig. 6 on {where}",
@@ -134,7 +134,7 @@ def fig6_elsewhere(pictures: Path, name: str, where: str) -> Answer | None:
     )
 
 
-def _elsewhere_controls(name: str, rules: Sequence[Row]) -> str:
+def _elsewhere_controls(pictures: Path, name: str, where: str, rules: Sequence[Row]) -> str:
     """The controls beside the rules of the same seeds; nothing where there are fewer than two seeds."""
     controls = read(f"{name}_controls")
     rows = complete([{**row, "case": row["rule"]} for row in rules] + controls, by_case) if controls else []
@@ -143,15 +143,19 @@ def _elsewhere_controls(name: str, rules: Sequence[Row]) -> str:
     kept = [row for row in rows if row["case"] in ("resnet", "gated", "rezero") or "rule" not in row]
     loss = compare(grouped(kept, "val_loss", by_case), "resnet")
     distances = grouped(kept, "frechet_pixels", by_case)
+    distance = compare(distances, "resnet")
     file = f"{name}_controls"
+    figures.differences({"validation loss": loss, "Frechet distance": distance}, pictures / f"{file}.png")
     return f"""
 **Start, rate of the gates and supervision.** `python -m benchmarks.studies {file}`, {seeds_of(rows)} ([{file}.csv](../../benchmarks/results/studies/{file}.csv)).
 
 {compared(loss, "Loss", "validation loss")}
 
-{compared(compare(distances, "resnet"), "Distance", "Frechet distance")}
+{compared(distance, "Distance", "Frechet distance")}
 
 {_against_folded(distances)}
+
+![Differences of the controls on {where} to plain addition, with 95 % intervals]({file}.png)
 """
 
 
