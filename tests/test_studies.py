@@ -282,7 +282,9 @@ def test_rules_are_told_over_all_optimizers_and_targets() -> None:
     assert found["gated"] == pytest.approx({0: 1.3, 1: 1.3})
 
 
-def test_controls_on_the_unet_stand_beside_the_rules_of_their_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_controls_on_the_unet_stand_beside_the_rules_of_their_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def row(name: str, seed: int, loss: float) -> dict[str, Any]:
         return {"seed": seed, "val_loss": loss + 0.001 * seed, "frechet_pixels": loss + 0.01 * seed, **of(name)}
 
@@ -292,13 +294,14 @@ def test_controls_on_the_unet_stand_beside_the_rules_of_their_seeds(monkeypatch:
     rules = [row(name, seed, 0.1) for seed in range(4) for name in plan.PAPER]
     controls = [row(name, seed, 0.2) for seed in range(3) for name in plan.UNET_CONTROLS]
     monkeypatch.setattr(variants, "read", lambda name: controls)
-    said = variants._elsewhere_controls("fig6_unet", rules)
+    said = variants._elsewhere_controls(tmp_path, "fig6_unet", "the U-Net", rules)
     assert "seeds 0 to 2" in said  # what has not all controls yet is left out
     for name in ("gated", "rezero", *plan.UNET_CONTROLS):
         assert f"| `{name}` |" in said
     assert "| `adaln` |" not in said
+    assert (tmp_path / "fig6_unet_controls.png").is_file()
     monkeypatch.setattr(variants, "read", lambda name: [])
-    assert variants._elsewhere_controls("fig6_unet", rules) == ""
+    assert variants._elsewhere_controls(tmp_path, "fig6_unet", "the U-Net", rules) == ""
 
 
 def test_the_noise_floor_is_the_standard_deviation(monkeypatch: pytest.MonkeyPatch) -> None:
