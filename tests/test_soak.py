@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -99,6 +100,16 @@ def test_a_broken_promise_is_seen(trial: Trial, name: str, content: str, kind: s
         trial._same("went on")
     assert fault.value.kind == kind
     assert differences(trial.reference, trial.reference) == []
+
+
+def test_the_step_that_a_run_was_stopped_at_is_kept_in_place_of_another(trial: Trial) -> None:
+    (trial.reference / "checkpoints" / "step=000000006.ckpt").touch()
+    (trial.folder / "checkpoints" / "step=000000007.ckpt").touch()
+    with pytest.raises(Fault, match="is missing"):
+        trial._same("went on")
+    session: Any = SimpleNamespace(said=lambda: "stopped by SIGTERM after step 7, which is saved.")
+    trial.sessions.append(session)
+    assert trial._same("went on") == "went on"
 
 
 def test_what_was_reported_as_saved_has_to_be_there(trial: Trial) -> None:

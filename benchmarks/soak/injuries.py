@@ -315,6 +315,8 @@ def _reads(case: Case) -> bool:
     return bool(case.needs)
 
 
+#: of a file, in bytes, that a limit may have: more than what a command prints, which is a file here, too
+SIZES = (20_000, 250_000)
 #: how C and C++ end a process that gets no memory, whatever Python would say: abort, and the loader's exit code
 ABORTED = (-6, 127)
 #: how a command ends on a disk that cannot be written, or without what it needs
@@ -336,7 +338,7 @@ INJURIES = (
     Injury("SIGSTOP, later SIGCONT", stop_for, (), 1),
     Injury("disk full", fill, REFUSED, 1.5, _root, disk="size=48m"),
     Injury("no inodes", fill_inodes, REFUSED, 1, _root, disk="size=48m,nr_inodes=200"),
-    Injury("limit of file sizes", limit(resource.RLIMIT_FSIZE, lambda s, _: s.draw.randrange(250_000)), REFUSED, 1),
+    Injury("limit of file sizes", limit(resource.RLIMIT_FSIZE, lambda s, _: s.draw.randrange(*SIZES)), REFUSED, 1),
     Injury("folder read-only", forbid, REFUSED, 1, _root),
     Injury("limit of memory", limit(resource.RLIMIT_AS, _memory), (1, 2, *ABORTED), 1),
     Injury("slow fsync, SIGKILL", to_main(KILL), (-9,), 1, kills=True,

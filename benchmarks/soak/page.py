@@ -99,6 +99,15 @@ FOUND: dict[str, tuple[tuple[tuple[int, int], ...], str, str]] = {
     "Ctrl-C came before anything of this project was loaded: Python says so with a traceback": (
         ((5, 39), (6, 39), (6, 40)), "library", "as of any program in Python; from our first import on it is silent",
     ),
+    "Jobs of a sweep were refused by a full disk, each in a sentence, and the sweep had the exit code of jobs that fail": (
+        ((13, 75),), "soak", "that is its exit code",
+    ),
+    "A limit of file sizes struck the file that the command prints to": (
+        ((14, 80),), "soak", "limits are larger than what is printed",
+    ),
+    "Stopped one step before its end, a run kept that step and not an earlier one": (
+        ((14, 113),), "soak", "so it should; the last step is the same",
+    ),
     "A picture was gone before encode had listed its data: it encoded those that there were": (
         ((0, 170), (3, 53), (3, 59), (6, 17)), "soak", "that is what it was asked, and it says how many there are",
     ),
