@@ -73,14 +73,14 @@ def _run(cfg: DictConfig, report: Report, folder: Path) -> list[Path]:
         measured.append(report.rows(run.subject(replace(sampler, cfg_scale=scale), cfg.seed, cfg.batch_size)))
         settings.append({"cfg_scale": scale, "weights": weights})
     assert run is not None
+    used = run.config.copy()
+    used.sampler, used.metric, used.seed = cfg.sampler, cfg.metric, cfg.seed
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(used))
     if cfg.guidance is None and cfg.averages is None:
         facts: Mapping[str, Any] = measured[0][2]
         paths = write_metrics(folder / "report", *measured[0])
     else:
         paths, facts = write_guidance(folder / "report", settings, measured)
-    used = run.config.copy()
-    used.sampler, used.metric, used.seed = cfg.sampler, cfg.metric, cfg.seed
-    write_text(folder / "config.yaml", OmegaConf.to_yaml(used))
     drawn = {**run.facts(replace(sampler, cfg_scale=facts["cfg_scale"]), seed=cfg.seed), "weights": facts["weights"]}
     write_text(folder / "sampling.json", json.dumps(drawn, indent=2) + "\n")
     return [*paths, folder / "config.yaml", folder / "sampling.json"]

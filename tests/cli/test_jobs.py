@@ -23,6 +23,7 @@ from neural_rdm.cli.jobs import (
     state,
 )
 from neural_rdm.core.errors import ConfigError
+from neural_rdm.core.ranks import STARTED_BY
 from neural_rdm.reports.sweeps import FILE, Record, read_record
 
 SWEEP = ["exp=digits_gated", "residual=gated,resnet", "hydra.job.name=x", "seed=1"]
@@ -79,8 +80,9 @@ def test_how_far_a_job_is(tmp_path: Path) -> None:
 
 
 def test_a_child_knows_its_parent_and_is_no_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert "LOCAL_RANK" not in environment()
+    for name in ("LOCAL_RANK", STARTED_BY):
+        monkeypatch.setenv(name, "1")
+        assert name not in environment()
     assert environment()[PARENT] == str(os.getpid())
     monkeypatch.delenv(PARENT, raising=False)
     end_with_parent()  # nobody asked for it

@@ -332,6 +332,8 @@ def test_an_attention_kernel_that_torch_lacks_is_a_mistake_and_no_bug() -> None:
 def test_a_library_that_gets_no_memory_is_told_whatever_it_says(words: str) -> None:
     """Found by `benchmarks soak`: gloo and oneDNN say no more than this of it."""
     assert f"memory ran out ({words})" in str(as_user_error(RuntimeError(words)))
+    unsupported = "could not create a primitive descriptor for the softmax forward propagation primitive"
+    assert as_user_error(RuntimeError(unsupported)) is None
 
 
 def test_a_worker_that_was_killed_is_told_wherever_torch_notices_it() -> None:

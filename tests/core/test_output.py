@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.core.output import LOG, kept, last_error
+from neural_rdm.core.signals import Stopped
 
 
 def test_lines_are_kept_without_colours_and_of_a_bar_its_last_state(
@@ -44,10 +46,15 @@ def test_the_error_of_the_newest_start_is_told(tmp_path: Path) -> None:
     with pytest.raises(ValueError), kept(tmp_path):
         raise ValueError("deep inside")
     assert last_error(tmp_path) == "ValueError: deep inside"
+    behind = ValueError("a library's, in the way of a signal")
+    behind.__context__ = Stopped(signal.SIGTERM)
+    with pytest.raises(ValueError), kept(tmp_path):
+        raise behind
+    assert (tmp_path / LOG).read_text().endswith("\nstopped by SIGTERM\n")
     with kept(tmp_path):
         print("all is well")
     assert last_error(tmp_path) is None
-    assert (tmp_path / LOG).read_text().count("\n# 20") == 2  # all of it is there still
+    assert (tmp_path / LOG).read_text().count("\n# 20") == 3  # all of it is there still
 
 
 def test_a_log_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:

@@ -158,7 +158,9 @@ def _run(config_name: str, job: Job, complete: Complete | None, work: Work) -> N
             drop_unchosen(cfg, choices)
             OmegaConf.resolve(cfg)
             with opened(folder, config_name, cfg, resumes=run is not None):
-                if run is not None:  # another process may have finished it before this one was alone in the folder
+                # Another process may have finished it before this one was alone in the folder; ranks that were started
+                # from outside are not, and must not decide it apart.
+                if run is not None and _started_from_outside() == 1:
                     end_if_finished(resume.find_run(str(run.folder)), arguments)
                 if config_name == "train":
                     resume.make_absolute(cfg)
@@ -281,11 +283,16 @@ def _refuse_unusable(parsed: list[Override]) -> None:
             raise ConfigError(f"cannot write to {typed}: {folder} is not a folder that you may write to{advice}")
 
 
-def _one_folder_for_all_ranks(parsed: list[Override]) -> None:
-    """Ranks that torchrun or srun starts compose on their own, each a fraction of a second later than the other."""
-    world = int(
+def _started_from_outside() -> int:
+    """How many processes torchrun or srun has started for this command; 1 where neither has."""
+    return int(
         os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1") if "SLURM_PROCID" in os.environ else "1")
     )
+
+
+def _one_folder_for_all_ranks(parsed: list[Override]) -> None:
+    """Ranks that torchrun or srun starts compose on their own, each a fraction of a second later than the other."""
+    world = _started_from_outside()
     if world > 1 and not any(p.key_or_group in ("hydra.run.dir", "resume") for p in parsed):
         raise ConfigError(
             f"{world} processes were started from outside (torchrun, srun): pass hydra.run.dir=DIR, "

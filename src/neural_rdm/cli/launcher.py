@@ -121,8 +121,8 @@ class _Sweep:
             job.show()
         job.line.forget()
         there = state(job.line.folder, self.plan.module)
-        if there is State.FINISHED or (code == 0 and there is not State.BEGUN):  # however it has ended behind that
-            how = "finished"
+        if (there is State.FINISHED and code > 128) or (code == 0 and there is not State.BEGUN):
+            how = "finished"  # also where a signal came behind that
         elif job.given_up:
             how = "pruned"
         elif self.signal:

@@ -77,9 +77,9 @@ def told(work: Work) -> Iterator[None]:
     try:
         yield
     except Exception as caught:
-        error = caught if isinstance(caught, UserError) else as_user_error(caught)
-        if error is None and (stopped := stopped_behind(caught)) is not None:
+        if not isinstance(caught, UserError) and (stopped := stopped_behind(caught)) is not None:
             raise stopped from None
+        error = caught if isinstance(caught, UserError) else as_user_error(caught)
         if error is None:
             raise
         work.clear()

@@ -71,15 +71,16 @@ def cannot_write(path: str | Path, error: OSError) -> str:
 
 
 #: how libraries say, in errors of no kind of its own, that memory ran out; torch's error of a GPU begins like the
-#: first, the last two are C++'s of a thread that cannot be started and oneDNN's of a product
+#: first, the last is C++'s of a thread that cannot be started
 _NO_MEMORY = (
     "out of memory",
     "can't allocate memory",
     "can't start new thread",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "Resource temporarily unavailable",
-    "could not create a primitive",
 )
+#: and oneDNN, of a product; with more words behind it, it is another error
+_NO_PRODUCT = "could not create a primitive"
 #: how torch says that the kernel of `sdpa_kernel` cannot be had, on a CPU and on a GPU
 _NO_KERNEL = ("No viable backend for scaled_dot_product_attention", "No available kernel. Aborting execution.")
 
@@ -101,7 +102,9 @@ def as_user_error(error: Exception) -> UserError | None:
     memory, a kernel that there is not; None for what may as well be a bug.
     """
     errors = isinstance(error, OSError) and error.errno == errno.ENOMEM
-    told = isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+    told = isinstance(error, RuntimeError) and (
+        any(words in str(error) for words in _NO_MEMORY) or str(error).strip() == _NO_PRODUCT
+    )
     if errors or told or isinstance(error, MemoryError):
         return ResourceError(
             f"memory ran out ({first_line(error).rstrip('.')}). Free some, raise the limit that this process has, or "

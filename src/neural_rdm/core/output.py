@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from neural_rdm.core.errors import UserError
-from neural_rdm.core.signals import Stopped
+from neural_rdm.core.signals import Stopped, stopped_behind
 
 #: what a run prints; of a job of a sweep the sweep writes it, and it is there before the job
 LOG = "output.log"
@@ -59,8 +59,9 @@ def kept(folder: Path) -> Iterator[Callable[[], None]]:
     except Stopped as stopped:
         log.write(f"stopped by {stopped.signal.name}\n")
         raise
-    except Exception:
-        log.write(traceback.format_exc())
+    except Exception as error:
+        behind = stopped_behind(error)
+        log.write(traceback.format_exc() if behind is None else f"stopped by {behind.signal.name}\n")
         raise
     finally:
         logging.getLogger().removeHandler(handler)

@@ -7,8 +7,10 @@ from typing import Any
 
 #: environment variable in which the rank that starts others leaves its process number
 STARTED_BY = "NEURAL_RDM_STARTED_BY"
-#: the process that started this one. A rank is told: its parent may have ended before this line was reached
-PARENT = int(os.environ.get(STARTED_BY) or os.getppid())
+#: the process that started this one, as long as it lives
+PARENT = os.getppid()
+#: rank 0, where it has started this one: it may have ended before the line above was reached
+STARTER = int(os.environ.get(STARTED_BY, 0)) if os.name == "posix" else 0
 
 NODE = 8  # devices of a node, where nobody says another number
 

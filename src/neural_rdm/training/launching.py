@@ -17,7 +17,8 @@ import torch
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from neural_rdm.core.errors import RankError, first_line
-from neural_rdm.core.ranks import PARENT, STARTED_BY
+from neural_rdm.core.locks import lives
+from neural_rdm.core.ranks import PARENT, STARTED_BY, STARTER
 from neural_rdm.core.signals import STOPPING, Stopped
 
 #: seconds that a process has to end by itself once another one of its run is gone: its own error is the better message
@@ -85,13 +86,13 @@ class _Others:
     def __init__(self, trainer: pl.Trainer) -> None:
         self.launcher = trainer.strategy.launcher if isinstance(trainer.strategy.launcher, Launcher) else None
         self.several, self.rank = trainer.world_size > 1, trainer.global_rank
-        self.parent = PARENT
+        self.parent = STARTER or PARENT
 
     def lost(self) -> str | None:
         """Which of them has ended, as far as this process can know."""
         if self.launcher is not None and self.launcher.ranks:
             return self.launcher.lost()
-        if self.rank > 0 and os.getppid() != self.parent:
+        if self.rank > 0 and (os.getppid() != PARENT or (STARTER and not lives(STARTER))):
             return f"rank {self.rank} was stopped: process {self.parent}, which started it, has ended."
         return None
 

@@ -8,7 +8,7 @@ import signal
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import numpy as np
@@ -33,6 +33,7 @@ from neural_rdm.training.callbacks.sampling import SampleGrid
 from neural_rdm.training.callbacks.sensitivity import COLUMNS, UNIT_COLUMNS, Largest, SensitivityLog
 from neural_rdm.training.callbacks.validation import Validation
 from neural_rdm.training.drawing import draw
+from neural_rdm.training.launching import Launcher
 from tests.training.trainer import fit, tiny_module
 
 
@@ -333,6 +334,21 @@ def test_two_sigterms_of_one_shutdown_are_one(tmp_path: Path) -> None:
     )
     assert trainer.global_step == 5
     assert (stop.received, stop.exit_code) == (True, 143)
+
+
+def test_the_signal_is_passed_on_to_the_ranks_and_remembered(tmp_path: Path) -> None:
+    class Launched(pl.Callback):
+        launcher = Launcher.__new__(Launcher)
+        sent: ClassVar[list[int]] = []
+
+        def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+            rank: Any = SimpleNamespace(send_signal=self.sent.append, poll=lambda: -signal.SIGTERM)
+            self.launcher.ranks = [rank]
+            trainer.strategy._launcher = self.launcher
+
+    fit(tiny_module(), tmp_path, StopOnSignal(), Launched(), Interrupt(signal.SIGINT), steps=8)
+    assert Launched.sent == [signal.SIGTERM]
+    assert Launched.launcher.stopped() is signal.SIGINT
 
 
 def test_an_interrupted_step_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -92,3 +92,16 @@ def test_what_a_kill_behind_the_last_checkpoint_has_left_undone_is_done_by_the_r
     assert trainer.global_step == 4
     assert os.path.samefile(tmp_path / "last.ckpt", path_of(tmp_path, 4))
     assert sorted(path.name for path in tmp_path.glob("step=*")) == ["step=000000004.ckpt", "step=000000006.ckpt"]
+
+
+def test_a_damaged_last_step_does_not_become_the_last_checkpoint(tmp_path: Path) -> None:
+    """A run goes on from a whole `last.ckpt` then, which in a copied folder is a file of its own."""
+    fit(tiny_module(), tmp_path, Checkpoints(tmp_path, every_n_steps=2, keep=1), steps=4)
+    whole = (tmp_path / "last.ckpt").read_bytes()
+    (tmp_path / "last.ckpt").unlink()
+    (tmp_path / "last.ckpt").write_bytes(whole)
+    path_of(tmp_path, 4).write_bytes(whole[:-200])
+    newest = newest_readable(tmp_path)
+    assert newest == tmp_path / "last.ckpt"
+    fit(tiny_module(), tmp_path, Checkpoints(tmp_path, every_n_steps=2, keep=1), steps=4, ckpt=newest)
+    assert newest_readable(tmp_path) == newest

@@ -181,8 +181,10 @@ class Checkpoints(Checkpoint):
         """Do what was left undone by whoever saved the last step, and was killed or had no room right behind that: a
         run that is resumed at its end comes to no other hook.
         """
-        if trainer.global_step > 0 and trainer.is_global_zero:
-            self._saved_is(path_of(self.folder, trainer.global_step), alone=False)
+        path = path_of(self.folder, trainer.global_step)
+        resumed = trainer.ckpt_path is not None and Path(trainer.ckpt_path) == path  # then it can be read
+        if resumed and self._saved != trainer.global_step and trainer.is_global_zero:
+            self._saved_is(path, alone=False)
 
     def save(self, trainer: pl.Trainer) -> None:
         """Save this step unless it is saved already; every rank must call it."""
