@@ -277,6 +277,7 @@ def long_run(found: dict[str, Any]) -> str:
     trainer, worker = found["trainer_mb"], found["worker_mb"]
     steps, ahead = found["steps"], 100 * found["last_tenth_against_first"]
     slope, error = trainer["slope_mb_per_1000_steps"], trainer["slope_2_standard_errors"]
+    tenths = found["cpu_ms_per_step_by_tenth"]
     kept = "within" if abs(ahead) <= 5 else "beyond"
     files = [{"part": name, "kB": f"{size / 1000:.1f}"} for name, size in sorted(found["files"].items())]
     return f"""## {steps:,} steps
@@ -289,9 +290,9 @@ on, watched from outside. Memory is what no file stands behind (RssAnon).
 - Memory of the trainer: {trainer["at_tenth"]:.0f} MB after a tenth, {trainer["at_end"]:.0f} MB at the end; over the second half it grew by {slope:.3f} ± {error:.3f} MB in 1,000 steps
   (two standard errors of the fit, which take its samples for independent: they are not).
 - Memory of its worker: {worker["at_end"]:.0f} MB at the end, up to {worker["highest"]:.0f} MB while a second one reads for the validation.
-- CPU time a step: {found["cpu_ms_per_step_by_tenth"][0]:.2f} ms in the first tenth, {found["cpu_ms_per_step_by_tenth"][-1]:.2f} ms in the last ({ahead:+.1f} %; {kept} the 5 % that were the goal), validation, samples and
-  evaluations included. Others used the machine meanwhile, more at the end than at the beginning; how much of the change is theirs
-  this run cannot tell. What grows with a run is its page ({found["files"]["index.html"] / 1e6:.1f} MB at the end); drawing it may take a hundredth of the time.
+- CPU time a step: {tenths[0]:.2f} ms in the first tenth, {tenths[-1]:.2f} ms in the last ({ahead:+.1f} %; {kept} the 5 % that were the goal), validation, samples and
+  evaluations included. It had a core of its own (`taskset`), the other one was busy, and the tenths between lie from {min(tenths):.1f} to
+  {max(tenths):.1f} ms: how much of that is the other core's, with which it shares caches, one run cannot tell. What grows with a run is its page ({found["files"]["index.html"] / 1e6:.1f} MB at the end); drawing it may take a hundredth of the time.
 - Log: {found["files"]["output.log"] / 1000:.1f} kB, {1000 * found["files"]["output.log"] / steps:.0f} bytes in 1,000 steps.
 
 {markdown_table(files)}
