@@ -107,7 +107,7 @@ def test_the_step_that_a_run_was_stopped_at_is_kept_in_place_of_another(trial: T
     (trial.folder / "checkpoints" / "step=000000007.ckpt").touch()
     with pytest.raises(Fault, match="is missing"):
         trial._same("went on")
-    session: Any = SimpleNamespace(said=lambda: "stopped by SIGTERM after step 7, which is saved.")
+    session: Any = SimpleNamespace(said=lambda: "SIGTERM: waiting for this step, which is then saved")
     trial.sessions.append(session)
     assert trial._same("went on") == "went on"
 

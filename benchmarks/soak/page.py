@@ -106,7 +106,7 @@ FOUND: dict[str, tuple[tuple[tuple[int, int], ...], str, str]] = {
         ((14, 80),), "soak", "limits are larger than what is printed",
     ),
     "Stopped one step before its end, a run kept that step and not an earlier one": (
-        ((14, 113),), "soak", "so it should; the last step is the same",
+        ((14, 113), (15, 26)), "soak", "so it should; the last step is the same",
     ),
     "A picture was gone before encode had listed its data: it encoded those that there were": (
         ((0, 170), (3, 53), (3, 59), (6, 17)), "soak", "that is what it was asked, and it says how many there are",
@@ -126,7 +126,7 @@ ALSO = (
     "A flipped bit in a shard of latents, in shared weights or in a file of gates was another number without a word, as safetensors have no checksum: rows, samples and headers say now what they must be, and are compared when they are read.",
     "`save_gates` wrote over the old file in place: it is whole at every moment now.",
     "A `manifest.json` that is no mapping was a traceback.",
-    "A file of gates that was damaged twice, in the name of its hash and in its numbers, was read (the one fault in the table below; it depends on the order in which safetensors writes its header): names that are not written are refused.",
+    "A file of gates that was damaged twice, in the name of its hash and in its numbers, was read (once, at an earlier commit; it depends on the order in which safetensors writes its header): names that are not written are refused.",
     "A study without an experiment (`~exp`) was a traceback.",
     "A pipe in a run folder from a stranger was waited for, a link to `/dev/zero` read until the memory was full, and a JSON nested 100,000 deep was a traceback (tried by hand; `docs/security.md`).",
     "A checkpoint of 6 MB that unpacks to 6 GB was given the memory that it asks for (tried by hand).",

@@ -29,7 +29,7 @@ OWN = re.compile(
 TRACE = re.compile(r"\..+\.\d+\.tmp|\.lock(\..+)?|\.stop-.+")
 SAVED = re.compile(r"Saved last was step (\d+)|after step (\d+), which is saved")
 LISTED = re.compile(r"\d+ train(?:ing samples| and \d+ val samples)")
-STOPPED = re.compile(r"stopped by SIG\w+ after step \d+, which is saved")
+STOPPED = re.compile(r"SIG\w+: waiting for this step, which is then saved")
 CHECKPOINTED = re.compile(r"checkpoints/step=\d+\.ckpt\S* is (missing|new)")
 FROM = re.compile(r"continuing after step (\d+)")
 
