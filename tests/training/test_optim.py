@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from neural_rdm.backbones.dit import DiT
+from neural_rdm.backbones.unet import UNet
 from neural_rdm.training.optim import Optimizer, freeze
 from tests.helpers import FIVE, is_gate
 from tests.training.trainer import tiny_module
@@ -72,3 +73,25 @@ def test_nothing_to_train_is_refused() -> None:
         freeze(DiT(8, 4, 1, 32, 2, 4, residual="resnet"), "gates")
     with pytest.raises(ValueError, match="not one of all, gates"):
         freeze(DiT(8, 4, 1, 32, 2, 4), "gate")
+
+
+def test_norms_before_any_gate_train_in_every_layout() -> None:
+    """Found by `benchmarks fuzz`: torch's backward pass of GroupNorm ended the process where its input is channels last
+    and needs no gradient.
+    """
+    found = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        net = UNet(8, 1, 1, 8, [2], 1, [1, 2], num_head_channels=8, norm_num_groups=4, num_classes=3)
+        for parameter in net.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        net.to(memory_format=layout)
+        freeze(net, "gates+norms")
+        x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+        net(x.contiguous(memory_format=layout), torch.tensor([1, 5]), torch.tensor([0, 2])).square().mean().backward()
+        found.append({name: p.grad for name, p in net.named_parameters() if p.grad is not None})
+    one, other = found
+    assert one.keys() == other.keys()
+    assert "net.down_blocks.0.resnets.0.norm1.weight" in one
+    for name, gradient in one.items():
+        torch.testing.assert_close(gradient, other[name], atol=1e-6, rtol=1e-4)

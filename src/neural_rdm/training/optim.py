@@ -131,6 +131,8 @@ def freeze(net: nn.Module, train_only: str) -> None:
     if train_only == "gates+norms":
         norms = {name for name, module in net.named_modules() if "norm" in type(module).__name__.lower()}
         for name, module in net.named_modules():
+            if name in norms and isinstance(module, nn.GroupNorm):
+                module.register_forward_pre_hook(_contiguous)
             # diffusers keeps the layer that makes scale and shift inside the norm
             adaln = "adaLN_modulation" in name.split(".") or name.rpartition(".")[0] in norms
             trained |= {
@@ -140,3 +142,12 @@ def freeze(net: nn.Module, train_only: str) -> None:
             }
     for name, parameter in net.named_parameters():
         parameter.requires_grad_(parameter.requires_grad and name in trained)
+
+
+def _contiguous(norm: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The input of a GroupNorm that trains, in the usual layout where nothing before it trains: on a CPU torch 2.13's
+    backward pass ends the process by SIGSEGV where such an input, which needs no gradient, is channels last.
+    """
+    if torch.is_grad_enabled() and inputs and not inputs[0].requires_grad:
+        return (inputs[0].contiguous(), *inputs[1:])
+    return inputs
