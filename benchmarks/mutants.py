@@ -134,7 +134,7 @@ def results_of(path: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
 
 def tests_of(file: str, checkout: Path) -> list[str]:
     """The test files that mirror a file of the package, or stand in for them."""
-    part, name = Path(file).parts
+    part, name = str(Path(file).parent), Path(file).name
     mirrored = [f"{part}/test_{name}"] if (checkout / "tests" / part / f"test_{name}").is_file() else []
     found = (
         mirrored or _ELSEWHERE.get(name) or [f"{part}/{p.name}" for p in (checkout / "tests" / part).glob("test_*.py")]
