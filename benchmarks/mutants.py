@@ -41,13 +41,10 @@ _COMPUTED = {
     ast.Mod: ast.FloorDiv, ast.Pow: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd,
 }  # fmt: skip
 
-_RULES = ["core/test_config.py", "core/test_schema.py"]
-#: tests of what no file of its own mirrors
+#: tests of what no file of its own mirrors; of another one all tests of its room are run
 _ELSEWHERE = {
-    **dict.fromkeys(("primary.py", "primary_train.py", "fields.py", "schema_data.py", "schema_networks.py"), _RULES),
-    **dict.fromkeys(("config_rules.py", "process_rules.py", "errors.py"), _RULES),
-    "layouts.py": ["data/test_layouts.py", "data/test_splits.py"],
-    "sweeps.py": ["cli/test_jobs.py"],
+    "arguments.py": ["config/test_schema.py"],
+    "errors.py": ["cli/test_stopping.py", "data/test_broken.py"],
     "signals.py": ["cli/test_stopping.py"],
 }
 

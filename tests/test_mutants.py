@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -32,3 +34,19 @@ def test_mutants_are_code_of_another_meaning(name: str) -> None:
         assert source[begin:end] == mutant["before"]
         changed = source[:begin] + mutant["after"] + source[end:]
         assert ast.dump(ast.parse(changed)) != ast.dump(ast.parse(source))
+
+
+def test_the_same_faults_are_noticed_by_fewer_cases() -> None:
+    """What CONTRIBUTING.md says is what the two files say, of equal mutants."""
+    before, after = (
+        mutants.results_of(ROOT / f"benchmarks/results/mutants_{name}.json") for name in ("before", "after")
+    )
+    assert before.keys() == after.keys()
+    noticed = [{key for key, mutant in found.items() if mutant["killed_by"] is not None} for found in (before, after)]
+    assert noticed[0] == noticed[1]
+    told = re.search(r"both noticed the same (\d+) of (\d+) such faults", (ROOT / "CONTRIBUTING.md").read_text())
+    assert told is not None
+    assert (int(told[1]), int(told[2])) == (len(noticed[0]), len(before))
+    for name, found in (("before", before), ("after", after)):
+        content = json.loads((ROOT / f"benchmarks/results/mutants_{name}.json").read_text())
+        assert (content["tried"], content["killed"]) == (len(found), len(noticed[0]))

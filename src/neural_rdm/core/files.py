@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from neural_rdm.core.errors import CheckpointError, ResourceError, UserError, WriteError, first_line
+from neural_rdm.core.errors import CheckpointError, ResourceError, UserError, WriteError, dead_worker, first_line
 from neural_rdm.core.given import blown_up
 
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
@@ -83,18 +83,6 @@ _NO_MEMORY = (
 _NO_PRODUCT = "could not create a primitive"
 #: how torch says that the kernel of `sdpa_kernel` cannot be had, on a CPU and on a GPU
 _NO_KERNEL = ("No viable backend for scaled_dot_product_attention", "No available kernel. Aborting execution.")
-
-
-def dead_worker(error: Exception) -> str | None:
-    """What torch's error of a process of a DataLoader that has ended means to a user; None for any other error. Torch
-    raises it from its handler of SIGCHLD, so that it comes up wherever the parent happens to be.
-    """
-    if not (isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")):
-        return None
-    return (
-        f"a process that loads data has died ({first_line(error).rstrip('. ')}). Where memory was short, pass a "
-        "smaller data.num_workers; where a decoder crashed, data.num_workers=0 shows on which sample."
-    )
 
 
 def as_user_error(error: Exception) -> UserError | None:

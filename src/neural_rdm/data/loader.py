@@ -11,8 +11,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
-from neural_rdm.core.errors import LoaderError
-from neural_rdm.core.files import dead_worker
+from neural_rdm.core.errors import LoaderError, dead_worker
 
 #: seconds without a batch after which a worker is given up: a decoder may hang on a damaged file
 PATIENCE = 900
