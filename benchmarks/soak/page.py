@@ -85,7 +85,7 @@ FOUND: dict[str, tuple[tuple[tuple[int, int], ...], str, str]] = {
         ((7, 14),), "library", "gloo's constructor, which cannot start a thread, waits for another of its own for ever; seen again once in 19 tries",
     ),
     "Under a limit of memory no pattern could be compiled, to print the sentence": (
-        ((11, 22),), "ours", "it is compiled when the module is loaded",
+        ((11, 22),), "ours", "it is compiled when the module is loaded (`tests/cli/test_stopping.py`)",
     ),
     "Under a limit of memory a thread of Python's, which sends what a worker has, could not start": (
         ((12, 54),), "library", "its own traceback stands above our sentence",

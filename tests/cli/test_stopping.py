@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import pty
+import re
 import shlex
 import signal
 import subprocess
@@ -323,3 +324,17 @@ def test_a_folder_that_cannot_be_made_is_told(
         "error: cannot write run: the disk is full (No space left on device). Free some disk space there. Nothing was "
         "written; give the same command again.\n"
     )
+
+
+def test_a_sentence_is_printed_without_compiling_a_pattern(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Found by `benchmarks soak`: under a limit of memory there was none left for that."""
+
+    def compile_(*_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(re, "_compile", compile_)
+    with pytest.raises(SystemExit):
+        fail(UserError("memory ran out\x07"))
+    assert capsys.readouterr().err == "error: memory ran out\\x07\n"
