@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from neural_rdm.core.errors import CheckpointError
-from neural_rdm.core.weights import read_weights, unwrapped
+from neural_rdm.core.weights import digest_of, read_weights, unwrapped
 
 
 class Trainer:
@@ -119,3 +119,14 @@ def test_a_wrapper_is_what_every_name_has_and_compiled_blocks_are_found_inside()
 def test_two_names_for_one_parameter_are_refused() -> None:
     with pytest.raises(CheckpointError, match=r"hold a\.b twice"):
         unwrapped({"a.b": torch.ones(1), "a._orig_mod.b": torch.zeros(1)})
+
+
+def test_the_hash_is_that_of_names_kinds_shapes_and_values_in_any_order() -> None:
+    """Found by a mutant: without the values it was noticed by the tests of other rooms alone."""
+    state = {"a": torch.zeros(2, 3), "b": torch.ones(2)}
+    whole = digest_of(state)
+    assert digest_of(dict(reversed(state.items()))) == whole
+    one = torch.zeros(2, 3)
+    one[1, 2] = 2**-149  # a single bit
+    others = ({"a": one}, {"a": torch.zeros(3, 2)}, {"a": torch.zeros(2, 3, dtype=torch.int32)}, {"c": torch.zeros(1)})
+    assert len({whole, *(digest_of(state | other) for other in others)}) == 5
