@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data._utils import signal_handling
 
 from neural_rdm.core.errors import ConfigError, DataError, LoaderError
 from neural_rdm.core.seeding import uniform
@@ -249,6 +250,27 @@ def test_a_worker_that_hangs_or_dies_is_one_message(size, message, monkeypatch):
         next(iter(data.train_dataloader()))
     clear_frames(error.tb)
     gc.collect()  # the loader, of whose worker torch would tell whatever test comes next
+
+
+def test_a_worker_that_dies_before_torch_listens_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by `benchmarks soak`: torch waited for its batch until the patience was over."""
+
+    def all_end() -> None:
+        for process in multiprocessing.active_children():
+            process.join()
+
+    monkeypatch.setattr(loader, "PATIENCE", 20)
+    monkeypatch.setattr(loader, "_start_worker", lambda worker: os.kill(os.getpid(), signal.SIGKILL))
+    for name in ("_set_worker_pids", "_remove_worker_pids"):
+        monkeypatch.setattr(signal_handling, name, lambda *_: None)
+    monkeypatch.setattr(signal_handling, "_set_SIGCHLD_handler", all_end)
+    data = at(FlagData(50, batch_size=4, num_workers=1))
+    with pytest.raises(
+        LoaderError, match=r"has died \(DataLoader worker \(pid \d+\) ended with exit code -9\)"
+    ) as error:
+        next(iter(data.train_dataloader()))
+    clear_frames(error.tb)
+    gc.collect()
 
 
 class Recorder(L.LightningModule):

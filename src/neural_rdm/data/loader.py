@@ -41,7 +41,11 @@ class Loader(DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch's own is an iterator all the same
         try:
-            yield from super().__iter__()
+            batches = super().__iter__()
+            for worker in getattr(batches, "_workers", ()):  # torch hears of their ends from here on only
+                if not worker.is_alive():
+                    raise RuntimeError(f"DataLoader worker (pid {worker.pid}) ended with exit code {worker.exitcode}")
+            yield from batches
         except RuntimeError as error:  # torch has no class of its own for these two
             if "DataLoader timed out" in str(error):
                 raise LoaderError(
