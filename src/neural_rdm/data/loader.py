@@ -6,8 +6,11 @@ import atexit
 import multiprocessing
 import signal
 import sys
+import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
+from weakref import WeakMethod
 
 from torch.utils.data import DataLoader, Dataset
 
@@ -15,6 +18,8 @@ from neural_rdm.core.errors import LoaderError, dead_worker
 
 #: seconds without a batch after which a worker is given up: a decoder may hang on a damaged file
 PATIENCE = 900
+#: seconds between two looks at the workers while a batch is waited for
+EVERY = 5.0
 
 
 class Loader(DataLoader[Any]):
@@ -42,9 +47,8 @@ class Loader(DataLoader[Any]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch's own is an iterator all the same
         try:
             batches = super().__iter__()
-            for worker in getattr(batches, "_workers", ()):  # torch hears of their ends from here on only
-                if not worker.is_alive():
-                    raise RuntimeError(f"DataLoader worker (pid {worker.pid}) ended with exit code {worker.exitcode}")
+            if hasattr(batches, "_try_get_data") and "_try_get_data" not in vars(batches):
+                batches._try_get_data = partial(_look, WeakMethod(batches._try_get_data))
             yield from batches
         except RuntimeError as error:  # torch has no class of its own for these two
             if "DataLoader timed out" in str(error):
@@ -56,6 +60,17 @@ class Loader(DataLoader[Any]):
             if (died := dead_worker(error)) is not None:
                 raise LoaderError(died) from error
             raise
+
+
+def _look(once: WeakMethod[Any], timeout: float = EVERY) -> Any:
+    """Wait so many seconds for a batch, in parts: behind each torch asks whether its workers live. It is told of an end
+    by a signal as well, but not before all of them have begun, nor where something else swallows what its handler says.
+    """
+    end = time.monotonic() + timeout
+    while True:
+        found = once()(timeout=min(EVERY, max(0.0, end - time.monotonic())))  # type: ignore[misc]
+        if found[0] or time.monotonic() >= end:
+            return found
 
 
 def _start_worker(worker: int) -> None:
