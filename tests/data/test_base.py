@@ -274,6 +274,21 @@ def test_a_worker_that_dies_before_torch_listens_is_told_at_once(monkeypatch: py
     gc.collect()
 
 
+@pytest.mark.parametrize("lost", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_batch_that_a_dead_worker_cannot_hand_over_is_told(lost: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by `benchmarks soak`: Python asks the worker for it when torch has not noticed yet that it is gone."""
+
+    def batches(_: Any) -> Any:
+        raise lost
+        yield
+
+    monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", batches)
+    with pytest.raises(LoaderError, match="a process that loads data has died"):
+        next(iter(at(FlagData(50, batch_size=4, num_workers=1)).train_dataloader()))
+    with pytest.raises(type(lost)):  # here it is of the data themselves
+        next(iter(at(FlagData(50, batch_size=4, num_workers=0)).train_dataloader()))
+
+
 class Recorder(L.LightningModule):
     def __init__(self) -> None:
         super().__init__()

@@ -99,6 +99,11 @@ def dead_worker(error: Exception) -> str | None:
     """
     if not (isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")):
         return None
+    return lost_worker(error)
+
+
+def lost_worker(error: Exception) -> str:
+    """What is said of a process of a DataLoader that has ended, and of what may be the cause."""
     return (
         f"a process that loads data has died ({first_line(error).rstrip('. ')}). Where memory was short, pass a "
         "smaller data.num_workers; where a decoder crashed, data.num_workers=0 shows on which sample."

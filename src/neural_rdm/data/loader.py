@@ -14,7 +14,7 @@ from weakref import WeakMethod
 
 from torch.utils.data import DataLoader, Dataset
 
-from neural_rdm.core.errors import LoaderError, dead_worker
+from neural_rdm.core.errors import LoaderError, dead_worker, lost_worker
 
 #: seconds without a batch after which a worker is given up: a decoder may hang on a damaged file
 PATIENCE = 900
@@ -50,6 +50,10 @@ class Loader(DataLoader[Any]):
             if hasattr(batches, "_try_get_data") and "_try_get_data" not in vars(batches):
                 batches._try_get_data = partial(_look, WeakMethod(batches._try_get_data))
             yield from batches
+        except (ConnectionError, EOFError) as error:  # a batch lay with a worker that has died
+            if self.num_workers == 0 or str(error).startswith("Caught "):  # no: reading the data has failed
+                raise
+            raise LoaderError(lost_worker(error)) from error
         except RuntimeError as error:  # torch has no class of its own for these two
             if "DataLoader timed out" in str(error):
                 raise LoaderError(
