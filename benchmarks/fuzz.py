@@ -35,7 +35,7 @@ from PIL import Image
 from benchmarks import fuzz_training
 from benchmarks.commit import commit_of
 from benchmarks.options import options_of
-from benchmarks.outcomes import MOST, Wrong, note
+from benchmarks.outcomes import MOST, Wrong, note, placeless
 from neural_rdm.core.errors import UserError
 from neural_rdm.core.files import write_text
 
@@ -651,11 +651,6 @@ def batch(name: str, seed: int, numbers: range, pipe: Any) -> None:
             pipe.send((number, outcome, detail))
         note("most_memory_mb", (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
         pipe.send(("most", MOST, ""))
-
-
-def placeless(detail: str) -> str:
-    """A detail of a fault without where this machine has its packages and this checkout."""
-    return re.sub(r"/[^\"\s]*?/(?:site-packages/|(?=(?:src|benchmarks|tests)/))", "", detail)
 
 
 def fuzz(

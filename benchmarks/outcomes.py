@@ -1,6 +1,13 @@
-"""What a case of the fuzz tells: what was broken, and how much it has taken."""
+"""What a case of the fuzz, or a trial of the soak, tells: what was broken, and how much it has taken."""
 
 from __future__ import annotations
+
+import re
+
+#: where this machine has its packages, its Python, this checkout and what a trial works in
+_PLACES = re.compile(
+    r"/[^\"\s]*?/(?:site-packages/|python3\.\d+/(?!site-packages)|trial/cwd/|(?=(?:src|benchmarks|tests)/))"
+)
 
 #: the most of something that cases of this process have taken, by its name in the counts
 MOST: dict[str, float] = {}
@@ -17,3 +24,8 @@ class Wrong(Exception):
 def note(name: str, value: float) -> None:
     """Let a case tell how much it has taken: the most of all cases is written down."""
     MOST[name] = max(MOST.get(name, 0.0), value)
+
+
+def placeless(detail: str) -> str:
+    """A detail of a fault without the places of this machine."""
+    return _PLACES.sub("", detail)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks import fuzz, fuzz_training
+from benchmarks import fuzz, fuzz_training, outcomes
 from benchmarks.soak import page
 from benchmarks.soak.cases import CASES
 from benchmarks.soak.injuries import INJURIES
@@ -109,6 +109,10 @@ def test_the_step_that_a_run_was_stopped_at_is_kept_in_place_of_another(trial: T
         trial._same("went on")
     session: Any = SimpleNamespace(said=lambda: "SIGTERM: waiting for this step, which is then saved")
     trial.sessions.append(session)
+    with pytest.raises(Fault, match="is missing"):  # the newest one has to be there
+        trial._same("went on")
+    for folder in (trial.reference, trial.folder):
+        (folder / "checkpoints" / "step=000000008.ckpt").touch()
     assert trial._same("went on") == "went on"
 
 
@@ -148,8 +152,10 @@ def test_damaged_inputs_are_read_or_refused(cases: int) -> None:
 def test_a_fault_is_told_without_places_of_the_machine() -> None:
     told = 'sweep=3.5: File "/home/me/lib/site-packages/omegaconf/a.py" | File "/a/b/src/neural_rdm/c.py"'
     kept = 'sweep=3.5: File "omegaconf/a.py" | File "src/neural_rdm/c.py"'
-    assert fuzz.placeless(told) == kept
-    assert fuzz.placeless("dit: x=/dev/zero y=1") == "dit: x=/dev/zero y=1"
+    assert outcomes.placeless(told) == kept
+    assert outcomes.placeless("dit: x=/dev/zero y=1") == "dit: x=/dev/zero y=1"
+    trial = 'File "/me/lib/python3.11/re.py" | folder /tmp/a/trial/cwd/run | "/me/lib/python3.11/site-packages/a.py"'
+    assert outcomes.placeless(trial) == 'File "re.py" | folder run | "a.py"'
     assert "site-packages" not in fuzz.RESULT.read_text(encoding="utf-8")
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks.commit import commit_of
 from benchmarks.options import options_of
+from benchmarks.outcomes import placeless
 from benchmarks.soak.cases import CASES, Case, make_inputs
 from benchmarks.soak.injuries import INJURIES, Injury
 from benchmarks.soak.session import ROOT, Session
@@ -21,8 +22,6 @@ from benchmarks.soak.trial import Fault, Trial, reference_of
 
 TABLE = ROOT / "benchmarks" / "results" / "soak.csv"
 COLUMNS = ("trial", "seed", "command", "injury", "moment", "seconds", "saved", "code", "outcome", "detail", "commit")
-#: where this machine keeps what a fault names
-PLACES = re.compile(r"/[^\s\"':|]*/(site-packages|python3\.\d+|trial/cwd|src)/")
 #: outcomes that keep the promise
 KEPT = ("finished", "went on", "refused, then went on", "refused, then from the start", "again elsewhere", "told",
         "finished in spite of it")  # fmt: skip
@@ -78,7 +77,7 @@ def one(number: int, seed: int, work: Path, commit: str, cases: str = "", injuri
     try:
         outcome, detail = trial.run(), ""
     except Fault as fault:
-        outcome, detail = f"FAULT: {fault.kind}", PLACES.sub("", " ".join(str(fault).split()))
+        outcome, detail = f"FAULT: {fault.kind}", placeless(" ".join(str(fault).split()))
         shutil.rmtree(work / "faults" / str(number), ignore_errors=True)
         shutil.copytree(trial.place, work / "faults" / str(number), symlinks=True, ignore_dangling_symlinks=True)
     detail = "; ".join([*trial.notes, *([detail] if detail else [])])

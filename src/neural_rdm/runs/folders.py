@@ -60,8 +60,7 @@ def opened(folder: Path, command: str, cfg: DictConfig, resumes: bool = False) -
     started = False
     try:
         with held(folder, command):
-            if made_by(folder) is not None:  # what a kill has left half written is swept where this is refused as well
-                sweep(folder)
+            sweep(folder)  # also where this is refused now
             if not resumes:
                 refuse_used(folder, command, cfg)
             elif (folder / CONFIG).is_file() and not read_provenance(folder).get("configurations"):
@@ -69,7 +68,6 @@ def opened(folder: Path, command: str, cfg: DictConfig, resumes: bool = False) -
                     f"{folder} has a {CONFIG}, but no {FILE} that says how the run began: it is not a run of train or "
                     "deepen (an evaluation has a configuration too), or that file was lost and has to be restored"
                 )
-            sweep(folder)
             said = read_provenance(folder)
             if not resumes or not said:
                 # of a training run its own hashes follow: its configuration is not complete yet
