@@ -112,14 +112,26 @@ def to_group(*numbers: signal.Signals, apart: float = 0.5) -> Callable[[Scene], 
 
 
 def kill_part(scene: Scene) -> None:
-    """SIGKILL of one of the processes that the command has started."""
-    parts = [pid for pid in scene.session.members() if pid != scene.session.pid]
-    with contextlib.suppress(OSError):
-        parts = [pid for pid in parts if scene.case.module == "sweep" or parent_of(pid) == scene.session.pid]
-    if parts:
-        send(scene.draw.choice(parts), KILL)
-    else:
-        scene.notes.append("it had none at that moment")
+    """SIGKILL of one of the processes that the command has started, or is about to start."""
+    waited = False
+    while not (parts := _parts(scene)):
+        waited = True
+        if not scene.session.sleep(0.01):
+            scene.notes.append("it had none from that moment on")
+            return
+    if waited and scene.session.sleep(scene.draw.uniform(0, 0.5)):
+        parts = _parts(scene) or parts
+    send(scene.draw.choice(parts), KILL)
+
+
+def _parts(scene: Scene) -> list[int]:
+    """What the command has started, and of a sweep all that its jobs have."""
+    parts = []
+    for pid in scene.session.members():
+        with contextlib.suppress(OSError):  # it has ended since
+            if pid != scene.session.pid and (scene.case.module == "sweep" or parent_of(pid) == scene.session.pid):
+                parts.append(pid)
+    return parts
 
 
 def stop_for(scene: Scene) -> None:
