@@ -122,7 +122,8 @@ def train(cfg: DictConfig, folder: Path) -> int:
     trainer = build.trainer(cfg, folder, report)
     loggers.begin(trainer, cfg, folder)
     _announce(cfg, module.net, data.train_size, folder, checkpoint, step)
-    with watched(trainer, lambda: saved(folder, folder)):
+    launcher = trainer.strategy.launcher
+    with watched(trainer.global_rank, trainer.world_size, lambda: saved(folder, folder), launcher):
         return _fit_and_report(cfg, folder, trainer, module, data, checkpoint, report)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from typing import Any
 
 #: environment variable in which the rank that starts others leaves its process number
@@ -11,6 +12,8 @@ STARTED_BY = "NEURAL_RDM_STARTED_BY"
 PARENT = os.getppid()
 #: rank 0, where it has started this one: it may have ended before the line above was reached
 STARTER = int(os.environ.get(STARTED_BY, 0)) if os.name == "posix" else 0
+#: whether torchrun has started this process: then it has each rank, the first one too, and keeps the addresses of all
+BY_TORCHRUN = "TORCHELASTIC_RUN_ID" in os.environ
 
 NODE = 8  # devices of a node, where nobody says another number
 
@@ -26,6 +29,21 @@ RANK_VARIABLES = (
     "MASTER_PORT",
     STARTED_BY,
 )
+
+
+def torchrun_is_gone() -> bool:
+    """Whether torchrun has ended before this process, one of its ranks, could remember its number: the ranks find one
+    another in a store of torchrun's, which then refuses a connection that they would try for half an hour.
+    """
+    if not BY_TORCHRUN or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return False
+    try:
+        socket.create_connection((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), timeout=5).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        pass  # a slow network is no answer
+    return False
 
 
 def parts(trainer: Any) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from lightning.pytorch.strategies.launchers.subprocess_script import _Subprocess
 
 from neural_rdm.core.errors import RankError, first_line
 from neural_rdm.core.locks import lives
-from neural_rdm.core.ranks import PARENT, STARTED_BY, STARTER
+from neural_rdm.core.ranks import BY_TORCHRUN, PARENT, STARTED_BY, STARTER, torchrun_is_gone
 from neural_rdm.core.signals import STOPPING, Stopped
 
 #: seconds that a process has to end by itself once another one of its run is gone: its own error is the better message
@@ -83,17 +83,19 @@ class Launcher(_SubprocessScriptLauncher):
 class _Others:
     """The other processes of a run, as one of them sees them."""
 
-    def __init__(self, trainer: pl.Trainer) -> None:
-        self.launcher = trainer.strategy.launcher if isinstance(trainer.strategy.launcher, Launcher) else None
-        self.several, self.rank = trainer.world_size > 1, trainer.global_rank
-        self.parent = STARTER or PARENT
+    def __init__(self, rank: int, world_size: int, launcher: Any) -> None:
+        self.launcher = launcher if isinstance(launcher, Launcher) else None
+        self.several, self.rank = world_size > 1, rank
+        self.alone = self.several and torchrun_is_gone()
 
     def lost(self) -> str | None:
         """Which of them has ended, as far as this process can know."""
         if self.launcher is not None and self.launcher.ranks:
             return self.launcher.lost()
-        if self.rank > 0 and (os.getppid() != PARENT or (STARTER and not lives(STARTER))):
-            return f"rank {self.rank} was stopped: process {self.parent}, which started it, has ended."
+        if self.alone:
+            return f"rank {self.rank} was stopped: torchrun, which started it, has ended."
+        if (self.rank > 0 or BY_TORCHRUN) and (os.getppid() != PARENT or (STARTER and not lives(STARTER))):
+            return f"rank {self.rank} was stopped: process {STARTER or PARENT}, which started it, has ended."
         return None
 
     def stopped(self) -> signal.Signals | None:
@@ -128,17 +130,18 @@ class _Others:
 
 
 @contextmanager
-def watched(trainer: pl.Trainer, how_to_go_on: Callable[[], str]) -> Iterator[None]:
-    """Train and report in here: whatever ends it, no other rank that this process has started stays behind.
+def watched(rank: int, world_size: int, how_to_go_on: Callable[[], str], launcher: Any = None) -> Iterator[None]:
+    """Work together in here: whatever ends it, no other rank that this process has started stays behind.
 
     Args:
+        launcher: the trainer's, which has started the other ranks where it is a `Launcher`.
         how_to_go_on: says what is saved and how to continue.
 
     Raises:
         RankError: another process of the run has ended; which, where that can be known.
         Stopped: it was asked to stop.
     """
-    others, over = _Others(trainer), threading.Event()
+    others, over = _Others(rank, world_size, launcher), threading.Event()
 
     def tell(told: str, number: signal.Signals | None) -> None:
         if number is not None:
