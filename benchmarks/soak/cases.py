@@ -28,9 +28,14 @@ TRAIN = (
     "logger=csv",
 )
 PLAIN = (*TRAIN, "~metric", "~callbacks.sensitivity")
+DDP = (*PLAIN, "strategy=ddp", "trainer.devices=2")
+FSDP2 = (*PLAIN, "strategy=fsdp2", "trainer.devices=2", "checkpoint.sharded=true", "checkpoint.async=true")
 #: what latents and pictures of `inputs` need
 STAGE = ("first_stage=kl_f8", "first_stage.path={inputs}/stage", "first_stage.downsample=2", "first_stage.scale=0.5")
 PICTURES = ("data=image_folder", "data.root={inputs}/pictures", "data.image_size=16")
+SAMPLE = ("run={inputs}/run", "count=12", "batch_size=2", "files=[npz,png]")
+ENCODE = (*PICTURES, *STAGE, "shard_size=2")
+STATS = (*PICTURES, "features=efficientnet_lite0", "keep_features=4", "batch_size=2", "accelerator=cpu")
 LATENT_NET = ("backbone.input_size=8", "backbone.in_channels=4", "backbone.num_classes=2", "data.batch_size=4")
 
 
@@ -43,6 +48,7 @@ class Case:
         weight: how often it is drawn, beside the others.
         needs: the folder of the inputs that it reads while it works.
         has: "ranks" or "workers", processes of its own that can be killed.
+        outside: how many of it torchrun starts.
     """
 
     name: str
@@ -51,6 +57,7 @@ class Case:
     weight: float = 1.0
     needs: str = ""
     has: str = ""
+    outside: int = 0
 
     @property
     def trains(self) -> bool:
@@ -74,14 +81,8 @@ CASES = (
     Case("train, accumulation", "train", (*PLAIN, "trainer.accumulate_grad_batches=2"), 2),
     Case("train, workers", "train", (*PLAIN, "data.num_workers=2"), 2, has="workers"),
     Case("train, checkpoints written beside it", "train", (*PLAIN, "checkpoint.async=true"), 2),
-    Case("train, ddp 2", "train", (*PLAIN, "strategy=ddp", "trainer.devices=2"), 2, has="ranks"),
-    Case(
-        "train, fsdp2 2",
-        "train",
-        (*PLAIN, "strategy=fsdp2", "trainer.devices=2", "checkpoint.sharded=true", "checkpoint.async=true"),
-        1.5,
-        has="ranks",
-    ),
+    Case("train, ddp 2", "train", DDP, 2, has="ranks"),
+    Case("train, fsdp2 2", "train", FSDP2, 1.5, has="ranks"),
     Case("train, with metric and sensitivities", "train", (*TRAIN, "metric.per_class=1"), 0.5),
     Case(
         "train, from latents",
@@ -92,8 +93,14 @@ CASES = (
     ),
     Case("train, from pictures", "train", (*PLAIN, *PICTURES, *STAGE, *LATENT_NET), 1.5, needs="pictures"),
     Case("sweep", "sweep", (*PLAIN, "trainer.max_steps=4", "residual=gated,resnet"), 1, has="ranks"),
-    Case("sample", "sample", ("run={inputs}/run", "count=12", "batch_size=2", "files=[npz,png]"), 2),
-    Case("encode", "encode", (*PICTURES, *STAGE, "shard_size=2"), 2, needs="pictures"),
+    Case("sample", "sample", SAMPLE, 2),
+    Case("encode", "encode", ENCODE, 2, needs="pictures"),
+    Case("train, ddp 2 by torchrun", "train", DDP, 1, has="ranks", outside=2),
+    Case("train, fsdp2 2 by torchrun", "train", FSDP2, 0.5, has="ranks", outside=2),
+    Case("sample, by torchrun", "sample", SAMPLE, 1, has="ranks", outside=2),
+    Case("encode, by torchrun", "encode", ENCODE, 1, needs="pictures", has="ranks", outside=2),
+    Case("stats", "stats", STATS, 1, needs="pictures"),
+    Case("stats, by torchrun", "stats", STATS, 1, needs="pictures", has="ranks", outside=2),
     Case("evaluate", "evaluate", ("run={inputs}/run", "metric=digits", "metric.per_class=1"), 1),
     Case("report", "report", ("runs={inputs}/sweep",), 1),
 )  # fmt: skip

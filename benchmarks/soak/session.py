@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,11 +28,15 @@ class Session:
 
     Args:
         through: the name of a patch of `patched`, under which it runs.
+        ranks: how many of it torchrun starts; 0 where it is started alone.
     """
 
-    def __init__(self, module: str, args: list[str], cwd: Path, log: Path, through: str = "") -> None:
-        self.cwd, self.log = cwd, log
+    def __init__(self, module: str, args: list[str], cwd: Path, log: Path, through: str = "", ranks: int = 0) -> None:
+        self.cwd, self.log, self.of_ranks = cwd, log, log.with_suffix(".ranks")
         begins = ["benchmarks.soak.patched", through, f"neural_rdm.{module}"] if through else [f"neural_rdm.{module}"]
+        if ranks:
+            own = ["--redirects=3", f"--log-dir={self.of_ranks}"]
+            begins = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *own, "-m", *begins]
         paths = f"{ROOT / 'src'}{os.pathsep}{ROOT}"
         temporary = log.parent / "tmp"
         temporary.mkdir(parents=True, exist_ok=True)
@@ -53,13 +58,25 @@ class Session:
     def wait(self) -> int | None:
         """Its exit code; None where it has hung, and is killed."""
         size, since = -1, time.monotonic()
-        while (code := self.process.poll()) is None:
-            if (now := self.log.stat().st_size) != size:
+        while self.process.poll() is None:
+            if (now := sum(path.stat().st_size for path in self._logs())) != size:
                 size, since = now, time.monotonic()
             if time.monotonic() - since > SILENT:
                 self.kill()
                 return None
             time.sleep(0.02)
+        return self.code
+
+    @property
+    def code(self) -> int | None:
+        """Its exit code: of those that torchrun has started, of the first that failed, as torchrun says."""
+        code = self.process.returncode
+        if code == 1 and self.of_ranks.is_dir():
+            said = self.log.read_text(errors="replace")
+            if found := re.search(r"got signal: (\d+)", said):
+                return 128 + int(found[1])
+            if found := re.findall(r"exitcode +: (-?\d+)", said):
+                return int(found[-1])
         return code
 
     def sleep(self, seconds: float) -> bool:
@@ -69,8 +86,11 @@ class Session:
         return self.process.poll() is None
 
     def said(self) -> str:
-        """All that it has printed."""
-        return self.log.read_text(errors="replace")
+        """All that it has printed; without what torchrun has."""
+        return "".join(path.read_text(errors="replace") for path in self._logs())
+
+    def _logs(self) -> list[Path]:
+        return sorted(self.of_ranks.rglob("std*.log")) if self.of_ranks.is_dir() else [self.log]
 
     def members(self) -> list[int]:
         """Its processes: all that work in its folder, jobs of a sweep with them, which have sessions of their own."""

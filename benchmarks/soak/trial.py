@@ -28,7 +28,7 @@ OWN = re.compile(
 #: what says that a command is not done with a folder
 TRACE = re.compile(r"\..+\.\d+\.tmp|\.lock(\..+)?|\.stop-.+")
 SAVED = re.compile(r"Saved last was step (\d+)|after step (\d+), which is saved")
-LISTED = re.compile(r"\d+ train(?:ing samples| and \d+ val samples)")
+LISTED = re.compile(r"\d+ train(?:ing samples| and \d+ val samples)|\d+ images under")
 STOPPED = re.compile(r"SIG\w+: waiting for this step, which is then saved")
 CHECKPOINTED = re.compile(r"checkpoints/step=\d+\.ckpt\S* is (missing|new)")
 FROM = re.compile(r"continuing after step (\d+)")
@@ -103,7 +103,8 @@ class Trial:
     def start(self, args: list[str], name: str, through: str = "") -> Session:
         """Start the command."""
         self.started += 1
-        session = Session(self.case.module, args, self.cwd, self.place / f"{self.started}-{name}.txt", through)
+        log = self.place / f"{self.started}-{name}.txt"
+        session = Session(self.case.module, args, self.cwd, log, through, self.case.outside)
         self.sessions.append(session)
         return session
 
@@ -142,7 +143,8 @@ class Trial:
 
     def _ended(self, session: Session, codes: tuple[int, ...]) -> str:
         """What a command has said that has ended as it should."""
-        code, said = session.process.returncode, session.said()
+        left = session.left()  # ranks whose torchrun was killed may have more to say
+        code, said = session.code, session.said()
         if code is None or (session is self.sessions[0] and self.code is None):
             raise Fault("hang", f"no line for long: {_tail(said)}")
         ignored = said.count("Exception ignored ")  # at the end of an interpreter without memory, or in a library
@@ -153,14 +155,17 @@ class Trial:
             raise Fault("traceback", _tail(said))
         if self.case.module == "sweep" and 2 in codes:
             codes = (*codes, 1)  # its jobs are refused
+        if self.case.outside and 1 in codes:
+            codes = (*codes, -9)  # torchrun says what has become of its rank
         aborted = code in ABORTED and not re.search("terminate called|cannot allocate memory", said)
         if code not in (0, *codes) or aborted:
             raise Fault("exit code", f"{code}: {_tail(said)}")
         errors = [line for line in said.splitlines() if line.startswith("error: ")]
+        allowed = max(1, self.case.outside)  # each process that torchrun has started says its own
         alone = self.case.module != "sweep"  # whose jobs say theirs
-        if code == 2 and (not errors or (alone and len(errors) > 1)):
+        if code == 2 and (not errors or (alone and len(errors) > allowed)):
             raise Fault("not one sentence", _tail(said))
-        if left := session.left():
+        if left:
             raise Fault("left behind", f"processes {left}")
         return said
 
@@ -313,8 +318,10 @@ def reference_of(case: Case, work: Path) -> tuple[Path, float]:
         clear(place)
         (place / "cwd").mkdir(parents=True)
         begin = time.monotonic()
-        session = Session(case.module, case.line(work / "inputs"), place / "cwd", place / "output.txt")
+        line, log = case.line(work / "inputs"), place / "output.txt"
+        session = Session(case.module, line, place / "cwd", log, ranks=case.outside)
         if session.wait() != 0:
             raise RuntimeError(f"{case.name}: {session.said()}")
+        session.log.write_text(session.said())
         took.write_text(str(time.monotonic() - begin))
     return place / "cwd" / "run", float(took.read_text())
