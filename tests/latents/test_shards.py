@@ -147,6 +147,9 @@ def test_a_bit_that_has_flipped_is_refused_wherever_it_is(tmp_path: Path) -> Non
         save_file({k + "_" * (k == name): v for k, v in content.items()}, tmp_path / "renamed", {"bad": "{}"})
         with pytest.raises(CheckpointError, match="cannot read the latents in"):
             read_all(tmp_path / "renamed")
+    save_file({k: v for k, v in content.items() if k != "crc"}, tmp_path / "renamed", {"bad": "{}"})
+    with pytest.raises(CheckpointError, match="there is no 'crc'"):
+        read_all(tmp_path / "renamed")
     some = Shard(path)[0].rows(which=np.array([1]))
     assert torch.equal(some, sample(0, 2, ["a kite", "ein Drachen"]).moments[1:])
 

@@ -52,8 +52,9 @@ class CheckpointError(UserError):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says in its first line; its kind where it says nothing."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    """What an error says in its first line; its kind where it says nothing. Of a KeyError it is the key alone."""
+    said = next(iter(str(error).splitlines()), type(error).__name__)
+    return f"there is no {said}" if type(error) is KeyError else said
 
 
 class LoaderError(DataError):
