@@ -26,7 +26,6 @@ from benchmarks import (
     first_look,
     foreign,
     frechet,
-    fuzz,
     gains,
     latents,
     loading,
@@ -41,6 +40,7 @@ from benchmarks import (
     supervision,
     unet,
 )
+from benchmarks.fuzz.run import main as fuzz
 from neural_rdm.core.errors import DataError, UserError
 from neural_rdm.core.files import write_text
 
@@ -104,7 +104,7 @@ def main() -> None:
 
         soak(sys.argv[2:])
     if sys.argv[1:2] == ["fuzz"]:
-        fuzz.main(sys.argv[2:])
+        fuzz(sys.argv[2:])
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description="Run benchmarks; results become JSON files."
     )

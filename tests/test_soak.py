@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from benchmarks import fuzz, fuzz_training, outcomes
+from benchmarks import outcomes
+from benchmarks.fuzz import run as fuzz
+from benchmarks.fuzz import training as fuzz_training
 from benchmarks.soak import page
 from benchmarks.soak.cases import CASES
 from benchmarks.soak.injuries import INJURIES

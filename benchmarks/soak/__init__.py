@@ -8,5 +8,6 @@ written from them by `python -m benchmarks.soak.page`.
 
 The commands are copies of a process that has imported torch and Lightning but nothing of this project (see
 `tests.processes`): otherwise they are what a shell starts. It needs Linux; what needs root (small file systems, a
-folder that even root may not write to) is left out for others. What torchrun itself prints is not judged, only its ranks.
+folder that even root may not write to) is left out for others. Of commands that torchrun starts what its ranks print
+is judged, not what it prints itself.
 """

@@ -12,8 +12,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks import fuzz_training
-from benchmarks.fuzz import KINDS, TRAINING
+from benchmarks.fuzz import training as fuzz_training
+from benchmarks.fuzz.run import KINDS, TRAINING
 from benchmarks.soak.injuries import INJURIES
 from benchmarks.soak.run import KEPT, TABLE, read
 from neural_rdm.core.files import write_atomically, write_text
