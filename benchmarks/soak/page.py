@@ -87,8 +87,8 @@ FOUND: dict[str, tuple[tuple[tuple[int, int], ...], str, str]] = {
     "Under a limit of memory no pattern could be compiled, to print the sentence": (
         ((11, 22),), "ours", "it is compiled when the module is loaded (`tests/cli/test_stopping.py`)",
     ),
-    "Under a limit of memory a thread of Python's, which sends what a worker has, could not start": (
-        ((12, 54),), "library", "its own traceback stands above our sentence",
+    "Under a limit of memory a worker could start no thread to send what it has read: Python dropped the batch with a traceback, and once asked that worker for ever": (
+        ((12, 54), (19, 201)), "ours", "it ends, which is told in one sentence (`tests/data/test_base.py`)",
     ),
     "A second command went on with a run that had just been finished, and waited for a rank that found it finished": (
         ((12, 52),), "ours", "who has the folder looks once more, and ranks leave it to the first (`tests/cli/test_stopping.py`)",

@@ -149,7 +149,6 @@ class Trial:
             raise Fault("hang", f"no line for long: {_tail(said)}")
         ignored = said.count("Exception ignored ")  # at the end of an interpreter without memory, or in a library
         ignored += code == -9 and "/multiprocessing/" in said  # of Python's own, in the worker of a killed process
-        ignored += said.count(", in _feed\n")  # of the thread by which Python's workers send what they have
         ignored += code == -2 and said.startswith("Traceback")  # Python's own, before anything of ours is loaded
         if said.count("Traceback (most recent call last)") > ignored:
             raise Fault("traceback", _tail(said))

@@ -274,6 +274,28 @@ def test_a_worker_that_dies_before_torch_listens_is_told_at_once(monkeypatch: py
     gc.collect()
 
 
+def test_a_worker_that_cannot_send_a_batch_ends(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    """Found by `benchmarks soak`: its memory was too short for a thread, Python dropped the batch with a traceback, and
+    asked it for the next one for ever.
+    """
+    monkeypatch.setattr(loader, "PATIENCE", 20)
+    monkeypatch.setattr(loader, "EVERY", 0.2)
+    data = at(FlagData(50, batch_size=4, num_workers=2))
+    batches = data.train_dataloader()
+
+    def no_thread(*_: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(multiprocessing.resource_sharer, "DupFd", no_thread)  # the workers are copies of this process
+    with pytest.raises(LoaderError, match=r"has died \(DataLoader worker \(pid\(s\) [\d, ]+\) exited unexp") as error:
+        next(iter(batches))
+    clear_frames(error.tb)
+    gc.collect()
+    said = capfd.readouterr().err
+    assert "cannot hand over what it has read: can't start new thread" in said
+    assert "Traceback" not in said
+
+
 @pytest.mark.parametrize("lost", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
 def test_a_batch_that_a_dead_worker_cannot_hand_over_is_told(lost: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     """Found by `benchmarks soak`: Python asks the worker for it when torch has not noticed yet that it is gone."""

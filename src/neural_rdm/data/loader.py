@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
+import os
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from functools import partial
+from multiprocessing.queues import Queue
 from typing import Any
 from weakref import WeakMethod
 
 from torch.utils.data import DataLoader, Dataset
 
-from neural_rdm.core.errors import LoaderError, dead_worker, lost_worker
+from neural_rdm.core.errors import LoaderError, dead_worker, first_line, lost_worker
 
 #: seconds without a batch after which a worker is given up: a decoder may hang on a damaged file
 PATIENCE = 900
@@ -81,6 +83,15 @@ def _start_worker(worker: int) -> None:
     """A signal that goes to all processes of a job is the parent's to answer: it may want the batches of its step."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    Queue._on_queue_feeder_error = staticmethod(_cannot_send)  # type: ignore[attr-defined]
+
+
+def _cannot_send(error: Exception, batch: Any) -> None:
+    """End this process, where Python would drop the batch, for which the parent then waits: that notices an end."""
+    print(
+        f"a process that loads data cannot hand over what it has read: {first_line(error)}", file=sys.stderr, flush=True
+    )
+    os._exit(1)
 
 
 def _end_workers() -> None:
