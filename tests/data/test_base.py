@@ -274,6 +274,7 @@ def test_a_worker_that_dies_before_torch_listens_is_told_at_once(monkeypatch: py
     gc.collect()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch's, where it is told early
 def test_a_worker_that_cannot_send_a_batch_ends(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     """Found by `benchmarks soak`: its memory was too short for a thread, Python dropped the batch with a traceback, and
     asked it for the next one for ever.
