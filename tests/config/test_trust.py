@@ -19,7 +19,7 @@ from neural_rdm.config.resume import find_run, lasting
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.reports.runs import read_mapping
 from neural_rdm.runs import build
-from neural_rdm.runs.load import read_config
+from neural_rdm.runs.load import inherit, read_config
 
 EVIL = "evil_package.Thing"
 
@@ -76,14 +76,50 @@ def test_nothing_is_built_from_a_mapping_that_a_report_has_read(tmp_path: Path) 
         build.network(OmegaConf.create(dict(config)))
 
 
-def test_an_interpolation_of_a_stranger_reads_no_environment(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["${oc.env:HOME}", "\\\\${oc.env:HOME}", "a\\\\\\\\${seed}"])
+def test_an_interpolation_of_a_stranger_reads_no_environment(tmp_path: Path, text: str) -> None:
     folder = stranger(tmp_path / "run")
     path = folder / "config.yaml"
     cfg = OmegaConf.load(path)
-    cfg.data.note = "${oc.env:HOME}"
+    cfg.data.note = text
     write_config(folder, cfg)
     with pytest.raises(ConfigError, match="holds an interpolation"):
         read_config(folder)
+
+
+def test_a_text_that_looks_like_an_interpolation_is_none_in_any_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET", "s3cret")
+    folder = stranger(tmp_path / "run")
+    cfg = OmegaConf.load(folder / "config.yaml")
+    cfg.notes, cfg.choices = r"\${oc.env:SECRET}", {"exp": r"\${oc.env:SECRET}"}
+    write_config(folder, cfg)
+    assert read_config(folder).notes == "${oc.env:SECRET}"
+    cfg = compose_config("sample", inherit([f"run={folder}"], groups=("sampler",), keys=("notes",))).cfg
+    assert cfg.experiment == cfg.notes == "${oc.env:SECRET}"
+
+
+@pytest.mark.parametrize(
+    ("group", "choice"),
+    [
+        ("+hydra.job_logging.handlers.x.class", "logging.FileHandler"),
+        ("hydra.run.dir", "elsewhere"),
+        ("hydra/job_logging", "default"),
+        ("callbacks", "../../../../tmp/evil"),
+        ("callbacks", "/tmp/evil"),
+        ("callbacks", ["default"]),
+        ("sampler=ddim steps", "1"),
+    ],
+)
+def test_the_choices_of_a_stranger_are_names_of_files_of_groups(tmp_path: Path, group: str, choice: Any) -> None:
+    folder = stranger(tmp_path / "run")
+    cfg = OmegaConf.load(folder / "config.yaml")
+    cfg.choices = {group: choice}
+    write_config(folder, cfg)
+    for read in (read_config, lambda path: find_run(str(path))):
+        with pytest.raises(ConfigError, match="holds a choice that is no name"):
+            read(folder)
 
 
 def test_what_the_user_composes_names_or_keeps_in_a_folder_is_the_users(tmp_path: Path) -> None:

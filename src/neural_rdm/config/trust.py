@@ -25,6 +25,10 @@ GOOD = re.compile(
     r"neural_rdm(\.\w+)+|lightning\.pytorch\.loggers\.[A-Z]\w*Logger|aim\.pytorch_lightning\.AimLogger"
     r"|torch\.(nn|optim)\.[A-Z]\w*|timm\.(layers|models)\.[A-Z]\w*|diffusers\.[A-Z]\w*"
 )
+#: `${`, but for one behind a backslash that is not itself behind one
+INTERPOLATION = re.compile(r"(?<!\\)(?:\\\\)*\$\{")
+#: names of groups, which Hydra's own are none of
+GROUP = re.compile(r"(?!hydra\b)[A-Za-z_]\w*(/\w+)*")
 #: package names, for this process and those that it starts; set by `trust`
 VARIABLE = "NEURAL_RDM_TRUST"
 _own: set[str] = set()
@@ -78,17 +82,25 @@ def check_trusted(config: Any, where: str) -> None:
 
 
 def check_file(config: Any, where: str) -> None:
-    """The same for a whole configuration that was read from a folder, which must not hold interpolations either.
+    """The same for a whole configuration that was read from a folder, which must not hold interpolations either, nor
+    choices that are no names: they are typed again where the run goes on, and could say anything to Hydra.
 
     Raises:
-        ConfigError: as `check_trusted`; or an interpolation, which a file that a run wrote never holds: it could read
-            the environment.
+        ConfigError: as `check_trusted`; an interpolation, which a file that a run wrote never holds: it could read the
+            environment; or a choice of what is no group, or of a file outside of it.
     """
     check_trusted(config, where)
-    if isinstance(config, Container):
-        for key, value in _values(OmegaConf.to_container(config, resolve=False), ""):
-            if isinstance(value, str) and re.search(r"(?<!\\)\$\{", value):
-                raise ConfigError(f"{where} holds an interpolation ({key}: {value}), which no run writes")
+    if not isinstance(config, Container):
+        return
+    plain = OmegaConf.to_container(config, resolve=False)
+    for key, value in _values(plain, ""):
+        if isinstance(value, str) and INTERPOLATION.search(value):
+            raise ConfigError(f"{where} holds an interpolation ({key}: {value}), which no run writes")
+    choices = plain.get("choices") if isinstance(plain, Mapping) else None
+    for group, choice in choices.items() if isinstance(choices, Mapping) else [("choices", choices)]:
+        named = isinstance(choice, str) and not choice.startswith("/") and ".." not in choice.split("/")
+        if choices is not None and not (named and GROUP.fullmatch(str(group))):
+            raise ConfigError(f"{where} holds a choice that is no name ({group}: {choice}), which no run writes")
 
 
 def _packages() -> set[str]:

@@ -17,7 +17,7 @@ from typing import Any
 from neural_rdm.config import reader
 from neural_rdm.config.check import config_dir
 from neural_rdm.config.compose import parse
-from neural_rdm.config.grammar import written
+from neural_rdm.config.grammar import literal
 from neural_rdm.core.errors import ConfigError, first_line
 from neural_rdm.core.given import read_json
 
@@ -313,7 +313,7 @@ def completed(overrides: list[str]) -> list[str]:
 
 def _override(key: str, value: Any) -> str:
     """How a key, or the choice of a group (None: it is left out), is typed."""
-    return f"~{key}" if value is None and "." not in key else f"{'++' if '.' in key else ''}{key}={written(value)}"
+    return f"~{key}" if value is None and "." not in key else f"{'++' if '.' in key else ''}{key}={literal(value)}"
 
 
 def _is_sized(data: str) -> bool:
