@@ -16,6 +16,7 @@ from neural_rdm.cli.app import main, print_paths
 from neural_rdm.config.compose import parse
 from neural_rdm.config.grammar import literal
 from neural_rdm.core.errors import ConfigError, DataError, first_line
+from neural_rdm.core.output import print_page
 from neural_rdm.pipelines.folder import Folder, read_folder
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def inspect(cfg: DictConfig, folder: Path) -> int:
     except (RuntimeError, ValueError) as error:
         raise ConfigError(f"the {type(net.net).__name__} cannot run these samples: {first_line(error)}") from error
     paths = reading.write(folder)
-    print((folder / "importance.md").read_text(encoding="utf-8"))
+    print_page(folder / "importance.md")
     print("wrote:")
     print_paths(paths)
     return 0

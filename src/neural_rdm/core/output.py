@@ -14,7 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from neural_rdm.core.errors import UserError
+from neural_rdm.core.errors import UserError, printable
 from neural_rdm.core.given import regular
 from neural_rdm.core.signals import Stopped, stopped_behind
 
@@ -79,6 +79,11 @@ def _restore(path: Path, size: int | None) -> None:
             path.unlink()
         else:
             os.truncate(path, size)
+
+
+def print_page(path: Path) -> None:
+    """Print a text that was written for people; the names in it may be a stranger's."""
+    print(printable(path.read_text(encoding="utf-8")))
 
 
 def last_error(folder: Path) -> str | None:
