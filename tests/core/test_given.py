@@ -81,6 +81,9 @@ def test_a_configuration_that_grows_as_it_is_read_is_refused(tmp_path: Path) -> 
     for read in (read_config, lambda folder: find_run(str(folder))):
         with pytest.raises(CheckpointError, match=r"config\.yaml cannot be read: it refers to parts of itself \(\*a\)"):
             read(tmp_path)
+    assert read_mapping(tmp_path / "config.yaml") == {}  # of a report, which would write all of it down
+    (tmp_path / "config.yaml").write_text("name: '2 * 3 *a'\n")
+    assert read_mapping(tmp_path / "config.yaml") == {"name": "2 * 3 *a"}
 
 
 def test_a_configuration_that_is_nested_too_deeply_says_nothing(tmp_path: Path) -> None:

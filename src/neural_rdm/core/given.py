@@ -56,14 +56,25 @@ def read_json(path: str | Path) -> Any:
 
 
 def read_yaml(path: str | Path) -> str:
-    """The text of a YAML file that anybody may have made, and that says everything itself: a few lines that refer to
-    one another stand for more values than any memory has.
+    """The text of a YAML file that anybody may have made, and that says everything itself; see `plain_yaml`.
 
     Raises:
         OSError, ValueError: as `read_given`; or it has an alias.
         yaml.YAMLError: it is no YAML.
     """
-    text = read_given(path)
+    return plain_yaml(read_given(path))
+
+
+def plain_yaml(text: str) -> str:
+    """A YAML text that says everything itself: a few lines that refer to one another stand for more values than any
+    memory has.
+
+    Raises:
+        ValueError: it has an alias.
+        yaml.YAMLError: it is no YAML.
+    """
+    if "*" not in text:  # which is quickly seen, and parsing is slow
+        return text
     for event in yaml.parse(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         if isinstance(event, yaml.AliasEvent):
             raise ValueError(f"it refers to parts of itself (*{event.anchor}), which no run writes")
