@@ -22,6 +22,7 @@ from neural_rdm.runs import build
 from neural_rdm.runs.load import inherit, read_config
 
 EVIL = "evil_package.Thing"
+FEATURES = "neural_rdm.evaluation.features"
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +54,11 @@ def stranger(folder: Path, **changes: Any) -> Path:
         ("data__note", [{"deep": {"_target_": EVIL}}]),
         ("residual__rule", EVIL),
         ("callbacks__mine", {"_target_": "torch.hub.load", "repo_or_dir": "x"}),
+        # it would fetch what it is told to, and run what it fetched
+        ("callbacks__mine", {"_target_": "diffusers.ModularPipeline", "pretrained_model_name_or_path": "x/y"}),
+        # a program (torch.jit) under a hash that the folder says itself
+        ("metric", {"_target_": f"{FEATURES}.FeatureReport", "features": "i3d", "features_sha256": "0" * 64}),
+        ("metric__deep", [{"_target_": "neural_rdm.metrics.networks.I3D", "path": "i3d.pt", "sha256": "0" * 64}]),
         ("callbacks__mine", {"_target_": "torch.nn.modules.module.warnings.sys.exit"}),
         ("callbacks__mine", {"_target_": "lightning.pytorch.loggers.csv_logs.os.system"}),
     ],
@@ -136,6 +142,16 @@ def test_what_the_user_composes_names_or_keeps_in_a_folder_is_the_users(tmp_path
     trust.check_trusted(config, "x")
     with pytest.raises(ConfigError, match="names of packages"):
         trust.trust(["os.path"])
+
+
+def test_other_weights_of_ones_own_need_no_word(tmp_path: Path) -> None:
+    node = {"features": "c3d", "features_sha256": "0" * 64}
+    trust.check_trusted(node, "x")  # tensors alone
+    node["features"] = "i3d"
+    with pytest.raises(ConfigError, match=r"type trust=\[torchscript\]"):
+        trust.check_trusted(node, "x")
+    trust.own(node)  # typed
+    trust.check_trusted(node, "x")
 
 
 def test_all_that_this_project_composes_is_known_to_be_good() -> None:

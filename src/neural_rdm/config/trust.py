@@ -23,7 +23,7 @@ from neural_rdm.core.errors import ConfigError
 #: names of classes as `package.Class`: nothing that could lead through a module to what that has imported
 GOOD = re.compile(
     r"neural_rdm(\.\w+)+|lightning\.pytorch\.loggers\.[A-Z]\w*Logger|aim\.pytorch_lightning\.AimLogger"
-    r"|torch\.(nn|optim)\.[A-Z]\w*|timm\.(layers|models)\.[A-Z]\w*|diffusers\.[A-Z]\w*"
+    r"|torch\.(nn|optim)\.[A-Z]\w*|timm\.(layers|models)\.[A-Z]\w*|diffusers\.(Autoencoder\w+|[A-Z]\w*(Model|Scheduler))"
 )
 #: `${`, but for one behind a backslash that is not itself behind one
 INTERPOLATION = re.compile(r"(?<!\\)(?:\\\\)*\$\{")
@@ -108,18 +108,35 @@ def _packages() -> set[str]:
 
 
 def named(config: Any) -> Iterator[tuple[str, str]]:
-    """Every class that a configuration names, with its key: targets, and rules of other packages."""
+    """Every class that a configuration names, with its key: targets, and rules of other packages; as a class of
+    `torchscript`, a program that is not the published one but has the hash which the configuration says itself.
+    """
     plain = OmegaConf.to_container(config, resolve=False) if isinstance(config, Container) else config
     for key, value in _values(plain, ""):
         last = key.rpartition(".")[2]
         if last == "_target_" or (last == "rule" and isinstance(value, str) and "." in value):
             yield key, str(value)
+    for key, node in _nodes(plain, ""):
+        sha256 = node.get("features_sha256") or node.get("sha256")
+        if sha256 and "i3d" in (node.get("features"), str(node.get("_target_")).rpartition(".")[2].lower()):
+            yield key, f"torchscript.{sha256}"
 
 
 def _values(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-    inside = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else None
-    if inside is None:
+    if not isinstance(value, Mapping | list):
         yield key, value
-        return
+    for name, child in _children(value, key):
+        yield from _values(child, name)
+
+
+def _nodes(value: Any, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if isinstance(value, Mapping):
+        yield key, value
+    for name, child in _children(value, key):
+        yield from _nodes(child, name)
+
+
+def _children(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    inside = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
     for name, child in inside:
-        yield from _values(child, f"{key}.{name}" if key else str(name))
+        yield f"{key}.{name}" if key else str(name), child
