@@ -258,7 +258,8 @@ def test_what_holds_no_samples_is_refused_in_one_line(files: Path, tmp_path: Pat
     for name, why in {
         "latents.npz": "float32, not uint8", "stats.npz": "no arr_0", "first.npz": r"\[13, 3, 6, 8\]",
         "labels.npz": r"classes \[12\]", "objects.npz": "object",
-        "backwards.npz": r"\[-1, 6", "large.npz": "would have 3,6", "claims.npz": "cannot read", "cut.npz": "cannot read", "page.html": "an .npz",
+        "backwards.npz": r"\[-1, 6", "large.npz": "would have 3,6", "claims.npz": "cannot read",
+        "cut.npz": "cannot read", "page.html": "an .npz",
         "empty": "no images", "mixed": "1.png and .*2.gif", "missing": "no such file or folder",
     }.items():  # fmt: skip
         with pytest.raises(DataError, match=why) as error:
