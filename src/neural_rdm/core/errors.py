@@ -75,7 +75,7 @@ class BrokenSample(LoaderError):
 
     def __init__(self, reason: str, path: str | os.PathLike[str] = "", index: int | None = None) -> None:
         self.reason = printable(" ".join(reason.replace("\0", "").split()))
-        self.path, self.index = printable(path).replace("\n", "\\n"), index
+        self.path, self.index = printable(path), index
         super().__init__(f"cannot read {self.path}: {self.reason}" if self.path else self.reason)
 
 
