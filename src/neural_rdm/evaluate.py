@@ -20,6 +20,7 @@ from neural_rdm.cli.app import main, print_paths
 from neural_rdm.config.compose import parse
 from neural_rdm.core.errors import ConfigError, UserError
 from neural_rdm.core.files import write_text
+from neural_rdm.core.output import print_page
 from neural_rdm.reports.runs import read_mapping
 from neural_rdm.runs.load import inherit, read_config
 
@@ -45,7 +46,7 @@ def evaluate(cfg: DictConfig, folder: Path) -> int:
     report: Report = build.build(cfg.metric, "metric")
     measure = _run if cfg.samples is None else _files
     paths = measure(cfg, report, folder)
-    print((folder / "report" / "metrics.md").read_text(encoding="utf-8"))
+    print_page(folder / "report" / "metrics.md")
     print("wrote:")
     print_paths(paths)
     return 0

@@ -14,8 +14,9 @@ from omegaconf import DictConfig
 
 from neural_rdm.cli.app import main, print_paths
 from neural_rdm.config.compose import parse
-from neural_rdm.config.grammar import written
+from neural_rdm.config.grammar import literal
 from neural_rdm.core.errors import ConfigError, DataError, first_line
+from neural_rdm.core.output import print_page
 from neural_rdm.pipelines.folder import Folder, read_folder
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def complete(overrides: list[str], _: object = None) -> list[str]:
     if not asked:
         raise ConfigError("which model? Pass model=FOLDER, one that save_pretrained of diffusers wrote")
     read_folder(asked[-1], "model")
-    return [f"name={written(Path(asked[-1]).resolve().name)}", *overrides]
+    return [f"name={literal(Path(asked[-1]).resolve().name)}", *overrides]
 
 
 def inspect(cfg: DictConfig, folder: Path) -> int:
@@ -88,7 +89,7 @@ def inspect(cfg: DictConfig, folder: Path) -> int:
     except (RuntimeError, ValueError) as error:
         raise ConfigError(f"the {type(net.net).__name__} cannot run these samples: {first_line(error)}") from error
     paths = reading.write(folder)
-    print((folder / "importance.md").read_text(encoding="utf-8"))
+    print_page(folder / "importance.md")
     print("wrote:")
     print_paths(paths)
     return 0

@@ -23,6 +23,7 @@ from neural_rdm.cli.findings import Findings
 from neural_rdm.config.check import config_dir
 from neural_rdm.config.compose import further_folders
 from neural_rdm.core.errors import DataError, UserError, first_line
+from neural_rdm.core.output import print_page
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -52,7 +53,7 @@ def prepare(cfg: DictConfig, folder: Path) -> int:
     written = found.write(folder)
     if data is not None and found.usable:
         written += _pictures(data, folder / "preview", found)
-    print((folder / "report.md").read_text(encoding="utf-8"))
+    print_page(folder / "report.md")
     print("wrote:")
     print_paths(written)
     if not found.usable:

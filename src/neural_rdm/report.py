@@ -17,6 +17,7 @@ from neural_rdm.config.compose import parse
 from neural_rdm.config.resume import LEVELS
 from neural_rdm.core.errors import DataError
 from neural_rdm.core.listing import natural_order
+from neural_rdm.core.output import print_page
 from neural_rdm.reports.comparison import write_comparison
 from neural_rdm.reports.efficiency import write_efficiency
 from neural_rdm.reports.own import own_runs
@@ -135,7 +136,7 @@ def read_study(
 def show(pages: list[Path], paths: list[Path]) -> None:
     """Print the pages, then the paths of all that was written."""
     for page in pages:
-        print(page.read_text(encoding="utf-8"))
+        print_page(page)
     print("wrote:")
     print_paths(paths)
 

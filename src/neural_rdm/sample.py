@@ -21,6 +21,7 @@ from neural_rdm.cli.app import main, print_paths
 from neural_rdm.cli.sharing import wait_for
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.core.files import write_text
+from neural_rdm.core.given import read_json
 from neural_rdm.runs.load import inherit
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ def _finish(
     for kind in kinds:
         path = files_of(folder, kind)
         if kind == DATASET:
-            facts = json.loads((folder / "sampling.json").read_text(encoding="utf-8"))
+            facts = read_json(folder / "sampling.json")
             write_dataset(path, parts, each, run.data.class_names, facts, cfg.fps)
         elif kind != "npz":
             write_each(path, parts, kind, cfg.fps)

@@ -16,6 +16,7 @@ from neural_rdm.cli.app import main, print_paths
 from neural_rdm.cli.stopping import saved
 from neural_rdm.core.extras import typed
 from neural_rdm.core.files import write_text
+from neural_rdm.core.output import print_page
 from neural_rdm.core.ranks import is_first_rank
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ def _fit_and_report(
         }
         write_text(folder / "finished.json", json.dumps(content, indent=2) + "\n")
         if report is not None:
-            print((folder / "report" / "metrics.md").read_text(encoding="utf-8"))
+            print_page(folder / "report" / "metrics.md")
         print(f"finished {trainer.global_step} steps. Look at:")
         print_paths([*paths, folder / "checkpoints" / "last.ckpt", *page])
     return 0

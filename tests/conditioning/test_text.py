@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -116,6 +119,21 @@ def test_what_was_just_encoded_is_remembered_and_the_rest_forgotten(
     fresh.encode(["blue"])
     fresh.encode(["", "a kite"])
     assert asked == ["", "a dog", "a kite", "red", "blue", "a kite"]  # the null prompt stays
+
+
+def test_a_tokenizer_that_is_a_program_is_not_run_and_not_asked_about(
+    encoder: TextEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asked"))
+    folder = tmp_path / "foreign"
+    shutil.copytree(str(encoder.path), folder)
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'done')!r}, 'w')\n")
+    file = folder / "tokenizer_config.json"
+    said = {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | said))
+    with contextlib.suppress(CheckpointError):  # some kinds have a tokenizer of their own, which is taken instead
+        TextEncoder(encoder.kind, str(folder), 16, 9).encode(["a"])
+    assert not (tmp_path / "done").exists()
 
 
 def test_mistakes_are_one_sentence(encoder: TextEncoder, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from neural_rdm.cli import app
 from neural_rdm.config.check import config_dir, validate
 from neural_rdm.config.compose import compose_config, parse
-from neural_rdm.config.grammar import as_typed, written
+from neural_rdm.config.grammar import as_typed, literal, written
 from neural_rdm.config.schema import signatures_of, text_of
 from neural_rdm.core.errors import ConfigError
 
@@ -144,3 +144,9 @@ def test_a_folder_of_configurations_may_have_any_name(name: str, tmp_path: Path)
 def test_every_value_is_read_back(value: object) -> None:
     (override,) = parse([f"key={written(value)}"])
     assert override.value() == value
+
+
+@given(st.lists(st.sampled_from(["\\", "${", "}", "'", '"', "oc.env:HOME", "a", " ", ","]), max_size=8).map("".join))
+def test_a_text_that_nobody_typed_refers_to_nothing(text: str) -> None:
+    (override,) = parse([f"key={literal(text)}"])
+    assert OmegaConf.create({"key": str(override.value())}).key == text

@@ -19,9 +19,10 @@ from neural_rdm.config.resume import find_run, lasting
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.reports.runs import read_mapping
 from neural_rdm.runs import build
-from neural_rdm.runs.load import read_config
+from neural_rdm.runs.load import inherit, read_config
 
 EVIL = "evil_package.Thing"
+FEATURES = "neural_rdm.evaluation.features"
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +54,11 @@ def stranger(folder: Path, **changes: Any) -> Path:
         ("data__note", [{"deep": {"_target_": EVIL}}]),
         ("residual__rule", EVIL),
         ("callbacks__mine", {"_target_": "torch.hub.load", "repo_or_dir": "x"}),
+        # it would fetch what it is told to, and run what it fetched
+        ("callbacks__mine", {"_target_": "diffusers.ModularPipeline", "pretrained_model_name_or_path": "x/y"}),
+        # a program (torch.jit) under a hash that the folder says itself
+        ("metric", {"_target_": f"{FEATURES}.FeatureReport", "features": "i3d", "features_sha256": "0" * 64}),
+        ("metric__deep", [{"_target_": "neural_rdm.metrics.networks.I3D", "path": "i3d.pt", "sha256": "0" * 64}]),
         ("callbacks__mine", {"_target_": "torch.nn.modules.module.warnings.sys.exit"}),
         ("callbacks__mine", {"_target_": "lightning.pytorch.loggers.csv_logs.os.system"}),
     ],
@@ -76,14 +82,50 @@ def test_nothing_is_built_from_a_mapping_that_a_report_has_read(tmp_path: Path) 
         build.network(OmegaConf.create(dict(config)))
 
 
-def test_an_interpolation_of_a_stranger_reads_no_environment(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["${oc.env:HOME}", "\\\\${oc.env:HOME}", "a\\\\\\\\${seed}"])
+def test_an_interpolation_of_a_stranger_reads_no_environment(tmp_path: Path, text: str) -> None:
     folder = stranger(tmp_path / "run")
     path = folder / "config.yaml"
     cfg = OmegaConf.load(path)
-    cfg.data.note = "${oc.env:HOME}"
+    cfg.data.note = text
     write_config(folder, cfg)
     with pytest.raises(ConfigError, match="holds an interpolation"):
         read_config(folder)
+
+
+def test_a_text_that_looks_like_an_interpolation_is_none_in_any_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET", "s3cret")
+    folder = stranger(tmp_path / "run")
+    cfg = OmegaConf.load(folder / "config.yaml")
+    cfg.notes, cfg.choices = r"\${oc.env:SECRET}", {"exp": r"\${oc.env:SECRET}"}
+    write_config(folder, cfg)
+    assert read_config(folder).notes == "${oc.env:SECRET}"
+    cfg = compose_config("sample", inherit([f"run={folder}"], groups=("sampler",), keys=("notes",))).cfg
+    assert cfg.experiment == cfg.notes == "${oc.env:SECRET}"
+
+
+@pytest.mark.parametrize(
+    ("group", "choice"),
+    [
+        ("+hydra.job_logging.handlers.x.class", "logging.FileHandler"),
+        ("hydra.run.dir", "elsewhere"),
+        ("hydra/job_logging", "default"),
+        ("callbacks", "../../../../tmp/evil"),
+        ("callbacks", "/tmp/evil"),
+        ("callbacks", ["default"]),
+        ("sampler=ddim steps", "1"),
+    ],
+)
+def test_the_choices_of_a_stranger_are_names_of_files_of_groups(tmp_path: Path, group: str, choice: Any) -> None:
+    folder = stranger(tmp_path / "run")
+    cfg = OmegaConf.load(folder / "config.yaml")
+    cfg.choices = {group: choice}
+    write_config(folder, cfg)
+    for read in (read_config, lambda path: find_run(str(path))):
+        with pytest.raises(ConfigError, match="holds a choice that is no name"):
+            read(folder)
 
 
 def test_what_the_user_composes_names_or_keeps_in_a_folder_is_the_users(tmp_path: Path) -> None:
@@ -100,6 +142,16 @@ def test_what_the_user_composes_names_or_keeps_in_a_folder_is_the_users(tmp_path
     trust.check_trusted(config, "x")
     with pytest.raises(ConfigError, match="names of packages"):
         trust.trust(["os.path"])
+
+
+def test_other_weights_of_ones_own_need_no_word(tmp_path: Path) -> None:
+    node = {"features": "c3d", "features_sha256": "0" * 64}
+    trust.check_trusted(node, "x")  # tensors alone
+    node["features"] = "i3d"
+    with pytest.raises(ConfigError, match=r"type trust=\[torchscript\]"):
+        trust.check_trusted(node, "x")
+    trust.own(node)  # typed
+    trust.check_trusted(node, "x")
 
 
 def test_all_that_this_project_composes_is_known_to_be_good() -> None:

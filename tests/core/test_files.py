@@ -303,6 +303,12 @@ def test_what_a_killed_process_has_left_is_swept_and_what_a_living_one_writes_is
     assert names(below) == [".notes.tmp"]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes in folders")
+def test_a_pipe_with_the_name_of_a_temporary_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / ".last.ckpt.7.tmp")
+    assert sweep(tmp_path) == 0
+
+
 def test_a_file_that_is_swept_as_it_begins_is_begun_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between its creation and its lock it belongs to nobody."""
     from neural_rdm.core import files

@@ -13,14 +13,22 @@ import pytest
 import torch
 
 from neural_rdm import DiT, load_gates
+from neural_rdm.cli.jobs import finished
 from neural_rdm.config.provenance import FILE, read_provenance
 from neural_rdm.config.resume import find_run
 from neural_rdm.core.errors import CheckpointError, DataError
 from neural_rdm.core.files import load_tensors
 from neural_rdm.core.given import blown_up, read_given, read_json, regular
-from neural_rdm.core.records import read_rows
+from neural_rdm.core.locks import HOLDER, LEASED, LOCK, held, is_held
+from neural_rdm.core.output import LOG, kept, last_error
+from neural_rdm.core.records import StepRecords, read_rows, truncate
 from neural_rdm.core.weights import read_weights
+from neural_rdm.data.images.captions import COCO, JourneyDB
+from neural_rdm.data.images.imagenet import read_labels
+from neural_rdm.data.videos.lists import clip_rows, list_lines
 from neural_rdm.latents.shards import Shard
+from neural_rdm.reports.figures import titled
+from neural_rdm.reports.pages.index import STORE, _stored
 from neural_rdm.reports.pages.render import picture
 from neural_rdm.reports.runs import progress, read_mapping
 from neural_rdm.reports.tiles import read_tiles
@@ -73,12 +81,51 @@ def test_a_configuration_that_grows_as_it_is_read_is_refused(tmp_path: Path) -> 
     for read in (read_config, lambda folder: find_run(str(folder))):
         with pytest.raises(CheckpointError, match=r"config\.yaml cannot be read: it refers to parts of itself \(\*a\)"):
             read(tmp_path)
+    assert read_mapping(tmp_path / "config.yaml") == {}  # of a report, which would write all of it down
+    (tmp_path / "config.yaml").write_text("name: '2 * 3 *a'\n")
+    assert read_mapping(tmp_path / "config.yaml") == {"name": "2 * 3 *a"}
 
 
 def test_a_configuration_that_is_nested_too_deeply_says_nothing(tmp_path: Path) -> None:
     for name in ("config.yaml", "finished.json"):
         (tmp_path / name).write_text("[" * 20_000 + "]" * 20_000)
         assert read_mapping(tmp_path / name) == {}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes in folders")
+@pytest.mark.parametrize(
+    ("name", "read", "said"),
+    [
+        (HOLDER, is_held, False),
+        ("finished.json", finished, {}),
+        (LOG, last_error, None),
+        (STORE, _stored, {}),
+        ("config.yaml", lambda folder: titled("a title", folder / "metrics.csv"), "a title"),
+    ],
+)
+def test_what_a_folder_says_of_itself_is_no_pipe(
+    tmp_path: Path, name: str, read: Callable[[Path], Any], said: Any
+) -> None:
+    os.mkfifo(tmp_path / name)
+    assert read(tmp_path) == said
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes in folders")
+def test_what_is_written_into_a_folder_is_no_pipe(tmp_path: Path) -> None:
+    for name in (LOCK, LEASED, HOLDER, LOG, "metrics.csv"):
+        os.mkfifo(tmp_path / name)
+    truncate(tmp_path / "metrics.csv", 1)
+    with held(tmp_path, "train"), kept(tmp_path):
+        StepRecords(tmp_path / "metrics.csv").append([{"step": 1}])
+    assert read_rows(tmp_path / "metrics.csv") == [{"step": "1"}]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes in folders")
+def test_the_lists_of_a_data_set_are_no_pipes(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "list")
+    for read in (list_lines, read_labels, clip_rows, *(partial(kind.read, tmp_path) for kind in (COCO, JourneyDB))):
+        with pytest.raises(DataError, match="no file"):
+            read(tmp_path / "list")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes in folders")

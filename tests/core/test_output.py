@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from neural_rdm.core.errors import ConfigError
-from neural_rdm.core.output import LOG, kept, last_error
+from neural_rdm.core.output import LOG, kept, last_error, print_page
 from neural_rdm.core.signals import Stopped
 
 
@@ -81,3 +81,9 @@ def test_a_log_that_is_a_link_is_not_written_to(tmp_path: Path) -> None:
     with kept(tmp_path / "run"):
         print("theirs")
     assert private.read_text() == "mine"
+
+
+def test_a_page_commands_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "metrics.md").write_text("| \x1b]0;title\x07 | \u202egnp |\n", encoding="utf-8")
+    print_page(tmp_path / "metrics.md")
+    assert capsys.readouterr().out == "| \\x1b]0;title\\x07 | \\u202egnp |\n\n"

@@ -298,6 +298,8 @@ def test_names_of_any_encoding_are_printed_and_listed(tmp_path, capsys):
     name = os.fsdecode(b"caf\xe9 \xe6\x97\xa5.jpg")
     assert printable(name) == "caf\\xe9 日.jpg"
     assert printable("a\x1b]0;title\x07\r\x9b2J\tb\n") == "a\\x1b]0;title\\x07\\x0d\\x9b2J\tb\n"
+    assert printable("gnp.\u202eexe") == "gnp.\\u202eexe"
+    assert BrokenSample("class \x1b[2J").reason == "class \\x1b[2J"
     assert printable("half \ud83d, whole \N{GRINNING FACE}") == "half \\ud83d, whole \N{GRINNING FACE}"
     BadSamples("train", 10, 0.5, tmp_path).add({1: BrokenSample("bad\0 \udce9 marker", name)}, 0, None)
     assert listed(tmp_path)[0]["path"] == "caf\\xe9 日.jpg"

@@ -6,6 +6,7 @@ import hashlib
 import re
 import shutil
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +239,15 @@ def test_what_holds_no_samples_is_refused_in_one_line(files: Path, tmp_path: Pat
     np.savez(tmp_path / "stats.npz", mu=np.zeros(3), sigma=np.eye(3))
     np.savez(tmp_path / "first.npz", arr_0=IMAGES.transpose(0, 3, 1, 2))
     np.savez(tmp_path / "labels.npz", arr_0=IMAGES, arr_1=LABELS[1:])
+    for name, claim in (("backwards", (-1, 6, 8, 3)), ("large", (1, 1 << 40, 1 << 40, 3)), ("claims", (13, 6, 8, 3))):
+        with zipfile.ZipFile(tmp_path / f"{name}.npz", "w") as archive:
+            with archive.open("arr_0.npy", "w") as member:
+                head = {"descr": "|u1", "fortran_order": False, "shape": claim}
+                np.lib.format.write_array_header_1_0(member, head)
+            if name == "claims":
+                with archive.open("arr_1.npy", "w") as member:
+                    head = {"descr": "<i8", "fortran_order": False, "shape": (1 << 45,)}
+                    np.lib.format.write_array_header_1_0(member, head)
     np.savez(tmp_path / "objects.npz", arr_0=np.array([object()]))
     (tmp_path / "cut.npz").write_bytes((files / "images.npz").read_bytes()[:900])
     (tmp_path / "page.html").write_text("<html>")
@@ -247,7 +257,9 @@ def test_what_holds_no_samples_is_refused_in_one_line(files: Path, tmp_path: Pat
     Image.new("RGB", (8, 6)).save(tmp_path / "mixed" / "2.gif")
     for name, why in {
         "latents.npz": "float32, not uint8", "stats.npz": "no arr_0", "first.npz": r"\[13, 3, 6, 8\]",
-        "labels.npz": r"classes \[12\]", "objects.npz": "object", "cut.npz": "cannot read", "page.html": "an .npz",
+        "labels.npz": r"classes \[12\]", "objects.npz": "object",
+        "backwards.npz": r"\[-1, 6", "large.npz": "would have 3,6", "claims.npz": "cannot read",
+        "cut.npz": "cannot read", "page.html": "an .npz",
         "empty": "no images", "mixed": "1.png and .*2.gif", "missing": "no such file or folder",
     }.items():  # fmt: skip
         with pytest.raises(DataError, match=why) as error:

@@ -163,6 +163,12 @@ def test_files_that_are_something_else_are_refused_in_one_line(tmp_path, adm):
     np.savez(tmp_path / "whole.npz", mu=adm["mu"], sigma=adm["sigma"])
     (tmp_path / "cut.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:5000])
     np.savez(tmp_path / "pickle.npz", mu=np.array([object()], dtype=object), sigma=np.eye(2))
+    np.savez(tmp_path / "list.npz", mu=np.zeros(2), sigma=np.eye(2), facts="[]")
+    with zipfile.ZipFile(tmp_path / "claims.npz", "w") as archive:  # more than any memory has, and holds nothing
+        for name in ("mu.npy", "sigma.npy"):
+            with archive.open(name, "w") as member:
+                claim = {"descr": "<f8", "fortran_order": False, "shape": (1 << 45,)}
+                np.lib.format.write_array_header_1_0(member, claim)
     np.savez(tmp_path / "other.npz", features=np.eye(2))
     np.save(tmp_path / "single.npz.npy", np.eye(2))
     (tmp_path / "single.npz.npy").rename(tmp_path / "single.npz")
@@ -170,7 +176,7 @@ def test_files_that_are_something_else_are_refused_in_one_line(tmp_path, adm):
     torch.save({"mu": torch.nn.Linear(2, 2)}, tmp_path / "module.pt")
     (tmp_path / "cut.pt").write_bytes(b"PK\x03\x04")
     names = [p.name for p in tmp_path.iterdir() if p.name != "whole.npz"] + ["missing.npz"]
-    assert len(names) == 10
+    assert len(names) == 12
     for name in names:
         with pytest.raises(DataError, match=re.escape(name)) as error:
             read_reference(tmp_path / name, INCEPTION)

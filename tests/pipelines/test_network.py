@@ -207,6 +207,19 @@ def test_what_is_not_known_is_refused_in_one_sentence(tmp_path: Path) -> None:
         read_folder(folder, "pipeline")
 
 
+@pytest.mark.parametrize("library", ["evil", "diffusers"])
+def test_a_program_among_the_parts_is_not_run(tmp_path: Path, library: str) -> None:
+    folder = saved("sd", tmp_path / "sd")
+    (folder / "scheduler" / f"{library}.py").write_text(
+        f"open({str(tmp_path / 'done')!r}, 'w')\nclass DDIMScheduler: 0\n"
+    )
+    for said in ("its scheduler is of evil", f"it holds scheduler.{library}.py"):
+        changed(folder / "model_index.json", scheduler=["evil" if "is of" in said else "diffusers", "DDIMScheduler"])
+        with pytest.raises(ConfigError, match=f"{said}.*, which would be run"):
+            read_folder(folder, "pipeline")
+    assert not (tmp_path / "done").exists()
+
+
 def changed(file: Path, **keys: Any) -> None:
     """Give a file of a pipeline other values."""
     file.write_text(json.dumps({**json.loads(file.read_text()), **keys}))

@@ -20,6 +20,21 @@ def test_a_network_that_is_no_backbone_is_refused_in_one_sentence() -> None:
         build.network(cfg)
 
 
+@pytest.mark.parametrize(
+    ("name", "more"), [("logging.CSVLogger", {}), ("checkpoints.Checkpoints", {"every_n_steps": 1, "keep": 1})]
+)
+def test_what_is_no_callback_to_choose_touches_no_file(tmp_path: Path, name: str, more: dict[str, int]) -> None:
+    """One would repair a table in a folder that a configuration names, the other delete all checkpoints but some."""
+    (tmp_path / "metrics.csv").write_text("step,loss\nhello,world\n")
+    place = "folder" if more else "save_dir"
+    node = OmegaConf.create({"_target_": f"neural_rdm.training.callbacks.{name}", place: str(tmp_path), **more})
+    with pytest.raises(ConfigError, match=f"{name} is no callback that is chosen"):
+        build.build(node, "callbacks.mine")
+    if not more:
+        build.build(node, "sampler")
+    assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"metrics.csv": "step,loss\nhello,world\n"}
+
+
 @pytest.mark.parametrize(("more", "steps"), [([], 500 * 40 / 288), (["debug=fast"], 10 * 40 / 288), (["~metric"], 0)])
 def test_the_bar_knows_what_the_report_takes(more: list[str], steps: float, tmp_path: Path) -> None:
     """500 samples in 20 guided steps, beside steps that are three passes of 96."""

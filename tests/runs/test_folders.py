@@ -102,6 +102,22 @@ def test_what_was_killed_is_swept_and_who_lives_is_not_disturbed(tmp_path: Path)
         assert not left.exists()
 
 
+def test_a_folder_of_a_stranger_leads_nowhere_else(tmp_path: Path) -> None:
+    run, home = made(tmp_path / "run", "train"), tmp_path / "home"
+    home.mkdir()
+    (run / "checkpoints").symlink_to(home)  # how checkpoints are kept on another disk
+    (run / "wandb" / "run-1").mkdir(parents=True)
+    (run / "wandb" / "latest-run").symlink_to("run-1")
+    with opened(run, "train", CFG, resumes=True):
+        pass
+    for name in ("samples", "wandb/media"):
+        (run / name).symlink_to(home)
+        refusal = pytest.raises(ConfigError, match=f"{name} is a link to .*home, out of its folder")
+        with refusal, opened(run, "train", CFG, resumes=True):
+            raise AssertionError("it was opened")
+        (run / name).unlink()
+
+
 def test_what_was_killed_is_swept_where_the_command_is_sent_elsewhere(tmp_path: Path) -> None:
     """Found by `benchmarks soak`: a report that was killed is not gone on with, and its temporary file stayed."""
     folder = made(tmp_path / "a", "report")

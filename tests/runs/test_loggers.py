@@ -12,7 +12,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from omegaconf import DictConfig, OmegaConf
 
 from neural_rdm.config.provenance import read_provenance
-from neural_rdm.core.errors import UserError
+from neural_rdm.core.errors import ConfigError, UserError
 from neural_rdm.core.files import write_text
 from neural_rdm.runs import loggers
 
@@ -53,6 +53,16 @@ def test_a_run_keeps_the_ids_that_it_was_given(tmp_path: Path) -> None:
     assert loggers.arguments("aim", cfg.logger.aim, cfg, tmp_path)["run_hash"] == "h4sh"
     loggers.begin(SimpleNamespace(loggers=[logger]), cfg, tmp_path)  # type: ignore[arg-type]
     assert logger.tags == ["a", "b"]  # once
+
+
+@pytest.mark.parametrize("key", ["name", "version", "sub_dir"])
+@pytest.mark.parametrize("value", ["/tmp/elsewhere", "../elsewhere", "a/../../elsewhere"])
+def test_no_logger_writes_outside_of_the_folder(tmp_path: Path, key: str, value: str) -> None:
+    node = OmegaConf.create({"_target_": "lightning.pytorch.loggers.TensorBoardLogger", key: value})
+    with pytest.raises(ConfigError, match="leads out of"):
+        loggers.arguments("tensorboard", node, configuration(), tmp_path)
+    node[key] = "a/b"
+    assert loggers.arguments("tensorboard", node, configuration(), tmp_path) == {"save_dir": str(tmp_path)}
 
 
 def test_names_tags_and_notes_go_where_each_service_has_them(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from neural_rdm.config.check import as_plain, choices_of, config_dir, validate
 from neural_rdm.config.compose import Composed, compose_config, drop_unchosen, group_choices, parse, prepare_hydra
 from neural_rdm.config.environment import check_device, check_packages
 from neural_rdm.config.explained import help_text
-from neural_rdm.config.grammar import as_typed, written
+from neural_rdm.config.grammar import as_typed, literal, written
 from neural_rdm.config.grids import crossed, study
 from neural_rdm.config.provenance import write_config
 from neural_rdm.config.schema import constants
@@ -224,7 +224,7 @@ def preflight(config_name: str, arguments: Arguments, complete: Complete | None 
         arguments.overrides = [*arguments.overrides, *here]
     else:
         given = {p.key_or_group for p in parsed}
-        own = [f"{g}={written(c)}" for g, c in run.choices.items() if g not in given]
+        own = [f"{g}={literal(c)}" for g, c in run.choices.items() if g not in given]
         arguments.overrides = [*own, *arguments.overrides, *here]
         composed = compose_config(config_name, arguments.overrides, arguments.folders)
         if run.config is not None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.core.files import write_text
+from neural_rdm.core.given import read_json
 from neural_rdm.core.ranks import RANK_VARIABLES
 from neural_rdm.reports.sweeps import FILE, Record, read_record
 
@@ -89,7 +90,7 @@ def state(folder: Path, module: str) -> State:
 def finished(folder: Path) -> dict[str, Any]:
     """The content of a run's `finished.json`; empty where it is missing or damaged."""
     try:
-        content = json.loads((folder / "finished.json").read_text(encoding="utf-8"))
+        content = read_json(folder / "finished.json")
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

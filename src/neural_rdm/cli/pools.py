@@ -26,6 +26,7 @@ from neural_rdm.config.grammar import written
 from neural_rdm.core.arguments import NonNegative, Positive, checked
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.core.extras import install
+from neural_rdm.core.given import read_json
 from neural_rdm.core.locks import lives
 from neural_rdm.core.output import LOG
 from neural_rdm.core.signals import catch, give_back
@@ -128,7 +129,7 @@ class Line:
     def _asked(self) -> list[int]:
         found = self.requests
         with contextlib.suppress(OSError, ValueError):
-            found = found or json.loads(self._request.read_text(encoding="utf-8"))
+            found = found or read_json(self._request)
         host, pid = self.owner
         orphan = not found and host == socket.gethostname() and not lives(pid)
         return [int(signal.SIGTERM)] if orphan else found

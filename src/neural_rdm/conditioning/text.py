@@ -142,7 +142,7 @@ class TextEncoder:
             tokenizer, model = from_hub(
                 path,
                 lambda local: (
-                    transformers.AutoTokenizer.from_pretrained(path, local_files_only=local),
+                    transformers.AutoTokenizer.from_pretrained(path, local_files_only=local, trust_remote_code=False),
                     getattr(transformers, MODELS[self.kind]).from_pretrained(path, local_files_only=local),
                 ),
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,13 @@ def written(value: Any) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return json.dumps(value)
+
+
+def literal(value: Any) -> str:
+    """The same of a value that nobody typed, such as one that a file says: its text refers to nothing, also where it
+    holds what looks like an interpolation.
+    """
+    return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", written(value))
 
 
 def as_typed(overrides: list[str], command: str, folders: Sequence[str] | None = None) -> list[str]:

@@ -23,8 +23,12 @@ from neural_rdm.core.errors import ConfigError
 #: names of classes as `package.Class`: nothing that could lead through a module to what that has imported
 GOOD = re.compile(
     r"neural_rdm(\.\w+)+|lightning\.pytorch\.loggers\.[A-Z]\w*Logger|aim\.pytorch_lightning\.AimLogger"
-    r"|torch\.(nn|optim)\.[A-Z]\w*|timm\.(layers|models)\.[A-Z]\w*|diffusers\.[A-Z]\w*"
+    r"|torch\.(nn|optim)\.[A-Z]\w*|timm\.(layers|models)\.[A-Z]\w*|diffusers\.(Autoencoder\w+|[A-Z]\w*(Model|Scheduler))"
 )
+#: `${`, but for one behind a backslash that is not itself behind one
+INTERPOLATION = re.compile(r"(?<!\\)(?:\\\\)*\$\{")
+#: names of groups, which Hydra's own are none of
+GROUP = re.compile(r"(?!hydra\b)[A-Za-z_]\w*(/\w+)*")
 #: package names, for this process and those that it starts; set by `trust`
 VARIABLE = "NEURAL_RDM_TRUST"
 _own: set[str] = set()
@@ -78,17 +82,25 @@ def check_trusted(config: Any, where: str) -> None:
 
 
 def check_file(config: Any, where: str) -> None:
-    """The same for a whole configuration that was read from a folder, which must not hold interpolations either.
+    """The same for a whole configuration that was read from a folder, which must not hold interpolations either, nor
+    choices that are no names: they are typed again where the run goes on, and could say anything to Hydra.
 
     Raises:
-        ConfigError: as `check_trusted`; or an interpolation, which a file that a run wrote never holds: it could read
-            the environment.
+        ConfigError: as `check_trusted`; an interpolation, which a file that a run wrote never holds: it could read the
+            environment; or a choice of what is no group, or of a file outside of it.
     """
     check_trusted(config, where)
-    if isinstance(config, Container):
-        for key, value in _values(OmegaConf.to_container(config, resolve=False), ""):
-            if isinstance(value, str) and re.search(r"(?<!\\)\$\{", value):
-                raise ConfigError(f"{where} holds an interpolation ({key}: {value}), which no run writes")
+    if not isinstance(config, Container):
+        return
+    plain = OmegaConf.to_container(config, resolve=False)
+    for key, value in _values(plain, ""):
+        if isinstance(value, str) and INTERPOLATION.search(value):
+            raise ConfigError(f"{where} holds an interpolation ({key}: {value}), which no run writes")
+    choices = plain.get("choices") if isinstance(plain, Mapping) else None
+    for group, choice in choices.items() if isinstance(choices, Mapping) else [("choices", choices)]:
+        named = isinstance(choice, str) and not choice.startswith("/") and ".." not in choice.split("/")
+        if choices is not None and not (named and GROUP.fullmatch(str(group))):
+            raise ConfigError(f"{where} holds a choice that is no name ({group}: {choice}), which no run writes")
 
 
 def _packages() -> set[str]:
@@ -96,18 +108,35 @@ def _packages() -> set[str]:
 
 
 def named(config: Any) -> Iterator[tuple[str, str]]:
-    """Every class that a configuration names, with its key: targets, and rules of other packages."""
+    """Every class that a configuration names, with its key: targets, and rules of other packages; as a class of
+    `torchscript`, a program that is not the published one but has the hash which the configuration says itself.
+    """
     plain = OmegaConf.to_container(config, resolve=False) if isinstance(config, Container) else config
     for key, value in _values(plain, ""):
         last = key.rpartition(".")[2]
         if last == "_target_" or (last == "rule" and isinstance(value, str) and "." in value):
             yield key, str(value)
+    for key, node in _nodes(plain, ""):
+        sha256 = node.get("features_sha256") or node.get("sha256")
+        if sha256 and "i3d" in (node.get("features"), str(node.get("_target_")).rpartition(".")[2].lower()):
+            yield key, f"torchscript.{sha256}"
 
 
 def _values(value: Any, key: str) -> Iterator[tuple[str, Any]]:
-    inside = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else None
-    if inside is None:
+    if not isinstance(value, Mapping | list):
         yield key, value
-        return
+    for name, child in _children(value, key):
+        yield from _values(child, name)
+
+
+def _nodes(value: Any, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if isinstance(value, Mapping):
+        yield key, value
+    for name, child in _children(value, key):
+        yield from _nodes(child, name)
+
+
+def _children(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    inside = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
     for name, child in inside:
-        yield from _values(child, f"{key}.{name}" if key else str(name))
+        yield f"{key}.{name}" if key else str(name), child

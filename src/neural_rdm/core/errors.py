@@ -75,19 +75,20 @@ class BrokenSample(LoaderError):
     """
 
     def __init__(self, reason: str, path: str | os.PathLike[str] = "", index: int | None = None) -> None:
-        plain = " ".join(reason.replace("\0", "").split())
-        self.reason = plain.encode("utf-8", "backslashreplace").decode("utf-8")
+        self.reason = printable(" ".join(reason.replace("\0", "").split()))
         self.path, self.index = printable(path), index
-        super().__init__(f"cannot read {self.path}: {self.reason}" if self.path else reason)
+        super().__init__(f"cannot read {self.path}: {self.reason}" if self.path else self.reason)
 
 
 # compiled before they are needed: where memory has run out, no memory is left for that
-_HALVES, _COMMANDS = re.compile(r"[\ud800-\udc7f\udd00-\udfff]"), re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_HALVES = re.compile(r"[\ud800-\udc7f\udd00-\udfff\u202a-\u202e\u2066-\u2069]")
+_COMMANDS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def printable(path: str | bytes | os.PathLike[str]) -> str:
     r"""A path, or a text that holds one, that can be printed and written as UTF-8: bytes of another encoding, and what
-    would command a terminal (all control characters but tab and newline), become \xNN, half characters \uNNNN.
+    would command a terminal (all control characters but tab and newline), become \xNN, half characters and what turns
+    the direction of letters, so that they read as something else, \uNNNN.
     """
     text = _HALVES.sub(lambda half: f"\\u{ord(half[0]):x}", os.fsdecode(path))
     text = _COMMANDS.sub(lambda command: f"\\x{ord(command[0]):02x}", text)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from neural_rdm.core.errors import CheckpointError, ResourceError, UserError, WriteError, dead_worker, first_line
-from neural_rdm.core.given import blown_up
+from neural_rdm.core.given import blown_up, regular
 
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 
@@ -232,7 +232,7 @@ def sweep(folder: Path, deep: bool = True) -> int:
                     os.close(descriptor)
         folders[:] = [name for name in folders if not is_temporary(name)] if deep else []
         for name in filter(is_temporary, names):
-            with contextlib.suppress(OSError), open(os.path.join(here, name), "rb") as file:
+            with contextlib.suppress(OSError), open(regular(os.path.join(here, name)), "rb") as file:
                 if _lock(file, wait=False) is not False:
                     os.unlink(os.path.join(here, name))
                     swept += 1

@@ -9,6 +9,7 @@ import json
 import os
 import stat
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import yaml
 
 #: bytes that members of an archive may have which are more than so many times their packed size, all of them together
 MOST_UNPACKED, BLOWN_UP = 1 << 28, 20
+#: where diffusers keeps the part of Stable Diffusion that looks for what may not be shown
+SAFETY = "stable_diffusion"
 #: bytes of a configuration, or of facts about a run, that are read
 MOST_TEXT = 1 << 28
 
@@ -56,18 +59,42 @@ def read_json(path: str | Path) -> Any:
 
 
 def read_yaml(path: str | Path) -> str:
-    """The text of a YAML file that anybody may have made, and that says everything itself: a few lines that refer to
-    one another stand for more values than any memory has.
+    """The text of a YAML file that anybody may have made, and that says everything itself; see `plain_yaml`.
 
     Raises:
         OSError, ValueError: as `read_given`; or it has an alias.
         yaml.YAMLError: it is no YAML.
     """
-    text = read_given(path)
+    return plain_yaml(read_given(path))
+
+
+def plain_yaml(text: str) -> str:
+    """A YAML text that says everything itself: a few lines that refer to one another stand for more values than any
+    memory has.
+
+    Raises:
+        ValueError: it has an alias.
+        yaml.YAMLError: it is no YAML.
+    """
+    if "*" not in text:  # which is quickly seen, and parsing is slow
+        return text
     for event in yaml.parse(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         if isinstance(event, yaml.AliasEvent):
             raise ValueError(f"it refers to parts of itself (*{event.anchor}), which no run writes")
     return text
+
+
+def programs(folder: Path, parts: Mapping[str, Any]) -> str | None:
+    """What in a folder of parts is a program, in words; None where all are weights, lists and settings.
+
+    Args:
+        parts: name -> its library and class, as a pipeline's model_index.json lists them beside other values.
+    """
+    for name, value in parts.items():
+        if isinstance(value, list) and value and value[0] not in (None, "diffusers", "transformers", SAFETY):
+            return f"its {name} is of {value[0]}, and neither of diffusers nor of transformers"
+    found = sorted([*folder.glob("*.py"), *folder.glob("*/*.py")])
+    return f"it holds {found[0].relative_to(folder)}" if found else None
 
 
 def blown_up(path: str | Path, leave_out: str = "") -> str | None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from neural_rdm.core.errors import ConfigError, UserError
+from neural_rdm.core.given import read_json
 
 LOCK, LEASED, HOLDER = ".lock", ".lock.lease", ".lock.json"
 #: seconds after which a file that stands for a lock counts no longer, if nobody has touched it
@@ -45,7 +46,8 @@ def held(folder: Path, command: str) -> Iterator[None]:
     """
     try:
         for path in (folder / name for name in (LOCK, LEASED, HOLDER)):
-            if path.is_symlink():  # a folder of somebody else's: what it leads to would be written over
+            # a folder of somebody else's: what a link leads to would be written over, and a pipe be waited for
+            if path.is_symlink() or path.is_fifo():
                 path.unlink()
         lock = _acquired(folder)
     except OSError as error:
@@ -133,7 +135,7 @@ def _job() -> list[str]:
 
 def _holder(folder: Path) -> dict[str, Any]:
     try:
-        found = json.loads((folder / HOLDER).read_text(encoding="utf-8"))
+        found = read_json(folder / HOLDER)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -14,7 +14,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from neural_rdm.core.errors import UserError
+from neural_rdm.core.errors import UserError, printable
+from neural_rdm.core.given import regular
 from neural_rdm.core.signals import Stopped, stopped_behind
 
 #: what a run prints; of a job of a sweep the sweep writes it, and it is there before the job
@@ -39,7 +40,8 @@ def kept(folder: Path) -> Iterator[Callable[[], None]]:
     try:
         if _goes_to(path):
             raise FileExistsError(path)
-        own = getattr(os, "O_NOFOLLOW", 0)  # in a folder of somebody else's it may be a link to a file of the user's
+        # in a folder of somebody else's it may be a link to a file of the user's, or a pipe that nobody reads
+        own = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
         file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | own, 0o666)
     except OSError:
         yield lambda: None
@@ -79,10 +81,15 @@ def _restore(path: Path, size: int | None) -> None:
             os.truncate(path, size)
 
 
+def print_page(path: Path) -> None:
+    """Print a text that was written for people; the names in it may be a stranger's."""
+    print(printable(path.read_text(encoding="utf-8")))
+
+
 def last_error(folder: Path) -> str | None:
     """The first line of the error that the newest start of a run ended with; None where nothing tells of one."""
     try:
-        with (folder / LOG).open("rb") as file:
+        with open(regular(folder / LOG), "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
             text = file.read().decode("utf-8", "replace")
     except OSError:

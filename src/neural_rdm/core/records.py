@@ -9,6 +9,7 @@ import codecs
 import csv
 import io
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,8 +111,8 @@ def truncate(path: Path, step: int) -> None:
     What cannot be read is kept in a file beside it, such as `metrics.unreadable-1.csv`, with a line that says so.
     """
     if not path.is_file():
-        if path.is_symlink():  # which leads nowhere yet: rows would make a file where it points to
-            path.unlink()
+        if os.path.lexists(path) and not path.is_dir():
+            path.unlink()  # a link that leads nowhere yet: rows would make a file there; or a pipe, which nobody reads
         return
     content = _parsed(path.read_bytes())
     begins, comma, _ = content.cut.partition(b",")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import math
 import os
 import zipfile
 import zlib
@@ -35,6 +36,7 @@ from neural_rdm.media.images import read_rgb
 
 NPZ = "samples.npz"
 READERS = 8
+LARGEST = 1 << 31  # bytes of a sample in an archive, which may unpack to anything
 _BLOCK = 1 << 20  # bytes that are read at a time for a hash
 Pixels = NDArray[np.uint8]
 
@@ -141,10 +143,12 @@ class NpzSamples(SampleFiles):
             self.labels = np.lib.format.read_array(member, allow_pickle=False).astype(np.int64)
         if dtype != np.uint8:
             raise DataError(f"{path}: arr_0 is {dtype}, not uint8; latents must be decoded to pixels first")
-        if len(shape) not in (4, 5) or shape[-1] not in (1, 3) or fortran or 0 in shape:
+        if len(shape) not in (4, 5) or shape[-1] not in (1, 3) or fortran or min(shape) < 1:
             raise DataError(
                 f"{path}: arr_0 is {list(shape)}, neither images [N, H, W, 3] nor clips [N, F, H, W, 3] in C order"
             )
+        if (size := math.prod(shape[1:])) > LARGEST:
+            raise DataError(f"{path}: one of its samples would have {size:,} bytes, and at most {LARGEST:,} are read")
         if self.labels is not None and self.labels.shape != shape[:1]:
             raise DataError(f"{path}: {shape[0]} samples in arr_0, but classes {list(self.labels.shape)} in arr_1")
         self.kind, self.shape = ("image" if len(shape) == 4 else "clip"), shape
@@ -157,7 +161,7 @@ class NpzSamples(SampleFiles):
         return [("", self.path)]
 
     def _arrays(self, positions: Sequence[int]) -> Iterator[tuple[str, Pixels]]:
-        size = int(np.prod(self.shape[1:]))
+        size = math.prod(self.shape[1:])
         with self._opened("arr_0.npy") as member:
             _header(member)
             begin = member.tell()
@@ -178,7 +182,7 @@ class NpzSamples(SampleFiles):
                     raise DataError(f"{self.path} holds no samples: there is no arr_0 in it")
                 with archive.open(name) as member:
                     yield member
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(f"cannot read the samples {self.path}: {error}; write the file again") from error
 
 

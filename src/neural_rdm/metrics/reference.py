@@ -63,6 +63,13 @@ class Reference:
         return bool(self.facts.get("images_in_file"))
 
 
+#: what a damaged file raises, or one that claims to hold more than it does, or something else in the place of facts
+_UNREADABLE = (
+    OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, MemoryError, OverflowError, zipfile.BadZipFile,
+    zlib.error,
+)  # fmt: skip
+
+
 def read_reference(path: str | Path, network: FeatureNetwork | tuple[str, str]) -> Reference:
     """Read statistics of any format above, for this network or (name, sha256 of its weights).
 
@@ -78,7 +85,7 @@ def read_reference(path: str | Path, network: FeatureNetwork | tuple[str, str]) 
         raise DataError(f"no such file of statistics: {path} ({path.resolve()}); {ADVICE}")
     try:
         found = _read_pt(path) if path.suffix in (".pt", ".pth") else _read_npz(path)
-    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except _UNREADABLE as error:
         raise DataError(f"cannot read the statistics {path}: {first_line(error)}") from error
     if found.network != name:
         raise DataError(f"{path} holds statistics of the network {found.network}, not of {name}; {ADVICE}")

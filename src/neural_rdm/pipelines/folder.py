@@ -17,9 +17,9 @@ from typing import Any
 from neural_rdm.config import reader
 from neural_rdm.config.check import config_dir
 from neural_rdm.config.compose import parse
-from neural_rdm.config.grammar import written
+from neural_rdm.config.grammar import literal
 from neural_rdm.core.errors import ConfigError, first_line
-from neural_rdm.core.given import read_json
+from neural_rdm.core.given import programs, read_json
 
 INDEX = "model_index.json"
 EXPERIMENT, CAPTIONED = "diffusers_finetune", ("coco", "journeydb", "digits_text")
@@ -160,6 +160,8 @@ def read_folder(path: str | Path, key: str) -> Folder:
         )
     if (path / INDEX).is_file():
         index = _read(path / INDEX)
+        if (said := programs(path, index)) is not None:
+            raise ConfigError(f"{key}={path}: {said}, which would be run as it is loaded", key=key)
         parts = tuple(n for n, v in index.items() if isinstance(v, list) and len(v) == 2 and v[1] is not None)
         part = next((name for name in ("transformer", "unet") if name in parts), None)
         if part is None:
@@ -193,9 +195,7 @@ def _network(path: Path, key: str) -> tuple[Family, dict[str, Any]]:
     more = [name for name in FURTHER if config.get(name) is not None]
     if more and family.shows == "text":
         said = f"{key}={path}: this {kind} is told more than latents, time and text ({more[0]}={config[more[0]]}), as"
-        raise ConfigError(
-            f"{said} Stable Diffusion XL is; docs/diffusers.md shows how to train it in a script", key=key
-        )
+        raise ConfigError(f"{said} Stable Diffusion XL is; docs/diffusers.md trains such a one in a script", key=key)
     return family, config
 
 
@@ -313,7 +313,7 @@ def completed(overrides: list[str]) -> list[str]:
 
 def _override(key: str, value: Any) -> str:
     """How a key, or the choice of a group (None: it is left out), is typed."""
-    return f"~{key}" if value is None and "." not in key else f"{'++' if '.' in key else ''}{key}={written(value)}"
+    return f"~{key}" if value is None and "." not in key else f"{'++' if '.' in key else ''}{key}={literal(value)}"
 
 
 def _is_sized(data: str) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 from neural_rdm.core.errors import DataError
 from neural_rdm.core.files import write_text
+from neural_rdm.core.given import read_json
 from neural_rdm.reports.figures import (
     MAX_NAMED_UNITS,
     canvas,
@@ -70,7 +71,7 @@ def plot_depth(depth_csv: str | Path, left_out_csv: str | Path, png_path: str | 
     log_if_wide(above, [v for line in kept.values() for v in line.values()], decades=1)
     above.set(ylabel="error of the prediction")
     facts = Path(depth_csv).with_name("depth.json")
-    run = json.loads(facts.read_text(encoding="utf-8")).get("run", "") if facts.is_file() else ""
+    run = read_json(facts).get("run", "") if facts.is_file() else ""
     above.set_title(titled("If the network stopped behind a unit", Path(run, "depth.csv")), fontsize=10)
     coloured = zip(sorted(kept.items()), ramp(len(kept)), strict=True)
     label_ends(above, {f"t {t:g}": (line[max(line)], colour) for (t, line), colour in coloured})

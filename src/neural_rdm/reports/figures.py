@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
-
 from neural_rdm.core.errors import DataError
 from neural_rdm.core.files import write_atomically
 from neural_rdm.core.given import regular
+from neural_rdm.reports.runs import node, read_mapping
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -95,10 +94,8 @@ def titled(title: str, file: str | Path) -> str:
     """A title, and below it whose numbers it shows: the experiment and residual rule of the run that a file lies in."""
     for folder in Path(file).absolute().parents[:3]:
         if (folder / "config.yaml").is_file():
-            config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8", errors="replace"))
-            config = config if isinstance(config, dict) else {}
-            experiment = (config.get("choices") or {}).get("exp")
-            rule = (config.get("residual") or {}).get("rule")
+            config = read_mapping(folder / "config.yaml")
+            experiment, rule = node(config, "choices").get("exp"), node(config, "residual").get("rule")
             said = [str(experiment)] * bool(experiment) + [f"residual={rule}"] * bool(rule)
             return f"{title}\n{', '.join(said)}" if said else title
     return title

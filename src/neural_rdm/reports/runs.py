@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from neural_rdm.core.given import read_given
+from neural_rdm.core.given import plain_yaml, read_given
 from neural_rdm.core.locks import is_held
 from neural_rdm.core.output import last_error
 from neural_rdm.core.records import last_step
@@ -134,7 +134,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
 @lru_cache(maxsize=1024)
 def _parsed(text: str, is_json: bool) -> Any:
     """What a text says; a report asks the same of a run many times, and YAML is slow to read."""
-    return json.loads(text) if is_json else yaml.safe_load(text)
+    return json.loads(text) if is_json else yaml.safe_load(plain_yaml(text))
 
 
 def node(config: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -89,6 +89,9 @@ def _check_classes(node: DictConfig, key: str) -> None:
             room = str(getattr(found, "__module__", ""))
             if not (isinstance(found, type) and room.startswith("neural_rdm.")) and room != STRATEGIES:
                 raise ConfigError(f"configuration key {key}.{where}: {name} is no class of this project")
+            chosen = key.startswith("callbacks.") and where == "_target_" and isinstance(found, type)
+            if chosen and (not issubclass(found, pl.Callback) or issubclass(found, Checkpoints)):
+                raise ConfigError(f"configuration key {key}: {name} is no callback that is chosen")
 
 
 def network(cfg: DictConfig) -> Backbone:

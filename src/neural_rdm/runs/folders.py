@@ -48,7 +48,7 @@ def opened(folder: Path, command: str, cfg: DictConfig, resumes: bool = False) -
         resumes: it goes on with a training run there.
 
     Raises:
-        ConfigError: another process uses it, or it holds something else.
+        ConfigError: another process uses it, it holds something else, or a link through which it would be left.
         CheckpointError: it does not say what it holds as it should.
     """
     if not is_first_rank():
@@ -61,6 +61,7 @@ def opened(folder: Path, command: str, cfg: DictConfig, resumes: bool = False) -
     try:
         with held(folder, command):
             sweep(folder)  # also where this is refused now
+            _refuse_links(folder)
             if not resumes:
                 refuse_used(folder, command, cfg)
             elif (folder / CONFIG).is_file() and not read_provenance(folder).get("configurations"):
@@ -99,6 +100,22 @@ def opened(folder: Path, command: str, cfg: DictConfig, resumes: bool = False) -
 
 def _nothing() -> None:
     pass
+
+
+def _refuse_links(folder: Path) -> None:
+    """Refuse a folder of somebody else's whose own folders lead out of it: what is written there would replace files of
+    the user's. `checkpoints` may lie on another disk.
+    """
+    top = folder.resolve()
+    for here, folders, _ in os.walk(folder):
+        if Path(here) == folder:
+            folders[:] = [name for name in folders if name != "checkpoints"]
+        for path in (Path(here, name) for name in folders):
+            if path.is_symlink() and not path.resolve().is_relative_to(top):
+                raise ConfigError(
+                    f"{path} is a link to {path.resolve()}, out of its folder, where nothing is written: remove it, or "
+                    "put what it leads to in its place"
+                )
 
 
 def refuse_used(folder: Path, command: str, cfg: DictConfig | None = None) -> None:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from neural_rdm.config.check import as_plain, choices_of, leaves, validate
 from neural_rdm.config.compose import parse
 from neural_rdm.config.environment import lacking
-from neural_rdm.config.grammar import written
+from neural_rdm.config.grammar import literal, written
 from neural_rdm.config.provenance import check_checkpoint, check_config, read_provenance
 from neural_rdm.config.resume import LEVELS
 from neural_rdm.config.sources import Sources
@@ -118,7 +118,7 @@ def inherit(
             raise ConfigError(f"run={folder} was trained with {group}=null; choose one of {choices}")
         values |= dict(leaves(as_plain(config[group]), group))
     values |= {key: OmegaConf.select(config, key) for key in keys}
-    first = [f"++{key}={written(value)}" for key, value in values.items()]
+    first = [f"++{key}={literal(value)}" for key, value in values.items()]
     rest = [text for text, o in zip(overrides, parsed, strict=True) if o.key_or_group != "run"]
     return [*first, *rest, f"run={written(str(folder))}"]
 

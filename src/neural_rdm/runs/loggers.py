@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from omegaconf import DictConfig
 
 from neural_rdm.config.check import as_plain
 from neural_rdm.config.provenance import read_provenance, write_provenance
-from neural_rdm.core.errors import UserError, first_line
+from neural_rdm.core.errors import ConfigError, UserError, first_line
 from neural_rdm.core.ranks import is_first_rank
 from neural_rdm.reports.rates import recorded
 from neural_rdm.reports.runs import flat
@@ -22,14 +23,21 @@ from neural_rdm.training.callbacks.logging import CSVLogger
 
 #: what a folder says of itself: the name of a logger -> its id of this run
 KEY = "loggers"
+#: loggers that write files, below the run's folder
+FILES = ("TensorBoardLogger", "CSVLogger")
 LOSSES = ("val/loss", "train/loss")
 
 
 def arguments(name: str, node: DictConfig, cfg: DictConfig, folder: Path) -> dict[str, Any]:
     """What the logger `name` is built with beside its own keys, which count where they are typed: the run's place, its
     name, tags and notes, and the id that an earlier start of the run had.
+
+    Raises:
+        ConfigError: its keys would let it write outside of the run's folder.
     """
     kind = node["_target_"].rpartition(".")[2]
+    if kind in FILES:
+        _check_inside(name, node, folder)
     known = read_provenance(folder).get(KEY, {}).get(name)
     shown = cfg.get("name") or f"{(cfg.choices or {}).get('exp', 'run')} {folder.name}"
     tags = list(cfg.get("tags") or [])
@@ -43,6 +51,13 @@ def arguments(name: str, node: DictConfig, cfg: DictConfig, folder: Path) -> dic
     elif kind == "AimLogger":
         ours = {"run_name": shown, "run_hash": known}
     return {key: value for key, value in ours.items() if node.get(key) is None}
+
+
+def _check_inside(name: str, node: DictConfig, folder: Path) -> None:
+    parts = {key: str(node[key]) for key in ("name", "version", "sub_dir") if node.get(key) is not None}
+    if not Path(os.path.abspath(folder.joinpath(*parts.values()))).is_relative_to(folder.absolute()):
+        told = ", ".join(f"{key}={value}" for key, value in parts.items())
+        raise ConfigError(f"logger.{name}: {told} leads out of {folder}; give names of folders in it")
 
 
 def begin(trainer: pl.Trainer, cfg: DictConfig, folder: Path) -> None:

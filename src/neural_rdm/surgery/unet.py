@@ -6,7 +6,6 @@ in which the official one was built.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from neural_rdm.backbones.unet import UNet
 from neural_rdm.core.errors import CheckpointError
+from neural_rdm.core.given import read_json
 from neural_rdm.surgery.adapter import Adapter, Problems, State, adapts
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class UNetAdapter(Adapter[UNet]):
     def check_folder(self, folder: Path) -> None:
         """Compare the configuration in a folder of diffusers with the network's: what weights alone do not tell."""
         try:
-            theirs = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            theirs = read_json(folder / "config.json")
         except (OSError, ValueError):
             return
         config, differences = self.model.net.config, []

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from neural_rdm.core.arguments import Count, Fraction, Natural, checked
 from neural_rdm.core.errors import BrokenSample, DataError
+from neural_rdm.core.given import regular
 from neural_rdm.core.listing import file_names
 from neural_rdm.data.base import Listing
 from neural_rdm.data.broken import bad_allowed
@@ -189,7 +190,7 @@ class COCO(Captioned):
         captions: dict[str, list[str]] = {}
         left_out, found = [], []
         try:
-            content = json.loads(file.read_text("utf-8-sig"))
+            content = json.loads(Path(regular(file)).read_text("utf-8-sig"))
             files = {image["id"]: _inside(str(image["file_name"])) for image in content["images"]}
             annotations = list(content["annotations"])
         except OSError as error:
@@ -211,7 +212,7 @@ class COCO(Captioned):
     @staticmethod
     def part(folder: Path, file: Path, kept: Collection[str]) -> str:
         """Images and annotations as they are, with all that the file says of them."""
-        content: dict[str, Any] = json.loads(file.read_text("utf-8-sig"))
+        content: dict[str, Any] = json.loads(Path(regular(file)).read_text("utf-8-sig"))
         content["images"] = [i for i in content["images"] if os.path.normpath(str(i["file_name"])) in kept]
         numbers = {str(image["id"]) for image in content["images"]}
         said = (entry for entry in content["annotations"] if isinstance(entry, dict))
@@ -283,7 +284,7 @@ class JourneyDB(Captioned):
         """
         inner = "imgs" if (folder / "imgs").is_dir() else ""
         try:
-            with file.open("rb") as lines:  # not read at once: the release has 4.2 million lines
+            with open(regular(file), "rb") as lines:  # not read at once: the release has 4.2 million lines
                 for number, line in enumerate(lines, start=1):
                     if not line.strip():
                         continue

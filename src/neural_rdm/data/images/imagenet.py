@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from neural_rdm.core.errors import BrokenSample, DataError
+from neural_rdm.core.given import regular
 from neural_rdm.data.images.image_folder import ImageFiles, ImageFolder
 from neural_rdm.data.layouts import GROUND_TRUTH, check_imagenet, image_names
 from neural_rdm.data.packed import PackedPaths
@@ -107,7 +108,7 @@ def read_labels(file: Path) -> dict[str, str]:
         DataError: the list, or the devkit's meta.mat, is missing or not what it should be.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = Path(regular(file)).read_text(encoding="utf-8").splitlines()
         if file.name == GROUND_TRUTH:
             wnids = _devkit_wnids(file.with_name("meta.mat"))
             return {f"ILSVRC2012_val_{i:08d}": wnids[int(number)] for i, number in enumerate(lines, start=1)}
@@ -125,7 +126,7 @@ def _devkit_wnids(meta: Path) -> dict[int, str]:
     except ImportError as error:
         raise DataError(f"reading {meta} needs scipy: pip install scipy") from error
     try:
-        synsets: Any = loadmat(str(meta), squeeze_me=True, variable_names=["synsets"])["synsets"]
+        synsets: Any = loadmat(str(regular(meta)), squeeze_me=True, variable_names=["synsets"])["synsets"]
         return {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
     except Exception as error:  # a damaged file raises what its bytes happen to mean
         raise DataError(f"data.root: cannot read {meta}: {error}. Unpack the development kit again.") from error

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from neural_rdm.core.errors import BrokenSample, UserError, printable
 from neural_rdm.core.files import sweep, write_text
+from neural_rdm.core.given import read_json
 from neural_rdm.core.progress import progress_bar
 from neural_rdm.core.ranks import is_first_rank
 from neural_rdm.data.locked import locked
@@ -124,7 +125,7 @@ def _stamp(path: str) -> tuple[int, int] | None:
 def _read(file: Path) -> dict[str, Entry]:
     """What the file holds; nothing where it is damaged or of another version."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
         rows = content["videos"].items() if content["version"] == _VERSION else ()
         return {name: ((int(size), int(changed)), _found(*found)) for name, (size, changed, *found) in rows}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

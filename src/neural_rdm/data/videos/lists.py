@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 
 from neural_rdm.core.errors import DataError
+from neural_rdm.core.given import regular
 from neural_rdm.core.listing import walk
 
 
@@ -52,6 +53,6 @@ def class_numbers(file: Path) -> dict[str, int]:
 def list_lines(path: Path) -> list[str]:
     """The lines of an official list that are not blank, whatever ends them."""
     try:
-        return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        return [line for line in Path(regular(path)).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"data.root: cannot read {path}: {getattr(error, 'strerror', error)}") from error

@@ -46,7 +46,7 @@ class CLIP(nn.Module):
                 path,
                 lambda local: (
                     transformers.CLIPModel.from_pretrained(path, use_safetensors=True, local_files_only=local),
-                    transformers.AutoTokenizer.from_pretrained(path, local_files_only=local),
+                    transformers.AutoTokenizer.from_pretrained(path, local_files_only=local, trust_remote_code=False),
                     transformers.CLIPImageProcessor.from_pretrained(path, local_files_only=local),
                 ),
             )

@@ -26,6 +26,7 @@ from neural_rdm.config.provenance import CONFIG, read_provenance
 from neural_rdm.config.provenance import FILE as PROVENANCE
 from neural_rdm.core.errors import CheckpointError, DataError, first_line
 from neural_rdm.core.files import write_text
+from neural_rdm.core.given import read_json
 from neural_rdm.core.listing import natural_order
 from neural_rdm.core.locks import is_held
 from neural_rdm.reports.pages import render, run
@@ -131,7 +132,7 @@ def _locked(root: Path) -> Iterator[None]:
 def _stored(root: Path) -> dict[str, Entry]:
     """What was read before; nothing where that is damaged."""
     try:
-        content = json.loads((root / STORE).read_text(encoding="utf-8"))
+        content = read_json(root / STORE)
         return {path: entry for path, entry in content.items() if _types(entry) == _types(_blank("", "run"))}
     except (OSError, ValueError, AttributeError):
         return {}

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from neural_rdm.core.errors import CheckpointError
+from neural_rdm.core.given import read_json, regular
 from neural_rdm.residual.spec import Residual
 from neural_rdm.residual.unit import Unit
 
@@ -56,20 +57,21 @@ def load_gated(folder: str | Path) -> nn.Module:
     Raises:
         CheckpointError: it is not there, or was not written by a gated model.
     """
-    import json
-
     import diffusers
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     from neural_rdm.residual.gating import gate
 
     folder = Path(folder)
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        state = load_file(folder / f"diffusion_pytorch_model.{VARIANT}.safetensors")
+        config = read_json(folder / "config.json")
+        state = load_file(regular(folder / f"diffusion_pytorch_model.{VARIANT}.safetensors"))
         plain = getattr(diffusers, config["_class_name"].removeprefix("Gated"))
+        if not issubclass(plain, diffusers.ModelMixin):
+            raise ValueError(f"{plain.__name__} is no network")
         residual, chosen = Residual(**config.pop("residual")), config.pop("gated_units")
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"{folder} is not the folder of a gated model's save_pretrained: {error!r}") from error
     config["_class_name"] = plain.__name__
     model: nn.Module = gate(plain.from_config(config), residual, chosen)

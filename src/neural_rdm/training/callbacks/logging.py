@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Mapping
@@ -33,7 +34,7 @@ class CSVLogger(Logger):
 
     def __init__(self, save_dir: str | Path) -> None:
         super().__init__()
-        self._records = StepRecords(Path(save_dir) / "metrics.csv")
+        self._save_dir = Path(save_dir)
         self._row: dict[str, Any] = {}
 
     @property
@@ -62,6 +63,11 @@ class CSVLogger(Logger):
         if self._row:
             self._records.append([self._row])
             self._row = {}
+
+    @functools.cached_property
+    def _records(self) -> StepRecords:
+        """Opened, and so repaired where it is damaged, by who logs and not by who is only built."""
+        return StepRecords(self._save_dir / "metrics.csv")
 
     def finalize(self, status: str) -> None:
         """Write the pending row."""
