@@ -188,6 +188,10 @@ def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
         ("config.yaml", "- 1\n- 2\n", r"config\.yaml is not the configuration of a training run"),
         ("config.yaml", "a: 1\n", r"config\.yaml is not the configuration of a training run"),
         ("finished.json", '{"global_step": 1', r"finished\.json cannot be read"),
+        *(
+            ("finished.json", text, r"finished\.json cannot be read: it does not say which step was the last")
+            for text in ("[1]", "null", '{"global_step": "8", "files": []}', '{"global_step": 8, "files": [7]}')
+        ),
     ],
 )
 def test_a_damaged_run_folder_names_the_file(tmp_path: Path, name: str, text: str, message: str) -> None:

@@ -91,7 +91,7 @@ def find_run(value: str, root: Path = Path("outputs/train")) -> Run:
         if not value or not folder.is_dir():
             hint = nearest(value.rstrip("/"), map(str, runs)) or (f" The newest run is {runs[-1]}." if runs else "")
             raise ConfigError(f"resume={value}: no such run folder ({folder.resolve() if value else 'empty'}).{hint}")
-    config, finished = _read(folder / "config.yaml", _configuration), _read(folder / "finished.json", read_json)
+    config, finished = _read(folder / "config.yaml", _configuration), _read(folder / "finished.json", _finished)
     if config is None:
         others = sorted(p.name for p in folder.iterdir() if not p.name.startswith(".") and p.name != FILE)
         if others:
@@ -115,6 +115,16 @@ def _read(path: Path, load: Callable[[Path], Any]) -> Any:
 
 def _configuration(path: Path) -> Any:
     return OmegaConf.create(read_yaml(path))
+
+
+def _finished(path: Path) -> dict[str, Any]:
+    content = read_json(path)
+    said = content if isinstance(content, dict) else {}
+    step, files = said.get("global_step"), said.get("files")
+    names = files if isinstance(files, list) else [files]
+    if not (isinstance(step, int) and all(isinstance(name, str) for name in names)):
+        raise ValueError("it does not say which step was the last and what was made")
+    return said
 
 
 def merge(run: Run, composed: DictConfig, overrides: list[Override]) -> DictConfig:
