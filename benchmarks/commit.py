@@ -7,6 +7,8 @@ from pathlib import Path
 
 #: what every row depends on: not on results, pages and tests that were committed meanwhile
 CODE = ("src", "configs", ":(glob)benchmarks/*.py")
+#: what rows of the soak depend on as well: not on the page that is written from them
+SOAK = ("benchmarks/soak", ":(exclude)benchmarks/soak/page.py")
 
 
 def commit_of(*further: str) -> str:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.commit import commit_of
+from benchmarks.commit import SOAK, commit_of
 from benchmarks.fuzz import data, runs, training
 from benchmarks.fuzz.damage import Subject
 from benchmarks.options import options_of
@@ -112,7 +112,7 @@ def fuzz(
         held: rows of before; those of the same seed and commit are gone on with.
         keep: is given the row of a subject as it grows.
     """
-    begin, rows, commit = time.monotonic(), [], commit_of("benchmarks/soak", "benchmarks/fuzz")
+    begin, rows, commit = time.monotonic(), [], commit_of("benchmarks/fuzz", *SOAK)
     context = multiprocessing.get_context("fork")
     for name, (_, share) in SUBJECTS.items():
         if not re.search(subjects, name):

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.commit import commit_of
+from benchmarks.commit import SOAK, commit_of
 from benchmarks.options import options_of
 from benchmarks.outcomes import placeless
 from benchmarks.soak.cases import CASES, Case, make_inputs
@@ -48,7 +48,7 @@ def soak(
     work: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Run trials behind those of the table until time is up or there are so many; returns the new rows."""
-    commit = commit_of("benchmarks/soak")
+    commit = commit_of(*SOAK)
     work = work or Path(tempfile.gettempdir()) / f"neural-rdm-soak-{os.getuid()}"
     begin, rows = time.monotonic(), read(table)
     prepare(work, commit)
