@@ -135,7 +135,7 @@ ALSO = (
     "A checkpoint of 6 MB that unpacks to 6 GB was given the memory that it asks for (tried by hand).",
     "`choices=3.5` was taken without a word and had no effect; a list of numbers passed for a list of mappings.",
     "An argument that cannot be read was refused without saying which of several it is; a choice with a name longer than a file's was a traceback.",
-    "A worker's end that torch's handler of signals missed was waited for for a quarter of an hour: its loader asks every five seconds now. A batch that lay with a dead worker was a traceback (40 kills of workers alone, outside of the table).",
+    "A worker's end that torch's handler of signals missed was waited for for a quarter of an hour, a batch that lay with a dead worker was a traceback, and an end that came when no batch was waited for was raised wherever the command was, such as in its last page: a loader asks every five seconds, and hears of an end where it waits (100 kills of workers alone, outside of the table).",
     "When torchrun was killed, the first of its ranks did not notice, and those that had not begun yet looked for the others in a store that was gone, for half an hour: all end within seconds (first tries of commands that torchrun starts).",
     "What a run folder from a stranger could do, looked for by hand twice: its choices reached Hydra's own keys, and emptied a file of the user's by a log handler; a doubled backslash hid an interpolation that read the environment; linked folders and names of loggers led what is written out of the run; pipes were waited for; characters commanded the terminal from a printed table (`docs/security.md` says what is refused now).",
 )

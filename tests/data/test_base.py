@@ -252,6 +252,23 @@ def test_a_worker_that_hangs_or_dies_is_one_message(size, message, monkeypatch):
     gc.collect()  # the loader, of whose worker torch would tell whatever test comes next
 
 
+def test_a_worker_that_dies_is_told_where_a_batch_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by `benchmarks soak`: torch raised it wherever the parent was, such as in a page that was drawn when no
+    worker was needed any more.
+    """
+    monkeypatch.setattr(loader, "EVERY", 0.2)
+    batches = iter(at(FlagData(400, batch_size=4, num_workers=1)).train_dataloader())
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGKILL)
+    while worker.exitcode is None:
+        time.sleep(0.01)
+    with pytest.raises(LoaderError, match=r"data has died \(DataLoader worker \(pid.*\)\. Where memory") as error:
+        list(batches)
+    clear_frames(error.tb)
+    gc.collect()
+
+
 def test_a_worker_that_dies_before_torch_listens_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Found by `benchmarks soak`: torch waited for its batch until the patience was over."""
 

@@ -93,20 +93,3 @@ def printable(path: str | bytes | os.PathLike[str]) -> str:
     text = _HALVES.sub(lambda half: f"\\u{ord(half[0]):x}", os.fsdecode(path))
     text = _COMMANDS.sub(lambda command: f"\\x{ord(command[0]):02x}", text)
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
-def dead_worker(error: Exception) -> str | None:
-    """What torch's error of a process of a DataLoader that has ended means to a user; None for any other error. Torch
-    raises it from its handler of SIGCHLD, so that it comes up wherever the parent happens to be.
-    """
-    if not (isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")):
-        return None
-    return lost_worker(error)
-
-
-def lost_worker(error: Exception) -> str:
-    """What is said of a process of a DataLoader that has ended, and of what may be the cause."""
-    return (
-        f"a process that loads data has died ({first_line(error).rstrip('. ')}). Where memory was short, pass a "
-        "smaller data.num_workers; where a decoder crashed, data.num_workers=0 shows on which sample."
-    )

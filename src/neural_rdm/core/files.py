@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from neural_rdm.core.errors import CheckpointError, ResourceError, UserError, WriteError, dead_worker, first_line
+from neural_rdm.core.errors import CheckpointError, ResourceError, UserError, WriteError, first_line
 from neural_rdm.core.given import blown_up, regular
 
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
@@ -100,8 +100,6 @@ def as_user_error(error: Exception) -> UserError | None:
         )
     if isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_KERNEL):
         return UserError("torch has no such kernel of attention for these numbers on this device; pass attention=auto")
-    if (died := dead_worker(error)) is not None:
-        return ResourceError(died)
     if not isinstance(error, OSError):
         return None
     if error.errno in (errno.EACCES, errno.EPERM) and error.filename is not None:

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -15,13 +16,15 @@ from typing import Any
 from weakref import WeakMethod
 
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils import signal_handling
 
-from neural_rdm.core.errors import LoaderError, dead_worker, first_line, lost_worker
+from neural_rdm.core.errors import LoaderError, first_line
 
 #: seconds without a batch after which a worker is given up: a decoder may hang on a damaged file
 PATIENCE = 900
 #: seconds between two looks at the workers while a batch is waited for
 EVERY = 5.0
+_waiting = False
 
 
 class Loader(DataLoader[Any]):
@@ -51,11 +54,12 @@ class Loader(DataLoader[Any]):
             batches = super().__iter__()
             if hasattr(batches, "_try_get_data") and "_try_get_data" not in vars(batches):
                 batches._try_get_data = partial(_look, WeakMethod(batches._try_get_data))
+                _hear_while_waiting()
             yield from batches
         except (ConnectionError, EOFError) as error:  # a batch lay with a worker that has died
             if self.num_workers == 0 or str(error).startswith("Caught "):  # no: reading the data has failed
                 raise
-            raise LoaderError(lost_worker(error)) from error
+            raise LoaderError(_died(error)) from error
         except RuntimeError as error:  # torch has no class of its own for these two
             if "DataLoader timed out" in str(error):
                 raise LoaderError(
@@ -63,20 +67,42 @@ class Loader(DataLoader[Any]):
                     "does not answer. python -m neural_rdm.prepare with the same data looks at the files; then go on "
                     "where this stopped"
                 ) from error
-            if (died := dead_worker(error)) is not None:
-                raise LoaderError(died) from error
+            if str(error).startswith("DataLoader worker (pid"):
+                raise LoaderError(_died(error)) from error
             raise
+
+
+def _died(error: Exception) -> str:
+    return (
+        f"a process that loads data has died ({first_line(error).rstrip('. ')}). Where memory was short, pass a "
+        "smaller data.num_workers; where a decoder crashed, data.num_workers=0 shows on which sample."
+    )
 
 
 def _look(once: WeakMethod[Any], timeout: float = EVERY) -> Any:
     """Wait so many seconds for a batch, in parts: behind each torch asks whether its workers live. It is told of an end
     by a signal as well, but not before all of them have begun, nor where something else swallows what its handler says.
     """
+    global _waiting
     end = time.monotonic() + timeout
     while True:
-        found = once()(timeout=min(EVERY, max(0.0, end - time.monotonic())))  # type: ignore[misc]
+        _waiting = True
+        try:
+            found = once()(timeout=min(EVERY, max(0.0, end - time.monotonic())))  # type: ignore[misc]
+        finally:
+            _waiting = False
         if found[0] or time.monotonic() >= end:
             return found
+
+
+def _hear_while_waiting() -> None:
+    """Let torch's handler of SIGCHLD raise the end of a worker where a batch is waited for, and not wherever the parent
+    happens to be: in a backward pass, or drawing a page when all is trained and no worker is needed any more.
+    """
+    heard = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+    ours = threading.current_thread() is threading.main_thread()  # no other may say what a signal does
+    if ours and getattr(heard, "__module__", None) == signal_handling.__name__:
+        signal.signal(signal.SIGCHLD, lambda *given: heard(*given) if _waiting else None)  # type: ignore[operator, misc]
 
 
 def _start_worker(worker: int) -> None:
