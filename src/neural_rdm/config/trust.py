@@ -117,7 +117,7 @@ def escaped(value: Any) -> Any:
 def resolve(cfg: DictConfig) -> None:
     """Put what the interpolations of a configuration stand for in their place.
 
-    OmegaConf's own `resolve` stores text behind a backslash without it: whoever reads it next would read the environment.
+    OmegaConf's own `resolve` stores text behind a backslash without it: who reads it next would read the environment.
 
     Raises:
         OmegaConfBaseException: one of them stands for nothing.

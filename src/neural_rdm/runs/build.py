@@ -64,7 +64,7 @@ def build(node: DictConfig, key: str, **extra: Any) -> Any:
     if key == "data":
         node = OmegaConf.masked_copy(node, [str(name) for name in node if name not in STORAGE])
     try:
-        # Hydra reads each text twice. A partial, called here: it would turn a dataclass among `extra` into a dictionary.
+        # Hydra reads a text twice. A partial, called here: it would turn a dataclass among `extra` into a dictionary.
         twice = OmegaConf.create(escaped(escaped(OmegaConf.to_container(node, resolve=True))))
         return instantiate(twice, _partial_=True, _convert_="all")(**extra)
     except (ValueError, TypeError, ImportError, InstantiationException) as error:
