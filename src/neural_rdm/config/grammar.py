@@ -47,6 +47,11 @@ def literal(value: Any) -> str:
     return str(escaped(written(value)))
 
 
+def folder_name(name: str) -> str:
+    """A name that nobody typed, as part of a folder's: Hydra reads what it makes of `hydra.run.dir` once more."""
+    return name.replace("${", "_{")
+
+
 def as_typed(overrides: list[str], command: str, folders: Sequence[str] | None = None) -> list[str]:
     """Put text that the grammar would read as a number, a truth value or null into quotes, where the schema wants text.
 

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -193,7 +194,8 @@ def _text(value: Any) -> str:
     if value is None:
         return ""
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return " ".join(text.split()).replace("|", "\\|")
+    # a name that somebody else gave is no column, no link, no picture that a viewer would fetch, and no HTML
+    return re.sub(r"\||(?<=\])\(|<(?=[a-zA-Z!/?])", r"\\\g<0>", " ".join(text.split()))
 
 
 def _gates(residual: Any) -> str | None:
