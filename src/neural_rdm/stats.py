@@ -44,7 +44,7 @@ def complete(overrides: list[str], _: object = None) -> list[str]:
     if path is not None and not Path(str(path)).exists():
         raise DataError(f"samples={path}: no such file or folder ({Path(str(path)).resolve()})")
     name = Path(str(path)).resolve().stem if choice is None else choice
-    return [f"dataset={literal(folder_name(name))}", *overrides]
+    return [f"dataset={literal(folder_name(str(name)))}", *overrides]
 
 
 def stats(cfg: DictConfig, folder: Path) -> int:
