@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from neural_rdm.cli.app import main, print_paths
 from neural_rdm.config.compose import parse
-from neural_rdm.config.grammar import literal, written
+from neural_rdm.config.grammar import folder_name, literal, written
 from neural_rdm.config.provenance import KEY as KEY_OF_CONFIG
 from neural_rdm.config.provenance import check_checkpoint, config_hash, read_provenance, write_config, write_provenance
 from neural_rdm.core.errors import CheckpointError, ConfigError
@@ -56,7 +56,7 @@ def complete(overrides: list[str], _: object = None) -> list[str]:
             "depends on the depth; deepen a run of the rule itself"
         )
     experiment = (config.choices or {}).get("exp") or folder.resolve().name
-    return [f"++experiment={literal(experiment)}", *overrides]
+    return [f"++experiment={literal(folder_name(experiment))}", *overrides]
 
 
 def deepen(cfg: DictConfig, folder: Path) -> int:

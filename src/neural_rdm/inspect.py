@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from neural_rdm.cli.app import main, print_paths
 from neural_rdm.config.compose import parse
-from neural_rdm.config.grammar import literal
+from neural_rdm.config.grammar import folder_name, literal
 from neural_rdm.core.errors import ConfigError, DataError, first_line
 from neural_rdm.core.output import print_page
 from neural_rdm.pipelines.folder import Folder, read_folder
@@ -35,7 +35,7 @@ def complete(overrides: list[str], _: object = None) -> list[str]:
     if not asked:
         raise ConfigError("which model? Pass model=FOLDER, one that save_pretrained of diffusers wrote")
     read_folder(asked[-1], "model")
-    return [f"name={literal(Path(asked[-1]).resolve().name)}", *overrides]
+    return [f"name={literal(folder_name(Path(asked[-1]).resolve().name))}", *overrides]
 
 
 def inspect(cfg: DictConfig, folder: Path) -> int:

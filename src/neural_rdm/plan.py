@@ -18,6 +18,7 @@ from neural_rdm.cli.stopping import Work, stoppable, told
 from neural_rdm.config.check import validate
 from neural_rdm.config.compose import Composed, compose_config, parse, prepare_hydra
 from neural_rdm.config.strategy_rules import ROOM, check_strategy, sharing
+from neural_rdm.config.trust import resolve
 from neural_rdm.core.errors import ConfigError, UserError, first_line
 from neural_rdm.core.ranks import NODE
 
@@ -113,12 +114,10 @@ def _numbers(override: Any, key: str, kind: type) -> list[Any]:
 
 
 def _told(composed: Composed, devices: list[int], room: float | None) -> Iterator[str]:
-    from omegaconf import OmegaConf
-
     from neural_rdm.backbones.counting import flops
     from neural_rdm.reports.tables import markdown_table
 
-    OmegaConf.resolve(composed.cfg)
+    resolve(composed.cfg)
     cfg = composed.cfg
     net = _network(cfg)
     precision = cfg.trainer.precision

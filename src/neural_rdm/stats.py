@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from neural_rdm.cli.app import main, print_paths
 from neural_rdm.config.compose import parse
-from neural_rdm.config.grammar import literal
+from neural_rdm.config.grammar import folder_name, literal
 from neural_rdm.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def complete(overrides: list[str], _: object = None) -> list[str]:
     if path is not None and not Path(str(path)).exists():
         raise DataError(f"samples={path}: no such file or folder ({Path(str(path)).resolve()})")
     name = Path(str(path)).resolve().stem if choice is None else choice
-    return [f"dataset={literal(name)}", *overrides]
+    return [f"dataset={literal(folder_name(str(name)))}", *overrides]
 
 
 def stats(cfg: DictConfig, folder: Path) -> int:

@@ -49,6 +49,22 @@ def test_the_same_sweep_may_go_on_and_another_may_not(tmp_path: Path) -> None:
         open_record(folder, SWEEP, JOBS[:1], None)
 
 
+def test_a_job_of_somebody_else_s_sweep_trains_in_no_folder_of_the_user_s(tmp_path: Path) -> None:
+    folder, own = tmp_path / "sweep", tmp_path / "own"
+    own.mkdir()
+    record = open_record(folder, SWEEP, JOBS, None)
+    folder.mkdir()
+    save_record(folder, record)
+    (folder / "1").symlink_to(own)
+    with pytest.raises(ConfigError, match=r"1 is a link to .*own, where the sweep would train: remove it"):
+        open_record(folder, SWEEP, JOBS, None)
+    (own / "finished.json").write_text('{"global_step": 1}')  # it lies on another disk, and stays
+    assert open_record(folder, SWEEP, JOBS, None) == record
+    save_record(folder, Record(record.arguments, {"0": JOBS[0], str(own): JOBS[1]}))
+    with pytest.raises(ConfigError, match=r"sweep\.json cannot be read \(its job '.*own' has no number\)"):
+        open_record(folder, SWEEP, JOBS, None)
+
+
 @pytest.mark.parametrize("name", ["config.yaml", "0/config.yaml", "a/config.yaml"])
 def test_a_folder_with_runs_of_something_else_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -48,6 +48,20 @@ def test_a_new_run_begins_and_one_that_has_begun_goes_on() -> None:
     assert train.command() == [*python, r"resume='sweep/it\'s'", "sweep=null", "hydra.mode=RUN"]
 
 
+def test_the_log_of_a_job_that_is_a_link_or_a_pipe_is_not_written_to(tmp_path: Path) -> None:
+    log = tmp_path / "sweep" / "0" / "output.log"
+    log.parent.mkdir(parents=True)
+    (tmp_path / "own").write_text("mine\n")
+    log.symlink_to(tmp_path / "own")
+    with pytest.raises(OSError, match=r"output\.log"):
+        line()()
+    assert (tmp_path / "own").read_text() == "mine\n"
+    log.unlink()
+    os.mkfifo(log)
+    with pytest.raises(OSError, match=r"output\.log"):
+        line()()
+
+
 def test_a_job_keeps_what_it_printed_and_is_no_rank_of_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
     job = line(threads=3)

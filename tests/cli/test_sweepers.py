@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -79,6 +80,54 @@ def test_a_sweep_that_was_cut_goes_on_with_its_trials() -> None:
     assert again.plan.record.jobs["3"] != it.plan.record.jobs["2"]
     assert [t.value for t in again.own.study.trials] == [0.25, 0.75, None, None]
     assert again.own.study.best_trial.number == 0
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_what_somebody_else_s_folder_says_of_its_trials_is_not_typed(cut: bool) -> None:
+    rate = optuna.distributions.FloatDistribution(0, 1)
+    evil = {"callbacks.x._target_": optuna.distributions.CategoricalDistribution(["os.system"])}
+    it = sweeper("seed=3", "gamma=interval(0,1)", trials=1)
+    if cut:  # a kill between two parameters leaves a trial with one of them
+        it.own.study.ask(evil)
+    else:
+        it.own.study.ask({"gamma": rate})
+    again = stub([])
+    again.record.jobs["0"] = ["trust=[os]", "+callbacks.x={_target_:os.system}"]
+    made = Optuna(trials=1, sampler="random")
+    again.typed, again.check = it.plan.typed, it.plan.check
+    made.check(again)
+    made.begin()
+    assert made.next() == "0"
+    seed, gamma = again.record.jobs["0"]
+    assert (seed, gamma.partition("=")[0]) == ("seed=3", "gamma")
+    assert 0 <= float(gamma.partition("=")[2]) <= 1
+
+
+def test_a_journal_of_another_search_or_that_is_none_is_refused() -> None:
+    sweeper("gamma=a,b").next()
+    with pytest.raises(ConfigError, match=r"optuna\.journal is not of a sweep over this .*choose another hydra"):
+        sweeper("gamma=a,c")
+    for text in ('{"op_code": 0}\n{"op_code": 1}\n', "[" * 100_000 + "\n", "not JSON\n\n", "1\n"):
+        Path("sweep/optuna.journal").write_text(text)
+        with pytest.raises(ConfigError, match=r"optuna\.journal is not of a sweep over this"):
+            sweeper("gamma=a,b")
+
+
+def test_a_journal_that_is_a_link_or_a_pipe_is_refused_and_a_lock_of_it_not_waited_for() -> None:
+    journal = Path("sweep/optuna.journal")
+    journal.parent.mkdir()
+    Path("own").write_text("mine\n")
+    journal.symlink_to(Path("own").resolve())
+    with pytest.raises(ConfigError, match=r"optuna\.journal is a link or no file"):
+        sweeper("gamma=a,b")
+    assert Path("own").read_text() == "mine\n"
+    journal.unlink()
+    os.mkfifo(journal)
+    with pytest.raises(ConfigError, match=r"optuna\.journal is a link or no file"):
+        sweeper("gamma=a,b")
+    journal.unlink()
+    journal.with_name("optuna.journal.lock").symlink_to("nowhere")
+    assert sweeper("gamma=a,b").next() == "0"
 
 
 def test_any_metric_is_an_objective_and_its_direction_is_known() -> None:

@@ -13,9 +13,10 @@ from omegaconf import OmegaConf
 from neural_rdm import load_run
 from neural_rdm.cli.app import Arguments
 from neural_rdm.config import trust
+from neural_rdm.config.check import as_plain
 from neural_rdm.config.compose import compose_config
 from neural_rdm.config.provenance import write_config
-from neural_rdm.config.resume import find_run, lasting
+from neural_rdm.config.resume import find_run, lasting, make_absolute
 from neural_rdm.core.errors import ConfigError
 from neural_rdm.reports.runs import read_mapping
 from neural_rdm.runs import build
@@ -103,7 +104,8 @@ def test_a_text_that_looks_like_an_interpolation_is_none_in_any_command(
     write_config(folder, cfg)
     assert read_config(folder).notes == "${oc.env:SECRET}"
     cfg = compose_config("sample", inherit([f"run={folder}"], groups=("sampler",), keys=("notes",))).cfg
-    assert cfg.experiment == cfg.notes == "${oc.env:SECRET}"
+    assert cfg.notes == "${oc.env:SECRET}"
+    assert cfg.experiment == "_{oc.env:SECRET}"  # it is part of hydra.run.dir, which Hydra reads once more
 
 
 @pytest.mark.parametrize(
@@ -177,3 +179,24 @@ def test_every_command_line_is_believed_where_it_is_read(tmp_path: Path) -> None
         trust.check_trusted(OmegaConf.create({"_target_": known}), "x")
     with pytest.raises(ConfigError, match=r"other\.Thing"):
         trust.check_trusted(OmegaConf.create({"_target_": "other.Thing"}), "x")
+
+
+TEXTS = (r"\${oc.env:HOME}", r"a \${seed} 'b'", r"\\\${oc.env:HOME}", r"\\", "x")
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_that_looks_like_an_interpolation_is_never_read_as_one(text: str, tmp_path: Path) -> None:
+    cfg = OmegaConf.create({"data": {"root": text, "sources": [text]}, "other": "${data.root}", "seed": 1})
+    said = cfg.data.root
+    for _ in range(3):
+        trust.resolve(cfg)
+    assert as_plain(cfg) == {"data": {"root": said, "sources": [said]}, "other": said, "seed": 1}
+    assert OmegaConf.create(OmegaConf.to_yaml(cfg)) == cfg
+    make_absolute(cfg)
+    assert cfg.data.root == str(Path.cwd() / said)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_class_is_built_with_the_text_that_a_configuration_holds(text: str) -> None:
+    node = OmegaConf.create({"_target_": "torch.nn.Softmax", "dim": text})
+    assert build.build(node, "backbone").dim == node.dim

@@ -304,6 +304,8 @@ def test_names_of_any_encoding_are_printed_and_listed(tmp_path, capsys):
     BadSamples("train", 10, 0.5, tmp_path).add({1: BrokenSample("bad\0 \udce9 marker", name)}, 0, None)
     assert listed(tmp_path)[0]["path"] == "caf\\xe9 日.jpg"
     assert "caf\\xe9" in capsys.readouterr().out
+    BadSamples("train", 10, 0.5, tmp_path).add({2: BrokenSample("torn", "a\nfinished")}, 0, None)
+    assert "sample a\\nfinished: torn" in capsys.readouterr().out  # no line of its own
 
 
 class Model(L.LightningModule):

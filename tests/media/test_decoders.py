@@ -252,6 +252,15 @@ def test_pyav_begins_at_the_key_frame_before_and_checks_where_a_seek_lands(tmp_p
             assert (video._container is opened) == checked  # rewound, or read from its first frame on
 
 
+def test_a_video_of_pictures_beyond_pillow_s_limit_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = made(tmp_path / "x.mp4", 3)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 48 - 1)
+    with pytest.raises(BrokenSample, match="its pictures of 64x48 have more than 3,071 pixels"):
+        open_video(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert open_video(path).info().frames == 3
+
+
 def test_a_folder_by_the_name_of_a_protocol_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a:b").mkdir()
     encoded(tmp_path / "a:b" / "0.mp4", count=4)

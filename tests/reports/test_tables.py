@@ -225,3 +225,21 @@ def test_facts_are_written_beside_the_rows(tmp_path):
     assert content(facts=facts)["facts"] == facts | {"size": "x", "least": "nan"}
     assert content(facts={})["facts"] == {}
     assert set(content()) == {"protocol", "rows"}
+
+
+def test_a_name_is_no_link_no_picture_and_no_html() -> None:
+    names = [
+        "![x](http://there/x.png)",
+        "[run](http://there)",
+        "<img src=x>",
+        "<!-- x",
+        "a|b",
+        "a\nb",
+        "x < y <1",
+        "[a]",
+    ]
+    rows = markdown_table([{"run": name} for name in names]).splitlines()[2:]
+    assert rows == [
+        r"| ![x]\(http://there/x.png) |", r"| [run]\(http://there) |", r"| \<img src=x> |", r"| \<!-- x |", r"| a\|b |",
+        "| a b |", "| x < y <1 |", "| [a] |",
+    ]  # fmt: skip

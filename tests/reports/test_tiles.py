@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from neural_rdm.core.errors import DataError
 from neural_rdm.reports.grids import save_grid
@@ -40,3 +43,12 @@ def test_tiles_are_read_back(tmp_path):
     for name in ("other.png", "missing.png"):
         with pytest.raises(DataError, match=name):
             read_tiles(tmp_path / name)
+
+
+@pytest.mark.parametrize("place", [[8, 8, 10**9, 10**9], [8, 8, 1, 10**9], [8, 8, 0, 1], [-8, 8, 1, 1], [90, 8, 1, 1]])
+def test_tiles_that_lie_outside_of_their_page_are_none(tmp_path, place):
+    said = PngInfo()
+    said.add_text("neural_rdm_tiles", json.dumps({"labels": None, "size": [8, 8], "png": place, "frames": False}))
+    Image.new("RGB", (64, 64)).save(tmp_path / "x.png", pnginfo=said)
+    with pytest.raises(DataError, match=r"x\.png is no grid .*its tiles lie outside of it"):
+        read_tiles(tmp_path / "x.png")

@@ -65,6 +65,22 @@ def test_no_logger_writes_outside_of_the_folder(tmp_path: Path, key: str, value:
     assert loggers.arguments("tensorboard", node, configuration(), tmp_path) == {"save_dir": str(tmp_path)}
 
 
+@pytest.mark.parametrize(("kind", "key"), [("TensorBoard", "save_dir"), ("CSV", "save_dir"), ("Wandb", "dir")])
+def test_a_logger_is_not_told_where_its_files_lie(tmp_path: Path, kind: str, key: str) -> None:
+    node = OmegaConf.create({"_target_": f"lightning.pytorch.loggers.{kind}Logger", key: "/tmp/elsewhere"})
+    with pytest.raises(ConfigError, match=rf"logger\.own\.{key}=/tmp/elsewhere is no key: its files lie in the run's"):
+        loggers.arguments("own", node, configuration(), tmp_path)
+
+
+def test_the_database_of_a_run_is_no_link_to_one_of_the_user_s(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").symlink_to("/tmp/elsewhere.db")
+    node = OmegaConf.create({"_target_": NODES["mlflow"]})
+    with pytest.raises(ConfigError, match=r"mlflow\.db is a link, and nothing is written through it"):
+        loggers.arguments("mlflow", node, configuration(), tmp_path)
+    node.tracking_uri = "http://here"
+    assert "tracking_uri" not in loggers.arguments("mlflow", node, configuration(), tmp_path)
+
+
 def test_names_tags_and_notes_go_where_each_service_has_them(tmp_path: Path) -> None:
     cfg = configuration(logger={name: {"_target_": target} for name, target in NODES.items()})
     wandb, other = (loggers.arguments("wandb", cfg.logger.wandb, cfg, tmp_path / run) for run in ("0", "1"))

@@ -35,7 +35,7 @@ from neural_rdm.config.grids import crossed, study
 from neural_rdm.config.provenance import write_config
 from neural_rdm.config.schema import constants
 from neural_rdm.config.sources import Sources, refused
-from neural_rdm.config.trust import own_folder, trust
+from neural_rdm.config.trust import own_folder, resolve, trust
 from neural_rdm.core.errors import ConfigError, UserError, printable
 from neural_rdm.core.locks import held
 from neural_rdm.core.ranks import STARTED_BY, is_first_rank
@@ -156,7 +156,7 @@ def _run(config_name: str, job: Job, complete: Complete | None, work: Work) -> N
         with told(work):
             OmegaConf.set_struct(cfg, False)
             drop_unchosen(cfg, choices)
-            OmegaConf.resolve(cfg)
+            resolve(cfg)
             with opened(folder, config_name, cfg, resumes=run is not None):
                 # Another process may have finished it before this one was alone in the folder; ranks that were started
                 # from outside are not, and must not decide it apart.
@@ -228,7 +228,7 @@ def preflight(config_name: str, arguments: Arguments, complete: Complete | None 
         arguments.overrides = [*own, *arguments.overrides, *here]
         composed = compose_config(config_name, arguments.overrides, arguments.folders)
         if run.config is not None:
-            OmegaConf.resolve(composed.cfg)
+            resolve(composed.cfg)
             composed.cfg = resume.merge(run, composed.cfg, parse(arguments.overrides))
     if run.config is not None:
         composed.sources = Sources((run.folder / "config.yaml",))

@@ -46,6 +46,12 @@ def open_record(folder: Path, arguments: Sequence[str], jobs: Sequence[Sequence[
     """
     own = [a for a in arguments if not a.lstrip("+").startswith(_HOW)]
     typed = sorted(own, key=lambda a: a.lstrip("+~").startswith(("hydra.", "hydra/")))  # as Hydra keeps them
+    links = [path for path in folder.glob("[0-9]*") if path.is_symlink() and not finished(path)]
+    if links:  # in a folder of somebody else's, to one of the user's
+        raise ConfigError(
+            f"{links[0]} is a link to {links[0].resolve()}, where the sweep would train: remove it, or put what it "
+            "leads to in its place"
+        )
     if not (folder / FILE).is_file():
         if found := sorted([*folder.glob("config.yaml"), *folder.glob("*/config.yaml")]):
             raise ConfigError(f"{folder} holds runs that are of no sweep ({found[0]}): choose another {SWEEP_DIR}")

@@ -28,7 +28,7 @@ from neural_rdm.core.errors import ConfigError
 from neural_rdm.core.extras import install
 from neural_rdm.core.given import read_json
 from neural_rdm.core.locks import lives
-from neural_rdm.core.output import LOG
+from neural_rdm.core.output import LOG, appended
 from neural_rdm.core.signals import catch, give_back
 
 _PAUSE = 0.2  # seconds between two looks at what a job is asked to do
@@ -109,7 +109,7 @@ class Line:
     def _logged(self) -> Any:
         folder = Path(self.cwd) / self.folder
         folder.mkdir(parents=True, exist_ok=True)
-        return (folder / LOG).open("ab")
+        return os.fdopen(appended(folder / LOG), "ab")
 
     def ask_to_stop(self, number: int) -> None:
         """Send a signal to the job, wherever it runs."""

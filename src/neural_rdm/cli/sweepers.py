@@ -23,6 +23,7 @@ from neural_rdm.config.grids import values_of
 from neural_rdm.core.arguments import Count, Natural, Seed, checked
 from neural_rdm.core.errors import ConfigError, UserError, first_line
 from neural_rdm.core.extras import install
+from neural_rdm.core.files import remove
 from neural_rdm.core.records import read_rows
 from neural_rdm.reports.rates import BEST_BY, is_higher, metric
 
@@ -145,23 +146,31 @@ class Optuna:
             "tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler,
         }  # fmt: skip
         known = len(plan.record.jobs)
-        self.study = optuna.create_study(
-            storage=JournalStorage(JournalFileBackend(str(plan.folder / STORAGE))),
-            study_name="sweep",
-            sampler=samplers[self.sampler](seed=self.seed + known),
-            pruner=optuna.pruners.MedianPruner(self.pruner_startup, self.pruner_warmup)
-            if self.pruner
-            else optuna.pruners.NopPruner(),
-            direction="maximize" if is_higher(plan.objective or "") else "minimize",
-            load_if_exists=True,
-        )
-        cut = self.study.get_trials(states=[optuna.trial.TrialState.RUNNING])
-        self.trials = {str(t.number): optuna.trial.Trial(self.study, t._trial_id) for t in cut}
-        self.told = {str(t.number): -1 if t.last_step is None else t.last_step for t in cut}
-        self.queue = list(self.trials)
-        for t in cut:
-            plan.record.jobs.setdefault(str(t.number), self._overrides(t.params))
-            plan.steps[str(t.number)] = self.steps
+        journal = _journal(plan.folder)
+        try:
+            self.study = optuna.create_study(
+                storage=JournalStorage(JournalFileBackend(str(journal))),
+                study_name="sweep",
+                sampler=samplers[self.sampler](seed=self.seed + known),
+                pruner=optuna.pruners.MedianPruner(self.pruner_startup, self.pruner_warmup)
+                if self.pruner
+                else optuna.pruners.NopPruner(),
+                direction="maximize" if is_higher(plan.objective or "") else "minimize",
+                load_if_exists=True,
+            )
+            cut = self.study.get_trials(states=[optuna.trial.TrialState.RUNNING])
+            self.trials = {str(t.number): optuna.trial.Trial(self.study, t._trial_id) for t in cut}
+            self.told = {str(t.number): -1 if t.last_step is None else t.last_step for t in cut}
+            self.queue = list(self.trials)
+            for number, trial in self.trials.items():
+                # not what the record or the journal says: those would be typed, and may be somebody else's
+                own = {key: trial._suggest(key, distribution) for key, (_, distribution) in self.space.items()}
+                plan.record.jobs[number] = self._overrides(own)
+                plan.steps[number] = self.steps
+        except (LookupError, ValueError, TypeError, AttributeError, AssertionError, RecursionError) as error:
+            raise ConfigError(
+                f"{journal} is not of a sweep over this ({first_line(error)}); choose another hydra.sweep.dir"
+            ) from error
 
     def next(self) -> str | None:
         """A trial that was cut, or else a new one."""
@@ -211,6 +220,19 @@ class Optuna:
 
     def _overrides(self, values: dict[str, Any]) -> list[str]:
         return [*self.fixed, *(f"{key}={value}" for key, value in values.items())]
+
+
+def _journal(folder: Path) -> Path:
+    """Where Optuna keeps what it knows of a sweep, which is a file of its folder, and which no other process uses.
+
+    Raises:
+        ConfigError: it is a link out of it, or a pipe.
+    """
+    journal = folder / STORAGE
+    if journal.is_symlink() or (journal.exists() and not journal.is_file()):
+        raise ConfigError(f"{journal} is a link or no file; choose another hydra.sweep.dir, or remove it")
+    remove(folder / f"{STORAGE}.lock")  # Optuna would wait for the process that was killed with it
+    return journal
 
 
 def _space(override: Override) -> tuple[list[Any], optuna.distributions.BaseDistribution]:

@@ -18,6 +18,7 @@ from neural_rdm.config.group_rules import check_across
 from neural_rdm.config.reader import REQUIRED, Node, Signature
 from neural_rdm.config.schema import fill, of_class, of_node, plain, rules, targets, text_of
 from neural_rdm.config.sources import Sources, choice_of, refused
+from neural_rdm.config.trust import resolve
 from neural_rdm.core.arguments import broken, members, nearest, problem
 from neural_rdm.core.errors import ConfigError, first_line
 from neural_rdm.core.extras import install
@@ -95,7 +96,7 @@ def validate(cfg: DictConfig, command: str = "train", sources: Sources = Sources
         raise refused(f"configuration key {typed} is filled in by what is chosen; leave it out", typed, sources)
     fill(cfg)
     try:
-        OmegaConf.resolve(cfg)
+        resolve(cfg)
     except OmegaConfBaseException as error:
         key = _unresolved(cfg)
         raise refused(f"configuration key {key}: {first_line(error)}", key, sources) from error

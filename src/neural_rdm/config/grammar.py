@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from hydra.grammar.gen.OverrideParser import OverrideParser
 from neural_rdm.config import primary
 from neural_rdm.config.check import config_dir
 from neural_rdm.config.schema import Text, text_at
+from neural_rdm.config.trust import escaped
 
 NUMBERS = {"range", "interval", "int", "float", "bool"}  # functions of the grammar whose arguments are numbers
 
@@ -44,7 +44,12 @@ def literal(value: Any) -> str:
     """The same of a value that nobody typed, such as one that a file says: its text refers to nothing, also where it
     holds what looks like an interpolation.
     """
-    return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", written(value))
+    return str(escaped(written(value)))
+
+
+def folder_name(name: str) -> str:
+    """A name that nobody typed, as part of a folder's: Hydra reads what it makes of `hydra.run.dir` once more."""
+    return name.replace("${", "_{")
 
 
 def as_typed(overrides: list[str], command: str, folders: Sequence[str] | None = None) -> list[str]:

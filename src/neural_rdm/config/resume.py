@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from neural_rdm.config.provenance import FILE, check_config
-from neural_rdm.config.trust import check_file
+from neural_rdm.config.trust import check_file, escaped
 from neural_rdm.core.arguments import nearest
 from neural_rdm.core.errors import CheckpointError, ConfigError, first_line
 from neural_rdm.core.extras import typed
@@ -160,7 +160,7 @@ def merge(run: Run, composed: DictConfig, overrides: list[Override]) -> DictConf
             if old != new and not harmless:
                 raise _refusal(run, key, old, new, bound if key == "trainer.max_steps" else None)
         if harmless and old != new:
-            OmegaConf.update(cfg, key, OmegaConf.select(composed, key), merge=False)
+            OmegaConf.update(cfg, key, escaped(_plain(OmegaConf.select(composed, key))), merge=False)
             if key in run.choices:
                 cfg.choices[key] = new
     return cfg
@@ -180,7 +180,11 @@ def make_absolute(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, key)
         path = os.path.abspath(os.path.expanduser(value)) if isinstance(value, str) and value else ""
         if path and (key in _FOLDERS or os.path.exists(path)):
-            OmegaConf.update(cfg, key, path)
+            OmegaConf.update(cfg, key, escaped(path))
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def _bound_to_its_steps(run: Run, optimizer: DictConfig, steps: int) -> str | None:

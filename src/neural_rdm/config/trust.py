@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import Container, OmegaConf
+from omegaconf import Container, DictConfig, OmegaConf
 
 from neural_rdm.core.errors import ConfigError
 
@@ -101,6 +101,29 @@ def check_file(config: Any, where: str) -> None:
         named = isinstance(choice, str) and not choice.startswith("/") and ".." not in choice.split("/")
         if choices is not None and not (named and GROUP.fullmatch(str(group))):
             raise ConfigError(f"{where} holds a choice that is no name ({group}: {choice}), which no run writes")
+
+
+def escaped(value: Any) -> Any:
+    """A plain value as a configuration has to hold it, so that reading it gives this value: its texts refer to nothing,
+    also where they hold what looks like an interpolation.
+    """
+    if isinstance(value, dict):
+        return {key: escaped(child) for key, child in value.items()}
+    if isinstance(value, list):
+        return [escaped(child) for child in value]
+    return re.sub(r"(\\*)\$\{", lambda f: f[1] * 2 + r"\${", value) if isinstance(value, str) else value
+
+
+def resolve(cfg: DictConfig) -> None:
+    """Put what the interpolations of a configuration stand for in their place.
+
+    OmegaConf's own `resolve` stores text behind a backslash without it: who reads it next would read the environment.
+
+    Raises:
+        OmegaConfBaseException: one of them stands for nothing.
+    """
+    for key, value in escaped(OmegaConf.to_container(cfg, resolve=True)).items():
+        cfg[key] = value
 
 
 def _packages() -> set[str]:

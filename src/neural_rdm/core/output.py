@@ -40,9 +40,7 @@ def kept(folder: Path) -> Iterator[Callable[[], None]]:
     try:
         if _goes_to(path):
             raise FileExistsError(path)
-        # in a folder of somebody else's it may be a link to a file of the user's, or a pipe that nobody reads
-        own = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | own, 0o666)
+        file = appended(path)
     except OSError:
         yield lambda: None
         return
@@ -71,6 +69,17 @@ def kept(folder: Path) -> Iterator[Callable[[], None]]:
         for each in logs:
             each.closed = True  # whoever holds such a stream still must not write into whatever gets its number next
         os.close(file)
+
+
+def appended(path: Path) -> int:
+    """A descriptor that appends to a log; one is made where there is none.
+
+    Raises:
+        OSError: it cannot be written; in a folder of somebody else's it may be a link to a file of the user's, or a
+            pipe that nobody reads.
+    """
+    own = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | own, 0o666)
 
 
 def _restore(path: Path, size: int | None) -> None:

@@ -108,7 +108,8 @@ class BadSamples:
                 new.append((self.split, index, error.path, error.reason, position, replacement))
             if file is not None and new:
                 _append(file, new)
-        for number, (_, _, path, reason, _, replacement) in enumerate(new, start=before):
+        for number, (_, _, named, reason, _, replacement) in enumerate(new, start=before):
+            path = named.replace("\n", r"\n")  # a name makes no line of its own of what is printed
             self._first = [*self._first, f"{path}: {reason}"][:_SHOWN]
             if self.file is None or number < _SHOWN:
                 place = "left out" if replacement is None else f"sample {replacement} takes its place"

@@ -5,6 +5,7 @@ and its version 10.1 a clip of nothing but equal frames as one that is not.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -32,14 +33,19 @@ def read_gif(path: Path) -> NDArray[np.uint8]:
     """All frames [F, H, W, 3]: of a GIF by `save_gif` those that it was given, of others those that are stored.
 
     Raises:
+        DecompressionBombError: it stands for more pixels than Pillow reads of a picture; a frame that is shown for
+            longer takes a few bytes.
         Exception: whatever Pillow makes of a damaged file.
     """
     with Image.open(path, formats=["GIF"]) as file:
         said = _COMMENT.fullmatch(file.info.get("comment", b""))
+        count = int(said[1]) if said else 0
+        most = 2 * (Image.MAX_IMAGE_PIXELS or sys.maxsize) // (file.width * file.height)
         frames: list[NDArray[np.uint8]] = []
         for frame in ImageSequence.Iterator(file):
             shown = round(frame.info.get("duration", 0) / int(said[2])) if said else 1
+            if max(count, len(frames) + shown) > most:
+                raise Image.DecompressionBombError(f"it stands for more than {most:,} frames")
             frames += [np.asarray(frame.convert("RGB"))] * max(shown, 1)
-    if said and len(frames) < (count := int(said[1])):
-        frames += frames[-1:] * (count - len(frames))
+    frames += frames[-1:] * (count - len(frames))
     return np.stack(frames)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from neural_rdm.core.errors import BrokenSample
 from neural_rdm.media.video import Frame, VideoInfo, address, broken, library
@@ -115,7 +116,11 @@ class PyAV:
             raise ValueError("no video in it")
         best = self._container.streams.best("video")
         self._alone, self._stream = len(self._container.streams.video) == 1, best if best in videos else videos[0]
-        self._stream.codec_context.thread_count = 1
+        codec, most = self._stream.codec_context, Image.MAX_IMAGE_PIXELS
+        if most and codec.width * codec.height > most:
+            raise ValueError(f"its pictures of {codec.width}x{codec.height} have more than {most:,} pixels")
+        codec.options |= {"max_pixels": str(most)} if most else {}  # of pictures that are larger than it says
+        codec.thread_count = 1
 
     def _listed(self) -> tuple[list[Packet], Any]:
         """All packets in the order in which they are stored, and the first frame that is shown."""

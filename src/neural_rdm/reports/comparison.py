@@ -12,7 +12,7 @@ from neural_rdm.reports.groups import reasons
 from neural_rdm.reports.results import Metric, without_own
 from neural_rdm.reports.runs import read_report
 from neural_rdm.reports.study import Study
-from neural_rdm.reports.tables import compare_runs, csv_text, markdown_table, with_protocols
+from neural_rdm.reports.tables import as_markdown, compare_runs, csv_text, markdown_table, with_protocols
 
 METHOD = (
     "`±` is half the 95 % interval (Student's t) of the mean over seeds. Differences are paired: of runs of the same "
@@ -59,11 +59,11 @@ def overview(study: Study) -> str:
     """What the groups say, as Markdown: notes, a table for each metric, and the costs; "" where every group is one run
     and there is nothing to compare it with.
     """
-    notes = "".join(f"- {note}\n" for note in study.notes)
+    notes = "".join(f"- {as_markdown(note)}\n" for note in study.notes)
     page = f"{notes}\n" if notes else ""
     if study.base is None and all(len(group.seeds) < 2 for group in study.groups):
         return page
-    page += f"Compared with `{study.base}`.\n\n" if study.base else ""
+    page += f"Compared with `{as_markdown(study.base)}`.\n\n" if study.base else ""
     for metric in study.metrics:
         better = "higher" if metric.higher else "lower"
         page += f"## {metric.name} ({better} is better)\n\n{markdown_table(metric_rows(study, metric))}\n"

@@ -45,6 +45,8 @@ def read_record(folder: Path) -> Record:
     content = read_json(folder / FILE)
     try:
         jobs = {str(number): list(map(str, overrides)) for number, overrides in content["jobs"].items()}
+        if odd := [number for number in jobs if not (number.isascii() and number.isdecimal())]:
+            raise ValueError(f"its job {odd[0]!r} has no number")  # a folder is named by it
         states = {str(number): dict(state) for number, state in content.get("states", {}).items()}
         return Record(list(content["arguments"]), jobs, content.get("base"), states)
     except (KeyError, TypeError, AttributeError) as error:

@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,8 +42,8 @@ def markdown_table(rows: Sequence[Row]) -> str:
     if not columns:
         return ""
     numeric = [all(_is_number(row.get(column)) for row in rows if row.get(column) is not None) for column in columns]
-    lines = [[_text(column) for column in columns], ["---:" if right else "---" for right in numeric]]
-    lines += [[_text(_plain(row.get(column))) for column in columns] for row in rows]
+    lines = [[as_markdown(column) for column in columns], ["---:" if right else "---" for right in numeric]]
+    lines += [[as_markdown(_plain(row.get(column))) for column in columns] for row in rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
@@ -189,11 +190,14 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _text(value: Any) -> str:
+def as_markdown(value: Any) -> str:
+    """A value as one line of Markdown; a name that somebody else gave is no column, no link, no picture that a viewer
+    would fetch, and no HTML.
+    """
     if value is None:
         return ""
     text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return " ".join(text.split()).replace("|", "\\|")
+    return re.sub(r"\||(?<=\])\(|<(?=[a-zA-Z!/?])", r"\\\g<0>", " ".join(text.split()))
 
 
 def _gates(residual: Any) -> str | None:

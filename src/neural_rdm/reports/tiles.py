@@ -54,6 +54,14 @@ def read_tiles(path: str | Path, gif: bool = False) -> Tiles:
         labels, (height, width) = said["labels"], map(int, said["size"])
         left, top, columns, rows = (place and int(place) for place in said["gif" if gif else "png"])
         rows = rows or (pages.shape[1] - top - MARGIN + GAP) // (height + GAP)
+        down, right = top + rows * (height + GAP) - GAP, left + columns * (width + GAP) - GAP
+        if (
+            min(height, width, rows, columns) < 1
+            or min(left, top) < 0
+            or down > pages.shape[1]
+            or right > pages.shape[2]
+        ):
+            raise ValueError("its tiles lie outside of it")
         cut = [
             [pages[:, y : y + height, x : x + width] for x in range(left, left + columns * (width + GAP), width + GAP)]
             for y in range(top, top + rows * (height + GAP), height + GAP)

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from neural_rdm.backbones.contract import Backbone
 from neural_rdm.config.provenance import config_hash
 from neural_rdm.config.resume import lasting
-from neural_rdm.config.trust import check_trusted, named
+from neural_rdm.config.trust import check_trusted, escaped, named
 from neural_rdm.core.errors import CheckpointError, ConfigError, UserError, first_line
 from neural_rdm.data.base import DataModule
 from neural_rdm.data.encoded.latents import Clip, Latents, stored_tokens
@@ -64,8 +64,9 @@ def build(node: DictConfig, key: str, **extra: Any) -> Any:
     if key == "data":
         node = OmegaConf.masked_copy(node, [str(name) for name in node if name not in STORAGE])
     try:
-        # A partial, called here: instantiate would turn a dataclass among `extra` into a dictionary.
-        return instantiate(node, _partial_=True, _convert_="all")(**extra)
+        # Hydra reads a text twice. A partial, called here: it would turn a dataclass among `extra` into a dictionary.
+        twice = OmegaConf.create(escaped(escaped(OmegaConf.to_container(node, resolve=True))))
+        return instantiate(twice, _partial_=True, _convert_="all")(**extra)
     except (ValueError, TypeError, ImportError, InstantiationException) as error:
         cause = error.__cause__ or error if isinstance(error, InstantiationException) else error
         if isinstance(cause, UserError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from neural_rdm.config.trust import escaped
 from neural_rdm.core.errors import first_line
 
 
@@ -22,7 +23,7 @@ def counted(config: Mapping[str, Any]) -> dict[str, float | None]:
     found: dict[str, float | None] = {"parameters": None, "flops": None}
     try:
         with torch.device("meta"):
-            net = build.network(OmegaConf.create(dict(config))).train()
+            net = build.network(OmegaConf.create(escaped(dict(config)))).train()
         found["parameters"] = sum(p.numel() for p in net.parameters())
         found["flops"] = flops(net, (config.get("condition") or {}).get("max_length"))
     except Exception as error:

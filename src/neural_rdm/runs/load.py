@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from neural_rdm.config.check import as_plain, choices_of, leaves, validate
 from neural_rdm.config.compose import parse
 from neural_rdm.config.environment import lacking
-from neural_rdm.config.grammar import literal, written
+from neural_rdm.config.grammar import folder_name, literal, written
 from neural_rdm.config.provenance import check_checkpoint, check_config, read_provenance
 from neural_rdm.config.resume import LEVELS
 from neural_rdm.config.sources import Sources
@@ -109,7 +109,7 @@ def inherit(
     folder = newest("run") if runs[-1].value() == "last" else shared.located(str(runs[-1].value()))
     config = read_config(folder)
     given = {o.key_or_group for o in parsed}
-    values: dict[str, Any] = {"experiment": (config.choices or {}).get("exp") or folder.resolve().name}
+    values: dict[str, Any] = {"experiment": folder_name((config.choices or {}).get("exp") or folder.resolve().name)}
     for group in groups:
         if group in given:
             continue

@@ -25,6 +25,9 @@ from neural_rdm.training.callbacks.logging import CSVLogger
 KEY = "loggers"
 #: loggers that write files, below the run's folder
 FILES = ("TensorBoardLogger", "CSVLogger")
+#: arguments of loggers that say where files lie, as the class has them whatever its keys are
+_PLACES = ("save_dir", "dir")
+_MLFLOW = "mlflow.db"  # in the run's folder
 LOSSES = ("val/loss", "train/loss")
 
 
@@ -36,6 +39,11 @@ def arguments(name: str, node: DictConfig, cfg: DictConfig, folder: Path) -> dic
         ConfigError: its keys would let it write outside of the run's folder.
     """
     kind = node["_target_"].rpartition(".")[2]
+    for key in _PLACES:
+        if node.get(key) is not None:
+            raise ConfigError(
+                f"logger.{name}.{key}={node[key]} is no key: its files lie in the run's folder; leave it out"
+            )
     if kind in FILES:
         _check_inside(name, node, folder)
     known = read_provenance(folder).get(KEY, {}).get(name)
@@ -47,7 +55,9 @@ def arguments(name: str, node: DictConfig, cfg: DictConfig, folder: Path) -> dic
     elif kind == "MLFlowLogger":
         about = {"mlflow.note.content": cfg.notes} if cfg.get("notes") else {}
         ours |= {"run_name": shown, "run_id": known, "tags": {**dict.fromkeys(tags, "true"), **about}}
-        ours["tracking_uri"] = f"sqlite:///{folder.resolve() / 'mlflow.db'}"
+        if (folder / _MLFLOW).is_symlink() and node.get("tracking_uri") is None:
+            raise ConfigError(f"{folder / _MLFLOW} is a link, and nothing is written through it: remove it")
+        ours["tracking_uri"] = f"sqlite:///{folder.resolve() / _MLFLOW}"
     elif kind == "AimLogger":
         ours = {"run_name": shown, "run_hash": known}
     return {key: value for key, value in ours.items() if node.get(key) is None}

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from neural_rdm.config.check import as_plain, leaves
 from neural_rdm.config.provenance import CONFIG, KEY, config_hash
+from neural_rdm.config.trust import escaped
 from neural_rdm.core.errors import CheckpointError, ConfigError, UserError, first_line
 from neural_rdm.core.files import write_atomically, write_text
 from neural_rdm.core.given import regular
@@ -136,11 +137,11 @@ def push(folder: Path, name: str) -> str:
 def without_places(config: DictConfig) -> DictConfig:
     """A configuration whose absolute paths have lost their folders."""
     plain = as_plain(config)
-    shown = OmegaConf.create(plain)
+    shown = OmegaConf.create(escaped(plain))
     for group, node in plain.items():
         for key, value in leaves(node, str(group)):
             if isinstance(value, str) and os.path.isabs(value):
-                OmegaConf.update(shown, key, Path(value).name)
+                OmegaConf.update(shown, key, escaped(Path(value).name))
     assert isinstance(shown, DictConfig)
     return shown
 
