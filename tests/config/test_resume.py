@@ -177,6 +177,8 @@ def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"not a run folder, it holds cat\.png but no config\.yaml"):
         find_run(str(tmp_path / "photos"))
     (tmp_path / "killed").mkdir()
+    for name in ("provenance.json", "output.log"):  # before it had written its configuration
+        (tmp_path / "killed" / name).write_text("{}")
     assert find_run(str(tmp_path / "killed")) == Run(tmp_path / "killed", None, None)  # it starts from its beginning
     assert find_run(str(tmp_path / "killed")).choices == {}
 

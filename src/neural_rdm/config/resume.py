@@ -17,6 +17,7 @@ from neural_rdm.core.arguments import nearest
 from neural_rdm.core.errors import CheckpointError, ConfigError, first_line
 from neural_rdm.core.extras import typed
 from neural_rdm.core.given import read_json, read_yaml
+from neural_rdm.core.output import LOG
 
 #: keys that may change on resume, because the trajectory does not depend on them (noise and data order are keyed by the
 #: position in the run, not by rank or worker)
@@ -93,7 +94,8 @@ def find_run(value: str, root: Path = Path("outputs/train")) -> Run:
             raise ConfigError(f"resume={value}: no such run folder ({folder.resolve() if value else 'empty'}).{hint}")
     config, finished = _read(folder / "config.yaml", _configuration), _read(folder / "finished.json", _finished)
     if config is None:
-        others = sorted(p.name for p in folder.iterdir() if not p.name.startswith(".") and p.name != FILE)
+        # its own start leaves these before it writes its configuration
+        others = sorted(p.name for p in folder.iterdir() if not p.name.startswith(".") and p.name not in (FILE, LOG))
         if others:
             inner = [run for run in runs if folder.resolve() in run.resolve().parents]
             hint = f". The newest run in it is resume={inner[-1]}" if inner else ""
