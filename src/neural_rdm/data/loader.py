@@ -114,9 +114,9 @@ def _start_worker(worker: int) -> None:
 
 def _cannot_send(error: Exception, batch: Any) -> None:
     """End this process, where Python would drop the batch, for which the parent then waits: that notices an end."""
-    print(
-        f"a process that loads data cannot hand over what it has read: {first_line(error)}", file=sys.stderr, flush=True
-    )
+    advice = ". Set TMPDIR to a folder with a shorter name" if "AF_UNIX path too long" in str(error) else ""
+    told = f"a process that loads data cannot hand over what it has read: {first_line(error)}{advice}"
+    print(told, file=sys.stderr, flush=True)
     os._exit(1)
 
 
