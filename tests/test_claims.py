@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 from benchmarks import pages, performance_page
+from benchmarks.soak.page import faults_of, of_last
+from benchmarks.soak.run import read
 from benchmarks.studies import noise, page
 from omegaconf import OmegaConf
 
@@ -39,6 +41,7 @@ def claims() -> dict[str, Callable[[], list[float]]]:
     gains = pages.Gains()
     plain, local, _, exact = (("decay", case) for case in pages.CASES[:4])
     fast, both, floor = (("decay, gate lr x10", case) for case in pages.CASES[:3])
+    trials = read()
     depth = {}
     for row in pages.read("depth")["rules"]:
         depth.setdefault(row["rule"], []).append(row["last"])
@@ -74,6 +77,9 @@ def claims() -> dict[str, Callable[[], list[float]]]:
             *depth["gated"], *depth["resnet"],
         ],
         "escapes those gates, first (# and #)": lambda: depth["rezero"],
+        "of # trials that injured a command at the last commit tried, # found a fault of this project": lambda: [
+            len(of_last(trials)), len(faults_of(of_last(trials), "ours")),
+        ],
     }  # fmt: skip
 
 

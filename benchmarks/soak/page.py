@@ -165,9 +165,16 @@ def struck_training(rows: Sequence[dict[str, str]]) -> int:
     )
 
 
-def bad_of_last(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    """The faults at the commit that was tried last."""
-    return [row for row in rows if row["commit"] == rows[-1]["commit"] and row["outcome"] not in KEPT]
+def of_last(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """The trials at the commit that was tried last."""
+    return [row for row in rows if row["commit"] == rows[-1]["commit"]]
+
+
+def faults_of(rows: Sequence[dict[str, str]], whose: str = "") -> list[dict[str, str]]:
+    """The trials that are marked as faults; of them those that were found to be `whose`."""
+    known = explained()
+    faults = [row for row in rows if row["outcome"] not in KEPT]
+    return [row for row in faults if not whose or known.get((int(row["seed"]), int(row["trial"]))) == whose]
 
 
 def explained() -> dict[tuple[int, int], str]:
@@ -177,11 +184,7 @@ def explained() -> dict[tuple[int, int], str]:
 
 def soak(rows: Sequence[dict[str, str]]) -> str:
     """What the trials have shown."""
-    faults = [row for row in rows if row["outcome"] not in KEPT]
-    known = explained()
-    ours = [row for row in faults if known.get((int(row["seed"]), int(row["trial"]))) == "ours"]
-    last, bad = [row for row in rows if row["commit"] == rows[-1]["commit"]], bad_of_last(rows)
-    fixed = [row for row in bad if known.get((int(row["seed"]), int(row["trial"]))) == "ours"]
+    faults, ours, last = faults_of(rows), faults_of(rows, "ours"), of_last(rows)
     commands = [
         {"command": name, "trials": count, "faults": sum(row["command"] == name for row in faults) or ""}
         for name, count in sorted(Counter(row["command"] for row in rows).items())
@@ -196,7 +199,7 @@ def soak(rows: Sequence[dict[str, str]]) -> str:
     return f"""## The soak
 
 **{len(last)} trials at one commit**, the one that was tried last (`{rows[-1]["commit"]}`), of them **{struck_training(last)} kills that training died of**:
-marked as faults: {len(bad)}; of them faults of this project: {len(fixed)}.
+marked as faults: {len(faults_of(last))}; of them faults of this project: {len(faults_of(last, "ours"))}.
 
 In all {len(rows)} trials ({hours:.1f} hours of wall time, {len({row["seed"] for row in rows})} series on a busy machine), {struck_training(rows)} such kills, over {len({row["commit"] for row in rows})} commits, as what
 was found was repaired. {len(faults)} were marked as faults, and each was looked into (below): {len(ours)} were faults of this project, all of
