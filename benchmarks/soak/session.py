@@ -87,7 +87,11 @@ class Session:
 
     def said(self) -> str:
         """All that it has printed; without what torchrun has."""
-        return "".join(path.read_text(errors="replace") for path in self._logs())
+        return "".join(self.texts())
+
+    def texts(self) -> list[str]:
+        """The same, of each process that torchrun has started on its own."""
+        return [path.read_text(errors="replace") for path in self._logs()]
 
     def _logs(self) -> list[Path]:
         return sorted(self.of_ranks.rglob("std*.log")) if self.of_ranks.is_dir() else [self.log]

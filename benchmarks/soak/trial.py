@@ -25,6 +25,7 @@ OWN = re.compile(
     r"(.*/)?(throughput\.csv|output\.log|provenance\.json|index\.html|sweep\.json|request\.json|comparison\.(md|csv)"
     r"|summary\.csv|comparison_[a-z_]*\.png)"
 )
+TRACEBACK = "Traceback (most recent call last)"
 #: what says that a command is not done with a folder
 TRACE = re.compile(r"\..+\.\d+\.tmp|\.lock(\..+)?|\.stop-.+")
 SAVED = re.compile(r"Saved last was step (\d+)|after step (\d+), which is saved")
@@ -149,8 +150,10 @@ class Trial:
             raise Fault("hang", f"no line for long: {_tail(said)}")
         ignored = said.count("Exception ignored ")  # at the end of an interpreter without memory, or in a library
         ignored += code == -9 and "/multiprocessing/" in said  # of Python's own, in the worker of a killed process
-        ignored += code == -2 and said.startswith("Traceback")  # Python's own, before anything of ours is loaded
-        if said.count("Traceback (most recent call last)") > ignored:
+        for text in session.texts():  # Python's own, before anything of ours is loaded
+            early = text.rstrip().endswith("KeyboardInterrupt") and "/neural_rdm/" not in text
+            ignored += early * text.count(TRACEBACK)
+        if said.count(TRACEBACK) > ignored:
             raise Fault("traceback", _tail(said))
         if self.case.module == "sweep" and 2 in codes:
             codes = (*codes, 1)  # its jobs are refused

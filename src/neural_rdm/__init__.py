@@ -5,8 +5,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from neural_rdm.core import lazy, shims
+from neural_rdm.core import lazy, shims, signals
 
+signals.leave_quietly()
 shims.install()
 lazy.install()
 

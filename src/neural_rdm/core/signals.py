@@ -65,7 +65,10 @@ def leave_quietly() -> None:
     Only where this package is what runs; in somebody else's program the signal is theirs.
     """
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
-    ours = spec is not None and spec.name.partition(".")[0] == __name__.partition(".")[0]
+    runs = spec.name if spec is not None else ""
+    if sys.argv[:1] == ["-m"]:  # of `python -m`, which looks for the module: there is no `__main__` yet
+        runs = sys.orig_argv[sys.orig_argv.index("-m") + 1] if "-m" in sys.orig_argv else ""
+    ours = runs.partition(".")[0] == __name__.partition(".")[0]
     if ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not one that `&` made deaf
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
