@@ -97,7 +97,10 @@ FOUND: dict[str, tuple[tuple[tuple[int, int], ...], str, str]] = {
         ((11, 80),), "ours", "it is finished (`tests/cli/test_launcher.py`)",
     ),
     "Ctrl-C came before anything of this project was loaded: Python says so with a traceback": (
-        ((5, 39), (6, 39), (6, 40), (20, 9)), "library", "as of any program in Python; from our first import on it is silent",
+        ((5, 39), (6, 39), (6, 40), (20, 9), (22, 61)), "library", "as of any program in Python; from our first import on it is silent",
+    ),
+    "SIGHUP met torch importing numpy, which swallows what a handler raises and goes on without it; the error of numpy that came of that was a traceback": (
+        ((22, 84),), "ours", "the command is stopped by that signal (`tests/cli/test_stopping.py`)",
     ),
     "Ctrl-C reached a rank of torchrun as it loaded the first library that its command asks for": (
         ((20, 10),), "ours", "it is silent from the first line of the package on (`tests/core/test_signals.py`)",

@@ -28,12 +28,18 @@ class Stopped(BaseException):
         return 128 + self.signal
 
 
+#: what `stop` has raised
+_raised: Stopped | None = None
+
+
 def stopped_behind(error: BaseException) -> Stopped | None:
-    """The signal that was on its way up when a library, tidying up in its way, failed with an error of its own."""
+    """The signal that was on its way up when a library, tidying up in its way, failed with an error of its own; or that
+    a library has swallowed, as torch does while it imports numpy, before something else failed by that.
+    """
     behind: BaseException | None = error
     while behind is not None and not isinstance(behind, Stopped):
         behind = behind.__context__
-    return behind
+    return behind or _raised
 
 
 def catch(handle: Callable[[signal.Signals], None]) -> Handlers:
@@ -75,6 +81,8 @@ def leave_quietly() -> None:
 
 def give_back(before: Handlers) -> None:
     """Undo `catch`."""
+    global _raised
+    _raised = None
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -89,7 +97,9 @@ def stop(number: signal.Signals) -> None:
     """Stop the work at once. A second signal ends the process without waiting for anything to be tidied up."""
     for other in STOPPING:
         signal.signal(other, signal.SIG_DFL)
-    raise Stopped(number)
+    global _raised
+    _raised = Stopped(number)
+    raise _raised
 
 
 def _leave_closed_terminal() -> None:
