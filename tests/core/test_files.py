@@ -338,5 +338,8 @@ def test_an_attention_kernel_that_torch_lacks_is_a_mistake_and_no_bug() -> None:
 def test_a_library_that_gets_no_memory_is_told_whatever_it_says(words: str) -> None:
     """Found by `benchmarks soak`: gloo and oneDNN say no more than this of it."""
     assert f"memory ran out ({words})" in str(as_user_error(RuntimeError(words)))
+    wrapped = RuntimeError("Failed to import diffusers.schedulers because of the following error:")
+    wrapped.__cause__ = MemoryError()
+    assert "memory ran out (Failed to import" in str(as_user_error(wrapped))
     unsupported = "could not create a primitive descriptor for the softmax forward propagation primitive"
     assert as_user_error(RuntimeError(unsupported)) is None

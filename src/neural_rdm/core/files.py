@@ -93,7 +93,7 @@ def as_user_error(error: Exception) -> UserError | None:
     told = isinstance(error, RuntimeError) and (
         any(words in str(error) for words in _NO_MEMORY) or str(error).strip() == _NO_PRODUCT
     )
-    if errors or told or isinstance(error, MemoryError):
+    if errors or told or isinstance(error, MemoryError) or isinstance(error.__cause__, MemoryError):
         return ResourceError(
             f"memory ran out ({first_line(error).rstrip('.')}). Free some, raise the limit that this process has, or "
             "ask for less, as with smaller batches."
