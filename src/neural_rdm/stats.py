@@ -130,19 +130,20 @@ def measure(
 @contextmanager
 def processes() -> Iterator[tuple[int, int]]:
     """(rank, world size) of the processes that torchrun has started, which can exchange tensors while it is open."""
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if world <= 1:
+        yield rank, world
+        return
     import torch
 
     from neural_rdm.training.launching import watched
 
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     with watched(rank, world, lambda: "Give the same command again."):
-        if world > 1:
-            torch.distributed.init_process_group("gloo")
+        torch.distributed.init_process_group("gloo")
         try:
             yield rank, world
         finally:
-            if world > 1:
-                torch.distributed.destroy_process_group()
+            torch.distributed.destroy_process_group()
 
 
 def _samples(cfg: DictConfig, folder: Path) -> RealSamples | SampleFiles:

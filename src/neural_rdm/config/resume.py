@@ -162,7 +162,7 @@ def merge(run: Run, composed: DictConfig, overrides: list[Override]) -> DictConf
             if old != new and not harmless:
                 raise _refusal(run, key, old, new, bound if key == "trainer.max_steps" else None)
         if harmless and old != new:
-            OmegaConf.update(cfg, key, escaped(_plain(OmegaConf.select(composed, key))), merge=False)
+            OmegaConf.update(cfg, key, escaped(OmegaConf.select(composed, key)), merge=False)
             if key in run.choices:
                 cfg.choices[key] = new
     return cfg
@@ -183,10 +183,6 @@ def make_absolute(cfg: DictConfig) -> None:
         path = os.path.abspath(os.path.expanduser(value)) if isinstance(value, str) and value else ""
         if path and (key in _FOLDERS or os.path.exists(path)):
             OmegaConf.update(cfg, key, escaped(path))
-
-
-def _plain(value: Any) -> Any:
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def _bound_to_its_steps(run: Run, optimizer: DictConfig, steps: int) -> str | None:

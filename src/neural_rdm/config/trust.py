@@ -104,9 +104,11 @@ def check_file(config: Any, where: str) -> None:
 
 
 def escaped(value: Any) -> Any:
-    """A plain value as a configuration has to hold it, so that reading it gives this value: its texts refer to nothing,
-    also where they hold what looks like an interpolation.
+    """A value, or what a part of a configuration stands for, as a configuration has to hold it so that reading it gives
+    this value: its texts refer to nothing, also where they hold what looks like an interpolation.
     """
+    if isinstance(value, Container):
+        value = OmegaConf.to_container(value, resolve=True)
     if isinstance(value, dict):
         return {key: escaped(child) for key, child in value.items()}
     if isinstance(value, list):
@@ -122,7 +124,7 @@ def resolve(cfg: DictConfig) -> None:
     Raises:
         OmegaConfBaseException: one of them stands for nothing.
     """
-    for key, value in escaped(OmegaConf.to_container(cfg, resolve=True)).items():
+    for key, value in escaped(cfg).items():
         cfg[key] = value
 
 

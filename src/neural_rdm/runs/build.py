@@ -65,8 +65,7 @@ def build(node: DictConfig, key: str, **extra: Any) -> Any:
         node = OmegaConf.masked_copy(node, [str(name) for name in node if name not in STORAGE])
     try:
         # Hydra reads a text twice. A partial, called here: it would turn a dataclass among `extra` into a dictionary.
-        plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else dict(node)
-        twice = OmegaConf.create(escaped(escaped(plain)))
+        twice = OmegaConf.create(escaped(escaped(node)))
         return instantiate(twice, _partial_=True, _convert_="all")(**extra)
     except (ValueError, TypeError, ImportError, InstantiationException) as error:
         cause = error.__cause__ or error if isinstance(error, InstantiationException) else error
