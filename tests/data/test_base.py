@@ -257,9 +257,10 @@ def test_a_worker_that_dies_is_told_where_a_batch_is_waited_for(monkeypatch: pyt
     worker was needed any more.
     """
     monkeypatch.setattr(loader, "EVERY", 0.2)
+    before = set(multiprocessing.active_children())  # joblib keeps some that another test has asked for
     batches = iter(at(FlagData(400, batch_size=4, num_workers=1)).train_dataloader())
     next(batches)
-    (worker,) = multiprocessing.active_children()
+    (worker,) = set(multiprocessing.active_children()) - before
     os.kill(worker.pid, signal.SIGKILL)
     while worker.exitcode is None:
         time.sleep(0.01)
@@ -272,8 +273,10 @@ def test_a_worker_that_dies_is_told_where_a_batch_is_waited_for(monkeypatch: pyt
 def test_a_worker_that_dies_before_torch_listens_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Found by `benchmarks soak`: torch waited for its batch until the patience was over."""
 
+    before = set(multiprocessing.active_children())
+
     def all_end() -> None:
-        for process in multiprocessing.active_children():
+        for process in set(multiprocessing.active_children()) - before:
             process.join()
 
     monkeypatch.setattr(loader, "PATIENCE", 20)
