@@ -102,6 +102,12 @@ FOUND: dict[str, tuple[tuple[tuple[int, int], ...], str, str]] = {
     "SIGHUP met torch importing numpy, which swallows what a handler raises and goes on without it; the error of numpy that came of that was a traceback": (
         ((22, 84),), "ours", "the command is stopped by that signal (`tests/cli/test_stopping.py`)",
     ),
+    "SIGTERM came as a worker was forked, before the first step: Python drops what a handler raises there, and Lightning, which had heard of it, ended the run with exit code 0 and nothing saved": (
+        ((29, 12),), "ours", "it is stopped by that signal (`tests/end_to_end/test_resume.py`)",
+    ),
+    "A process was killed as it forked a worker, which then took its new parent for it and stayed for ever": (
+        ((28, 1),), "ours", "it ends (`tests/data/test_base.py`)",
+    ),
     "Ctrl-C reached a rank of torchrun as it loaded the first library that its command asks for": (
         ((20, 10),), "ours", "it is silent from the first line of the package on (`tests/core/test_signals.py`)",
     ),

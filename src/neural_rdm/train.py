@@ -7,6 +7,7 @@ python -m neural_rdm.train resume=last
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from neural_rdm.core.extras import typed
 from neural_rdm.core.files import write_text
 from neural_rdm.core.output import print_page
 from neural_rdm.core.ranks import is_first_rank
+from neural_rdm.core.signals import Stopped
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -138,6 +140,8 @@ def _fit_and_report(
     report: Report | None,
 ) -> int:
     """Train, then write the report of a run that has done all its steps; return the exit code."""
+    from lightning.pytorch.utilities.exceptions import SIGTERMException
+
     from neural_rdm.reports.rates import recorded
     from neural_rdm.runs import build, loggers
     from neural_rdm.runs.finish import finish
@@ -146,7 +150,10 @@ def _fit_and_report(
     from neural_rdm.training.callbacks.guards import StopOnSignal
     from neural_rdm.training.held import callbacks_of
 
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except SIGTERMException:  # what our handler raised was swallowed, as Python does in what it calls around a fork
+        raise Stopped(signal.SIGTERM) from None  # Lightning's has heard it too, and would end with exit code 0
     (stop,) = callbacks_of(trainer, StopOnSignal)
     if stop.received and trainer.global_step < cfg.trainer.max_steps:
         if is_first_rank():

@@ -294,6 +294,17 @@ def test_a_worker_that_dies_before_torch_listens_is_told_at_once(monkeypatch: py
     gc.collect()
 
 
+def test_a_worker_whose_parent_was_killed_as_it_began_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by `benchmarks soak`: torch asked who its parent is when that was another one already."""
+    monkeypatch.setattr(loader, "PATIENCE", 20)
+    monkeypatch.setattr(loader, "EVERY", 0.2)
+    monkeypatch.setattr(os, "getppid", lambda: 1)  # the worker is a copy of this process
+    with pytest.raises(LoaderError, match="a process that loads data has died") as error:
+        next(iter(at(FlagData(50, batch_size=4, num_workers=1)).train_dataloader()))
+    clear_frames(error.tb)
+    gc.collect()
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch's, where it is told early
 @pytest.mark.parametrize(
     ("why", "told"),

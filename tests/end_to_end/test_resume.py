@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 
+from tests import processes
 from tests.end_to_end.commands import BARE, TINY, checkpoint, differences, run, start, wait_for_step
 
 pytestmark = pytest.mark.end_to_end
@@ -82,6 +84,28 @@ def test_killed_while_it_wrote_its_report(reference: Path, tmp_path: Path) -> No
     assert_same_end(reference, tmp_path / "run")
     assert (tmp_path / "run" / "sensitivity" / "sensitivity.png").is_file()
     assert (tmp_path / "run" / "finished.json").read_text() == (reference / "finished.json").read_text()
+
+
+def test_a_sigterm_that_is_swallowed_as_training_begins_is_no_success(tmp_path: Path) -> None:
+    """Found by `benchmarks soak`: it came as a worker was forked, where Python drops what a handler raises; Lightning
+    had heard of it, and ended the run with exit code 0 and nothing saved.
+    """
+    script = """
+import os, signal, sys
+from neural_rdm import train
+
+def as_it_forks():
+    if type(signal.getsignal(signal.SIGTERM)).__name__ == "_HandlersCompose":  # Lightning's, until training has begun
+        os.kill(os.getpid(), signal.SIGTERM)
+
+os.register_at_fork(after_in_parent=as_it_forks)
+train.main("train", train.train, train.complete)
+"""
+    line = [sys.executable, "-c", script, *BARE, "trainer.max_steps=4", "data.num_workers=1", "hydra.run.dir=run"]
+    done = processes.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert "Exception ignored in" in done.stderr
+    assert done.returncode == 143, done.stderr
+    assert "stopped by SIGTERM. No step is saved yet; continue with resume=run" in done.stdout
 
 
 @pytest.mark.full

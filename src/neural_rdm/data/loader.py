@@ -106,7 +106,13 @@ def _hear_while_waiting() -> None:
 
 
 def _start_worker(worker: int) -> None:
-    """A signal that goes to all processes of a job is the parent's to answer: it may want the batches of its step."""
+    """A signal that goes to all processes of a job is the parent's to answer: it may want the batches of its step.
+
+    Where the parent was killed as this one began, torch would take who has adopted it for its parent, and never end it.
+    """
+    parent = multiprocessing.parent_process()
+    if os.name == "posix" and parent is not None and os.getppid() != parent.pid:
+        os._exit(1)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     Queue._on_queue_feeder_error = staticmethod(_cannot_send)  # type: ignore[attr-defined]
